@@ -1,0 +1,95 @@
+"""Collects the sentences that nano is trained on, and the hundred it is judged on.
+
+Sources, both from Debian: `fortunes` (fortune cookies) and `bible-kjv-text` (public domain, through `bible`).
+Only words are kept that every voice reads alike: no digits, no abbreviations, no capitals inside a sentence's words.
+
+    python recipes/nano/sentences.py DIR     # writes DIR/train.txt and DIR/heldout.txt
+"""
+
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+FORTUNES = Path("/usr/share/games/fortunes")
+SKIPPED_FORTUNES = {"art", "ascii-art", "songs-poems", "translate-me", "debian", "perl", "linux", "computers"}
+NUM_HELDOUT = 100
+NGRAM = 5  # held-out and training sentences share no run of this many words
+SEED = 20261122
+
+_ATTRIBUTION = re.compile(r"\n\s*--.*", re.DOTALL)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+_PLAIN = re.compile(r"[A-Z][a-z']*(?:[ ,;:-]+(?:[a-z']+|I|I'[a-z]+|[A-Z][a-z]+))*[.!?]")
+_REPEATED = re.compile(r"(.)\1\1")
+
+
+def main(folder: str) -> None:
+    """Writes both lists, one sentence a line."""
+    rng = random.Random(SEED)
+    fortunes = sorted({s for s in fortune_sentences() if is_plain(s, 14, 110)})
+    bible = sorted({s for s in bible_clauses() if is_plain(s, 20, 70)})
+    rng.shuffle(fortunes)
+    rng.shuffle(bible)
+    heldout = [s for s in fortunes if is_judgeable(s)][:NUM_HELDOUT]
+    forbidden = {g for s in heldout for g in ngrams(s)} | {" ".join(words(s)) for s in heldout}
+    train = [s for s in fortunes + bible[: max(0, 26_000 - len(fortunes))] if is_disjoint(s, forbidden)]
+    rng.shuffle(train)
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "train.txt").write_text("\n".join(train) + "\n", encoding="utf-8")
+    (out / "heldout.txt").write_text("\n".join(heldout) + "\n", encoding="utf-8")
+    print(f"{len(train)} training sentences, {len(heldout)} held out, from {len(fortunes)} and {len(bible)}", file=sys.stderr)
+
+
+def fortune_sentences():
+    """Sentences of every fortune that is prose, attributions removed."""
+    for path in sorted(FORTUNES.iterdir()):
+        if path.suffix or path.name in SKIPPED_FORTUNES or path.is_dir():
+            continue
+        for fortune in path.read_text(encoding="utf-8", errors="ignore").split("\n%\n"):
+            prose = _ATTRIBUTION.sub("", fortune)
+            yield from _SENTENCE.split(" ".join(prose.split()))
+
+
+def bible_clauses():
+    """Clauses of the King James text, capitalised and closed with a full stop."""
+    text = subprocess.run(["bible", "-f", "Gen1:1-Rev22:21"], capture_output=True, text=True, check=True).stdout
+    for line in text.splitlines():
+        verse = line.split(" ", 1)[-1]
+        for clause in re.split(r"[.;:?!]\s*", verse):
+            clause = clause.strip(" ,()")
+            if clause:
+                yield clause[0].upper() + clause[1:] + "."
+
+
+def is_plain(sentence: str, shortest: int, longest: int) -> bool:
+    """Letters and light punctuation only, of a length that can be learned early."""
+    in_bounds = shortest <= len(sentence) <= longest and len(words(sentence)) >= 3
+    return in_bounds and bool(_PLAIN.fullmatch(sentence)) and not _REPEATED.search(sentence)
+
+
+def is_judgeable(sentence: str) -> bool:
+    """A held-out sentence has no name inside it, which no judge could spell, and five to fourteen words."""
+    names = [w for w in re.findall(r"[A-Za-z']+", sentence)[1:] if w[0].isupper() and not w.startswith("I")]
+    return not names and 5 <= len(words(sentence)) <= 14
+
+
+def is_disjoint(sentence: str, forbidden: set[str]) -> bool:
+    """Shares no n-gram with a held-out sentence and is none of them."""
+    return " ".join(words(sentence)) not in forbidden and not (ngrams(sentence) & forbidden)
+
+
+def words(sentence: str) -> list[str]:
+    """Lower-case words, punctuation dropped."""
+    return re.findall(r"[a-z']+", sentence.lower())
+
+
+def ngrams(sentence: str) -> set[str]:
+    """All runs of NGRAM words."""
+    w = words(sentence)
+    return {" ".join(w[i : i + NGRAM]) for i in range(len(w) - NGRAM + 1)}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

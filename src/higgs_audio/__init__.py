@@ -1,0 +1,74 @@
+"""Higgs Audio V2: speech from text, text and sound in one language model.
+
+>>> import higgs_audio
+>>> speech = higgs_audio.HiggsAudio.from_pretrained("nano").generate("Hello there.")  # doctest: +SKIP
+>>> speech.waveform.sample_rate  # doctest: +SKIP
+24000
+
+Names are imported when they are first used, so that importing the package takes no time and no optional dependency.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from higgs_audio.audio import Waveform
+    from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
+    from higgs_audio.config import HiggsAudioConfig
+    from higgs_audio.errors import HiggsAudioError
+    from higgs_audio.model import HiggsAudioForConditionalGeneration, HiggsAudioModel
+    from higgs_audio.processor import HiggsAudioProcessor
+    from higgs_audio.prompt import Prompt, Turn, Voice
+    from higgs_audio.tts import HiggsAudio, Speech
+
+__version__ = "0.1.0"
+
+# The folder of the checkpoint that comes with the package; every `from_pretrained` takes it.
+NANO = Path(__file__).with_name("nano")
+
+_HOMES = {
+    "HiggsAudio": "tts",
+    "Speech": "tts",
+    "Voice": "prompt",
+    "Turn": "prompt",
+    "Prompt": "prompt",
+    "Waveform": "audio",
+    "HiggsAudioConfig": "config",
+    "HiggsAudioModel": "model",
+    "HiggsAudioForConditionalGeneration": "model",
+    "HiggsAudioProcessor": "processor",
+    "HiggsAudioTokenizer": "codec",
+    "HiggsAudioTokenizerConfig": "codec",
+    "HiggsAudioError": "errors",
+}
+
+__all__ = [
+    "NANO",
+    "HiggsAudio",
+    "HiggsAudioConfig",
+    "HiggsAudioError",
+    "HiggsAudioForConditionalGeneration",
+    "HiggsAudioModel",
+    "HiggsAudioProcessor",
+    "HiggsAudioTokenizer",
+    "HiggsAudioTokenizerConfig",
+    "Prompt",
+    "Speech",
+    "Turn",
+    "Voice",
+    "Waveform",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,349 @@
+"""Sound as a `Waveform`: made from arrays, read from files or bytes, resampled, encoded and written.
+
+Everything inside the package is mono float32 in [-1, 1]; other layouts, types and rates are turned into that here.
+"""
+
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import ArrayLike, NDArray
+
+from higgs_audio.errors import AudioError, OptionError, nearest
+
+BLOCK_FRAMES = 1 << 16  # read and written in pieces: a header may promise any length, and Vorbis crashes on long writes
+MAX_CHANNELS = 32
+MIN_RATE, MAX_RATE = 1_000, 192_000  # libvorbis crashes the process above 200 kHz
+# A float file may go a little over full scale; sixteen times over, its samples are integers that nobody divided.
+MAX_PEAK = 16.0
+
+
+@dataclass(frozen=True, eq=False)
+class Waveform:
+    """Mono sound. Compared by identity, as its samples are an array.
+
+    Args:
+        samples: [S] float32, in [-1, 1]; may be empty, as a chunk of a stream may. `from_array` makes them of anything
+            else.
+        sample_rate: samples a second.
+
+    Raises:
+        AudioError: samples of another shape or type.
+        OptionError: a sample rate outside 1000 to 192000.
+    """
+
+    samples: NDArray[np.float32]
+    sample_rate: int
+
+    def __post_init__(self) -> None:
+        given = self.samples
+        if not isinstance(given, np.ndarray) or given.ndim != 1 or given.dtype != np.float32:
+            raise AudioError(f"samples are {_describe(given)}; give float32 [S], or use from_array()")
+        object.__setattr__(self, "sample_rate", _check_rate(self.sample_rate))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return len(self.samples) / self.sample_rate
+
+
+# Arrays -> Waveform.
+
+
+def from_array(samples: ArrayLike, sample_rate: int) -> Waveform:
+    """Samples of any usual type and layout -> Waveform; channels are averaged.
+
+    Args:
+        samples: [S], [S, C] or [C, S], the shorter side being the channels; floats in [-1, 1], or int16, int32 or
+            uint8 over their whole range.
+        sample_rate: samples a second.
+
+    Raises:
+        AudioError: empty, not finite, of another type or shape, or floats on an integer's scale.
+        OptionError: a sample rate outside 1000 to 192000.
+    """
+    return _from_array(samples, sample_rate, "the array")
+
+
+def _from_array(samples: ArrayLike, sample_rate: int, name: str) -> Waveform:
+    try:
+        array = np.asarray(samples)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors that numpy cannot see
+        raise AudioError(f"{name} cannot be read as an array: {error}. Give numbers, [S], [S, C] or [C, S]") from error
+    if array.ndim not in (1, 2):
+        raise AudioError(f"{name} is {_describe(array)}; give [S], [S, C] or [C, S]")
+    if array.size == 0:
+        raise AudioError(f"{name} has no samples; give some sound")
+    mono = _average_channels(_scale(array, name), name)  # [S]
+    if not np.isfinite(mono).all():
+        raise AudioError(f"{name} has samples that are NaN or infinite; repair the sound, or set them to 0")
+    if (peak := float(np.abs(mono).max())) > MAX_PEAK:
+        raise AudioError(f"{name} has samples up to {peak:g}; floats go from -1 to 1: divide them, or give integers")
+    return Waveform(np.ascontiguousarray(mono, dtype=np.float32), sample_rate)
+
+
+def _scale(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """Integers over their whole range -> [-1, 1); floats as they are."""
+    if np.issubdtype(array.dtype, np.floating):
+        return array
+    if array.dtype == np.uint8:  # 8-bit WAV counts from 0, silence is 128
+        return (array.astype(np.float64) - 128) / 128
+    if array.dtype in (np.int16, np.int32):
+        return np.asarray(array / -float(np.iinfo(array.dtype).min))
+    raise AudioError(f"{name} is {_describe(array)}; allowed: floats, int16, int32, uint8")
+
+
+def _average_channels(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """[S], [S, C] or [C, S] -> [S]."""
+    if array.ndim == 1:
+        return array.copy()
+    channels = 1 if array.shape[1] <= array.shape[0] else 0  # on a tie the second side, as files have it
+    if array.shape[channels] > MAX_CHANNELS:
+        raise AudioError(f"{name} has the shape {array.shape}; give [S, C] or [C, S], with C up to {MAX_CHANNELS}")
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told apart afterwards
+        return np.asarray(array.mean(axis=channels, dtype=np.float64))
+
+
+def _describe(given: object) -> str:
+    if isinstance(given, np.ndarray):
+        return f"{given.dtype} {list(given.shape)}"
+    return f"a {type(given).__name__}"
+
+
+def _check_rate(sample_rate: int) -> int:
+    whole = isinstance(sample_rate, (int, np.integer)) and not isinstance(sample_rate, bool)
+    if not whole or not MIN_RATE <= sample_rate <= MAX_RATE:
+        raise OptionError(f"sample_rate is {sample_rate!r}; give a whole number from {MIN_RATE} to {MAX_RATE}")
+    return int(sample_rate)
+
+
+# Files -> Waveform.
+
+
+def read(
+    source: str | Path | bytes | BinaryIO, sample_rate: int | None = None, *, max_seconds: float | None = None
+) -> Waveform:
+    """A sound file, averaged to mono.
+
+    Args:
+        source: a path, the file's bytes, or an open binary file, which is read to its end.
+        sample_rate: resample to this rate; the file's own when None.
+        max_seconds: refuse anything longer, without reading all of it; any length when None.
+
+    Raises:
+        AudioError: missing, a folder, empty, unreadable, damaged, without samples, not finite, or too long. The
+            message names the source.
+        OptionError: a sample rate outside 1000 to 192000.
+    """
+    if sample_rate is not None:
+        _check_rate(sample_rate)
+    name, file = _open(source)
+    try:
+        with soundfile.SoundFile(file) as sound:
+            samples, rate = _read_mono(sound, name, max_seconds), sound.samplerate
+    except AudioError:
+        raise
+    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
+        raise AudioError(
+            f"{name} cannot be read as sound: {_reason(error)}. Give a wav, flac, mp3, ogg or opus file"
+        ) from error
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(f"{name} has {rate} samples a second; allowed: {MIN_RATE} to {MAX_RATE}")
+    waveform = _from_array(samples, rate, name)
+    return waveform if sample_rate is None else resample(waveform, sample_rate)
+
+
+def _open(source: str | Path | bytes | BinaryIO) -> tuple[str, str | BinaryIO]:
+    """(name for messages, what soundfile opens)."""
+    if isinstance(source, (str, Path)):
+        return repr(str(source)), _check_path(source)
+    data: object = source if isinstance(source, bytes) or not hasattr(source, "read") else source.read()
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise AudioError(f"the source is a {type(source).__name__}; give a path, bytes or a file opened in binary mode")
+    name = repr(str(source.name)) if hasattr(source, "name") else f"a source of {len(data)} bytes"
+    if not data:
+        raise AudioError(f"{name} is empty; give a sound file's bytes")
+    return name, io.BytesIO(data)
+
+
+def _check_path(source: str | Path) -> str:
+    path = Path(source).expanduser()
+    try:
+        if not path.exists():
+            raise AudioError(f"there is no file {str(source)!r}; give the path of a sound file")
+        if not path.is_file():
+            raise AudioError(f"{str(source)!r} is not a file; give the path of a sound file")
+        if path.stat().st_size == 0:
+            raise AudioError(f"{str(source)!r} is empty; give a file with sound in it")
+    except AudioError:
+        raise
+    except (OSError, ValueError) as error:  # not allowed to look, name too long, a NUL in it
+        raise AudioError(f"{str(source)!r:.200} cannot be opened: {error}; give the path of a sound file") from error
+    return str(path)
+
+
+def _read_mono(sound: soundfile.SoundFile, name: str, max_seconds: float | None) -> NDArray[np.float32]:
+    """[S] of an open file, block by block."""
+    blocks: list[NDArray[np.float32]] = []
+    num_samples = 0
+    while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):  # [S, C]
+        blocks.append(block.mean(axis=1))
+        num_samples += len(block)
+        if max_seconds is not None and num_samples > max_seconds * sound.samplerate:
+            raise AudioError(f"{name} is longer than {max_seconds:g} seconds; cut it")
+    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+
+
+def _reason(error: Exception) -> str:
+    """libsndfile's own words, without the address of the object that soundfile puts in front."""
+    return (getattr(error, "error_string", None) or str(error) or type(error).__name__).strip().rstrip(".")
+
+
+def resample(waveform: Waveform, sample_rate: int) -> Waveform:
+    """The same sound at another rate, through soxr's "HQ" (what the published recipe encodes references with).
+
+    Raises:
+        OptionError: a sample rate outside 1000 to 192000.
+    """
+    rate = _check_rate(sample_rate)
+    if rate == waveform.sample_rate or not len(waveform):
+        return Waveform(waveform.samples, rate)
+    samples = soxr.resample(waveform.samples, waveform.sample_rate, rate, quality="HQ")
+    if not len(samples):  # fewer samples than half a new one
+        samples = waveform.samples[:1]
+    return Waveform(np.ascontiguousarray(samples, dtype=np.float32), rate)
+
+
+# Waveform -> bytes and files.
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How libsndfile writes a format, and the sample rates that its codec knows (any when empty)."""
+
+    container: str
+    subtype: str
+    rates: tuple[int, ...] = ()
+
+
+_MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+_FORMATS = {
+    "wav": _Format("WAV", "PCM_16"),
+    "flac": _Format("FLAC", "PCM_16"),
+    "mp3": _Format("MP3", "MPEG_LAYER_III", _MP3_RATES),
+    "ogg": _Format("OGG", "VORBIS"),
+    "opus": _Format("OGG", "OPUS", _OPUS_RATES),
+}
+FORMATS = (*_FORMATS, "pcm")
+
+
+def pcm16(waveform: Waveform) -> bytes:
+    """Raw 16-bit little-endian samples, without a header. What goes over full scale is clipped.
+
+    Raises:
+        AudioError: samples that are NaN or infinite.
+    """
+    return _to_int16(waveform).tobytes()
+
+
+def _to_int16(waveform: Waveform) -> NDArray[np.int16]:
+    """[S]. Scaled by 32768, the inverse of `from_array`, so 16-bit sound comes back bit for bit."""
+    samples = waveform.samples
+    if not np.isfinite(samples).all():
+        raise AudioError("the waveform has samples that are NaN or infinite; it cannot be encoded")
+    scaled: NDArray[np.float32] = np.clip(np.rint(samples * np.float32(32768)), -32768, 32767)
+    return scaled.astype("<i2")
+
+
+def encode(waveform: Waveform, format: str = "wav") -> bytes:
+    """The waveform as a file's bytes.
+
+    Args:
+        waveform: at least one sample.
+        format: wav or flac (16 bits), mp3, ogg (Vorbis), opus (in Ogg), or pcm (see `pcm16`). For mp3 and opus a rate
+            that the codec does not know becomes the next higher one that it does.
+
+    Raises:
+        OptionError: another format.
+        AudioError: no samples, not finite, or a rate that the format cannot hold.
+    """
+    kind = _check_format(format)
+    if not len(waveform):
+        raise AudioError(f"the waveform has no samples; there is nothing to encode as {kind}")
+    if kind == "pcm":
+        return pcm16(waveform)
+    chosen, buffer = _FORMATS[kind], io.BytesIO()
+    waveform = _fit_rate(waveform, chosen.rates)
+    samples = _to_int16(waveform)  # [S]; lossy codecs start from the same 16 bits
+    try:
+        with soundfile.SoundFile(
+            buffer, "w", waveform.sample_rate, 1, format=chosen.container, subtype=chosen.subtype
+        ) as sound:
+            for start in range(0, len(samples), BLOCK_FRAMES):
+                sound.write(samples[start : start + BLOCK_FRAMES])
+    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
+        raise AudioError(f"{waveform.sample_rate} Hz cannot be written as {kind}: {_reason(error)}") from error
+    return buffer.getvalue()
+
+
+def write(waveform: Waveform, path: str | Path, format: str | None = None) -> None:
+    """Writes a sound file: the whole file appears under its name, or none does.
+
+    Args:
+        waveform: at least one sample.
+        path: in an existing folder; a file of that name is replaced.
+        format: see `encode`; the path's suffix (.wav, .flac, .mp3, .ogg, .opus, .pcm) when None.
+
+    Raises:
+        OptionError: another format or suffix.
+        AudioError: what `encode` raises, or a file that cannot be written.
+    """
+    path = Path(path).expanduser()
+    data = encode(waveform, path.suffix.removeprefix(".") if format is None else format)
+    try:
+        with _replacing(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise AudioError(
+            f"{str(path)!r} cannot be written: {error.strerror}; give a file in a folder that exists"
+        ) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside `path` that takes its name at the end, and is gone if anything fails."""
+    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "xb") as file:
+            yield file
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _check_format(format: str) -> str:
+    kind = str(format).lower()
+    if kind not in FORMATS:
+        raise OptionError(f"the audio format is {format!r}; {nearest(kind, FORMATS)}")
+    return kind
+
+
+def _fit_rate(waveform: Waveform, rates: tuple[int, ...]) -> Waveform:
+    if not rates or waveform.sample_rate in rates:
+        return waveform
+    higher = [rate for rate in rates if rate > waveform.sample_rate]
+    return resample(waveform, min(higher, default=rates[-1]))

@@ -1,0 +1,7 @@
+"""The audio tokenizer: waveform to codes and back. Knows nothing of text or of the language model."""
+
+from higgs_audio.codec.config import HiggsAudioTokenizerConfig
+from higgs_audio.codec.model import HiggsAudioTokenizer
+from higgs_audio.codec.stream import StreamDecoder, decode_stream
+
+__all__ = ["HiggsAudioTokenizer", "HiggsAudioTokenizerConfig", "StreamDecoder", "decode_stream"]

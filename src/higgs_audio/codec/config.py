@@ -1,0 +1,125 @@
+"""HiggsAudioTokenizerConfig: the sizes of the audio tokenizer. Defaults are those of the published one."""
+
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import HubertConfig, PreTrainedConfig
+
+from higgs_audio.errors import OptionError, nearest
+
+# The acoustic body of the published tokenizer.
+DAC_BODY: dict[str, Any] = {
+    "body": "dac",
+    "encoder_hidden_size": 64,
+    "decoder_hidden_size": 1024,
+    "downsampling_ratios": [8, 5, 4, 2, 3],
+    "upsampling_ratios": [8, 5, 4, 2, 3],
+    "hidden_size": 256,
+}
+# A body cheap enough to train and run on two CPU cores: STFT front end, ConvNeXt, inverse-STFT head.
+VOCOS_BODY: dict[str, Any] = {
+    "body": "vocos",
+    "n_fft": 960,
+    "stft_hop": 240,  # 100 spectra a second
+    "stride": 4,  # spectra in a frame
+    "hidden_size": 128,
+    "encoder_widths": [256, 256],  # at 100 Hz, at 25 Hz
+    "encoder_depths": [2, 4],
+    "decoder_widths": [384, 256],  # at 25 Hz, at 100 Hz
+    "decoder_depths": [6, 2],
+    "kernel_size": 7,
+    "decoder_lookahead": 1,  # positions to the right that each decoder convolution sees
+}
+BODIES = {"dac": DAC_BODY, "vocos": VOCOS_BODY}
+
+
+@strict
+class HiggsAudioTokenizerConfig(PreTrainedConfig):
+    """Configuration of `HiggsAudioTokenizer`.
+
+    Args:
+        acoustic_model_config: fields of the acoustic body; its key "body" is "dac" (default) or "vocos". Missing
+            fields are those of `DAC_BODY` or `VOCOS_BODY`.
+        semantic_model_config: a `HubertConfig` or its fields; HuBERT base when None.
+        sample_rate, semantic_sample_rate: in Hz; 24000 and 16000.
+        num_codebooks, codebook_size, codebook_dim: 8 residual codebooks of 1024 entries of 64 numbers.
+        downsample_factor: samples at `semantic_sample_rate` of one HuBERT frame, 320.
+        kernel_size, unit_kernel_size, block_dilations: convolutions around the semantic branch.
+        acoustic_padding: samples added on each side when the `dac` encoder gives one frame too few: 320 in the
+            original inference code, 480 in transformers.
+
+    Source: `config.json` of bosonai/higgs-audio-v2-tokenizer.
+    """
+
+    model_type = "higgs_audio_tokenizer"
+    sub_configs = {"semantic_model_config": HubertConfig}
+
+    acoustic_model_config: dict | None = None
+    semantic_model_config: dict | PreTrainedConfig | None = None
+    sample_rate: int = 24000
+    semantic_sample_rate: int = 16000
+    num_codebooks: int = 8
+    codebook_size: int = 1024
+    codebook_dim: int = 64
+    downsample_factor: int = 320
+    kernel_size: int = 3
+    unit_kernel_size: int = 3
+    block_dilations: list[int] | tuple[int, ...] = (1, 1)
+    num_blocks: int = 2
+    acoustic_padding: int = 320
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        given = dict(self.acoustic_model_config or {})
+        body = str(given.get("body", "dac"))
+        if body not in BODIES:
+            raise OptionError(f"acoustic_model_config['body']={body!r}; {nearest(body, BODIES)}")
+        if unknown := set(given) - set(BODIES[body]):
+            raise OptionError(f"acoustic_model_config key {min(unknown)!r}; {nearest(min(unknown), BODIES[body])}")
+        self.acoustic_model_config = {**BODIES[body], **given}
+        if not isinstance(self.semantic_model_config, HubertConfig):
+            fields = self.semantic_model_config or {}
+            fields = fields.to_dict() if isinstance(fields, PreTrainedConfig) else fields
+            self.semantic_model_config = HubertConfig(**{"mask_time_prob": 0.0, **fields})
+        super().__post_init__(**kwargs)
+
+    @property
+    def body(self) -> str:
+        """Name of the acoustic body."""
+        return str(self.acoustic["body"])
+
+    @property
+    def acoustic(self) -> dict[str, Any]:
+        """Fields of the acoustic body, complete."""
+        assert self.acoustic_model_config is not None
+        return self.acoustic_model_config
+
+    @property
+    def semantic(self) -> HubertConfig:
+        """The semantic model's configuration."""
+        assert isinstance(self.semantic_model_config, HubertConfig)
+        return self.semantic_model_config
+
+    @property
+    def hop_length(self) -> int:
+        """Samples of one frame: 960."""
+        if self.body == "dac":
+            return math.prod(self.acoustic["downsampling_ratios"])
+        return int(self.acoustic["stft_hop"] * self.acoustic["stride"])
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second: 25."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a frame before and after the quantizer: acoustic + semantic."""
+        return int(self.acoustic["hidden_size"] + self.semantic.hidden_size)
+
+    @property
+    def semantic_stride(self) -> int:
+        """HuBERT frames in one frame: 2."""
+        hop = self.hop_length * self.semantic_sample_rate / self.sample_rate
+        return int(hop / self.downsample_factor)

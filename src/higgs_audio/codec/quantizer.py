@@ -1,0 +1,124 @@
+"""Residual vector quantization: K codebooks, each coding what the ones before it left over."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from higgs_audio.codec.config import HiggsAudioTokenizerConfig
+
+
+class Codebook(nn.Module):
+    """V entries of `codebook_dim` numbers, moved by running averages, not by gradients.
+
+    `embed_avg` is the decayed sum of the vectors an entry won and `cluster_size` the decayed count, so
+    `embed = embed_avg / cluster_size` from the first update on (sums kept as means would shrink the codebook).
+    """
+
+    inited: Tensor
+    cluster_size: Tensor
+    embed: Tensor
+    embed_avg: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("inited", torch.zeros(1))
+        self.register_buffer("cluster_size", torch.zeros(size))
+        self.register_buffer("embed", torch.zeros(size, width))
+        self.register_buffer("embed_avg", torch.zeros(size, width))
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Index of the entry nearest to each of `vectors [..., width]`, Euclidean; ties to the lowest."""
+        flat = vectors.reshape(-1, vectors.shape[-1])
+        distance = self.embed.pow(2).sum(1) - 2 * flat @ self.embed.t()  # [N, V], less the vector's own length
+        return distance.argmin(1).view(vectors.shape[:-1])
+
+
+class VectorQuantizer(nn.Module):
+    """One codebook with its projections, `[..., D] -> codes [...]` and back."""
+
+    def __init__(self, config: HiggsAudioTokenizerConfig) -> None:
+        super().__init__()
+        self.codebook = Codebook(config.codebook_size, config.codebook_dim)
+        self.project_in = nn.Linear(config.hidden_size, config.codebook_dim)
+        self.project_out = nn.Linear(config.codebook_dim, config.hidden_size)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.codebook.nearest(self.project_in(x))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        out: Tensor = self.project_out(F.embedding(codes, self.codebook.embed))
+        return out
+
+
+@dataclass
+class Quantized:
+    """What training needs of a quantization: see `ResidualVectorQuantizer.forward`."""
+
+    latent: Tensor  # [B, F, D], gradients pass straight through to the input
+    first: Tensor  # [B, F, D], the first codebook alone
+    codes: Tensor  # [K, B, F]
+    projected: list[Tensor]  # K of [B, F, codebook_dim], what each codebook was asked to code
+    commitment: Tensor  # scalar
+    residual: Tensor  # scalar: mean energy left by each codebook, relative to the input's
+
+
+class ResidualVectorQuantizer(nn.Module):
+    """K vector quantizers in a row."""
+
+    def __init__(self, config: HiggsAudioTokenizerConfig) -> None:
+        super().__init__()
+        self.quantizers = nn.ModuleList(VectorQuantizer(config) for _ in range(config.num_codebooks))
+
+    def encode(self, latent: Tensor) -> Tensor:
+        """`latent [B, F, D]` to codes `[B, K, F]`."""
+        residual, codes = latent, []
+        for quantizer in self._all():
+            codes.append(quantizer.encode(residual))
+            residual = residual - quantizer.decode(codes[-1])
+        return torch.stack(codes, dim=1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes `[B, k, F]` of the first k <= K codebooks to the latent `[B, F, D]`."""
+        latent = self._all_list()[0].decode(codes[:, 0])
+        for quantizer, row in zip(self._all_list()[1:], codes.unbind(1)[1:], strict=False):
+            latent = latent + quantizer.decode(row)
+        return latent
+
+    def forward(self, latent: Tensor, depth: Tensor) -> Quantized:
+        """The training pass: quantizes `latent [B, F, D]`, sample b with its first `depth[b]` codebooks.
+
+        Every codebook is asked to code what the ones before it left (detached), and is told so by the residual
+        energy; what the decoder wants of the input passes straight through.
+        """
+        residual = latent.detach()
+        energy = residual.pow(2).mean()
+        total = torch.zeros_like(latent)
+        codes, projected, commitment, left = [], [], latent.new_zeros(()), latent.new_zeros(())
+        first = total
+        for number, quantizer in enumerate(self._all()):
+            z = quantizer.project_in(residual)
+            codes.append(quantizer.codebook.nearest(z))
+            entry = F.embedding(codes[-1], quantizer.codebook.embed)
+            out = quantizer.project_out(z + (entry - z).detach())  # [B, F, D]
+            commitment = commitment + F.mse_loss(z, entry) / energy
+            left = left + F.mse_loss(out, residual) / energy
+            used = (depth > number).view(-1, 1, 1)
+            total = total + torch.where(used, out, torch.zeros_like(out))
+            first = out if number == 0 else first
+            projected.append(z.detach())
+            residual = residual - out.detach()
+        count = len(codes)
+        commitment = commitment / count + F.mse_loss(latent, total.detach()) / energy
+        straight = latent - latent.detach()
+        return Quantized(
+            total + straight, first + straight, torch.stack(codes), projected, commitment, left / count
+        )
+
+    def _all(self) -> Iterator[VectorQuantizer]:
+        return iter(self._all_list())
+
+    def _all_list(self) -> list[VectorQuantizer]:
+        return [q for q in self.quantizers if isinstance(q, VectorQuantizer)]

@@ -1,0 +1,56 @@
+"""Exact streaming: codes in pieces to samples in pieces, whose concatenation is `decode` of the whole."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from higgs_audio.codec.model import HiggsAudioTokenizer
+
+
+class StreamDecoder:
+    """Decodes one stream piece by piece; a frame is sounded once every frame it depends on is known.
+
+    The tokenizer's decoder sees a fixed number of frames to either side (`decoder_context`, from the config), so
+    a window with that much around it gives the samples that the whole gives.
+    """
+
+    def __init__(self, tokenizer: HiggsAudioTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._left, self._right = tokenizer.decoder_context
+        self._window: Tensor | None = None  # [K, frames kept]
+        self._done = 0  # frames of the window already sounded
+
+    def push(self, codes: Tensor) -> Tensor:
+        """The next codes `[K, F]`, F >= 0, to the samples `[S]` that they make certain; S may be 0."""
+        window = codes if self._window is None else torch.cat([self._window, codes], dim=1)
+        self._window = window
+        return self._sound(window.shape[1] - self._right)
+
+    def finish(self) -> Tensor:
+        """The samples `[S]` that waited for frames to their right."""
+        return self._sound(0 if self._window is None else self._window.shape[1])
+
+    def _sound(self, stop: int) -> Tensor:
+        """Samples of frames `done..stop` of the window; forgets what no later frame depends on."""
+        if self._window is None or stop <= self._done:
+            return torch.zeros(0)
+        hop = self._tokenizer.config.hop_length
+        sound = self._tokenizer.decode(self._window[None]).audio_values
+        assert sound is not None
+        out = sound[0, 0, self._done * hop : stop * hop]
+        forgotten = max(0, stop - self._left)
+        self._window, self._done = self._window[:, forgotten:], stop - forgotten
+        return out
+
+
+def decode_stream(tokenizer: HiggsAudioTokenizer, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Chunks of codes `[K, F]` to chunks of samples `[S]`; their concatenation equals `decode` of the whole."""
+    decoder = StreamDecoder(tokenizer)
+    for chunk in chunks:
+        sound = decoder.push(chunk)
+        if len(sound):
+            yield sound
+    sound = decoder.finish()
+    if len(sound):
+        yield sound

@@ -1,0 +1,78 @@
+"""Every error this package raises on purpose.
+
+    HiggsAudioError
+    ├── InputError (ValueError)      something the caller gave
+    │   ├── TextError                empty, nothing speakable, a special token typed inside it
+    │   ├── AudioError               missing, unreadable, empty, too short, too long, not finite
+    │   ├── CodesError               wrong shape, type or range
+    │   ├── VoiceError               no such voice, or a reference without its transcript
+    │   ├── PromptError              a conversation that cannot be rendered
+    │   └── OptionError              an unknown keyword, or a value outside its range
+    ├── CheckpointError (ValueError) no such model, or files that do not fit the architecture
+    ├── RecipeError (ValueError)     a training recipe with unknown keys or impossible values
+    └── MissingExtraError (ImportError)  an optional dependency that is not installed
+
+A message says what was given, what is allowed and what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HiggsAudioError(Exception):
+    """Base of all errors of this package."""
+
+
+class InputError(HiggsAudioError, ValueError):
+    """Something the caller gave cannot be used."""
+
+
+class TextError(InputError):
+    """The text is empty, holds nothing speakable, or contains a special token."""
+
+
+class AudioError(InputError):
+    """The audio is missing, unreadable, empty, too short, too long or not finite."""
+
+
+class CodesError(InputError):
+    """The codes have the wrong shape, type or range."""
+
+
+class VoiceError(InputError):
+    """The voice does not exist, or its reference is incomplete."""
+
+
+class PromptError(InputError):
+    """The conversation cannot be rendered."""
+
+
+class OptionError(InputError):
+    """An option does not exist, or its value is outside its range."""
+
+
+class CheckpointError(HiggsAudioError, ValueError):
+    """The checkpoint does not exist, or does not fit the architecture."""
+
+
+class RecipeError(HiggsAudioError, ValueError):
+    """The recipe has unknown keys or impossible values."""
+
+
+class MissingExtraError(HiggsAudioError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package!r} is needed for this and is not installed: pip install 'higgs-audio[{extra}]'")
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """The end of an error message: the closest allowed name, then all of them.
+
+    >>> nearest("avaa", ["ava", "joe"])
+    "did you mean 'ava'? allowed: ava, joe"
+    """
+    names = sorted(allowed)
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}allowed: {', '.join(names) or 'none'}"

@@ -1,0 +1,199 @@
+"""From measured items to one row a system and voice, and from rows to Markdown."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from higgs_audio.evaluate.item import Item
+from higgs_audio.evaluate.metrics import (
+    bootstrap_interval,
+    character_errors,
+    corpus_rate,
+    duration_ratio,
+    mean_rate,
+    within,
+    word_errors,
+)
+
+ALL_VOICES = "all"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system with one voice, or with all of them. None stands where something could not be measured.
+
+    Rates and shares lie between 0 and 1. `wer` is over the whole corpus, `wer_low` and `wer_high` its 95 % interval
+    over sentences, `wer_mean` the mean over utterances. `similarity` is the mean cosine to the source's recordings of
+    the same voice, other sentences only; `margin` that minus the same for the best other voice. `duration_ratio` is
+    the mean length over that of the source's recording of the same sentence; `duration_within` the share between 0.7
+    and 1.3; `ended` the share that stopped by itself.
+    """
+
+    system: str
+    voice: str
+    items: int
+    missing: int
+    wer: float | None = None
+    wer_low: float | None = None
+    wer_high: float | None = None
+    wer_mean: float | None = None
+    cer: float | None = None
+    distill_mos: float | None = None
+    dnsmos_ovrl: float | None = None
+    similarity: float | None = None
+    margin: float | None = None
+    duration_ratio: float | None = None
+    duration_within: float | None = None
+    ended: float | None = None
+
+
+def rows(
+    system: str, items: Sequence[Item], sources: Sequence[Item], voices: Sequence[str], expected: int
+) -> list[Row]:
+    """The rows of one system: one a voice, and a last one of all where there are several.
+
+    Args:
+        system: its name.
+        items: of this system.
+        sources: of the system whose recordings the voices are.
+        voices: in the order of the rows.
+        expected: items of each voice if nothing were missing.
+    """
+    voices = list(voices)
+    parts = {voice: [item for item in items if item.key.voice == voice] for voice in voices}
+    if len(voices) > 1:
+        parts[ALL_VOICES] = list(items)
+    wanted = {voice: expected * (len(voices) if voice == ALL_VOICES else 1) for voice in parts}
+    likeness = _Likeness(sources)
+    lengths = {(item.key.voice, item.key.index): item.seconds for item in sources}
+    return [
+        _row(system, voice, part, wanted[voice] - len(part), likeness, lengths)
+        if part
+        else Row(system, voice, items=0, missing=wanted[voice])
+        for voice, part in parts.items()
+    ]
+
+
+def markdown(table: Iterable[Row]) -> str:
+    """The rows as a Markdown table; rates in per cent, a dash where nothing was measured."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in table]
+    return "\n".join(lines) + "\n"
+
+
+COLUMNS = (
+    "system",
+    "voice",
+    "items",
+    "missing",
+    "WER % (95 %)",
+    "mean WER %",
+    "CER %",
+    "DistillMOS",
+    "DNSMOS",
+    "similarity",
+    "margin",
+    "length",
+    "length within 30 %",
+    "ended %",
+)
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.system,
+        row.voice,
+        str(row.items),
+        str(row.missing),
+        f"{_number(row.wer, 1, 100)} ({_number(row.wer_low, 1, 100)} to {_number(row.wer_high, 1, 100)})",
+        _number(row.wer_mean, 1, 100),
+        _number(row.cer, 1, 100),
+        _number(row.distill_mos, 2),
+        _number(row.dnsmos_ovrl, 2),
+        _number(row.similarity, 3),
+        _number(row.margin, 3),
+        _number(row.duration_ratio, 2),
+        _number(row.duration_within, 0, 100),
+        _number(row.ended, 0, 100),
+    ]
+
+
+def _number(value: float | None, decimals: int, scale: int = 1) -> str:
+    return "-" if value is None else f"{scale * value:.{decimals}f}"
+
+
+class _Likeness:
+    """Mean cosines of an item to the recordings of each source voice, leaving out the item's own sentence.
+
+    The mean cosine to unit vectors is the product with their mean, so sums a voice and single vectors are enough.
+    """
+
+    def __init__(self, sources: Sequence[Item]) -> None:
+        self.sums: dict[str, NDArray[np.float32]] = {}
+        self.counts: dict[str, int] = {}
+        self.single: dict[tuple[str, int], NDArray[np.float32]] = {}
+        for item in sources:
+            voice = item.key.voice
+            self.sums[voice] = self.sums.get(voice, np.zeros_like(item.vector)) + item.vector
+            self.counts[voice] = self.counts.get(voice, 0) + 1
+            self.single[voice, item.key.index] = item.vector
+
+    def to(self, item: Item) -> dict[str, float]:
+        """Mean cosine to each voice that has another sentence to compare with."""
+        found = {}
+        for voice, total in self.sums.items():
+            own = self.single.get((voice, item.key.index))
+            others = self.counts[voice] - (own is not None)
+            rest = total if own is None else total - own
+            if others:
+                found[voice] = float(item.vector @ rest) / others
+        return found
+
+
+def _row(
+    system: str,
+    voice: str,
+    items: Sequence[Item],
+    missing: int,
+    likeness: _Likeness,
+    lengths: Mapping[tuple[str, int], float],
+) -> Row:
+    words = [word_errors(item.key.text, item.transcript) for item in items]
+    characters = [character_errors(item.key.text, item.transcript) for item in items]
+    low, high = bootstrap_interval(
+        [count.errors for count in words], [count.total for count in words], [item.key.index for item in items]
+    )
+    close = [(item.key.voice, likeness.to(item)) for item in items]
+    ratios = [
+        duration_ratio(item.seconds, lengths[item.key.voice, item.key.index])
+        for item in items
+        if (item.key.voice, item.key.index) in lengths
+    ]
+    return Row(
+        system=system,
+        voice=voice,
+        items=len(items),
+        missing=missing,
+        wer=corpus_rate(words),
+        wer_low=low,
+        wer_high=high,
+        wer_mean=mean_rate(words),
+        cer=corpus_rate(characters),
+        distill_mos=float(np.mean([item.distill_mos for item in items])),
+        dnsmos_ovrl=float(np.mean([item.dnsmos_ovrl for item in items])),
+        similarity=_mean([found[own] for own, found in close if own in found]),
+        margin=_mean([_margin(own, found) for own, found in close if own in found and len(found) > 1]),
+        duration_ratio=_mean(ratios),
+        duration_within=within(ratios) if ratios else None,
+        ended=_mean([float(item.ended) for item in items if item.ended is not None]),
+    )
+
+
+def _margin(own: str, found: Mapping[str, float]) -> float:
+    return found[own] - max(value for voice, value in found.items() if voice != own)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

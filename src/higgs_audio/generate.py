@@ -1,0 +1,488 @@
+"""The plain generation loop: one forward, one id per row, again. Slow and obvious; every fast path must agree with it.
+
+A row is in one of four situations, told by its last token and its open segment:
+
+    last token is <|audio_out_bos|>   the segment opens: placeholder + bos column, nothing is sampled
+    a segment is open                 placeholder + one sampled column of K delayed codes, forced by the delay pattern
+    a segment has its last column     <|audio_eos|>, nothing is sampled
+    otherwise                         one sampled text token
+
+`next_step` and `advance` are that state machine. They know logits, not the model. `stream` walks it over a batch and
+`generate` is the concatenation of the stream. Every token of the result has been an input of the model in its place,
+so running the model over the result as a prompt gives the same choices: after the last column of a segment comes one
+forward of that column (as in training), then one of <|audio_eos|>.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from higgs_audio.config import HiggsAudioConfig
+from higgs_audio.delay import Ramp
+from higgs_audio.errors import CodesError, OptionError, PromptError, nearest
+from higgs_audio.sampling import SamplingOptions, check_count, check_finite, read_sampling, repetition_aware, sample
+
+if TYPE_CHECKING:
+    from higgs_audio.model import HiggsAudioForConditionalGeneration
+
+DEFAULT_MAX_NEW_TOKENS = 1024  # 40 seconds of sound: 25 columns a second
+IGNORED = ("label", "labels", "audio_labels", "label_ids", "label_audio_ids")  # a training batch can be generated from
+OPTIONS = (
+    *(option.name for option in fields(SamplingOptions)),
+    *("max_new_tokens", "max_length", "min_frames", "max_frames"),
+    *("eos_token_id", "stop_strings", "tokenizer", "seed"),
+)
+
+Column = tuple[int, ...]  # [K] ids of one step, markers included
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step added to one row: a text token, or a placeholder with its column."""
+
+    row: int
+    token: int
+    column: Column | None = None
+    column_index: int | None = None  # of the column in its segment; 0 is the bos column, which opens a new segment
+    finish_reason: str | None = None  # "stop" or "length" on the row's last step
+
+
+@dataclass(frozen=True)
+class GenerateOutput:
+    """The whole of a stream.
+
+    Indexes and unpacks like the tuple (sequences, audio_sequences); for a batch of one, `[1]` is that row's list of
+    segments itself, which is what `HiggsAudioProcessor.decode` takes.
+
+    Attributes:
+        sequences: [B, T'] int64, the prompt and all new tokens, one placeholder per column; right of a row that ended
+            earlier stands the pad token.
+        audio_sequences: per row its segments, each [K, n] int64 of delayed columns from its bos column on. A segment
+            continued from the prompt includes the prompt's columns.
+        finish_reasons: per row "stop" (an end-of-stream token or a stop string) or "length" (a limit).
+    """
+
+    sequences: Tensor
+    audio_sequences: list[list[Tensor]]
+    finish_reasons: list[str]
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self[0]
+        yield self[1]
+
+    def __getitem__(self, index: int) -> Any:
+        segments = self.audio_sequences[0] if len(self.audio_sequences) == 1 else self.audio_sequences
+        return (self.sequences, segments)[index]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for every row of one call."""
+
+    config: HiggsAudioConfig
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    eos_token_ids: frozenset[int] = frozenset()
+    min_frames: int = 0
+    max_frames: int | None = None
+    stop_strings: tuple[str, ...] = ()
+    tokenizer: Any = None
+
+    def new_ramp(self) -> Ramp:
+        """The delay pattern before the first column of a segment."""
+        config = self.config
+        return Ramp(config.audio_num_codebooks, config.audio_stream_bos_id, config.audio_stream_eos_id)
+
+
+@dataclass(frozen=True)
+class RowState:
+    """Where one row stands. `token` is its last token, `limit` the steps it may take."""
+
+    token: int
+    limit: int
+    steps: int = 0
+    ramp: Ramp | None = None  # of the open segment
+    recent: tuple[Column, ...] = ()  # its last ras_win_len columns
+    text: tuple[int, ...] = ()  # new text tokens, kept where stop strings are looked for
+    finish_reason: str | None = None
+
+
+# The state machine of one row.
+
+
+def next_step(
+    state: RowState, text_logits: Tensor, audio_logits: Tensor, rules: Rules, generator: torch.Generator | None
+) -> tuple[int, Sequence[int] | None]:
+    """The next token of a row and, in audio, the ids sampled for its column.
+
+    Args:
+        state: the row before the step.
+        text_logits: [V_text] at the row's last position.
+        audio_logits: [K, V + 2] at the row's last position.
+        rules: of the call.
+        generator: of this row. Forced steps draw nothing from it.
+
+    Returns:
+        (token, None) or (placeholder, K ids); `advance` forces the delay pattern into the latter.
+
+    Raises:
+        NumericsError: the logits to choose from hold a NaN or infinity.
+    """
+    config = rules.config
+    if state.ramp is not None and state.ramp.finished:
+        return config.audio_eos_token_id, None
+    if state.ramp is not None:
+        check_finite(audio_logits, f"step {state.steps}, audio")
+        return config.audio_out_token_idx, _sample_column(state, audio_logits, rules, generator)
+    if state.token == config.audio_out_bos_token_id:
+        return config.audio_out_token_idx, [config.audio_stream_bos_id] * config.audio_num_codebooks
+    check_finite(text_logits, f"step {state.steps}, text")
+    return int(sample(mask_text(text_logits, config), rules.sampling, generator)), None
+
+
+def advance(state: RowState, token: int, sampled: Sequence[int] | None, rules: Rules) -> tuple[RowState, Column | None]:
+    """The row after a step, finish reason included, and the step's column [K] with its forced markers."""
+    state = replace(state, token=token, steps=state.steps + 1)
+    column = None
+    if sampled is not None:
+        column, ramp = (state.ramp or rules.new_ramp()).push(sampled)
+        window = rules.sampling.ras_win_len or 0
+        state = replace(state, ramp=ramp, recent=(*state.recent, column)[-window:] if window else ())
+    elif rules.stop_strings:
+        state = replace(state, text=(*state.text, token))
+    state = replace(state, finish_reason=_finish_reason(state, rules))
+    closed = state.ramp is not None and column is None
+    return (replace(state, ramp=None, recent=()) if closed else state), column
+
+
+def mask_text(logits: Tensor, config: HiggsAudioConfig) -> Tensor:
+    """[V_text] logits with -inf for the ids that only the state machine writes: placeholders and <|audio_eos|>."""
+    forced = [id for id in (*config.audio_placeholder_ids, config.audio_eos_token_id) if id < logits.shape[-1]]
+    return logits.float().index_fill(-1, torch.tensor(forced, dtype=torch.long, device=logits.device), float("-inf"))
+
+
+def mask_audio(logits: Tensor, ramp: Ramp, min_frames: int) -> Tensor:
+    """[K, V + 2] logits with -inf for stream bos, which only the ramp writes, and for an eos before `min_frames`."""
+    logits = logits.float().clone()
+    logits[:, ramp.bos] = float("-inf")
+    frames = ramp.columns - 1 - torch.arange(ramp.num_codebooks, device=logits.device)  # [K] frame of each row's cell
+    logits[frames < min_frames, ramp.eos] = float("-inf")
+    return logits
+
+
+def _sample_column(state: RowState, logits: Tensor, rules: Rules, generator: torch.Generator | None) -> Sequence[int]:
+    """[K, V + 2] logits -> K ids. In the column after frame `max_frames`, codebook 0 becomes eos."""
+    assert state.ramp is not None
+    ramp = state.ramp
+    logits = mask_audio(logits, ramp, rules.min_frames)
+    ids = sample(logits, rules.sampling, generator)  # [K]
+    if state.recent:
+        window = torch.tensor(state.recent, device=ids.device).T  # [K, W]
+        window = window.masked_fill(window >= ramp.bos, -1)  # markers are no repetition
+        ids = repetition_aware(ids[None], logits[None], window[None], rules.sampling, [generator])[0]
+    sampled: list[int] = ids.tolist()
+    if rules.max_frames is not None and ramp.end is None and ramp.columns == rules.max_frames + 1:
+        sampled[0] = ramp.eos
+    return sampled
+
+
+def _finish_reason(state: RowState, rules: Rules) -> str | None:
+    """Why the row ends with this step; `state` still holds the ramp of a segment that <|audio_eos|> has just closed."""
+    closes = state.ramp is not None and state.token == rules.config.audio_eos_token_id
+    if closes and rules.max_frames is not None and state.ramp.frames == rules.max_frames:  # type: ignore[union-attr]
+        return "length"
+    if state.token in rules.eos_token_ids:
+        return "stop"
+    if state.text and any(stop in rules.tokenizer.decode(list(state.text)) for stop in rules.stop_strings):
+        return "stop"
+    return "length" if state.steps >= state.limit else None
+
+
+# The batch.
+
+
+def generate(
+    model: "HiggsAudioForConditionalGeneration",
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    audio_input_ids: Tensor | None = None,
+    audio_input_ids_mask: Tensor | None = None,
+    **options: Any,
+) -> GenerateOutput:
+    """Text and sound that follow each prompt of a batch.
+
+    A row of a batch is what the row would be alone with its seed. Rows may have audio or not, and may be in text and
+    in audio at the same time.
+
+    Args:
+        model: the language model.
+        input_ids: [B, T] token ids, shorter prompts padded on the left, one placeholder for each column. A prompt
+            that ends in <|audio_out_bos|> is answered with sound; one that ends in a placeholder has its segment
+            continued.
+        attention_mask: [B, T], 0 on the padding; no padding when None.
+        audio_input_ids: [B, F, K] delayed columns of the prompts, rows padded on the right.
+        audio_input_ids_mask: [B, F] bool, False on that padding; no padding when None.
+        **options: by keyword,
+
+            do_sample, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat: see `SamplingOptions`. Left
+                out, they come from `model.generation_config`, then from the defaults of `SamplingOptions`. With
+                do_sample=False, repetition-aware sampling is off unless `ras_win_len` is given.
+            max_new_tokens: most steps of a row; a step is one text token or one column. F frames of sound cost
+                F + K + 1 columns, then <|audio_eos|> and an end token. 1024 when no limit is given.
+            max_length: the same limit with the row's prompt (its placeholders too, its padding not) counted in. With
+                both given, the nearer one holds.
+            min_frames, max_frames: of each segment. A segment that reaches max_frames is closed there, and ends the
+                row with "length".
+            eos_token_id: an id or several that end a row; `config.eos_token_id` when left out.
+            stop_strings: a string or several that end a row once its new text holds one; needs `tokenizer`.
+            tokenizer: reads the new text for stop_strings.
+            seed: one int, row b then draws from seed + b; or a list of B ints; None takes B seeds from torch's
+                global generator.
+            labels, audio_labels and their older spellings are ignored, so that a training batch can be passed whole.
+
+    Returns:
+        GenerateOutput(sequences [B, T'], audio_sequences, finish_reasons).
+
+    Raises:
+        OptionError: an unknown option, or a value outside its range.
+        PromptError: inputs whose shapes, padding or placeholders do not fit.
+        CodesError: columns that do not fit.
+        NumericsError: the model gave NaN.
+    """
+    inputs = _check_inputs(model.config, input_ids, attention_mask, audio_input_ids, audio_input_ids_mask)
+    rows = [(row.tolist(), [list(inputs.open_segment(b))]) for b, row in enumerate(input_ids)]
+    reasons = [""] * len(rows)
+    for steps in stream(model, input_ids, attention_mask, audio_input_ids, audio_input_ids_mask, **options):
+        for step in steps:
+            tokens, segments = rows[step.row]
+            tokens.append(step.token)
+            if step.column is not None:
+                if step.column_index == 0:
+                    segments.append([])
+                segments[-1].append(step.column)
+            reasons[step.row] = step.finish_reason or reasons[step.row]
+    length = max(len(tokens) for tokens, _ in rows)
+    padded = [tokens + [inputs.pad] * (length - len(tokens)) for tokens, _ in rows]
+    sequences = torch.tensor(padded, device=input_ids.device)  # [B, T']
+    audio = [[torch.tensor(s, device=input_ids.device).T for s in segments if s] for _, segments in rows]
+    return GenerateOutput(sequences, audio, reasons)
+
+
+def stream(
+    model: "HiggsAudioForConditionalGeneration",
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    audio_input_ids: Tensor | None = None,
+    audio_input_ids_mask: Tensor | None = None,
+    **options: Any,
+) -> Iterator[tuple[Step, ...]]:
+    """`generate`, step by step: one tuple per forward, with one `Step` for every row that has not finished.
+
+    Arguments and errors are those of `generate`; options and shapes are checked before the first step is asked for.
+    Closing the iterator ends the work. Frames come out of the columns through one `FrameAligner` per segment.
+    """
+    inputs = _check_inputs(model.config, input_ids, attention_mask, audio_input_ids, audio_input_ids_mask)
+    rules = read_rules(model, options)
+    limits = _read_limits(options, inputs)
+    generators = _read_generators(options.get("seed"), inputs)
+    states = [_start(inputs, row, limit, rules) for row, limit in enumerate(limits)]
+    return _walk(model, inputs, rules, states, generators)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The checked tensors of a batch, nothing left out: without audio, F is 0."""
+
+    input_ids: Tensor  # [B, T]
+    attention_mask: Tensor  # [B, T]
+    audio: Tensor  # [B, F, K]
+    audio_mask: Tensor  # [B, F] bool
+    config: HiggsAudioConfig = field(repr=False)
+
+    @property
+    def pad(self) -> int:
+        """The id of padding; its positions change nothing, so any id does where the config names none."""
+        return self.config.pad_token_id or 0
+
+    def open_segment(self, row: int) -> Sequence[Column]:
+        """[n] columns of the segment in which the row's prompt stops, from its bos column on; empty where it doesn't.
+
+        Raises:
+            CodesError: the row ends inside a segment, but none of its columns is a bos column.
+        """
+        generated = (self.config.audio_out_token_idx, self.config.audio_delay_token_id)
+        if int(self.input_ids[row, -1]) not in generated:
+            return []
+        columns = [tuple(column) for column in self.audio[row][self.audio_mask[row]].tolist()]
+        bos = (self.config.audio_stream_bos_id,) * self.config.audio_num_codebooks
+        if bos not in columns:
+            raise CodesError(f"row {row} ends inside a segment, but audio_input_ids holds no bos column for it")
+        start = len(columns) - 1 - columns[::-1].index(bos)
+        return columns[start:]
+
+
+def _walk(
+    model: "HiggsAudioForConditionalGeneration",
+    inputs: _Inputs,
+    rules: Rules,
+    states: list[RowState],
+    generators: list[torch.Generator],
+) -> Iterator[tuple[Step, ...]]:
+    """The loop itself."""
+    mask = inputs.attention_mask
+    feed = {"input_ids": inputs.input_ids}
+    if inputs.audio.shape[1]:
+        feed |= {"audio_input_ids": inputs.audio, "audio_input_ids_mask": inputs.audio_mask}
+    cache = None
+    while True:
+        with torch.no_grad():
+            output = model(**feed, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        steps = []
+        for row, state in enumerate(states):
+            if state.finish_reason is None:
+                logits = output.text_logits[row, -1], output.logits[row, -1]  # [V_text], [K, V + 2]
+                states[row], step = _take_step(row, state, logits, rules, generators[row])
+                steps.append(step)
+        yield tuple(steps)
+        if all(state.finish_reason for state in states):
+            return
+        mask = torch.cat([mask, mask.new_ones(len(states), 1)], dim=1)
+        feed = _next_feed([step for step in steps if step.finish_reason is None], inputs)
+
+
+def _take_step(
+    row: int, state: RowState, logits: tuple[Tensor, Tensor], rules: Rules, generator: torch.Generator
+) -> tuple[RowState, Step]:
+    index = state.ramp.columns if state.ramp else 0
+    token, sampled = next_step(state, *logits, rules, generator)
+    state, column = advance(state, token, sampled, rules)
+    return state, Step(row, token, column, None if column is None else index, state.finish_reason)
+
+
+def _next_feed(steps: Sequence[Step], inputs: _Inputs) -> dict[str, Tensor]:
+    """One position for every row: the new token or column of a live row, padding for a finished one.
+
+    Where every live row is in audio, the position is given by its column alone. Otherwise a row in audio gives
+    placeholder and column, a row in text its token.
+    """
+    config, device = inputs.config, inputs.input_ids.device
+    num_rows = len(inputs.input_ids)
+    tokens = torch.full((num_rows, 1), inputs.pad, device=device)  # [B, 1]
+    columns = torch.full((num_rows, 1, config.audio_num_codebooks), config.audio_stream_eos_id, device=device)
+    in_audio = torch.zeros(num_rows, 1, dtype=torch.bool, device=device)
+    for step in steps:
+        tokens[step.row] = step.token
+        if step.column is not None:
+            columns[step.row, 0] = torch.tensor(step.column, device=device)
+            in_audio[step.row] = True
+    if all(step.column is not None for step in steps):
+        return {"audio_input_ids": columns}
+    if not in_audio.any():
+        return {"input_ids": tokens}
+    return {"input_ids": tokens, "audio_input_ids": columns, "audio_input_ids_mask": in_audio}
+
+
+def _start(inputs: _Inputs, row: int, limit: int, rules: Rules) -> RowState:
+    """The row at the end of its prompt, inside a segment where the prompt stops in one."""
+    columns = inputs.open_segment(row)
+    ramp = rules.new_ramp().resume(columns) if columns else None
+    window = rules.sampling.ras_win_len or 0
+    recent = tuple(columns[-window:]) if window else ()
+    return RowState(token=int(inputs.input_ids[row, -1]), limit=limit, ramp=ramp, recent=recent)
+
+
+# The border: inputs and options.
+
+
+def _check_inputs(
+    config: HiggsAudioConfig,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    audio_input_ids: Tensor | None,
+    audio_input_ids_mask: Tensor | None,
+) -> _Inputs:
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or 0 in input_ids.shape:
+        shape = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
+        raise PromptError(f"input_ids is {shape}; it must be a tensor [B, T] with at least one token a row")
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    if attention_mask.shape != input_ids.shape or not bool(attention_mask[:, -1].all()):
+        raise PromptError(
+            f"attention_mask {tuple(attention_mask.shape)} does not fit input_ids {tuple(input_ids.shape)}, or pads on "
+            "the right; shorter prompts are padded on the left"
+        )
+    shape = (len(input_ids), 0, config.audio_num_codebooks)
+    audio = input_ids.new_zeros(shape) if audio_input_ids is None else audio_input_ids
+    if audio.dim() != 3 or audio.shape[::2] != shape[::2]:
+        raise CodesError(f"audio_input_ids is {tuple(audio.shape)}; it must be [B, F, K] with B, K = {shape[::2]}")
+    whole = torch.ones(audio.shape[:2], dtype=torch.bool, device=audio.device)
+    audio_mask = whole if audio_input_ids_mask is None else audio_input_ids_mask.bool()
+    if audio_mask.shape != audio.shape[:2]:
+        raise CodesError(f"audio_input_ids_mask is {tuple(audio_mask.shape)}; it must be {tuple(audio.shape[:2])}")
+    return _Inputs(input_ids, attention_mask, audio, audio_mask, config)
+
+
+def read_rules(model: "HiggsAudioForConditionalGeneration", options: Mapping[str, Any]) -> Rules:
+    """The rules that the options of a call give.
+
+    Raises:
+        OptionError: an unknown option, or a value outside its range.
+    """
+    for name in options:
+        if name not in OPTIONS and name not in IGNORED:
+            raise OptionError(f"generate() has no option {name!r}; {nearest(name, OPTIONS)}")
+    min_frames, max_frames = options.get("min_frames", 0), options.get("max_frames")
+    if max_frames is not None:
+        check_count("max_frames", max_frames, 1)
+    check_count("min_frames", min_frames, 0, max_frames)
+    stop_strings, tokenizer = options.get("stop_strings") or (), options.get("tokenizer")
+    if stop_strings and tokenizer is None:
+        raise OptionError("stop_strings needs tokenizer= to read the new text; pass the processor's tokenizer")
+    eos = options.get("eos_token_id", model.config.eos_token_id)
+    return Rules(
+        config=model.config,
+        sampling=read_sampling(options, getattr(model, "generation_config", None), model.config.codebook_rows),
+        eos_token_ids=frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos),
+        min_frames=min_frames,
+        max_frames=max_frames,
+        stop_strings=(stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings),
+        tokenizer=tokenizer,
+    )
+
+
+def _read_limits(options: Mapping[str, Any], inputs: _Inputs) -> list[int]:
+    """Steps that each row may take."""
+    given = {name: options[name] for name in ("max_new_tokens", "max_length") if options.get(name) is not None}
+    for name, value in given.items():
+        check_count(name, value, 1)
+    lengths: list[int] = inputs.attention_mask.sum(dim=1).tolist()
+    if "max_length" not in given:
+        return [given.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)] * len(lengths)
+    rests = [given["max_length"] - length for length in lengths]
+    if min(rests) < 1:
+        raise OptionError(
+            f"max_length={given['max_length']}, but a prompt has {max(lengths)} positions already (one for each column "
+            "of its audio); give a larger max_length, or max_new_tokens, which does not count the prompt"
+        )
+    return [min(rest, given.get("max_new_tokens", rest)) for rest in rests]
+
+
+def _read_generators(seed: Any, inputs: _Inputs) -> list[torch.Generator]:
+    """One generator per row, on the device of the logits."""
+    num_rows = len(inputs.input_ids)
+    if seed is None:
+        seed = torch.randint(2**63 - num_rows, (num_rows,)).tolist()
+    seeds = [seed + row for row in range(num_rows)] if isinstance(seed, int) else seed
+    if (
+        not isinstance(seeds, list | tuple)
+        or len(seeds) != num_rows
+        or not all(isinstance(value, int) and 0 <= value < 2**63 for value in seeds)
+    ):
+        raise OptionError(f"seed={seed!r}; allowed: None, an int from 0 to 2**63 - 1, or a list of {num_rows} of them")
+    return [torch.Generator(inputs.input_ids.device).manual_seed(value) for value in seeds]

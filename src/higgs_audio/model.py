@@ -1,0 +1,523 @@
+"""The language model: a Llama trunk whose layers have a second feed-forward network for audio positions (DualFFN)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Cache, DynamicCache, LlamaConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+
+from higgs_audio.config import HiggsAudioConfig
+from higgs_audio.errors import CodesError, PromptError
+
+IGNORED = -100  # label of a position that is not trained
+
+
+@dataclass
+class HiggsAudioModelOutput(ModelOutput):
+    """Of `HiggsAudioModel`: `last_hidden_state [B, T, D]` after the final norm, the cache, and every layer's input."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class HiggsAudioOutput(ModelOutput):
+    """Of `HiggsAudioForConditionalGeneration`; fields that were not asked for are None.
+
+    loss: scalar, `text_loss + audio_loss`.
+    text_loss: mean cross-entropy of the labelled text positions.
+    audio_loss: mean over codebooks of `codebook_losses`, or the mean by the weights given.
+    codebook_losses: `[K]`, mean cross-entropy of each codebook's labelled cells.
+    logits: audio logits `[B, T, K, V + 2]`, of the column that follows each position.
+    text_logits: `[B, T, vocabulary]`, of the token that follows each position.
+    """
+
+    loss: Tensor | None = None
+    text_loss: Tensor | None = None
+    audio_loss: Tensor | None = None
+    codebook_losses: Tensor | None = None
+    logits: Tensor | None = None
+    text_logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where each position of a batch goes: computed once per forward, used by every layer.
+
+    Hidden states travel as rows `[N, D]`, text rows first, then audio rows, padding left out; attention alone sees
+    `[B, T]`. With `rows` None every position is audio and in order (the decode step), and nothing is moved.
+    """
+
+    batch: int
+    num_text: int
+    rows: Tensor | None = None  # [N] index into the flattened B * T positions
+    places: Tensor | None = None  # [B * T] index into the rows; padding points at row 0
+
+    def take(self, positions: Tensor) -> Tensor:
+        """`[B, T, ...]` to rows `[N, ...]`."""
+        flat = positions.flatten(0, 1)
+        return flat if self.rows is None else flat.index_select(0, self.rows)
+
+    def put(self, rows: Tensor) -> Tensor:
+        """Rows `[N, ...]` to `[B, T, ...]`; padding holds some row's values, which the mask hides."""
+        flat = rows if self.places is None else rows.index_select(0, self.places)
+        return flat.unflatten(0, (self.batch, -1))
+
+    def apply(self, text: nn.Module, audio: nn.Module | None, rows: Tensor) -> Tensor:
+        """Text rows through `text`, audio rows through `audio` (through `text` too where there is none)."""
+        if audio is None or self.num_text == rows.shape[0]:
+            return text(rows)  # type: ignore[no-any-return]
+        if self.num_text == 0:
+            return audio(rows)  # type: ignore[no-any-return]
+        return torch.cat([text(rows[: self.num_text]), audio(rows[self.num_text :])])
+
+
+def route(audio: Tensor, attended: Tensor | None) -> Route:
+    """The route of a batch from its audio mask `[B, T]` and attention mask `[B, T]` (1 = a real position)."""
+    real = torch.ones_like(audio) if attended is None else attended.bool()
+    text_rows = (~audio & real).flatten().nonzero().squeeze(1)
+    audio_rows = (audio & real).flatten().nonzero().squeeze(1)
+    rows = torch.cat([text_rows, audio_rows])  # [N]
+    places = torch.zeros(audio.numel(), dtype=torch.long, device=audio.device)
+    places[rows] = torch.arange(len(rows), device=audio.device)
+    return Route(audio.shape[0], len(text_rows), rows, places)
+
+
+class RMSNorm(nn.Module):
+    """`x / rms(x) * weight`, in fp32, as Llama has it."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward: `down(act(gate(x)) * up(x))`."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(width, inner, bias=bias)
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.act = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary position embedding, with llama3 scaling where the config asks for it."""
+
+    inv_freq: Tensor
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("inv_freq", self.frequencies(), persistent=False)
+
+    def frequencies(self) -> Tensor:
+        """Radians per position, `[H / 2]`."""
+        parameters = self.config.rope_parameters
+        if parameters["rope_type"] != "default":
+            return ROPE_INIT_FUNCTIONS[parameters["rope_type"]](self.config)[0]  # type: ignore[no-any-return]
+        width = self.config.head_dim
+        return parameters["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float) / width)  # type: ignore[no-any-return]
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines `[B, T, 1, H]` of `positions [B, T]`."""
+        angles = positions[..., None].float() * self.inv_freq.float()  # [B, T, H / 2]
+        angles = torch.cat([angles, angles], dim=-1)[:, :, None]
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the halves of each head of `[B, T, N, H]`."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-b, a], dim=-1) * sin
+
+
+def eager_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Attention written out: `[B, N, T, H]` to `[B, T, N, H]`, and the weights `[B, N, T, T']`."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * options["scaling"]
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, options.get("dropout", 0.0), module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention, shared by text and audio."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx, self.is_causal = config, layer, True
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        inner, shared = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=config.attention_bias)
+
+    def queries_and_keys(self, rows: Tensor, way: Route, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Rotated queries `[B, T, N, H]` and keys `[B, T, N_kv, H]` of normed rows `[N, D]`."""
+        query, key = (way.put(p(rows)).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj))
+        return rotate(query, *rotary), rotate(key, *rotary)
+
+    def forward(
+        self, rows: Tensor, way: Route, rotary: tuple[Tensor, Tensor], mask: Any, cache: Cache | None, **options: Any
+    ) -> Tensor:
+        """Normed rows `[N, D]` to rows `[N, D]`."""
+        query, key = (x.transpose(1, 2) for x in self.queries_and_keys(rows, way, rotary))  # [B, N, T, H]
+        value = way.put(self.v_proj(rows)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        out, _ = self._backend()(self, query, key, value, mask, dropout=dropout, scaling=self.head_dim**-0.5, **options)
+        return self.o_proj(way.take(out.flatten(2)))  # type: ignore[no-any-return]
+
+    def _backend(self) -> Callable[..., tuple[Tensor, Any]]:
+        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)  # type: ignore[no-any-return]
+
+
+class DualFFNLayer(GradientCheckpointingLayer):
+    """One decoder layer: shared attention; norms and feed-forward of its own for audio rows (where `dual`)."""
+
+    def __init__(self, config: LlamaConfig, layer: int, dual: bool) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = Attention(config, layer)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = RMSNorm(width, eps)
+        self.post_attention_layernorm = RMSNorm(width, eps)
+        self.audio_mlp = FeedForward(config) if dual else None
+        self.audio_input_layernorm = RMSNorm(width, eps) if dual else None
+        self.audio_post_attention_layernorm = RMSNorm(width, eps) if dual else None
+
+    def forward(self, rows: Tensor, way: Route, *attention: Any, **options: Any) -> Tensor:
+        """Rows `[N, D]` to rows `[N, D]`; the order of the operations is that of spec'd DualFFN checkpoints."""
+        normed = way.apply(self.input_layernorm, self.audio_input_layernorm, rows)
+        rows = rows + self.self_attn(normed, way, *attention, **options)
+        normed = way.apply(self.post_attention_layernorm, self.audio_post_attention_layernorm, rows)
+        return rows + way.apply(self.mlp, self.audio_mlp, normed)
+
+
+class AudioEmbeddings(nn.Module):
+    """One table for all codebooks; a column's embedding is the sum over its K codes."""
+
+    offsets: Tensor
+
+    def __init__(self, config: HiggsAudioConfig, width: int) -> None:
+        super().__init__()
+        self.num_codebooks, self.num_rows = config.audio_num_codebooks, config.codebook_rows
+        self.embed_audio_tokens = nn.Embedding(self.num_codebooks * self.num_rows, width)
+        self.register_buffer("offsets", self.first_rows(), persistent=False)
+
+    def first_rows(self) -> Tensor:
+        """First row of each codebook, `[K]`."""
+        return torch.arange(self.num_codebooks) * self.num_rows
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Delayed columns `[..., K]`, ids 0 to V + 1, to `[..., D]`."""
+        return self.embed_audio_tokens(codes + self.offsets).sum(-2)  # type: ignore[no-any-return]
+
+
+class HiggsAudioPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know to build, load, place and save the model."""
+
+    config: HiggsAudioConfig
+    config_class = HiggsAudioConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DualFFNLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False  # the mixed pass has data-dependent shapes; the audio step has not
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """N(0, initializer_range) for matrices, ones for norms, and the buffers that no checkpoint holds."""
+        if isinstance(module, RMSNorm):
+            module.weight.fill_(1.0)
+        elif isinstance(module, RotaryEmbedding):
+            module.inv_freq.copy_(module.frequencies())
+        elif isinstance(module, AudioEmbeddings):
+            module.offsets.copy_(module.first_rows())
+        else:
+            super()._init_weights(module)
+
+
+class HiggsAudioModel(HiggsAudioPreTrainedModel):
+    """The trunk: token ids and delayed codes to hidden states.
+
+    >>> model = HiggsAudioModel(config)  # doctest: +SKIP
+    >>> model(input_ids=ids, audio_input_ids=columns).last_hidden_state.shape  # doctest: +SKIP
+    torch.Size([1, 42, 256])
+    """
+
+    def __init__(self, config: HiggsAudioConfig) -> None:
+        super().__init__(config)
+        text = self.text_config
+        text._attn_implementation = config._attn_implementation
+        self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
+        dual = set(config.audio_dual_ffn_layers or ())
+        self.layers = nn.ModuleList(DualFFNLayer(text, i, i in dual) for i in range(text.num_hidden_layers))
+        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.rotary_emb = RotaryEmbedding(text)
+        self.embed_audio_tokens = AudioEmbeddings(config, text.hidden_size)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @property
+    def text_config(self) -> LlamaConfig:
+        """The trunk's own configuration."""
+        assert isinstance(self.config.text_config, LlamaConfig)
+        return self.config.text_config
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio_input_ids: Tensor | None = None,
+        audio_input_ids_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool = False,
+        **options: Any,
+    ) -> HiggsAudioModelOutput:
+        """Runs the trunk.
+
+        Args:
+            input_ids: `[B, T]`; the n-th position of a row whose id is one of `config.audio_placeholder_ids` takes
+                the row's n-th column of `audio_input_ids`. None for a step in which every position is audio.
+            attention_mask: `[B, T_past + T]`, 1 = real, 0 = padding.
+            audio_input_ids: delayed columns `[B, F, K]`, ids 0 to V + 1, padded on the right.
+            audio_input_ids_mask: `[B, F]`, true = real; all real when None.
+            position_ids: `[B, T]`; counted from the attention mask when None.
+            past_key_values: a transformers cache, extended in place; made when None and `use_cache`.
+
+        Returns:
+            `last_hidden_state [B, T, D]`, `past_key_values`, and with `output_hidden_states` each layer's input and
+            the final states.
+
+        Raises:
+            PromptError: neither ids nor columns, or placeholders that do not match the columns.
+            CodesError: columns of another shape or range.
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        way, embeds = self._embed(input_ids, attention_mask, audio_input_ids, audio_input_ids_mask)  # [B, T, D]
+        if position_ids is None:
+            position_ids = _positions(embeds, attention_mask, past_key_values)
+        mask = create_causal_mask(
+            config=self.text_config,
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        rotary = self.rotary_emb(position_ids, embeds.dtype)
+        rows, states = way.take(embeds), []
+        for layer in self.layers:
+            if output_hidden_states:
+                states.append(way.put(rows))
+            rows = layer(rows, way, rotary, mask, past_key_values, position_ids=position_ids, **options)
+        last = way.put(self.norm(rows))
+        hidden_states = (*states, last) if output_hidden_states else None
+        return HiggsAudioModelOutput(last, past_key_values, hidden_states)
+
+    def _embed(
+        self, input_ids: Tensor | None, attended: Tensor | None, codes: Tensor | None, codes_mask: Tensor | None
+    ) -> tuple[Route, Tensor]:
+        """The route of the batch and its embeddings `[B, T, D]`."""
+        if codes is not None:
+            self._check_columns(codes)
+        if input_ids is None:
+            if codes is None:
+                raise PromptError("neither input_ids nor audio_input_ids: give token ids, columns of codes, or both")
+            return Route(codes.shape[0], 0), self.embed_audio_tokens(codes)
+        audio = self.audio_mask(input_ids)  # [B, T]
+        now = None if attended is None else attended[:, -input_ids.shape[1] :]
+        way = route(audio, now)
+        embeds = self.embed_tokens(input_ids)
+        if codes is not None:
+            real = torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device) if codes_mask is None else codes_mask.bool()
+            _check_counts(audio, real)
+            embeds = embeds.masked_scatter(audio[..., None], self.embed_audio_tokens(codes[real]).to(embeds.dtype))
+        elif bool(audio.any()):
+            raise PromptError(f"{int(audio.sum())} audio placeholders and no audio_input_ids to fill them")
+        return way, embeds
+
+    def audio_mask(self, input_ids: Tensor) -> Tensor:
+        """True where a token id is an audio placeholder, `[B, T]`."""
+        placeholders = torch.tensor(self.config.audio_placeholder_ids, device=input_ids.device)
+        return torch.isin(input_ids, placeholders)
+
+    def _check_columns(self, codes: Tensor) -> None:
+        if codes.ndim != 3 or codes.shape[2] != self.config.audio_num_codebooks:
+            raise CodesError(
+                f"audio_input_ids of shape {tuple(codes.shape)}: expected [batch, columns, {self.config.audio_num_codebooks}]"
+            )
+
+
+def _check_counts(audio: Tensor, real: Tensor) -> None:
+    """Every row has as many placeholders as columns; a shift by one would go unheard until much later."""
+    wanted, given = audio.sum(1).tolist(), real.sum(1).tolist()
+    if wanted != given:
+        raise PromptError(f"audio placeholders per row {wanted}, columns of codes per row {given}: they must be equal")
+
+
+def _positions(embeds: Tensor, attended: Tensor | None, cache: Cache | None) -> Tensor:
+    """Position ids `[B, T]`: counted over real positions, so that left padding changes nothing."""
+    length = embeds.shape[1]
+    if attended is not None:
+        return (attended.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+    seen = 0 if cache is None else int(cache.get_seq_length())
+    return (torch.arange(length, device=embeds.device) + seen).expand(embeds.shape[0], -1)
+
+
+class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
+    """The trunk with its two heads: the next text token, and the next column of K codes.
+
+    >>> out = model(**inputs)  # the dict that `processor.apply_chat_template` returns  # doctest: +SKIP
+    >>> out.loss.backward()  # doctest: +SKIP
+    """
+
+    def __init__(self, config: HiggsAudioConfig) -> None:
+        super().__init__(config)
+        self.model = HiggsAudioModel(config)
+        width = self.model.text_config.hidden_size
+        self.text_lm_head = nn.Linear(width, self.model.text_config.vocab_size, bias=False)
+        self.audio_lm_head = nn.Linear(width, config.audio_num_codebooks * config.codebook_rows, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio_input_ids: Tensor | None = None,
+        audio_input_ids_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        audio_labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool = False,
+        logits_to_keep: int = 0,
+        codebook_weights: Tensor | None = None,
+        only_loss: bool = False,
+        **options: Any,
+    ) -> HiggsAudioOutput:
+        """Runs the trunk and both heads; see `HiggsAudioModel.forward` for the inputs.
+
+        Args:
+            labels: `[B, T]` text token ids, -100 where untrained; position t is trained to predict label t + 1.
+            audio_labels: `[B, F, K]`, each column's own delayed codes, -100 where untrained; aligned with
+                `audio_input_ids`, shifted here, once.
+            logits_to_keep: last positions to compute logits for; 0 = all.
+            codebook_weights: `[K]`, weights of the codebooks in `audio_loss`; equal when None.
+            only_loss: compute logits at labelled positions alone and return none (for training).
+
+        Returns:
+            HiggsAudioOutput. The loss is None without labels.
+        """
+        out = self.model(
+            input_ids,
+            attention_mask,
+            audio_input_ids,
+            audio_input_ids_mask,
+            position_ids,
+            past_key_values,
+            use_cache,
+            output_hidden_states,
+            **options,
+        )
+        hidden = out.last_hidden_state  # [B, T, D]
+        kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+        result = HiggsAudioOutput(past_key_values=out.past_key_values, hidden_states=out.hidden_states)
+        if not only_loss:
+            result["logits"] = self.audio_logits(kept)
+            result["text_logits"] = self.text_lm_head(kept)
+        if labels is not None:
+            result["text_loss"] = self._text_loss(hidden, labels)
+        if audio_labels is not None and input_ids is not None:
+            placed = self._place(input_ids, audio_labels, audio_input_ids_mask)  # [B, T, K]
+            result["codebook_losses"] = self._codebook_losses(hidden, placed)
+            result["audio_loss"] = _weighted_mean(result["codebook_losses"], codebook_weights)
+        losses = [result[name] for name in ("text_loss", "audio_loss") if result.get(name) is not None]
+        if losses:
+            result["loss"] = torch.stack(losses).sum()
+        return result
+
+    def audio_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[..., D]` to `[..., K, V + 2]`."""
+        return self.audio_lm_head(hidden).unflatten(-1, (self.config.audio_num_codebooks, -1))  # type: ignore[no-any-return]
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generates text tokens and delayed codes; see `higgs_audio.generate.generate`."""
+        from higgs_audio.generate import generate
+
+        return generate(self, *args, **kwargs)
+
+    def _text_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy over the labelled tokens, each predicted one position earlier."""
+        wanted = labels[:, 1:]
+        rows = (wanted != IGNORED).nonzero(as_tuple=True)
+        logits = self.text_lm_head(hidden[:, :-1][rows]).float()  # [M, vocabulary]
+        return F.cross_entropy(logits, wanted[rows], reduction="sum") / max(1, len(rows[0]))
+
+    def _place(self, input_ids: Tensor, audio_labels: Tensor, codes_mask: Tensor | None) -> Tensor:
+        """Audio labels `[B, F, K]` at their placeholders, `[B, T, K]`, -100 elsewhere."""
+        audio = self.model.audio_mask(input_ids)
+        placed = audio_labels.new_full((*input_ids.shape, audio_labels.shape[-1]), IGNORED)
+        real = audio_labels.flatten(0, 1) if codes_mask is None else audio_labels[codes_mask.bool()]
+        placed[audio] = real
+        return placed
+
+    def _codebook_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of each codebook, `[K]`, each column predicted one position earlier."""
+        wanted = labels[:, 1:]
+        rows = (wanted != IGNORED).any(-1).nonzero(as_tuple=True)
+        logits, targets = self.audio_logits(hidden[:, :-1][rows]).float(), wanted[rows]  # [M, K, V + 2], [M, K]
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        counts = (targets != IGNORED).sum(0).clamp(min=1)
+        return losses.view(targets.shape).sum(0) / counts
+
+
+def _weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of `losses [K]`, by `weights [K]` where given."""
+    if weights is None:
+        return losses.mean()
+    weights = weights.to(losses)
+    return (losses * weights).sum() / weights.sum()

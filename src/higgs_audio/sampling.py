@@ -1,0 +1,199 @@
+"""From logits to ids: temperature, top-k, top-p, one draw, and repetition-aware sampling. Pure functions on tensors."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from higgs_audio.errors import HiggsAudioError, OptionError
+
+
+class NumericsError(HiggsAudioError, ArithmeticError):
+    """The model gave logits that are not numbers."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How one id is chosen from its logits. The defaults are those published with the 3B checkpoint.
+
+    Args:
+        do_sample: draw at random; False takes the most likely id and ignores temperature, top_k and top_p.
+        temperature: divides the logits; above 0.
+        top_k: keep the k most likely ids; None keeps all.
+        top_p: keep the most likely ids whose probabilities reach p together, 0 < p <= 1; None keeps all.
+        ras_win_len: columns that repetition-aware sampling looks back on; None switches it off. It also works on
+            greedy choices, where a run of equal codes is a common way to get stuck.
+        ras_win_max_num_repeat: how often an id may lie in the window before it is drawn again.
+    """
+
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_k: int | None = 50
+    top_p: float | None = 0.95
+    ras_win_len: int | None = 7
+    ras_win_max_num_repeat: int = 2
+
+    def validate(self, num_ids: int | None = None) -> "SamplingOptions":
+        """These options, checked.
+
+        Args:
+            num_ids: ids to choose from, the upper end of top_k; not checked when None.
+
+        Raises:
+            OptionError: a value outside its range; the message names the option, the value and the range.
+        """
+        _check("do_sample", self.do_sample, isinstance(self.do_sample, bool), "True or False")
+        _check_temperature(self.temperature, self.do_sample)
+        if self.top_k is not None:
+            check_count("top_k", self.top_k, 1, num_ids, "None to keep every id")
+        if self.top_p is not None:
+            in_range = _is_number(self.top_p) and 0 < self.top_p <= 1
+            _check("top_p", self.top_p, in_range, "above 0 and at most 1, or None to keep every id")
+        if self.ras_win_len is not None:
+            check_count("ras_win_len", self.ras_win_len, 1, None, "None to switch repetition-aware sampling off")
+        check_count("ras_win_max_num_repeat", self.ras_win_max_num_repeat, 1)
+        return self
+
+
+def _check_temperature(temperature: float, do_sample: bool) -> None:
+    if do_sample:
+        valid = _is_number(temperature) and 0 < temperature < math.inf
+        _check("temperature", temperature, valid, "a finite number above 0; for the most likely id use do_sample=False")
+    else:
+        _check("temperature", temperature, _is_number(temperature) and temperature >= 0, "a number of at least 0")
+
+
+def check_count(name: str, value: object, least: int, most: int | None = None, otherwise: str = "") -> None:
+    """Raises OptionError unless `value` is a whole number from `least` to `most`."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    valid = whole and least <= value and (most is None or value <= most)  # type: ignore[operator]
+    span = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+    _check(name, value, valid, f"{span}, or {otherwise}" if otherwise else span)
+
+
+def _check(name: str, value: object, valid: bool, allowed: str) -> None:
+    if not valid:
+        raise OptionError(f"{name}={value!r}; allowed: {allowed}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def read_sampling(given: Mapping[str, Any], checkpoint: object, num_ids: int) -> SamplingOptions:
+    """The sampling options of a call: what it gives, else what the checkpoint says, else our defaults.
+
+    Args:
+        given: the call's options by name; names that are not fields of `SamplingOptions` are passed over.
+        checkpoint: an object whose attributes of those names are defaults, such as a GenerationConfig; None for none.
+        num_ids: ids of one codebook, markers included. Only a top_k that the call gives can be too large for it.
+
+    Raises:
+        OptionError: a value outside its range.
+    """
+    names = [field.name for field in fields(SamplingOptions)]
+    values = {name: value for name in names if (value := getattr(checkpoint, name, None)) is not None}
+    options = SamplingOptions(**{**values, **{name: given[name] for name in names if name in given}})
+    if not options.do_sample and "ras_win_len" not in given:
+        options = replace(options, ras_win_len=None)  # greedy means greedy, unless asked
+    return options.validate(num_ids if "top_k" in given else None)
+
+
+def check_finite(logits: Tensor, where: str) -> Tensor:
+    """The logits, if one can choose from them; -inf is allowed.
+
+    Raises:
+        NumericsError: a NaN or +inf among them; the message begins with `where`.
+    """
+    if not bool((logits < math.inf).all()):
+        raise NumericsError(
+            f"{where}: the model gave logits with NaN or infinity. Usual reasons: float16, whose range is too small "
+            "(use bfloat16 or float32), or damaged weights."
+        )
+    return logits
+
+
+def filter_logits(logits: Tensor, options: SamplingOptions) -> Tensor:
+    """Logits after temperature, then top-k, then top-p, each along the last dimension.
+
+    Args:
+        logits: [..., V]; -inf marks an id that must not be chosen.
+        options: the first three of them are used; top_k above V keeps all.
+
+    Returns:
+        [..., V] float32; -inf where an id was filtered out. The most likely id always stays.
+    """
+    logits = logits.float() / options.temperature
+    if options.top_k is not None and options.top_k < logits.shape[-1]:
+        lowest_kept = logits.topk(options.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < lowest_kept, -math.inf)
+    if options.top_p is not None and options.top_p < 1:
+        logits = _keep_top_p(logits, options.top_p)
+    return logits
+
+
+def _keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """[..., V] -> [..., V]: an id stays where the more likely ids together have less than top_p."""
+    ordered, order = logits.sort(dim=-1, descending=True)
+    probabilities = ordered.softmax(dim=-1)
+    more_likely = probabilities.cumsum(dim=-1) - probabilities
+    drop = more_likely >= top_p  # never the most likely id: nothing is more likely
+    return logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
+
+
+def sample(logits: Tensor, options: SamplingOptions, generator: torch.Generator | None = None) -> Tensor:
+    """One id for every row of logits.
+
+    Args:
+        logits: [..., V].
+        options: `do_sample=False` takes the most likely id and draws nothing from the generator.
+        generator: of the logits' device; torch's global one when None.
+
+    Returns:
+        [...] int64 ids.
+    """
+    if not options.do_sample:
+        return logits.argmax(dim=-1)
+    return draw(filter_logits(logits, options), generator)
+
+
+def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """[..., V] logits -> [...] ids, one draw per row from the logits as they are. All rows take one call of the RNG."""
+    probabilities = logits.float().softmax(dim=-1).reshape(-1, logits.shape[-1])
+    return torch.multinomial(probabilities, 1, generator=generator).reshape(logits.shape[:-1])
+
+
+def repetition_aware(
+    ids: Tensor,
+    logits: Tensor,
+    window: Tensor,
+    options: SamplingOptions,
+    generators: Sequence[torch.Generator | None],
+) -> Tensor:
+    """Draws again, from the unfiltered distribution, every id that already lies too often in its codebook's window.
+
+    The redraw ignores temperature, top-k and top-p on purpose: those made the repetition likely (VALL-E 2,
+    https://arxiv.org/abs/2406.05370, section 3.1). It is random in greedy mode too.
+
+    Args:
+        ids: [B, K] sampled ids.
+        logits: [B, K, V] they were sampled from, before filtering.
+        window: [B, K, W] the last columns, W <= ras_win_len; a cell that must not count (stream bos, stream eos,
+            padding) is -1.
+        options: `ras_win_len=None` returns `ids` as they are.
+        generators: one per batch row, so that a row draws what it would draw alone.
+
+    Returns:
+        [B, K] int64 ids.
+    """
+    if options.ras_win_len is None:
+        return ids
+    repeats = (window == ids.unsqueeze(-1)).sum(dim=-1)  # [B, K]
+    again = repeats >= options.ras_win_max_num_repeat
+    ids = ids.clone()
+    for row in again.any(dim=-1).nonzero().flatten().tolist():
+        ids[row, again[row]] = draw(logits[row, again[row]], generators[row])
+    return ids

@@ -1,0 +1,307 @@
+"""The prompt format: special tokens, chat messages, and the one renderer from messages to pieces of a prompt.
+
+A prompt is a list of pieces, not a string: a special token is a piece of its own, made by the renderer, and what
+somebody wrote is text, never read for special tokens. So no text can open a turn or ask for audio that is not there.
+The string that a tokenizer would see is the pieces' content, joined.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any, Literal
+
+from higgs_audio.errors import PromptError, nearest
+
+BEGIN = "<|begin_of_text|>"
+END_OF_TEXT = "<|end_of_text|>"
+PAD = "<|finetune_right_pad_id|>"
+HEADER_START = "<|start_header_id|>"
+HEADER_END = "<|end_header_id|>"
+END_OF_MESSAGE = "<|eom_id|>"
+END_OF_TURN = "<|eot_id|>"
+AUDIO_BOS = "<|audio_bos|>"
+AUDIO_EOS = "<|audio_eos|>"
+AUDIO_OUT_BOS = "<|audio_out_bos|>"
+AUDIO_DELAY = "<|reserved_special_token_6|>"  # placeholder of an assistant segment's last K - 1 columns
+AUDIO_IN = "<|AUDIO|>"
+AUDIO_OUT = "<|AUDIO_OUT|>"
+RECIPIENT = "<|recipient|>"
+SCENE_START = "<|scene_desc_start|>"
+SCENE_END = "<|scene_desc_end|>"
+INSTRUCTION_START = "<|generation_instruction_start|>"
+INSTRUCTION_END = "<|generation_instruction_end|>"
+SOUND_TAGS = ("<SE>", "</SE>", "<SE_s>", "</SE_s>", "<SE_e>", "</SE_e>")
+
+# In the order of their ids in the published tokenizer: 128000, 128001, 128004, 128006 to 128009, 128011 to 128027.
+SPECIAL_TOKENS = (
+    *(BEGIN, END_OF_TEXT, PAD, HEADER_START, HEADER_END, END_OF_MESSAGE, END_OF_TURN),
+    *(AUDIO_BOS, AUDIO_EOS, AUDIO_OUT_BOS, AUDIO_DELAY, AUDIO_IN, AUDIO_OUT, RECIPIENT),
+    *(SCENE_START, SCENE_END, INSTRUCTION_START, INSTRUCTION_END, *SOUND_TAGS),
+)
+_INSTRUCTION_TAGS = (INSTRUCTION_START, INSTRUCTION_END)
+_SYSTEM_TAGS = (SCENE_START, SCENE_END, *_INSTRUCTION_TAGS)
+_SPECIAL_SHAPE = re.compile(r"<\|[^<>|\s]+\|>")
+
+_SPEAKER_TAG = re.compile(r"(\[SPEAKER\d+\] ?|\n)")
+
+ROLES_WITH_AUDIO = ("system", "user", "assistant", "scene")
+MESSAGE_KEYS = ("role", "content", "recipient")
+CONTENT_TYPES = ("text", "audio")
+AUDIO_KEYS = ("audio_url", "url", "path", "audio", "raw_audio", "codes")
+AUDIO_OPTIONS = ("sampling_rate",)
+
+AudioSource = Mapping[str, Any]  # the keys of an audio item without its type; empty for an audio given elsewhere
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a prompt: one special token, one text, or one audio (its placeholder, not yet one per column)."""
+
+    kind: Literal["special", "text", "audio"]
+    content: str
+    trained: bool = False  # whether these tokens are labels
+    source: AudioSource | None = None  # of an audio
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. `index` is its place in the conversation as it was given."""
+
+    role: str
+    items: tuple[str | AudioSource, ...]
+    index: int
+    recipient: str = ""
+
+
+def join(pieces: Sequence[Piece]) -> str:
+    """The prompt as one string, one placeholder for each audio."""
+    return "".join(piece.content for piece in pieces)
+
+
+# Chat messages -> Message.
+
+
+def read_conversation(conversation: Sequence[Mapping[str, Any]], allow_special: bool = False) -> tuple[Message, ...]:
+    """Chat messages in either style -> turns, a role `scene` folded into the system turn.
+
+    Args:
+        conversation: messages `{"role", "content", "recipient"}`; content is a string or a list of
+            `{"type": "text", "text": ...}` and `{"type": "audio", ...}` with one of `AUDIO_KEYS`. A conversation with
+            a `scene` message is of the Hugging Face style: all its texts are trimmed, as that template does.
+        allow_special: whether texts may hold special tokens where they are forbidden otherwise (see `render`).
+
+    Raises:
+        PromptError: an empty conversation, an unknown key, role or content type, a special token typed in a text.
+    """
+    if isinstance(conversation, (str, Mapping)) or not conversation:
+        raise PromptError(f"the conversation is {conversation!r:.60}; give a list with at least one message")
+    messages = [_read_message(message, index) for index, message in enumerate(conversation)]
+    if not allow_special:
+        for message in messages:
+            _refuse_special(message)
+    return tuple(_fold_scene(messages))
+
+
+def _read_message(message: Mapping[str, Any], index: int) -> Message:
+    where = f"message {index}"
+    if not isinstance(message, Mapping):
+        raise PromptError(f"{where} is a {type(message).__name__}; give a dict with 'role' and 'content'")
+    if unknown := [key for key in message if key not in MESSAGE_KEYS]:
+        raise PromptError(f"{where} has the key {unknown[0]!r}; {nearest(str(unknown[0]), MESSAGE_KEYS)}")
+    role, content, recipient = message.get("role"), message.get("content"), message.get("recipient") or ""
+    if not isinstance(role, str) or not role:
+        raise PromptError(f"{where} has the role {role!r}; give a name: {', '.join(ROLES_WITH_AUDIO)}")
+    if not isinstance(recipient, str) or (recipient and role != "assistant"):
+        raise PromptError(f"{where} ({role}) has the recipient {recipient!r}; only assistant turns have one, a string")
+    parts = [content] if isinstance(content, (str, Mapping)) else content
+    if not isinstance(parts, Sequence) or not parts:
+        raise PromptError(f"{where} ({role}) has the content {content!r:.60}; give a string or a list of items")
+    items = tuple(_read_item(part, f"{where} ({role})") for part in parts)
+    if role not in ROLES_WITH_AUDIO and any(not isinstance(item, str) for item in items):
+        raise PromptError(f"{where} has audio in the role {role!r}; {nearest(role, ROLES_WITH_AUDIO)}")
+    return Message(role, items, index, recipient)
+
+
+def _read_item(item: str | Mapping[str, Any], where: str) -> str | AudioSource:
+    """A text as it is, or the keys of an audio that are set."""
+    if isinstance(item, str):
+        return item
+    kind = item.get("type") if isinstance(item, Mapping) else item
+    if kind not in CONTENT_TYPES:
+        raise PromptError(f"{where} has content of type {kind!r:.60}; {nearest(str(kind), CONTENT_TYPES)}")
+    allowed = ("type", "text") if kind == "text" else ("type", *AUDIO_KEYS, *AUDIO_OPTIONS)
+    if unknown := [key for key in item if key not in allowed]:
+        raise PromptError(f"{where} has {kind} with the key {unknown[0]!r}; {nearest(str(unknown[0]), allowed)}")
+    if kind == "text":
+        if not isinstance(item.get("text"), str):
+            raise PromptError(f"{where} has a text item whose 'text' is {item.get('text')!r:.60}; give a string")
+        return str(item["text"])
+    # The original examples write audio_url="placeholder" (or "") beside raw_audio.
+    unset = {key for key in item if item[key] is None or (key == "audio_url" and item[key] in ("", "placeholder"))}
+    return {key: value for key, value in item.items() if key != "type" and key not in unset}
+
+
+def _refuse_special(message: Message) -> None:
+    allowed = _SYSTEM_TAGS if message.role == "system" else ()
+    texts = (message.role, message.recipient, *(item for item in message.items if isinstance(item, str)))
+    found = [token for text in texts for token in _SPECIAL_SHAPE.findall(text) if token not in allowed]
+    if found:
+        raise PromptError(
+            f"message {message.index} ({message.role}) holds the special token {found[0]}; allowed there: "
+            f"{', '.join(allowed) or 'none'}. Take it out, or pass allow_special=True to have it read as plain text."
+        )
+
+
+def _fold_scene(messages: Sequence[Message]) -> Sequence[Message]:
+    """System message + `scene` message -> one system message with the scene block in it."""
+    scenes = [number for number, message in enumerate(messages) if message.role == "scene"]
+    if not scenes:
+        return messages
+    if scenes != [1] or messages[0].role != "system":
+        raise PromptError(f"a scene stands at message {scenes[-1]}; give one, as message 1, after a system message")
+    system, scene, *others = [_trim(message) for message in messages]
+    block = (f"\n\n{SCENE_START}\n", *_space_scene(scene.items), f"\n{SCENE_END}")
+    return [Message("system", (*system.items, *block), system.index), *others]
+
+
+def _trim(message: Message) -> Message:
+    return replace(message, items=tuple(item.strip() if isinstance(item, str) else item for item in message.items))
+
+
+def _space_scene(items: Sequence[str | AudioSource]) -> Iterator[str | AudioSource]:
+    """The items of a scene: a blank line after a first text, a line each for the others, one space before an audio."""
+    for number, (item, following) in enumerate(zip_longest(items, items[1:])):
+        yield item
+        if following is None:
+            return
+        if isinstance(item, str) and not isinstance(following, str):
+            yield " "
+        else:
+            yield "\n\n" if number == 0 and isinstance(item, str) else "\n"
+
+
+# Message -> Piece.
+
+
+def render(
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = False,
+    force_audio: bool = False,
+    start_index: int | None = None,
+    speak: Callable[[str], str] = str,
+) -> tuple[Piece, ...]:
+    """Turns -> the pieces of the prompt.
+
+    In every role the sound tags (<SE> ...) are tokens; in the system turn the scene and instruction tags too, in
+    others the instruction tags. Any other special token in a text is spelled out as text.
+
+    Args:
+        messages: from `read_conversation`.
+        add_generation_prompt: ends the prompt with an assistant header.
+        force_audio: and with the token that opens an audio segment.
+        start_index: index of the first message that is trained; every assistant turn is when None. Trained are, of
+            such a turn, its text, its audio with the tokens around it, and its closing token; a recipient always is.
+        speak: applied to what user turns say, outside of tags.
+    """
+    pieces = [_special(BEGIN)]
+    for message, following in zip_longest(messages, messages[1:]):
+        continues = message.role == "assistant" and following is not None and following.role == "assistant"
+        trained = message.role == "assistant" and (start_index is None or message.index >= start_index)
+        pieces += _header(message.role)
+        if message.recipient:
+            pieces += [_text(message.recipient, True), _special(RECIPIENT, True)]
+        for item in message.items:
+            pieces += _render_item(item, message.role, trained, speak)
+        pieces.append(_special(END_OF_MESSAGE if continues else END_OF_TURN, trained))
+    if add_generation_prompt:
+        pieces += [*_header("assistant"), *([_special(AUDIO_OUT_BOS)] if force_audio else [])]
+    return tuple(pieces)
+
+
+def _special(token: str, trained: bool = False) -> Piece:
+    return Piece("special", token, trained)
+
+
+def _text(text: str, trained: bool = False) -> Piece:
+    return Piece("text", text, trained)
+
+
+def _header(role: str) -> list[Piece]:
+    return [_special(HEADER_START), _text(role), _special(HEADER_END), _text("\n\n")]
+
+
+def _render_item(item: str | AudioSource, role: str, trained: bool, speak: Callable[[str], str]) -> list[Piece]:
+    if isinstance(item, str):
+        tags = (*SOUND_TAGS, *(_SYSTEM_TAGS if role == "system" else _INSTRUCTION_TAGS))
+        return list(_split_tags(item, tags, trained, speak if role == "user" else str))
+    opening, placeholder = (AUDIO_OUT_BOS, AUDIO_OUT) if role == "assistant" else (AUDIO_BOS, AUDIO_IN)
+    audio = Piece("audio", placeholder, trained, item)
+    return [_special(opening, trained), audio, _special(AUDIO_EOS, trained)]
+
+
+def _split_tags(text: str, tags: Sequence[str], trained: bool, speak: Callable[[str], str]) -> Iterator[Piece]:
+    """A text's tags and what lies between them; `speak` changes only what no tag encloses."""
+    enclosed = False
+    for part in _split(text, tags):
+        if part in tags:
+            enclosed = not (part.startswith("</") or part in (INSTRUCTION_END, SCENE_END))
+            yield _special(part, trained)
+        else:
+            yield _text(part if enclosed else speak(part), trained)
+
+
+def to_phonemes(text: str) -> str:
+    """What a user turn says, as phonemes; speaker tags and line ends stay as they are."""
+    from higgs_audio.text import phonemize
+
+    parts = _SPEAKER_TAG.split(text)
+    return "".join(part if not part.strip() or _SPEAKER_TAG.fullmatch(part) else phonemize(part) for part in parts)
+
+
+def _split(text: str, tokens: Sequence[str]) -> Iterator[str]:
+    pattern = "(" + "|".join(map(re.escape, tokens)) + ")"
+    return (part for part in re.split(pattern, text) if part)
+
+
+# A rendered string -> Piece.
+
+
+def parse(prompt: str) -> tuple[Piece, ...]:
+    """A prompt that is already rendered, special tokens and all -> its pieces; the bodies of closed assistant turns
+    are trained.
+
+    Only for strings that a program made: every special token in them counts.
+
+    Raises:
+        PromptError: a placeholder token that only the processor writes.
+    """
+    pieces: list[Piece] = []
+    for part in _split(prompt, SPECIAL_TOKENS):
+        if pieces and pieces[-1].content == HEADER_END and part.startswith("\n\n"):
+            pieces.append(_text("\n\n"))
+            part = part[2:]
+        if part:
+            pieces.append(_parse_part(part))
+        if part in (END_OF_TURN, END_OF_MESSAGE):
+            _train_turn(pieces)
+    return tuple(pieces)
+
+
+def _parse_part(part: str) -> Piece:
+    if part == AUDIO_DELAY:
+        raise PromptError(f"the prompt holds {AUDIO_DELAY}; write one {AUDIO_IN} or {AUDIO_OUT} for each audio")
+    if part in (AUDIO_IN, AUDIO_OUT):
+        return Piece("audio", part, source={})
+    return _special(part) if part in SPECIAL_TOKENS else _text(part)
+
+
+def _train_turn(pieces: list[Piece]) -> None:
+    """Marks the turn that the last piece closes as trained, if it is the assistant's."""
+    headers = [number for number, piece in enumerate(pieces) if piece.content == HEADER_END]
+    if not headers or headers[-1] == 0 or pieces[headers[-1] - 1].content != "assistant":
+        return
+    body = headers[-1] + 1
+    body += pieces[body].content == "\n\n"
+    pieces[body:] = [replace(piece, trained=True) for piece in pieces[body:]]

@@ -1,0 +1,83 @@
+"""How codebooks learn: k-means at the start, then running averages, and dead entries brought back to life."""
+
+import torch
+from torch import Tensor
+
+from higgs_audio.codec.quantizer import Codebook, ResidualVectorQuantizer
+
+EPSILON = 1e-5
+DEAD_SHARE = 0.1  # of the mean usage; an absolute count would kill most of 1024 entries in small batches
+
+
+@torch.no_grad()
+def kmeans(vectors: Tensor, size: int, num_steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Means `[size, D]` and counts `[size]` of `vectors [N, D]`, N >= size; empty clusters restart at random vectors."""
+    means = vectors[torch.randperm(len(vectors), generator=generator)[:size]].clone()
+    counts = torch.zeros(size)
+    for _ in range(num_steps):
+        nearest = torch.cdist(vectors, means).argmin(1)
+        counts = torch.bincount(nearest, minlength=size).float()
+        sums = torch.zeros_like(means).index_add_(0, nearest, vectors)
+        empty = counts == 0
+        means = sums / counts.clamp(min=1)[:, None]
+        means[empty] = vectors[torch.randint(len(vectors), (int(empty.sum()),), generator=generator)]
+    return means, counts.clamp(min=1)
+
+
+@torch.no_grad()
+def start_codebooks(
+    quantizer: ResidualVectorQuantizer, latents: Tensor, num_steps: int, scale: float, generator: torch.Generator
+) -> None:
+    """Sets every codebook from `latents [N, D]`, each from what the ones before it leave.
+
+    The projections start as the principal axes of that residual: `project_in` onto them, `project_out` back.
+    `scale` turns the counts of the k-means batch into the running counts of one training batch.
+    """
+    residual = latents
+    for layer in quantizer._all_list():
+        width = layer.codebook.embed.shape[1]
+        mean = residual.mean(0)
+        axes = torch.linalg.eigh(torch.cov((residual - mean).T))[1][:, -width:].T  # [width, D], orthonormal rows
+        layer.project_in.weight.copy_(axes)
+        layer.project_in.bias.copy_(-axes @ mean)
+        layer.project_out.weight.copy_(axes.T)
+        layer.project_out.bias.copy_(mean)
+        means, counts = kmeans(layer.project_in(residual), len(layer.codebook.embed), num_steps, generator)
+        book = layer.codebook
+        book.embed.copy_(means)
+        book.cluster_size.copy_(counts * scale)
+        book.embed_avg.copy_(means * book.cluster_size[:, None])
+        book.inited.fill_(1)
+        residual = residual - layer.decode(layer.encode(residual))
+
+
+@torch.no_grad()
+def update_codebook(book: Codebook, vectors: Tensor, codes: Tensor, decay: float) -> None:
+    """One running-average step from `vectors [N, width]` and the entries `codes [N]` they chose."""
+    counts = torch.bincount(codes, minlength=len(book.embed)).float()
+    sums = torch.zeros_like(book.embed).index_add_(0, codes, vectors)
+    book.cluster_size.lerp_(counts, 1 - decay)
+    book.embed_avg.lerp_(sums, 1 - decay)
+    book.embed.copy_(book.embed_avg / book.cluster_size.clamp(min=EPSILON)[:, None])
+
+
+@torch.no_grad()
+def revive(book: Codebook, vectors: Tensor, generator: torch.Generator) -> int:
+    """Moves entries used less than DEAD_SHARE of the mean onto random `vectors [N, width]`; returns how many.
+
+    Their sums and counts are reset too, to the mean usage, or they would be dead again at once.
+    """
+    mean = book.cluster_size.mean()
+    dead = book.cluster_size < DEAD_SHARE * mean
+    count = int(dead.sum())
+    fresh = vectors[torch.randint(len(vectors), (count,), generator=generator)]
+    book.embed[dead] = fresh
+    book.cluster_size[dead] = mean
+    book.embed_avg[dead] = fresh * mean
+    return count
+
+
+def perplexity(book: Codebook) -> float:
+    """Effective number of entries in use, from the running counts: exp of their entropy."""
+    share = book.cluster_size / book.cluster_size.sum().clamp(min=EPSILON)
+    return float(torch.exp(-(share * share.clamp(min=1e-10).log()).sum()))

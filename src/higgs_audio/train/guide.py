@@ -1,0 +1,84 @@
+"""Two teachers for the text-to-sound alignment, in training only; the exported checkpoint is a plain model.
+
+A small language model learns slowly which phone to speak next: the frame before explains most of a frame. So
+(1) one attention head in some layers is told which text position is being spoken, and (2) a linear head on a middle
+layer names the phone. Both come from the alignment in `train/align.py`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration, Route
+
+GUIDED_HEAD = 0
+
+
+class Guide(nn.Module):
+    """Watches a model's forward passes and computes both losses of the last one.
+
+    Args:
+        model: the model to watch; hooks are attached to it until `close`.
+        layers: numbers of the layers whose head GUIDED_HEAD is told where to look.
+        phone_layer: number of the layer whose output names the phone.
+        num_phones: size of the phone alphabet, blank included.
+    """
+
+    def __init__(
+        self, model: HiggsAudioForConditionalGeneration, layers: tuple[int, ...], phone_layer: int, num_phones: int
+    ) -> None:
+        super().__init__()
+        self.phone_head = nn.Linear(model.model.text_config.hidden_size, num_phones)
+        self._seen: dict[int, tuple[Any, ...]] = {}
+        self._rows: Tensor | None = None
+        blocks = [model.model.layers[i] for i in (*layers, phone_layer)]
+        self._hooks = [b.self_attn.register_forward_pre_hook(self._watch) for b in blocks[:-1]]  # type: ignore[union-attr,operator]
+        self._hooks.append(blocks[-1].register_forward_hook(self._keep))
+
+    def close(self) -> None:
+        """Detaches from the model."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def attention_loss(self, targets: Tensor, attended: Tensor) -> Tensor:
+        """Mean negative log of the weight that each guided head gives to its target.
+
+        Args:
+            targets: `[B, T]`, position to look at, IGNORED where there is none.
+            attended: `[B, T]`, the attention mask.
+        """
+        length = targets.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        visible = causal[None] & attended.bool()[:, None]  # [B, T, T]
+        losses = [self._head_loss(module, *seen, targets, visible) for module, *seen in self._seen.values()]
+        self._seen.clear()
+        return torch.stack(losses).mean()
+
+    def phone_loss(self, phones: Tensor) -> tuple[Tensor, float]:
+        """Mean cross-entropy of the phone head against `phones [B, T]`, and its accuracy."""
+        assert self._rows is not None
+        wanted = self._way.take(phones)  # [N]
+        rows = (wanted != IGNORED).nonzero().squeeze(1)
+        logits = self.phone_head(self._rows[rows])
+        accuracy = (logits.argmax(-1) == wanted[rows]).float().mean()
+        return F.cross_entropy(logits, wanted[rows]), float(accuracy)
+
+    def _head_loss(
+        self, attention: Any, rows: Tensor, way: Route, rotary: Any, targets: Tensor, visible: Tensor
+    ) -> Tensor:
+        query, key = attention.queries_and_keys(rows, way, rotary)  # [B, T, N, H]
+        group = GUIDED_HEAD // attention.num_key_value_groups
+        scores = query[:, :, GUIDED_HEAD] @ key[:, :, group].transpose(1, 2) * attention.head_dim**-0.5
+        log_weights = scores.masked_fill(~visible, -torch.inf).log_softmax(-1)  # [B, T, T]
+        chosen = (targets != IGNORED).nonzero(as_tuple=True)
+        return F.nll_loss(log_weights[chosen], targets[chosen])
+
+    def _watch(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if module.training:
+            rows, self._way, rotary = inputs[:3]
+            self._seen[id(module)] = (module, rows, self._way, rotary)
+
+    def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._rows = output

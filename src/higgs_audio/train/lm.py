@@ -1,0 +1,201 @@
+"""Training the language model: one straight loop."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from higgs_audio import template
+from higgs_audio.config import HiggsAudioConfig
+from higgs_audio.model import HiggsAudioForConditionalGeneration
+from higgs_audio.processor import HiggsAudioProcessor
+from higgs_audio.train.clips import batch_order
+from higgs_audio.train.dialogue import Batch, Composer, collate, corrupt
+from higgs_audio.train.guide import Guide
+from higgs_audio.train.phones import PHONES
+from higgs_audio.train.prepare import Sample, read_samples
+from higgs_audio.train.recipe import save_recipe
+from higgs_audio.train.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
+
+OVERHEAD = 60  # positions of a conversation that are neither phonemes nor frames, and a little more
+
+
+# Fields of HiggsAudioConfig that name a token of the prompt format.
+TOKEN_FIELDS = {
+    "audio_bos_token_id": template.AUDIO_BOS,
+    "audio_eos_token_id": template.AUDIO_EOS,
+    "audio_out_bos_token_id": template.AUDIO_OUT_BOS,
+    "audio_delay_token_id": template.AUDIO_DELAY,
+    "audio_in_token_idx": template.AUDIO_IN,
+    "audio_out_token_idx": template.AUDIO_OUT,
+    "pad_token_id": template.PAD,
+    "bos_token_id": template.BEGIN,
+    "eos_token_id": template.END_OF_TURN,
+}
+
+
+@dataclass(frozen=True)
+class LanguageModelRecipe:
+    """Everything a language-model run depends on.
+
+    `data` and `heldout` are folders of prepared clips, `processor` a folder with the tokenizer and processor files,
+    `output` the run's folder, `profiles` speaker -> profile text.
+    """
+
+    data: str
+    heldout: str
+    processor: str
+    output: str
+    text_config: dict[str, Any] = field(default_factory=dict)
+    audio_adapter_type: str = "dual_ffn_fast_forward"
+    profiles: dict[str, str] = field(default_factory=dict)
+    default_speaker: str = ""
+    reference_share: float = 0.15
+    plain_share: float = 0.3
+    num_steps: int = 5000
+    batch_positions: int = 3000
+    short_share: float = 0.15  # of the steps, on the shorter half of the clips alone
+    codebook_weights: tuple[float, ...] = (4.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5)
+    text_weight: float = 0.1
+    corruption: float = 0.2
+    final_corruption: float = 0.05
+    guide_layers: tuple[int, ...] = (1, 2, 3)
+    guide_weight: float = 0.3
+    final_guide_weight: float = 0.05
+    phone_layer: int = 4
+    phone_weight: float = 0.5
+    final_phone_weight: float = 0.1
+    peak_rate: float = 1.5e-3
+    final_rate: float = 5e-5
+    warmup: int = 300
+    weight_decay: float = 0.05
+    max_norm: float = 1.0
+    seed: int = 0
+    save_every: int = 200
+    log_every: int = 20
+    check_every: int = 400
+
+
+def new_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
+    """A model of the recipe's size with the processor's token ids, random weights."""
+    text = {"vocab_size": len(processor.tokenizer), **recipe.text_config}
+    ids = {field: processor.tokenizer.convert_tokens_to_ids(token) for field, token in TOKEN_FIELDS.items()}
+    config = HiggsAudioConfig(text_config=text, audio_adapter_type=recipe.audio_adapter_type, codec="codec", **ids)
+    torch.manual_seed(recipe.seed)
+    model = HiggsAudioForConditionalGeneration(config)
+    scale = (2 * len(model.model.layers)) ** -0.5  # keeps the residual stream's size at the start
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(scale)
+    return model
+
+
+def train_language_model(recipe: LanguageModelRecipe) -> Path:
+    """Trains the language model; writes a checkpoint to `output/model` and returns that path."""
+    samples, heldout = read_samples(recipe.data), read_samples(recipe.heldout)
+    processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
+    run = Run(recipe.output, recipe.save_every, recipe.log_every)
+    save_recipe(recipe, run.folder / "recipe.yaml")
+    model = new_model(recipe, processor).train()
+    guide = Guide(model, recipe.guide_layers, recipe.phone_layer, len(PHONES) + 1)
+    trained = nn.ModuleDict({"model": model, "guide": guide})
+    optimizer = torch.optim.AdamW(decay_groups(trained, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
+    parts = {"model": model, "guide": guide, "optimizer": optimizer}
+    composer = Composer(
+        samples, recipe.profiles, recipe.default_speaker, recipe.reference_share, recipe.plain_share
+    )
+    step = run.resume(parts)
+    batches = index_batches(samples, recipe, step)
+    while step < recipe.num_steps:
+        generator = seed_step(recipe.seed, step)
+        batch = collate([composer.compose(i, generator) for i in next(batches)], processor)
+        losses = training_losses(model, guide, batch, recipe, step, generator)
+        rate = learning_rate(step, recipe.num_steps, recipe.peak_rate, recipe.warmup, recipe.final_rate)
+        norm = apply_gradients(losses.pop("total"), trained, optimizer, rate, recipe.max_norm)
+        step += 1
+        run.log(step, {name: float(value) for name, value in losses.items()} | {"norm": norm})
+        if step % recipe.check_every == 0 or step == recipe.num_steps:
+            run.record(step, check(model, heldout, recipe, processor))
+        if run.due(step, recipe.num_steps):
+            run.save(step, parts)
+    guide.close()
+    model.save_pretrained(run.folder / "model")
+    return run.folder / "model"
+
+
+def index_batches(samples: Sequence[Sample], recipe: LanguageModelRecipe, start: int) -> Iterator[list[int]]:
+    """Sample numbers of every step: the shorter half first, then all; batches of similar length."""
+    sizes = [s.num_frames + len(s.phonemes) + OVERHEAD for s in samples]
+    short = sorted(range(len(samples)), key=sizes.__getitem__)[: max(1, len(samples) // 2)]
+    num_short = int(recipe.short_share * recipe.num_steps)
+    if start < num_short:
+        order = batch_order([sizes[i] for i in short], recipe.batch_positions, recipe.seed, start)
+        for _ in range(num_short - start):
+            yield [short[i] for i in next(order)]
+    yield from batch_order(sizes, recipe.batch_positions, recipe.seed + 1, max(0, start - num_short))
+
+
+def training_losses(
+    model: HiggsAudioForConditionalGeneration,
+    guide: Guide,
+    batch: Batch,
+    recipe: LanguageModelRecipe,
+    step: int,
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    """All losses of a step and their weighted sum, "total"."""
+    done = step / recipe.num_steps
+    inputs = dict(batch.inputs)
+    share = blend(recipe.corruption, recipe.final_corruption, done)
+    size = model.config.audio_codebook_size
+    inputs["audio_input_ids"] = corrupt(inputs["audio_input_ids"], inputs["audio_labels"], share, generator, size)
+    output = model(**inputs, codebook_weights=torch.tensor(recipe.codebook_weights), only_loss=True)
+    look = guide.attention_loss(batch.look, inputs["attention_mask"])
+    phone, accuracy = guide.phone_loss(batch.phones)
+    total = output.audio_loss + recipe.text_weight * output.text_loss
+    total = total + blend(recipe.guide_weight, recipe.final_guide_weight, done) * look
+    total = total + blend(recipe.phone_weight, recipe.final_phone_weight, done) * phone
+    books = {f"codebook_{k}": float(value) for k, value in enumerate(output.codebook_losses.detach())}
+    losses = {"text": output.text_loss, "look": look, "phone": phone}
+    return {"total": total, **{n: float(v.detach()) for n, v in losses.items()}, "phone_accuracy": accuracy, **books}
+
+
+def blend(first: float, last: float, done: float) -> float:
+    """From `first` to `last` over the first half of training, then `last`."""
+    return first + (last - first) * min(1.0, 2 * done)
+
+
+@torch.no_grad()
+def check(
+    model: HiggsAudioForConditionalGeneration,
+    heldout: Sequence[Sample],
+    recipe: LanguageModelRecipe,
+    processor: HiggsAudioProcessor,
+) -> dict[str, float]:
+    """Held-out losses by codebook, and how much they grow where every text is another's: the text gain, in nats."""
+    model.eval()
+    composer = Composer(heldout, recipe.profiles, recipe.default_speaker, 0.0, 0.0)
+    generator = torch.Generator().manual_seed(0)
+    dialogues = [composer.compose(i, generator) for i in range(0, len(heldout), max(1, len(heldout) // 48))]
+    true, shuffled = [], []
+    for start in range(0, len(dialogues), 16):
+        batch = collate(dialogues[start : start + 16], processor)
+        true.append(model(**batch.inputs, only_loss=True).codebook_losses)
+        shuffled.append(model(**with_other_texts(batch.inputs, batch.look), only_loss=True).codebook_losses)
+    model.train()
+    losses, wrong = torch.stack(true).mean(0), torch.stack(shuffled).mean(0)
+    values = {f"heldout_{k}": float(value) for k, value in enumerate(losses)}
+    return values | {"heldout": float(losses.mean()), "text_gain": float(wrong[0] - losses[0])}
+
+
+def with_other_texts(inputs: dict[str, Tensor], look: Tensor) -> dict[str, Tensor]:
+    """The batch with the spoken phonemes of each row in reversed order: the same symbols, another text."""
+    ids = inputs["input_ids"].clone()
+    for row, places in enumerate(look):
+        spoken = places[places >= 0].unique()
+        ids[row, spoken] = ids[row, spoken.flip(0)]
+    return {**inputs, "input_ids": ids}

@@ -1,0 +1,62 @@
+"""A recipe: one YAML file with everything a training run depends on, read strictly into a frozen dataclass."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from higgs_audio.errors import RecipeError, nearest
+
+R = TypeVar("R")
+
+
+def load_recipe(path: str | Path, kind: type[R], overrides: dict[str, Any] | None = None) -> R:
+    """Reads the YAML file at `path` into the dataclass `kind`; `overrides` replace single keys.
+
+    Raises RecipeError for a missing file, a key the dataclass does not have (naming the nearest) or a missing one.
+    Relative paths inside a recipe are relative to the working directory.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"no recipe at {str(path)!r}: give the path of a .yaml file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold `key: value` lines, found {type(values).__name__}")
+    return build(kind, {**values, **(overrides or {})}, str(path))
+
+
+def build(kind: type[R], values: dict[str, Any], where: str) -> R:
+    """`values` as an instance of the dataclass `kind`, every key checked."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise RecipeError(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
+    required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := required - values.keys():
+        raise RecipeError(f"{where}: missing {', '.join(sorted(missing))}")
+    return kind(**{key: _typed(fields[key], value, where) for key, value in values.items()})
+
+
+def _typed(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
+    """The value, with YAML's lists as tuples and numbers checked against the field's default."""
+    if isinstance(value, list):
+        return tuple(value)
+    default = field.default
+    if isinstance(default, float) and not isinstance(default, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except (TypeError, ValueError):
+            raise RecipeError(f"{where}: {field.name}={value!r} must be a number") from None
+    if default not in (dataclasses.MISSING, None) and type(default) is not type(value):
+        raise RecipeError(f"{where}: {field.name}={value!r} must be a {type(default).__name__} like {default!r}")
+    return value
+
+
+def save_recipe(recipe: Any, path: Path) -> None:
+    """Writes the resolved recipe beside its outputs."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(recipe).items()}
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,0 +1,142 @@
+"""The folder of a training run: its resumable state, its metrics and the arithmetic both loops share.
+
+A step's randomness is a function of (seed, step) alone, see `seed_step`; so the state to resume from is the
+parameters, the optimizer and the number of steps done, and a resumed run equals an uninterrupted one bit for bit.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from higgs_audio.errors import HiggsAudioError
+
+
+class NonFiniteLossError(HiggsAudioError):
+    """The loss or its gradient became NaN or infinite; the last checkpoint is whole."""
+
+
+class Run:
+    """Checkpoints (`state.pt`), metrics (`metrics.jsonl`, tensorboard when installed) and progress of one run.
+
+    Args:
+        folder: created if missing; a `state.pt` inside is resumed from.
+        save_every: steps between checkpoints.
+        log_every: steps between metric lines, which hold the means since the last.
+    """
+
+    def __init__(self, folder: str | Path, save_every: int = 200, log_every: int = 20) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.save_every, self.log_every = save_every, log_every
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._since = time.monotonic()
+        self._board = _tensorboard(self.folder)
+
+    def resume(self, parts: Mapping[str, Any]) -> int:
+        """Loads every part's state dict from the last checkpoint; returns the number of steps done."""
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return 0
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        self._cut_metrics(state["step"])
+        print(f"resumed {self.folder} at step {state['step']}", file=sys.stderr)
+        return int(state["step"])
+
+    def save(self, step: int, parts: Mapping[str, Any]) -> None:
+        """Writes the checkpoint beside the old one, then renames: a kill leaves the old one whole."""
+        state = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
+        temporary = self.folder / "state.pt.part"
+        torch.save(state, temporary)
+        os.replace(temporary, self.folder / "state.pt")
+
+    def due(self, step: int, num_steps: int) -> bool:
+        """Whether a checkpoint belongs after step number `step` (counted from 1)."""
+        return step % self.save_every == 0 or step == num_steps
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one step's values; every `log_every` steps writes their means and the seconds a step took."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        if step % self.log_every:
+            return
+        means = {name: total / self._count for name, total in self._sums.items()}
+        means["step_seconds"] = (time.monotonic() - self._since) / self._count
+        self.record(step, means)
+        self._sums, self._count, self._since = {}, 0, time.monotonic()
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one line of metrics now, to the file, the board and stderr."""
+        rounded = {name: round(float(value), 5) for name, value in values.items()}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"step": step, **rounded}) + "\n")
+        for name, value in rounded.items():
+            if self._board is not None:
+                self._board.add_scalar(name, value, step)
+        print(f"step {step:6d}  " + "  ".join(f"{n} {v:.4g}" for n, v in rounded.items()), file=sys.stderr, flush=True)
+
+    def _cut_metrics(self, step: int) -> None:
+        """Drops metric lines of steps that will be done again."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _tensorboard(folder: Path) -> Any:
+    """A SummaryWriter, or None where tensorboard is not installed: the JSONL file has the same numbers."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "board"))
+
+
+def seed_step(seed: int, step: int) -> torch.Generator:
+    """Seeds torch for one step and returns a separate generator for its data, both functions of (seed, step)."""
+    torch.manual_seed(seed * 1_000_003 + step)
+    return torch.Generator().manual_seed(seed * 1_000_003 + step + (1 << 40))
+
+
+def learning_rate(step: int, num_steps: int, peak: float, warmup: int, final: float) -> float:
+    """Linear warm-up to `peak`, then a cosine to `final` at `num_steps`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, num_steps - warmup))
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def apply_gradients(
+    loss: torch.Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, rate: float, max_norm: float
+) -> float:
+    """Backward, clip, step; returns the gradient norm. Raises NonFiniteLossError before anything is changed."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = float(nn.utils.clip_grad_norm_(module.parameters(), max_norm))
+    if not math.isfinite(norm) or not bool(torch.isfinite(loss.detach())):
+        raise NonFiniteLossError(f"loss {float(loss.detach())}, gradient norm {norm}: lower the learning rate or find the clip")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return norm
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters in two groups: matrices with weight decay; norms, biases and embeddings without."""
+    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1 and id(p) not in embeddings]
+    rest = [p for p in trained if p.ndim <= 1 or id(p) in embeddings]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

@@ -1,0 +1,188 @@
+"""Training the audio tokenizer: one straight loop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import HubertForCTC
+
+from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
+from higgs_audio.codec.model import TokenizerTrainingOutput
+from higgs_audio.train.clips import Clip, random_crops, read_manifests
+from higgs_audio.train.codebook import perplexity, revive, start_codebooks, update_codebook
+from higgs_audio.train.recipe import save_recipe
+from higgs_audio.train.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
+from higgs_audio.train.spectral import spectral_losses
+
+REVIVE_EVERY = 50  # steps
+KMEANS_STEPS = 10
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """Everything a tokenizer run depends on.
+
+    `data` is a folder with manifests, `teacher` a HubertForCTC checkpoint (frozen), `output` the run's folder.
+    `depth_one` and `depth_any` are the shares of samples that use one codebook, or a random number of them; the rest
+    use all.
+    """
+
+    data: str
+    teacher: str
+    output: str
+    body: dict[str, Any] = field(default_factory=lambda: {"body": "vocos"})
+    codebook_dim: int = 64
+    num_steps: int = 4000
+    batch: int = 16
+    crop_seconds: float = 1.6
+    warmup_unquantized: int = 500
+    kmeans_batches: int = 25
+    decay: float = 0.99
+    depth_one: float = 0.15
+    depth_any: float = 0.35
+    mel_weight: float = 15.0
+    convergence_weight: float = 1.0
+    semantic_weight: float = 1.0
+    first_weight: float = 1.0
+    heard_weight: float = 0.0
+    heard_share: float = 0.25
+    commitment_weight: float = 0.25
+    residual_weight: float = 1.0
+    peak_rate: float = 1e-3
+    final_rate: float = 5e-5
+    warmup: int = 200
+    weight_decay: float = 0.01
+    max_norm: float = 5.0
+    seed: int = 0
+    save_every: int = 200
+    log_every: int = 20
+
+
+def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
+    """A tokenizer with the teacher's HuBERT inside, frozen."""
+    teacher = HubertForCTC.from_pretrained(recipe.teacher)
+    torch.manual_seed(recipe.seed)
+    config = HiggsAudioTokenizerConfig(
+        acoustic_model_config=dict(recipe.body),
+        semantic_model_config=teacher.hubert.config.to_dict(),
+        codebook_dim=recipe.codebook_dim,
+    )
+    tokenizer = HiggsAudioTokenizer(config)
+    tokenizer.semantic_model.load_state_dict(teacher.hubert.state_dict())
+    tokenizer.semantic_model.requires_grad_(False)
+    return tokenizer
+
+
+def train_tokenizer(recipe: TokenizerRecipe) -> Path:
+    """Trains the tokenizer; writes a checkpoint to `output/model` and returns that path."""
+    clips = read_manifests(recipe.data, "train")
+    run = Run(recipe.output, recipe.save_every, recipe.log_every)
+    save_recipe(recipe, run.folder / "recipe.yaml")
+    tokenizer = new_tokenizer(recipe)
+    optimizer = torch.optim.AdamW(decay_groups(tokenizer, recipe.weight_decay), betas=(0.8, 0.99), fused=True)
+    parts = {"model": tokenizer, "optimizer": optimizer}
+    step = run.resume(parts)
+    while step < recipe.num_steps:
+        generator = seed_step(recipe.seed, step)
+        if step == recipe.warmup_unquantized:
+            begin_quantizing(tokenizer, clips, recipe, generator)
+        waveform = crops(clips, recipe, generator)  # [B, 1, S]
+        depth = draw_depth(recipe, generator) if step >= recipe.warmup_unquantized else None
+        output = tokenizer(waveform, depth)
+        losses = tokenizer_losses(tokenizer, output, waveform, recipe)
+        rate = learning_rate(step, recipe.num_steps, recipe.peak_rate, recipe.warmup, recipe.final_rate)
+        norm = apply_gradients(total_loss(losses, recipe), tokenizer, optimizer, rate, recipe.max_norm)
+        step += 1
+        update_codebooks(tokenizer, output, recipe, step, generator)
+        run.log(step, {name: float(value.detach()) for name, value in losses.items()} | {"norm": norm})
+        if run.due(step, recipe.num_steps):
+            run.save(step, parts)
+            run.record(step, {f"perplexity_{k}": perplexity(q.codebook) for k, q in enumerate(quantizers(tokenizer))})
+    tokenizer.save_pretrained(run.folder / "model")
+    return run.folder / "model"
+
+
+def quantizers(tokenizer: HiggsAudioTokenizer) -> list[Any]:
+    """The K vector quantizers."""
+    return tokenizer.quantizer._all_list()
+
+
+def crops(clips: Sequence[Clip], recipe: TokenizerRecipe, generator: torch.Generator) -> Tensor:
+    """A batch of random crops `[B, 1, S]`, S a multiple of the hop, each at a random level (-10 to +3 dB)."""
+    length = round(recipe.crop_seconds * 25) * 960
+    waveform = random_crops(clips, recipe.batch, length, 24_000, generator)
+    decibels = -10 + 13 * torch.rand(recipe.batch, 1, generator=generator)
+    return (waveform * 10 ** (decibels / 20)).clamp(-1, 1)[:, None]
+
+
+def draw_depth(recipe: TokenizerRecipe, generator: torch.Generator, num_codebooks: int = 8) -> Tensor:
+    """Codebooks that each sample of a batch uses, `[B]`."""
+    draw = torch.rand(recipe.batch, generator=generator)
+    anything = torch.randint(1, num_codebooks + 1, (recipe.batch,), generator=generator)
+    depth = torch.where(draw < recipe.depth_one + recipe.depth_any, anything, num_codebooks)
+    return torch.where(draw < recipe.depth_one, 1, depth)
+
+
+@torch.no_grad()
+def begin_quantizing(
+    tokenizer: HiggsAudioTokenizer, clips: Sequence[Clip], recipe: TokenizerRecipe, generator: torch.Generator
+) -> None:
+    """K-means of every codebook over the latents of many batches, at least ten vectors an entry."""
+    batches = [tokenizer(crops(clips, recipe, generator), None).latent for _ in range(recipe.kmeans_batches)]
+    latents = torch.cat([b.flatten(0, 1) for b in batches])  # [N, D]
+    start_codebooks(tokenizer.quantizer, latents, KMEANS_STEPS, 1 / recipe.kmeans_batches, generator)
+
+
+def tokenizer_losses(
+    tokenizer: HiggsAudioTokenizer, output: TokenizerTrainingOutput, waveform: Tensor, recipe: TokenizerRecipe
+) -> dict[str, Tensor]:
+    """Every loss of a step, unweighted."""
+    made, wanted = output.audio_values[:, 0], waveform[:, 0]  # type: ignore[index]
+    mel, convergence = spectral_losses(made, wanted, tokenizer.config.sample_rate)
+    losses = {"mel": mel, "convergence": convergence, "semantic": semantic_loss(output.semantic_values, output)}
+    if output.quantized is not None:
+        losses["first"] = semantic_loss(output.semantic_first, output)
+        losses["commitment"] = output.quantized.commitment
+        losses["residual"] = output.quantized.residual
+    if recipe.heard_weight:
+        count = max(1, round(recipe.heard_share * len(made)))
+        heard = tokenizer._semantic_features(output.audio_values[:count])  # type: ignore[index]
+        losses["heard"] = relative_error(heard, output.semantic_target[:count])  # type: ignore[index]
+    return losses
+
+
+def semantic_loss(values: Tensor | None, output: TokenizerTrainingOutput) -> Tensor:
+    """Error of rebuilt semantic features, relative to the target's variance: 1 is as good as their mean."""
+    assert values is not None and output.semantic_target is not None
+    return relative_error(values, output.semantic_target)
+
+
+def relative_error(values: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of `[B, F, D]` over the variance of the target around its mean over the batch."""
+    return F.mse_loss(values, target) / target.var(dim=(0, 1)).mean().clamp(min=1e-6)
+
+
+def total_loss(losses: dict[str, Tensor], recipe: TokenizerRecipe) -> Tensor:
+    """The weighted sum; the recipe's `<name>_weight` is the weight of loss `name`."""
+    return torch.stack([getattr(recipe, f"{name}_weight") * value for name, value in losses.items()]).sum()
+
+
+def update_codebooks(
+    tokenizer: HiggsAudioTokenizer,
+    output: TokenizerTrainingOutput,
+    recipe: TokenizerRecipe,
+    step: int,
+    generator: torch.Generator,
+) -> None:
+    """Moves every codebook by what this step asked of it."""
+    if output.quantized is None:
+        return
+    for number, quantizer in enumerate(quantizers(tokenizer)):
+        vectors = output.quantized.projected[number].flatten(0, 1)  # [B * F, width]
+        update_codebook(quantizer.codebook, vectors, output.quantized.codes[number].flatten(), recipe.decay)
+        if step % REVIVE_EVERY == 0:
+            revive(quantizer.codebook, vectors, generator)

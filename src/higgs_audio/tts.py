@@ -1,0 +1,410 @@
+"""HiggsAudio: text in, speech out. Where processor, language model and audio tokenizer meet; glue only."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import GenerationConfig
+
+from higgs_audio import checkpoint
+from higgs_audio.audio import Waveform, from_array, read
+from higgs_audio.codec import HiggsAudioTokenizer, StreamDecoder
+from higgs_audio.delay import FrameAligner
+from higgs_audio.errors import (
+    AudioError,
+    CheckpointError,
+    HiggsAudioError,
+    OptionError,
+    TextError,
+    VoiceError,
+    nearest,
+)
+from higgs_audio.generate import read_rules
+from higgs_audio.generate import stream as stream_steps
+from higgs_audio.model import HiggsAudioForConditionalGeneration
+from higgs_audio.pace import count_phones, frame_bounds
+from higgs_audio.processor import HiggsAudioProcessor
+from higgs_audio.prompt import Prompt, Turn, Voice, to_messages
+from higgs_audio.sampling import SamplingOptions, check_count
+from higgs_audio.text import check_speakable, contains_special, normalize, split_utterances
+
+GENERATION_FILE = "generation_config.json"
+SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions))
+
+MAX_REFERENCE_SECONDS = 30.0  # a longer one makes every step slower and the voice no better
+UTTERANCE_CHARS = 110  # of one generation: nano has learned nothing longer
+# Frames decoded together: few at first, so that sound comes soon, then more, as each call decodes its context again.
+FIRST_CHUNK_FRAMES = 8
+MAX_CHUNK_FRAMES = 64
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A text, spoken.
+
+    Attributes:
+        waveform: its sound, 24 kHz.
+        codes: [K, F] int64, the codes the sound was decoded from.
+        finish_reason: "stop" where every utterance ended by itself; "length" where a limit cut one short.
+    """
+
+    waveform: Waveform
+    codes: NDArray[np.int64]
+    finish_reason: str
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of sound."""
+        return self.waveform.seconds
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Samples [S] that have become certain, the codes [K, F] that came in with them, and why the utterance ended."""
+
+    samples: NDArray[np.float32]
+    codes: Tensor
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A call of `generate` or `stream`, checked."""
+
+    utterances: tuple[str, ...]
+    voice: Voice
+    scene: str | None
+    seed: int | None
+    max_frames: int | None
+    sampling: Mapping[str, Any]
+
+
+class HiggsAudio:
+    """A checkpoint that speaks.
+
+    >>> tts = HiggsAudio.from_pretrained("nano")  # doctest: +SKIP
+    >>> speech = tts.generate("The sun rises in the east.", voice="ava", seed=1)  # doctest: +SKIP
+    >>> speech.waveform.samples.shape, speech.codes.shape  # doctest: +SKIP
+    ((48960,), (8, 51))
+
+    Args:
+        model: the language model, in eval mode.
+        processor: with its audio tokenizer.
+        voices: name -> {"profile": text that the model knows the voice by, "description": for people}; the first is
+            the default. Without any, the model chooses a voice.
+    """
+
+    def __init__(
+        self,
+        model: HiggsAudioForConditionalGeneration,
+        processor: HiggsAudioProcessor,
+        voices: dict[str, dict[str, str]] | None = None,
+    ) -> None:
+        if processor.audio_tokenizer is None:
+            raise CheckpointError("the processor has no audio tokenizer: load it from a checkpoint that has one")
+        self.model = model
+        self.processor = processor
+        self._profiles = voices or {}
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path = "nano", device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> "HiggsAudio":
+        """Loads a checkpoint.
+
+        Args:
+            name: as in `checkpoint.resolve`: "nano", a folder, or a hub repository.
+            device: "cpu", "cuda", ...; when None a GPU if torch finds one.
+            dtype: of the language model; when None float32 on a CPU, where it is faster than bfloat16, and bfloat16
+                elsewhere. The audio tokenizer is always float32.
+
+        Raises:
+            CheckpointError: no such checkpoint, or files that do not fit.
+            OptionError: no such device.
+        """
+        place = _device(device)
+        folder = checkpoint.resolve(name)
+        dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+        model = checkpoint.load(HiggsAudioForConditionalGeneration, folder, dtype=dtype)
+        if (folder / GENERATION_FILE).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.to(place)  # type: ignore[arg-type]
+        return cls(model, _load_processor(folder, place), checkpoint.read_voices(folder))
+
+    @property
+    def codec(self) -> HiggsAudioTokenizer:
+        """The audio tokenizer."""
+        assert self.processor.audio_tokenizer is not None
+        return self.processor.audio_tokenizer
+
+    @property
+    def sample_rate(self) -> int:
+        """Of everything it says, in Hz: 24000."""
+        return self.processor.sampling_rate
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """Names of the voices that the checkpoint brings; the first is the default."""
+        return tuple(self._profiles)
+
+    def voice(self, source: str | Path | bytes | Waveform, transcript: str | None = None) -> Voice:
+        """A voice by name, or that of a recording.
+
+        Args:
+            source: one of `voices`; or a recording of at most 30 seconds, of any format, rate and number of channels,
+                as a path, the bytes of a file, or a `Waveform`.
+            transcript: what is said in the recording, word for word.
+
+        Raises:
+            VoiceError: no such voice, a recording without transcript, or a name with one.
+            AudioError: a recording that is missing, unreadable, empty, shorter than 5 ms or longer than 30 s.
+            TextError: a transcript with nothing speakable, or with a special token in it.
+        """
+        if isinstance(source, str) and not _is_recording(source, self.voices):
+            if transcript is not None:
+                raise VoiceError(f"{source!r} names a voice, which takes no transcript; leave it out, or give a path")
+            return self._named(source)
+        if transcript is None:
+            raise VoiceError("a recording needs its transcript: pass what is said in it, word for word, as transcript=")
+        return Voice(transcript=check_speakable(transcript), codes=self.processor.encode_audio(_read_reference(source)))
+
+    def generate(
+        self,
+        text: str,
+        voice: Voice | str | None = None,
+        *,
+        seed: int | None = None,
+        max_seconds: float | None = None,
+        scene: str | None = None,
+        progress: Callable[[float], None] | None = None,
+        **sampling: Any,
+    ) -> Speech:
+        """Speaks a text of any length: the concatenation of `stream`.
+
+        Args:
+            text: what to say.
+            voice: a name of `voices`, or a `Voice` that `voice()` made; the default voice when None.
+            seed: equal seeds give equal sound on one machine; when None no two calls are equal.
+            max_seconds: at most so much sound in all. Beside that, no utterance may last longer than 1 second and
+                0.12 for each phone, about twice of what it should.
+            scene: where the speech is recorded, in words, for models that know scenes.
+            progress: called with the seconds of sound made so far.
+            **sampling: `temperature`, `top_k`, `top_p` and the other fields of `SamplingOptions`; where left out, the
+                checkpoint's own.
+
+        Raises:
+            TextError: a text that is empty, has nothing speakable, or holds a special token.
+            VoiceError: no such voice.
+            OptionError: an option that does not exist, or a value outside its range.
+        """
+        request = self._check(text, voice, seed, max_seconds, scene, sampling)
+        chunks, num_samples = [], 0
+        for chunk in self._speak(request):
+            chunks.append(chunk)
+            num_samples += len(chunk.samples)
+            if progress is not None:
+                progress(num_samples / self.sample_rate)
+        waveform = Waveform(np.concatenate([chunk.samples for chunk in chunks]), self.sample_rate)
+        codes = torch.cat([chunk.codes for chunk in chunks], dim=1).numpy()  # [K, F]
+        reason = "length" if any(chunk.finish_reason == "length" for chunk in chunks) else "stop"
+        return Speech(waveform, codes, reason)
+
+    def stream(
+        self,
+        text: str,
+        voice: Voice | str | None = None,
+        *,
+        seed: int | None = None,
+        max_seconds: float | None = None,
+        scene: str | None = None,
+        **sampling: Any,
+    ) -> Iterator[Waveform]:
+        """Speaks a text in chunks, each as soon as it is certain. Arguments and errors are those of `generate`.
+
+        Everything is checked before the first chunk is asked for; closing the iterator ends the work.
+        """
+        request = self._check(text, voice, seed, max_seconds, scene, sampling)
+        return (Waveform(chunk.samples, self.sample_rate) for chunk in self._speak(request) if len(chunk.samples))
+
+    # What a call asks for.
+
+    def _check(
+        self,
+        text: str,
+        voice: Voice | str | None,
+        seed: int | None,
+        max_seconds: float | None,
+        scene: str | None,
+        sampling: Mapping[str, Any],
+    ) -> _Request:
+        if unknown := sorted(set(sampling) - set(SAMPLING_OPTIONS)):
+            raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], SAMPLING_OPTIONS)}")
+        read_rules(self.model, sampling)
+        utterances = tuple(normalize(part) for part in split_utterances(check_speakable(text), UTTERANCE_CHARS))
+        if seed is not None:
+            check_count("seed", seed, 0, 2**63 - len(utterances), "None for another sound with every call")
+        if scene is not None and (found := contains_special(scene)):
+            raise TextError(f"the scene holds the special token {found[0]!r}: take it out")
+        chosen = self._named(voice) if isinstance(voice, str) else voice or self._default()
+        request = _Request(utterances, chosen, scene, seed, self._frames(max_seconds), sampling)
+        for number in range(len(utterances)):
+            self._inputs(request, number, chosen, None)  # what cannot be said is refused before the first word is
+        return request
+
+    def _named(self, name: str) -> Voice:
+        if name not in self._profiles:
+            raise VoiceError(
+                f"no voice {name!r}; {nearest(name, self.voices)}. A recording and its transcript make another: "
+                "voice(path, transcript)"
+            )
+        return Voice(name=name, profile=self._profiles[name]["profile"])
+
+    def _default(self) -> Voice:
+        return self._named(self.voices[0]) if self.voices else Voice()
+
+    def _frames(self, seconds: float | None) -> int | None:
+        """Whole frames in so many seconds."""
+        if seconds is None:
+            return None
+        rate = self.codec.config.frame_rate
+        if not 1 / rate <= seconds < float("inf"):
+            raise OptionError(f"max_seconds={seconds!r}; allowed: None, or at least one frame, {1 / rate} seconds")
+        return int(seconds * rate + 1e-6)
+
+    # The work.
+
+    def _speak(self, request: _Request) -> Iterator[_Chunk]:
+        """All utterances, one after another, in one voice.
+
+        Each is asked for in the voice of the request. Where that is nobody's, the first utterance becomes the
+        reference of the others, or every one would be spoken by somebody else.
+        """
+        voice, left = request.voice, request.max_frames
+        for number, utterance in enumerate(request.utterances):
+            if left == 0:
+                yield _Chunk(np.zeros(0, np.float32), self._stack([]), "length")
+                return
+            codes = []
+            for chunk in self._speak_utterance(self._inputs(request, number, voice, left)):
+                codes.append(chunk.codes)
+                yield chunk
+            spoken = torch.cat(codes, dim=1)  # [K, F]
+            left = None if left is None else left - spoken.shape[1]
+            if voice.profile is None and voice.codes is None:
+                voice = Voice(transcript=utterance, codes=spoken.numpy())
+
+    def _inputs(self, request: _Request, number: int, voice: Voice, left: int | None) -> dict[str, Any]:
+        """Arguments of `generate.stream` for one utterance of at most `left` frames."""
+        utterance = request.utterances[number]
+        prompt = self.processor.apply_chat_template(
+            to_messages(_prompt(utterance, voice, request.scene)), force_audio=True, output_labels=False
+        )
+        shortest, longest = self._bounds(utterance, voice)
+        longest = longest if left is None else min(left, longest)
+        return {
+            **prompt.to(self.model.device),
+            **request.sampling,
+            "min_frames": min(shortest, longest),
+            "max_frames": longest,
+            "max_new_tokens": longest + self.model.config.audio_num_codebooks + 2,  # the delay and <|audio_eos|>
+            "eos_token_id": self.model.config.audio_eos_token_id,  # an utterance is one segment
+            "seed": None if request.seed is None else request.seed + number,
+        }
+
+    def _bounds(self, utterance: str, voice: Voice) -> tuple[int, int]:
+        """Least and most frames of an utterance."""
+        rate, pace = self.codec.config.frame_rate, 0.0
+        phonemes = self.processor.text_frontend == "phonemes"
+        if voice.codes is not None:
+            pace = voice.codes.shape[1] / rate / max(1, count_phones(voice.transcript or "", phonemes))
+        return frame_bounds(count_phones(utterance, phonemes), rate, pace)
+
+    def _speak_utterance(self, inputs: Mapping[str, Any]) -> Iterator[_Chunk]:
+        """One utterance: columns -> frames -> chunks, each twice as long as the last."""
+        config = self.model.config
+        aligner = FrameAligner(config.audio_num_codebooks, config.audio_stream_bos_id, config.audio_stream_eos_id)
+        decoder = StreamDecoder(self.codec)
+        frames: list[list[int]] = []
+        size, reason = FIRST_CHUNK_FRAMES, None
+        for (step,) in stream_steps(self.model, **inputs):
+            reason = step.finish_reason
+            frame = aligner.push(step.column) if step.column is not None else None
+            if frame is not None:
+                frames.append(frame)
+            if len(frames) == size:
+                codes = self._stack(frames)
+                yield _Chunk(_samples(decoder.push(codes.to(self.codec.device))), codes)
+                frames, size = [], min(2 * size, MAX_CHUNK_FRAMES)
+        codes = self._stack(frames)
+        last = _samples(decoder.push(codes.to(self.codec.device))), _samples(decoder.finish())
+        yield _Chunk(np.concatenate(last), codes, reason)
+
+    def _stack(self, frames: list[list[int]]) -> Tensor:
+        """Frames, K ids each, to codes [K, F] on the CPU."""
+        return torch.tensor(frames, dtype=torch.long).reshape(-1, self.model.config.audio_num_codebooks).T
+
+
+def _prompt(utterance: str, voice: Voice, scene: str | None) -> Prompt:
+    """The utterance after its reference, or with its profile: a training example without its answer."""
+    reference = () if voice.codes is None else (Turn(text=voice.transcript or "", codes=voice.codes),)
+    profiles = {} if voice.profile is None else {"SPEAKER0": voice.profile}
+    return Prompt(turns=(*reference, Turn(text=utterance)), scene=scene, profiles=profiles)
+
+
+def _samples(sound: Tensor) -> NDArray[np.float32]:
+    """What the audio tokenizer says [S], as a waveform's samples: it may go a little over 1."""
+    return sound.float().clamp(-1, 1).cpu().numpy()
+
+
+def _read_reference(source: str | Path | bytes | Waveform) -> Waveform:
+    """The recording of a voice, not longer than it may be."""
+    if not isinstance(source, Waveform):
+        return read(source, max_seconds=MAX_REFERENCE_SECONDS)
+    if source.seconds > MAX_REFERENCE_SECONDS:
+        raise AudioError(f"the recording lasts {source.seconds:.1f} seconds; give at most {MAX_REFERENCE_SECONDS:g}")
+    return from_array(source.samples, source.sample_rate)
+
+
+def _is_recording(source: str, voices: tuple[str, ...]) -> bool:
+    """Whether a string is a path, and not the name of a voice (well or badly spelled)."""
+    path = Path(source)
+    return source not in voices and (len(path.parts) > 1 or bool(path.suffix) or path.is_file())
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise OptionError(f"no device {str(device)!r}: use 'cpu', 'cuda' or 'cuda:0'") from error
+
+
+def load_codec(name: str | Path, device: str | torch.device | None = None) -> HiggsAudioTokenizer:
+    """The audio tokenizer of a checkpoint, or one in a folder or repository of its own.
+
+    Args:
+        name, device: as in `HiggsAudio.from_pretrained`.
+
+    Raises:
+        CheckpointError: no such checkpoint, or files that do not fit.
+        OptionError: no such device.
+    """
+    place = _device(device)
+    folder = checkpoint.resolve(name)
+    inside = folder / checkpoint.CODEC_FOLDER
+    codec = checkpoint.load(HiggsAudioTokenizer, inside if inside.is_dir() else folder, dtype=torch.float32)
+    codec.to(place)  # type: ignore[arg-type]
+    return codec
+
+
+def _load_processor(folder: Path, place: torch.device) -> HiggsAudioProcessor:
+    try:
+        return HiggsAudioProcessor.from_pretrained(folder, device_map=place)
+    except HiggsAudioError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the tokenizer or processor files of {folder} do not load: {error}") from error

@@ -1,0 +1,77 @@
+"""What several test files need: a tiny random checkpoint with the layout of the one that the package ships."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests see no network
+
+import pytest
+import torch
+
+from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
+from higgs_audio.processor import HiggsAudioProcessor
+from higgs_audio.train.lm import LanguageModelRecipe, new_model
+
+ROOT = Path(__file__).parents[1]
+VOICES = {
+    "ava": {"profile": "Ava", "description": "an American woman"},
+    "joe": {"profile": "Joe", "description": "an American man"},
+}
+TINY_TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+TINY_BODY = {
+    "body": "vocos",
+    "hidden_size": 16,
+    "encoder_widths": [16, 16],
+    "encoder_depths": [1, 1],
+    "decoder_widths": [16, 16],
+    "decoder_depths": [1, 1],
+}
+TINY_HUBERT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder that makes noise, not speech: random weights, nano's tokenizer, two voices."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    tokenizer = nano_tokenizer().build()
+    codec = HiggsAudioTokenizer(
+        HiggsAudioTokenizerConfig(
+            acoustic_model_config=TINY_BODY, semantic_model_config=TINY_HUBERT, codebook_dim=8
+        )
+    ).eval()
+    for layer in codec.quantizer.modules():  # codebooks wait for k-means; random entries do as well
+        for name, table in layer.named_buffers(recurse=False):
+            if table.is_floating_point() and table.ndim == 2:
+                setattr(layer, name, torch.randn(table.shape))
+    processor = HiggsAudioProcessor(tokenizer, codec, text_frontend="phonemes")
+    recipe = LanguageModelRecipe(data="", heldout="", processor="", output="", text_config=TINY_TEXT)
+    new_model(recipe, processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "voices.json").write_text(json.dumps(VOICES), encoding="utf-8")
+    return folder
+
+
+def nano_tokenizer():
+    """The recipe's module that builds nano's text tokenizer."""
+    spec = importlib.util.spec_from_file_location("nano_tokenizer", ROOT / "recipes" / "nano" / "tokenizer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

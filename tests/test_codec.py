@@ -1,0 +1,489 @@
+"""The audio tokenizer: transformers' own as oracle of the published body, slow formulas and perturbation otherwise."""
+
+import copy
+import importlib
+import importlib.machinery
+import sys
+import types
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import soxr
+import torch
+from torch import nn
+from transformers import DacConfig, HubertConfig
+from transformers.utils import import_utils
+
+from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig, StreamDecoder, dac, decode_stream, vocos
+from higgs_audio.codec import resample as resample_module
+from higgs_audio.codec.resample import resample
+from higgs_audio.errors import AudioError, CodesError, OptionError
+
+TOKENIZER_MODULE = "transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer"
+DAC_FIELDS = ("encoder_hidden_size", "decoder_hidden_size", "downsampling_ratios", "upsampling_ratios", "hidden_size")
+
+HUBERT = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
+    "layerdrop": 0.0,
+}
+# Narrow, but as deep and with the kernels of the real ones: the receptive fields are those of the real ones.
+BODIES = {
+    "dac": {"body": "dac", "encoder_hidden_size": 4, "decoder_hidden_size": 32, "hidden_size": 8},
+    "vocos": {"body": "vocos", "hidden_size": 8, "encoder_widths": [16, 16], "decoder_widths": [24, 16]},
+}
+RESIDUES = (0, 118, 119, 631, 632, 959)  # the edges of the lengths at which the acoustic branch lacks a frame
+
+
+def make_tokenizer(body, seed=0, gain=0.5, **fields):
+    config = HiggsAudioTokenizerConfig(
+        acoustic_model_config=BODIES[body], semantic_model_config=HUBERT, codebook_dim=6, **fields
+    )
+    tokenizer = HiggsAudioTokenizer(config).eval()
+    randomize(tokenizer, seed, gain)
+    return tokenizer
+
+
+def make_sound(num_samples, batch=1, seed=0):
+    """Noise [B, 1, S] that gets louder and softer, as speech does."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(batch, 1, num_samples, generator=generator)
+    return 0.2 * noise * (1 + torch.sin(torch.arange(num_samples) / 2000))
+
+
+def make_codes(num_frames, batch=1, seed=0):
+    return torch.randint(0, 1024, (batch, 8, num_frames), generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def stand_in_torchaudio():
+    """A `torchaudio` of one function, the resampler that transformers' tokenizer needs, for CPU builds without one.
+
+    It is there while the tests of this file run, and taken away again.
+    """
+    torchaudio = types.ModuleType("torchaudio")
+    torchaudio.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
+    torchaudio.functional = types.SimpleNamespace(resample=resample)
+    sys.modules["torchaudio"] = torchaudio
+    import_utils.is_torchaudio_available.cache_clear()
+    try:
+        yield
+    finally:
+        del sys.modules["torchaudio"]
+        sys.modules.pop(TOKENIZER_MODULE, None)
+        import_utils.is_torchaudio_available.cache_clear()
+
+
+def tokenizer_twin(config):
+    """transformers' HiggsAudioV2TokenizerModel of the sizes of our `dac` config; needs torchaudio or its stand-in."""
+    module = importlib.import_module(TOKENIZER_MODULE)
+    acoustic = DacConfig(**{name: config.acoustic[name] for name in DAC_FIELDS})
+    theirs = module.HiggsAudioV2TokenizerConfig(
+        acoustic_model_config=acoustic,
+        semantic_model_config=HubertConfig(**config.semantic.to_dict()),
+        codebook_dim=config.codebook_dim,
+        codebook_size=config.codebook_size,
+        target_bandwidths=[0.5, 1, 1.5, 2],
+    )
+    return module.HiggsAudioV2TokenizerModel(theirs).eval()
+
+
+def randomize(model, seed, gain):
+    """Noise in every parameter and codebook that keeps signals at their size, in the sound's decoder times `gain`.
+
+    Initial weights shrink what passes through, which would hide an error beside the first layers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            size = gain if name.startswith("acoustic_decoder") else 1
+            if value.ndim > 1 and not name.endswith("alpha"):
+                value.copy_(size * noise / value[0].numel() ** 0.5)
+            else:
+                middle = 1 if name.endswith(("alpha", "scale", "norm.weight")) else 0
+                value.copy_(middle + 0.1 * noise)
+        for name, value in model.named_buffers():
+            if name.endswith(("codebook.embed", "codebook.embed_avg")):
+                value.copy_(torch.randn(value.shape, generator=generator))
+
+
+@pytest.fixture(scope="module", params=["dac", "vocos"])
+def tokenizer(request):
+    return make_tokenizer(request.param)
+
+
+@pytest.fixture(scope="module")
+def torchaudio():
+    with stand_in_torchaudio():
+        yield
+
+
+@pytest.fixture(scope="module")
+def twins(torchaudio):
+    """Ours and transformers', with the same weights; transformers pads by 480 samples, the original by 320."""
+    ours = make_tokenizer("dac", acoustic_padding=480)
+    theirs = tokenizer_twin(ours.config)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    return ours, theirs
+
+
+# transformers as oracle
+
+
+def test_the_published_sizes_have_every_tensor_of_transformers_by_name_and_shape(torchaudio):
+    with torch.device("meta"):
+        ours = HiggsAudioTokenizer(HiggsAudioTokenizerConfig()).state_dict()
+        theirs = tokenizer_twin(HiggsAudioTokenizerConfig()).state_dict()
+    assert {name: tuple(value.shape) for name, value in ours.items()} == {
+        name: tuple(value.shape) for name, value in theirs.items()
+    }
+    assert len(ours) == 527
+    assert sum(value.numel() for value in ours.values()) == 201_400_553
+
+
+@pytest.mark.parametrize("residue", RESIDUES)
+def test_codes_are_those_of_transformers_at_every_residue_of_the_length(twins, residue):
+    ours, theirs = twins
+    sound = make_sound(6 * 960 + residue, seed=residue)
+    with torch.no_grad():
+        wanted = theirs.encode(sound).audio_codes
+    codes = ours.encode(sound).audio_codes
+    assert torch.equal(codes, wanted)
+    assert codes.unique().numel() > 20, "codes that hardly vary would prove nothing"
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 2, 8])
+def test_samples_are_those_of_transformers_for_any_number_of_codebooks(twins, num_codebooks):
+    ours, theirs = twins
+    codes = make_codes(9, batch=2)[:, :num_codebooks]
+    with torch.no_grad():
+        wanted = theirs.decode(codes).audio_values
+    values = ours.decode(codes).audio_values
+    assert 0.1 < wanted.abs().max() < 10
+    torch.testing.assert_close(values, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_lower_bandwidth_of_transformers_is_the_first_codebooks_of_ours(twins):
+    ours, theirs = twins
+    sound = make_sound(4000)
+    with torch.no_grad():
+        wanted = theirs.encode(sound, bandwidth=0.5).audio_codes
+    assert torch.equal(ours.encode(sound).audio_codes[:, :2], wanted)
+
+
+def test_the_semantic_decoder_of_training_is_that_of_transformers(twins):
+    ours, theirs = twins
+    latent = torch.randn(2, 7, ours.config.hidden_size)
+    wanted = theirs.decoder_semantic(theirs.fc1(latent).transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(ours._semantic_from(latent), wanted)
+
+
+def test_the_two_published_paddings_differ_only_where_the_acoustic_branch_lacks_a_frame(twins):
+    """The original code pads by 320 samples, transformers by 480, and both only for residues 119 to 631."""
+    ours, _ = twins
+    original = make_tokenizer("dac")
+    assert original.config.acoustic_padding == 320
+    for residue in RESIDUES:
+        sound = make_sound(6 * 960 + residue, seed=residue)
+        same = torch.equal(original.encode(sound).audio_codes, ours.encode(sound).audio_codes)
+        assert same == (residue not in (119, 631)), residue
+
+
+# Lengths
+
+
+@pytest.mark.parametrize("num_samples", [119, 120, 960 - 1, 960, 1078, 1079, 1591, 1592, 2 * 960, 12345])
+def test_a_recording_gives_one_frame_for_every_960_samples_and_one_more_from_119_samples_on(tokenizer, num_samples):
+    codes = tokenizer.encode(make_sound(num_samples)).audio_codes
+    assert codes.shape == (1, 8, (num_samples + 841) // 960)
+    assert codes.dtype == torch.int64
+    assert bool(((codes >= 0) & (codes < 1024)).all())
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 25])
+def test_every_frame_gives_960_samples(tokenizer, num_frames):
+    values = tokenizer.decode(make_codes(num_frames, batch=2)).audio_values
+    assert values.shape == (2, 1, 960 * num_frames)
+    assert values.dtype == torch.float32
+
+
+def test_the_formula_for_the_frames_of_the_encoder_is_what_its_convolutions_give():
+    body = make_tokenizer("dac").acoustic_encoder
+    for num_samples in (631, 632, 960, 1591, 1592, 2551, 2552, 5000):
+        expected = body(torch.zeros(1, 1, num_samples)).shape[2] if num_samples > 631 else 0
+        assert dac.encoder_frames(HiggsAudioTokenizerConfig(), num_samples) == expected
+
+
+def test_rates_and_sizes_are_derived_from_one_another(tokenizer):
+    config = tokenizer.config
+    assert (config.hop_length, config.frame_rate, config.semantic_stride, config.hidden_size) == (960, 25, 2, 32)
+
+
+# The resampler
+
+
+def slow_resample(sound, old, new):
+    """The windowed sinc of each output sample, summed over every input sample, in float64."""
+    base = 0.99 * min(old, new)
+    times = np.arange(len(sound)) / old
+    out = np.empty(-(-len(sound) * new // old))
+    for i in range(len(out)):
+        t = np.clip((times - i / new) * base, -6, 6)
+        out[i] = np.sum(sound * np.sinc(t) * np.cos(np.pi * t / 12) ** 2) * base / old
+    return out
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 3, 100, 301])
+def test_resampling_is_the_windowed_sinc_summed_sample_by_sample(num_samples):
+    sound = make_sound(num_samples)[0, 0]
+    wanted = slow_resample(sound.double().numpy(), 3, 2)
+    out = resample(sound, 24000, 16000)
+    assert out.shape == (-(-2 * num_samples // 3),)
+    np.testing.assert_allclose(out.numpy(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(("source_rate", "target_rate"), [(16000, 24000), (48000, 24000), (44100, 24000)])
+def test_resampling_holds_for_other_pairs_of_rates(source_rate, target_rate):
+    divisor = np.gcd(source_rate, target_rate)
+    sound = make_sound(200)[0, 0]
+    wanted = slow_resample(sound.double().numpy(), source_rate // divisor, target_rate // divisor)
+    np.testing.assert_allclose(resample(sound, source_rate, target_rate).numpy(), wanted, atol=1e-6)
+
+
+def test_resampling_hears_what_soxr_hears_below_the_cutoff():
+    seconds = torch.arange(24000) / 24000
+    sound = sum(torch.sin(2 * torch.pi * f * seconds + f) for f in (110, 440, 1760, 5000)) / 4
+    wanted = torch.from_numpy(soxr.resample(sound.numpy(), 24000, 16000))
+    middle = slice(200, -200)
+    torch.testing.assert_close(resample(sound, 24000, 16000)[middle], wanted[middle], rtol=0, atol=5e-3)
+
+
+def test_resampling_keeps_the_leading_dimensions_and_passes_gradients():
+    sound = make_sound(300, batch=2).requires_grad_()
+    out = resample(sound, 24000, 16000)
+    out.pow(2).sum().backward()
+    assert out.shape == (2, 1, 200)
+    assert bool((sound.grad != 0).all())
+    assert resample(sound, 24000, 24000) is sound
+
+
+def test_a_process_that_resampled_in_inference_mode_can_still_train():
+    """The filter is kept. Made in inference mode, by the alignment of a clip, it stopped the next training run."""
+    resample_module._kernel.cache_clear()
+    with torch.inference_mode():
+        resample(make_sound(300), 24000, 16000)
+    sound = make_sound(300).requires_grad_()
+    resample(sound, 24000, 16000).sum().backward()
+    assert bool(sound.grad.any())
+
+
+# The quantizer
+
+
+def test_training_and_inference_choose_the_same_codes_and_the_same_latent(tokenizer):
+    latent = torch.randn(3, 5, tokenizer.config.hidden_size)
+    depth = torch.tensor([1, 3, 8])
+    with torch.no_grad():
+        trained = tokenizer.quantizer(latent, depth)
+        codes = tokenizer.quantizer.encode(latent)
+        for row, count in enumerate(depth):
+            wanted = tokenizer.quantizer.decode(codes[row : row + 1, :count])[0]
+            torch.testing.assert_close(trained.latent[row], wanted, rtol=0, atol=1e-4)
+    assert torch.equal(trained.codes.transpose(0, 1), codes)
+
+
+def test_the_decoders_wishes_pass_straight_through_the_quantizer(tokenizer):
+    latent = torch.randn(1, 4, tokenizer.config.hidden_size, requires_grad=True)
+    wish = torch.randn_like(latent)
+    (tokenizer.quantizer(latent, torch.tensor([8])).latent * wish).sum().backward()
+    torch.testing.assert_close(latent.grad, wish)
+
+
+def test_the_nearest_entry_is_the_nearest_by_euclidean_distance(tokenizer):
+    book = tokenizer.quantizer._all_list()[0].codebook
+    vectors = torch.randn(2, 50, book.embed.shape[1])
+    distances = (vectors[:, :, None] - book.embed).pow(2).sum(-1)  # [2, 50, V]
+    assert torch.equal(book.nearest(vectors), distances.argmin(-1))
+
+
+# Streaming
+
+
+def in_random_chunks(codes, seed):
+    """Codes [1, K, F] in pieces [K, n], some of them empty."""
+    rng = np.random.default_rng(seed)
+    cuts = np.sort(rng.integers(0, codes.shape[2] + 1, 9))
+    return [piece.contiguous() for piece in torch.tensor_split(codes[0], torch.tensor(cuts), dim=1)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stream_in_random_chunks_is_the_decoding_of_the_whole(tokenizer, seed):
+    codes = make_codes(75, seed=seed)
+    whole = tokenizer.decode(codes).audio_values[0, 0]
+    stream = torch.cat(list(decode_stream(tokenizer, in_random_chunks(codes, seed))))
+    assert stream.shape == whole.shape
+    torch.testing.assert_close(stream, whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_a_stream_of_nothing_is_silent_and_a_stream_of_one_frame_whole(tokenizer):
+    one = make_codes(1)
+    assert list(decode_stream(tokenizer, [])) == []
+    assert list(decode_stream(tokenizer, [one[0, :, :0]])) == []
+    (sound,) = decode_stream(tokenizer, [one[0]])
+    torch.testing.assert_close(sound, tokenizer.decode(one).audio_values[0, 0])
+
+
+def test_a_stream_keeps_no_more_frames_than_its_context_and_waits_for_no_more_than_its_right_side(tokenizer):
+    left, right = tokenizer.decoder_context
+    decoder, sounded = StreamDecoder(tokenizer), 0
+    for number, frame in enumerate(make_codes(60)[0].split(1, dim=1), start=1):
+        sounded += len(decoder.push(frame))
+        assert sounded == 960 * max(0, number - right)
+        assert decoder._window.shape[1] <= left + right + 1
+
+
+class Shortsighted(HiggsAudioTokenizer):
+    """A tokenizer that claims a smaller context than it has."""
+
+    missing = (0, 0)
+
+    @property
+    def decoder_context(self):
+        left, right = super().decoder_context
+        return left - self.missing[0], right - self.missing[1]
+
+
+def exact(tokenizer):
+    """In float64 with large weights, where the weakest influence of a frame is far above the noise."""
+    tokenizer = copy.deepcopy(tokenizer).double()
+    randomize(tokenizer, seed=1, gain=4)
+    tokenizer.__class__ = Shortsighted
+    return tokenizer
+
+
+def stream_error(tokenizer, codes):
+    """Largest difference of a stream, frame by frame, from the whole, relative to the loudest sample."""
+    whole = tokenizer.decode(codes).audio_values[0, 0]
+    stream = torch.cat(list(decode_stream(tokenizer, codes[0].split(1, dim=1))))
+    return float((stream - whole).abs().max() / whole.abs().max())
+
+
+def test_with_large_weights_the_context_is_enough_for_either_body(tokenizer):
+    assert stream_error(exact(tokenizer), make_codes(90)) < 1e-12
+
+
+@pytest.mark.parametrize("missing", [(1, 0), (0, 1)])
+def test_with_one_frame_of_context_less_on_either_side_the_stream_is_another(tokenizer, missing):
+    tokenizer = exact(tokenizer)
+    tokenizer.missing = missing
+    assert stream_error(tokenizer, make_codes(90)) > 1e-7
+
+
+def test_a_listener_waits_for_seven_frames_with_vocos_and_ten_with_the_published_body():
+    published, fast = HiggsAudioTokenizerConfig(), HiggsAudioTokenizerConfig(acoustic_model_config={"body": "vocos"})
+    assert dac.decoder_context(published) == (10, 10)
+    assert vocos.decoder_context(fast) == (33, 7)
+
+
+def test_frames_beyond_the_context_change_no_sample(tokenizer):
+    tokenizer = exact(tokenizer)
+    left, right = tokenizer.decoder_context
+    codes, middle = make_codes(left + right + 41, batch=2), left + 20
+    codes[1, :, middle - left : middle + right + 1] = codes[0, :, middle - left : middle + right + 1]
+    sounds = tokenizer.decode(codes).audio_values[:, 0].unflatten(1, (-1, 960))  # [2, F, 960]
+    torch.testing.assert_close(sounds[0, middle], sounds[1, middle], rtol=0, atol=1e-10)
+    assert (sounds[0, 0] - sounds[1, 0]).abs().max() > 1e-3
+
+
+# Batches and files
+
+
+def test_the_codes_of_a_recording_do_not_depend_on_its_batch(tokenizer):
+    sounds = make_sound(7000, batch=3)
+    together = tokenizer.encode(sounds).audio_codes
+    for row in range(3):
+        assert torch.equal(together[row : row + 1], tokenizer.encode(sounds[row : row + 1]).audio_codes)
+
+
+def test_saving_and_loading_changes_no_bit_of_weights_codes_or_samples(tokenizer, tmp_path):
+    """The STFT windows of `vocos` are in no file: loading builds the model on the meta device, without them."""
+    tokenizer.save_pretrained(tmp_path)
+    loaded, info = HiggsAudioTokenizer.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert [path.suffix for path in tmp_path.glob("model*")] == [".safetensors"]
+    ours, theirs = tokenizer.state_dict(), loaded.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    sound, codes = make_sound(5000), make_codes(12)
+    assert torch.equal(tokenizer.encode(sound).audio_codes, loaded.encode(sound).audio_codes)
+    assert torch.equal(tokenizer.decode(codes).audio_values, loaded.decode(codes).audio_values)
+    assert loaded.config.acoustic == tokenizer.config.acoustic
+    assert not loaded.training
+
+
+def test_a_new_tokenizer_has_finite_weights_and_waits_for_its_codebooks(tokenizer):
+    new = HiggsAudioTokenizer(tokenizer.config)
+    assert all(bool(value.isfinite().all()) for value in new.state_dict().values())
+    assert all(float(layer.codebook.inited) == 0 for layer in new.quantizer._all_list())
+    assert not any(isinstance(module, nn.Dropout) and module.p for module in new.semantic_model.modules())
+
+
+# The border
+
+
+@pytest.mark.parametrize(
+    "waveform",
+    [
+        pytest.param(torch.zeros(1, 2, 4800), id="stereo"),
+        pytest.param(torch.zeros(4800), id="no batch and no channel"),
+        pytest.param(torch.zeros(1, 4800), id="no channel"),
+        pytest.param(torch.zeros(1, 1, 118), id="118 samples"),
+        pytest.param(torch.zeros(1, 1, 0), id="empty"),
+        pytest.param(torch.full((1, 1, 4800), float("nan")), id="NaN"),
+        pytest.param(torch.full((1, 1, 4800), float("inf")), id="infinite"),
+        pytest.param(torch.zeros(1, 1, 4800, dtype=torch.int16), id="int16"),
+    ],
+)
+def test_a_waveform_that_cannot_be_encoded_is_an_audio_error(tokenizer, waveform):
+    with pytest.raises(AudioError):
+        tokenizer.encode(waveform)
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        pytest.param(torch.zeros(8, 5, dtype=torch.long), id="no batch"),
+        pytest.param(torch.zeros(1, 9, 5, dtype=torch.long), id="nine codebooks"),
+        pytest.param(torch.zeros(1, 0, 5, dtype=torch.long), id="no codebook"),
+        pytest.param(torch.zeros(1, 8, 0, dtype=torch.long), id="no frame"),
+        pytest.param(torch.zeros(1, 8, 5), id="floats"),
+        pytest.param(torch.zeros(1, 8, 5, dtype=torch.bool), id="booleans"),
+        pytest.param(torch.full((1, 8, 5), 1024), id="stream bos"),
+        pytest.param(torch.full((1, 8, 5), -1), id="negative"),
+    ],
+)
+def test_codes_that_cannot_be_decoded_are_a_codes_error(tokenizer, codes):
+    with pytest.raises(CodesError):
+        tokenizer.decode(codes)
+
+
+def test_codes_of_any_integer_type_are_decoded(tokenizer):
+    codes = make_codes(3)
+    whole = tokenizer.decode(codes).audio_values
+    assert torch.equal(tokenizer.decode(codes.int()).audio_values, whole)
+    assert torch.equal(tokenizer.decode(codes.to(torch.int16)).audio_values, whole)
+
+
+def test_an_unknown_body_or_field_of_a_body_names_the_nearest():
+    with pytest.raises(OptionError, match="did you mean 'vocos'"):
+        HiggsAudioTokenizerConfig(acoustic_model_config={"body": "vocoz"})
+    with pytest.raises(OptionError, match="did you mean 'hidden_size'"):
+        HiggsAudioTokenizerConfig(acoustic_model_config={"hiden_size": 8})

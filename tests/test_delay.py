@@ -1,0 +1,192 @@
+"""The delay pattern, against the layout written in the documentation and against itself run column by column."""
+
+import random
+
+import pytest
+import torch
+
+from higgs_audio.delay import FrameAligner, Ramp, apply_delay, delay_labels, revert_delay
+from higgs_audio.errors import CodesError
+
+V = 16
+BOS, EOS = V, V + 1
+
+
+def make_codes(num_codebooks, num_frames, seed=0):
+    return torch.randint(0, V, (num_codebooks, num_frames), generator=torch.Generator().manual_seed(seed))
+
+
+def run_ramp(script, num_codebooks):
+    """The columns that a Ramp makes of a script of sampled columns, up to its end or the script's."""
+    ramp, columns = Ramp(num_codebooks, BOS, EOS), []
+    for sampled in script:
+        column, ramp = ramp.push(sampled)
+        columns.append(column)
+        if ramp.finished:
+            break
+    return columns, ramp
+
+
+def random_script(rng, num_codebooks, eos_odds):
+    """[n, K] sampled columns; anything may hold an eos, as a model may sample it anywhere."""
+    length = rng.randint(1, 40)
+    return [[EOS if rng.random() < eos_odds else rng.randrange(V) for _ in range(num_codebooks)] for _ in range(length)]
+
+
+def push_all(columns, num_codebooks):
+    aligner = FrameAligner(num_codebooks, BOS, EOS)
+    return [aligner.push(column) for column in columns]
+
+
+def test_a_delayed_segment_has_the_documented_layout():
+    assert apply_delay(torch.tensor([[0, 3], [1, 4], [2, 5]]), BOS, EOS).tolist() == [
+        [BOS, 0, 3, EOS, EOS, EOS],
+        [BOS, BOS, 1, 4, EOS, EOS],
+        [BOS, BOS, BOS, 2, 5, EOS],
+    ]
+
+
+@pytest.mark.parametrize("num_frames", [0, 1, 2, 100])
+@pytest.mark.parametrize("num_codebooks", [1, 2, 8])
+def test_reverting_undoes_applying(num_codebooks, num_frames):
+    codes = make_codes(num_codebooks, num_frames)
+    delayed = apply_delay(codes, BOS, EOS)
+    assert delayed.shape == (num_codebooks, num_frames + num_codebooks + 1)
+    assert torch.equal(revert_delay(delayed), codes)
+
+
+@pytest.mark.parametrize("num_frames", [0, 1, 30])
+def test_labels_train_every_code_and_one_eos_per_codebook(num_frames):
+    codes = make_codes(8, num_frames)
+    labels, delayed = delay_labels(codes, EOS), apply_delay(codes, BOS, EOS)
+    trained = labels != -100
+    assert torch.equal(labels[trained], delayed[trained])
+    assert trained.sum(dim=1).tolist() == [num_frames + 1] * 8
+    assert (labels == EOS).sum(dim=1).tolist() == [1] * 8
+    assert not (labels == BOS).any()
+
+
+def test_a_segment_cut_before_any_eos_keeps_every_complete_frame():
+    delayed = apply_delay(make_codes(8, 20), BOS, EOS)[:, :15]
+    assert torch.equal(revert_delay(delayed), make_codes(8, 20)[:, : 15 - 8])
+
+
+def test_a_segment_shorter_than_the_delay_has_no_frames():
+    delayed = apply_delay(make_codes(8, 20), BOS, EOS)
+    assert [revert_delay(delayed[:, :length]).shape for length in (1, 5, 8)] == [(8, 0)] * 3
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 7])
+def test_eos_first_in_codebook_k_of_column_t_gives_t_plus_8_minus_k_columns_and_t_minus_k_minus_1_frames(first):
+    t = 12
+    script = [[1] * 8 for _ in range(40)]
+    script[t][first] = EOS
+    columns, _ = run_ramp(script, 8)
+    assert len(columns) == t + 8 - first
+    assert revert_delay(torch.tensor(columns).T).shape == (8, t - first - 1)
+
+
+def test_the_forced_eos_leave_the_diagonal_as_it_was_sampled():
+    columns, ramp = run_ramp([[9, 9, 9], [1, 9, 9], [2, 3, 9], [EOS, 4, 5], [6, 7, 8], [9, 10, 11]], 3)
+    assert columns == [
+        (BOS, BOS, BOS),
+        (1, BOS, BOS),
+        (2, 3, BOS),
+        (EOS, 4, 5),
+        (EOS, 7, 8),
+        (EOS, EOS, 11),
+    ]
+    assert ramp.finished
+    assert ramp.frames == 2
+    assert revert_delay(torch.tensor(columns).T).tolist() == [[1, 2], [3, 4], [5, 8]]
+
+
+def test_two_eos_in_one_column_end_by_the_lower_and_cut_the_sound_at_the_higher():
+    script = [[1] * 8 for _ in range(40)]
+    script[12][2] = script[12][5] = EOS
+    columns, _ = run_ramp(script, 8)
+    assert len(columns) == 12 + 8 - 2
+    assert columns[12] == (EOS, EOS, EOS, 1, 1, EOS, 1, 1)
+    assert revert_delay(torch.tensor(columns).T).shape == (8, 12 - 5 - 1)
+
+
+def counting_state_machine(script, num_codebooks):
+    """The same columns by the two counters of the original implementation's description: a second way to say it."""
+    columns, num_delay, remaining = [[BOS] * num_codebooks], 0, None
+    for sampled in script[1:]:
+        column = list(sampled)
+        if num_delay + 1 < num_codebooks:
+            column[num_delay + 1 :] = [BOS] * (num_codebooks - num_delay - 1)
+            num_delay += 1
+        if remaining is not None:
+            column[: num_codebooks - remaining] = [EOS] * (num_codebooks - remaining)
+            remaining -= 1
+        elif EOS in column:
+            first = column.index(EOS)
+            column[:first] = [EOS] * first
+            remaining = num_codebooks - first - 1
+        columns.append(column)
+        if remaining is not None and remaining <= 0:
+            break
+    return [tuple(column) for column in columns]
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 2, 8])
+@pytest.mark.parametrize("eos_odds", [0, 0.02, 0.2])
+def test_ramp_aligner_and_revert_agree_on_random_scripts_cut_anywhere(num_codebooks, eos_odds):
+    rng = random.Random(0)
+    for _ in range(60):
+        script = random_script(rng, num_codebooks, eos_odds)
+        columns, _ = run_ramp(script, num_codebooks)
+        assert columns == counting_state_machine(script, num_codebooks)[: len(columns)]
+        pushed = push_all(columns, num_codebooks)
+        frames = [frame for frame in pushed if frame is not None]
+        assert frames == revert_delay(torch.tensor(columns).T).T.tolist()
+        assert all(code < BOS for frame in frames for code in frame)
+        # As early as possible: frame f with column f + K, so the first K columns give none and no gap follows.
+        assert pushed[num_codebooks : num_codebooks + len(frames)] == frames
+
+
+def test_a_frame_once_pushed_is_never_taken_back():
+    rng = random.Random(1)
+    for _ in range(60):
+        columns, _ = run_ramp(random_script(rng, 8, 0.02), 8)
+        frames = [frame for frame in push_all(columns, 8) if frame is not None]
+        for length in range(1, len(columns) + 1):
+            cut = revert_delay(torch.tensor(columns[:length]).T).T.tolist()
+            assert frames[: len(cut)] == cut
+
+
+def test_a_resumed_ramp_goes_on_as_if_it_had_never_stopped():
+    rng = random.Random(2)
+    for _ in range(60):
+        script = random_script(rng, 8, 0)
+        script[rng.randrange(len(script))][rng.randrange(8)] = EOS
+        columns, ramp = run_ramp(script, 8)
+        assert Ramp(8, BOS, EOS).resume(columns) == ramp
+
+
+def test_a_frame_with_a_sampled_bos_ends_the_sound():
+    delayed = apply_delay(make_codes(8, 20), BOS, EOS)
+    delayed[3, 9] = BOS
+    assert revert_delay(delayed).shape == (8, 9 - 3 - 1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(8), torch.zeros(8, 2), torch.zeros(1, 8, 2, dtype=torch.long), torch.full((8, 2), BOS)]
+)
+def test_applying_refuses_what_are_not_codes(wrong):
+    with pytest.raises(CodesError):
+        apply_delay(wrong, BOS, EOS)
+
+
+def test_reverting_refuses_a_segment_without_its_bos_column():
+    with pytest.raises(CodesError, match="bos column"):
+        revert_delay(apply_delay(make_codes(8, 20), BOS, EOS)[:, 3:])
+    with pytest.raises(CodesError, match="bos column"):
+        revert_delay(torch.zeros(8, 0, dtype=torch.long))
+
+
+def test_the_aligner_refuses_a_column_of_another_height():
+    with pytest.raises(CodesError, match="7 cells"):
+        FrameAligner(8, BOS, EOS).push([0] * 7)

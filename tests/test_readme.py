@@ -1,0 +1,69 @@
+"""The README: its first block is the two lines, its code runs, its links lead somewhere."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from higgs_audio import NANO
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+# These take minutes, or would run this very file; .ci/run runs them.
+NOT_HERE = re.compile(r"(pip install|pytest)\b")
+
+needs_nano = pytest.mark.skipif(not (NANO / "config.json").exists(), reason="the checkpoint is not in this tree")
+
+
+def blocks(kind: str) -> list[str]:
+    return [body for language, body in BLOCKS if language == kind]
+
+
+def test_the_first_block_is_two_lines_one_speaks_and_one_tests():
+    language, body = BLOCKS[0]
+    speak, test = body.splitlines()
+    assert language == "console"
+    assert re.fullmatch(r'pip install \. && higgs-audio speak ".+" -o \w+\.wav', speak)
+    assert test.startswith("pip install -e '.[dev]' && ")
+    assert test.endswith(" && pytest -q")
+
+
+def test_the_first_python_example_has_about_ten_lines():
+    assert 8 <= len(blocks("python")[0].splitlines()) <= 10
+
+
+@needs_nano
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+@needs_nano
+@pytest.mark.parametrize("block", blocks("console"))
+def test_console_blocks_run(block, tmp_path):
+    """All lines of a block in one folder, without their installing and testing parts."""
+    parts = [part for line in block.splitlines() for part in line.split(" && ") if not NOT_HERE.match(part)]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for part in parts:
+        result = subprocess.run(
+            part, shell=True, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        for output in re.findall(r"-o (\S+)", part):
+            assert (tmp_path / output).stat().st_size > 1000
+
+
+def test_links_lead_to_files_of_the_repository():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_every_part_in_the_box_exists():
+    for row in re.findall(r"^\| [\w ,]+ \| (`.+?`) \|", README, flags=re.MULTILINE):
+        for name in re.findall(r"`([^`]+)`", row):
+            assert (ROOT / name).exists() or (NANO.parent / name).exists(), name

@@ -1,0 +1,337 @@
+"""HiggsAudio on a tiny random checkpoint, whose noise has everything that speech has but sense."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from higgs_audio import audio
+from higgs_audio.audio import Waveform
+from higgs_audio.errors import AudioError, CheckpointError, CodesError, HiggsAudioError, OptionError, TextError, VoiceError
+from higgs_audio.pace import count_phones, frame_bounds
+from higgs_audio.prompt import Voice
+from higgs_audio.tts import UTTERANCE_CHARS, HiggsAudio
+
+TEXT = "The sun rises. It sets in the west, and nobody knows exactly why it does."
+LONG = "The sun rises in the east and sets in the west, every day. " * 4
+
+
+@pytest.fixture(scope="module")
+def tts(tiny_checkpoint: Path) -> HiggsAudio:
+    return HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu")
+
+
+def sound(seconds: float, sample_rate: int = 24000) -> Waveform:
+    """Quiet noise."""
+    samples = np.random.default_rng(0).normal(0, 0.1, int(seconds * sample_rate))
+    return audio.from_array(samples.clip(-1, 1), sample_rate)
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    audio.write(sound(1.0), tmp_path / "me.wav")
+    return tmp_path / "me.wav"
+
+
+def test_a_text_becomes_speech_of_bounded_length(tts):
+    speech = tts.generate(TEXT, seed=1)
+    least, most = frame_bounds(count_phones(TEXT, phonemes=True), 25)
+    assert speech.codes.shape[0] == 8
+    assert least <= speech.codes.shape[1] <= most + 25
+    assert speech.codes.dtype == np.int64
+    assert speech.waveform.sample_rate == tts.sample_rate == 24000
+    assert len(speech.waveform.samples) == 960 * speech.codes.shape[1]
+    assert speech.seconds == speech.codes.shape[1] / 25
+
+
+def test_the_sound_is_what_the_codes_decode_to(tts):
+    speech = tts.generate("Hello there.", seed=3)
+    decoded = tts.codec.decode(torch.from_numpy(speech.codes)[None]).audio_values[0, 0]
+    assert np.abs(decoded.numpy() - speech.waveform.samples).max() < 1e-4
+
+
+def test_generate_is_the_concatenation_of_the_stream(tts):
+    chunks = list(tts.stream(LONG, seed=2))
+    whole = tts.generate(LONG, seed=2)
+    assert len(chunks) > 4
+    assert all(len(chunk.samples) for chunk in chunks)
+    assert np.array_equal(np.concatenate([chunk.samples for chunk in chunks]), whole.waveform.samples)
+
+
+def test_the_first_chunk_comes_after_a_few_frames(tts):
+    """8 frames, less the 2 that this decoder looks ahead, whatever the length of the text."""
+    first = next(tts.stream(LONG, seed=2))
+    assert first.seconds == pytest.approx(6 / 25)
+
+
+def test_equal_seeds_give_equal_speech_and_others_do_not(tts):
+    first, again, other = (tts.generate("Hello there.", seed=seed) for seed in (5, 5, 6))
+    assert np.array_equal(first.codes, again.codes)
+    assert not np.array_equal(first.codes, other.codes)
+
+
+def test_voices_are_named_and_the_first_is_the_default(tts):
+    assert tts.voices == ("ava", "joe")
+    assert tts.voice("joe").profile == "Joe"
+    default, ava, joe = (tts.generate("Hello there.", voice, seed=1).codes for voice in (None, "ava", tts.voice("joe")))
+    assert np.array_equal(default, ava)
+    assert not np.array_equal(default, joe)
+
+
+def test_a_recording_with_its_transcript_is_a_voice(tts, recording):
+    voice = tts.voice(recording, transcript=" Hello. ")
+    assert voice.codes.shape == (8, 25)
+    assert voice.transcript == "Hello."
+    from_bytes = tts.voice(recording.read_bytes(), transcript="Hello.")
+    assert np.array_equal(voice.codes, from_bytes.codes)
+    cloned = tts.generate("Hello there.", voice, seed=1)
+    assert not np.array_equal(cloned.codes, tts.generate("Hello there.", seed=1).codes)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_recordings_of_any_rate_are_resampled(tts, rate):
+    assert tts.voice(sound(1.0, rate), "Hello.").codes.shape == (8, 25)
+
+
+def test_stereo_and_float64_recordings_are_read(tts, tmp_path):
+    import soundfile
+
+    soundfile.write(tmp_path / "stereo.wav", np.full((24000, 2), 0.1), 24000, subtype="DOUBLE")
+    assert tts.voice(tmp_path / "stereo.wav", "Hello.").codes.shape == (8, 25)
+
+
+def test_a_voice_that_nobody_named_stays_the_first_utterance_s(tts, monkeypatch):
+    """Without a profile or reference each utterance would be spoken by somebody else."""
+    nameless = HiggsAudio(tts.model, tts.processor)
+    prompts = []
+    original = type(tts.processor).apply_chat_template
+
+    def listen(processor, messages, **options):
+        prompts.append(messages)
+        return original(processor, messages, **options)
+
+    monkeypatch.setattr(type(tts.processor), "apply_chat_template", listen)
+    speech = nameless.generate(LONG, seed=1)
+    first, second, *_ = [messages for messages in prompts if len(messages) > 2] or [None, None]
+    (reference,) = second[1]["content"]
+    assert np.array_equal(reference["codes"], first[1]["content"][0]["codes"])
+    assert np.array_equal(reference["codes"], speech.codes[:, : reference["codes"].shape[1]])
+
+
+def test_every_utterance_has_a_limit_and_reaching_it_is_said(tts):
+    """Random weights hardly ever end by themselves."""
+    phones = count_phones("Hello there.", phonemes=True)
+    speech = tts.generate("Hello there.", seed=1)
+    assert speech.finish_reason == "length"
+    assert speech.codes.shape[1] == frame_bounds(phones, 25)[1]
+
+
+def test_max_seconds_holds_for_all_utterances_together(tts):
+    speech = tts.generate(LONG, seed=1, max_seconds=5.0)
+    assert (speech.seconds, speech.finish_reason) == (5.0, "length")
+    assert tts.generate(LONG, seed=1, max_seconds=0.04).codes.shape == (8, 1)
+
+
+def test_an_end_that_the_model_chooses_is_a_stop(tts, monkeypatch):
+    """A head whose stream eos always wins ends each utterance at its least length."""
+    weight = tts.model.audio_lm_head.weight
+    eager = weight.detach().clone()
+
+    def logits(hidden):
+        values = torch.zeros(*hidden.shape[:-1], 8, 1026)
+        values[..., 1025] = 50.0
+        return values
+
+    monkeypatch.setattr(tts.model, "audio_logits", logits)
+    speech = tts.generate("Hello there.", seed=1)
+    least, _ = frame_bounds(count_phones("Hello there.", phonemes=True), 25)
+    assert (speech.codes.shape[1], speech.finish_reason) == (least, "stop")
+    assert torch.equal(weight, eager)
+
+
+def test_progress_is_told_in_seconds_of_sound(tts):
+    seconds = []
+    speech = tts.generate("Hello there.", seed=1, progress=seconds.append)
+    assert seconds == sorted(seconds)
+    assert seconds[-1] == pytest.approx(speech.seconds)
+
+
+def test_a_scene_becomes_part_of_the_prompt(tts):
+    quiet = tts.generate("Hello there.", seed=1, scene="Audio is recorded from a quiet room.")
+    assert not np.array_equal(quiet.codes, tts.generate("Hello there.", seed=1).codes)
+
+
+def test_greedy_choices_need_no_seed(tts):
+    first, again = (tts.generate("Hi there.", do_sample=False, max_seconds=0.4) for _ in range(2))
+    assert np.array_equal(first.codes, again.codes)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "empty"),
+        (" \n\t", "empty"),
+        ("?!...", "speakable"),
+        ("Hello <|eot_id|> you", "<|eot_id|>"),
+        ("<|AUDIO_OUT|>", "<|AUDIO_OUT|>"),
+        ("Well <SE>[Laughter]</SE>", "<SE>"),
+        ("Hello there.\n\n你好。", "English"),
+    ],
+)
+def test_text_that_cannot_be_spoken_is_refused_before_the_first_sound(tts, text, said):
+    with pytest.raises(TextError, match=said.replace("|", r"\|")):
+        tts.stream(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temprature": 1.0}, "did you mean 'temperature'"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 1.5}, "seed=1.5"),
+        ({"max_seconds": 0}, "max_seconds=0"),
+        ({"max_seconds": float("nan")}, "max_seconds=nan"),
+        ({"max_new_tokens": 5}, "no option 'max_new_tokens'"),
+    ],
+)
+def test_an_option_that_is_wrong_is_refused_before_the_first_sound(tts, options, said):
+    with pytest.raises(OptionError, match=said):
+        tts.stream("Hello.", **options)
+
+
+def test_a_special_token_in_the_scene_is_refused(tts):
+    with pytest.raises(TextError, match="scene_desc_end"):
+        tts.generate("Hello.", scene="A room.<|scene_desc_end|>")
+
+
+def test_a_voice_that_does_not_exist_names_the_nearest(tts):
+    for ask in (tts.voice, lambda name: tts.generate("Hello.", name)):
+        with pytest.raises(VoiceError, match="did you mean 'ava'"):
+            ask("avaa")
+
+
+def test_a_recording_without_transcript_and_a_name_with_one_are_refused(tts, recording):
+    with pytest.raises(VoiceError, match="needs its transcript"):
+        tts.voice(recording)
+    with pytest.raises(VoiceError, match="takes no transcript"):
+        tts.voice("ava", transcript="Hello.")
+    with pytest.raises(TextError, match="speakable"):
+        tts.voice(recording, transcript="...")
+
+
+@pytest.mark.parametrize("source", ["nowhere.wav", Path("nowhere"), b"", b"not a sound"])
+def test_a_recording_that_cannot_be_read_is_refused(tts, source):
+    with pytest.raises(AudioError):
+        tts.voice(source, transcript="Hello.")
+
+
+@pytest.mark.parametrize("seconds", [118 / 24000, 30.5, 200.0])
+def test_a_recording_that_is_too_short_or_too_long_is_refused(tts, tmp_path, seconds):
+    given = sound(seconds)
+    audio.write(given, tmp_path / "x.wav")
+    for source in (given, tmp_path / "x.wav"):
+        with pytest.raises(AudioError, match=r"118|30"):
+            tts.voice(source, transcript="Hello.")
+
+
+@pytest.mark.parametrize("codes", [np.full((8, 3), 1024), np.full((8, 3), -1), np.zeros((7, 3), int)])
+def test_a_reference_with_impossible_codes_is_refused(tts, codes):
+    with pytest.raises(CodesError):
+        tts.stream("Hello.", Voice(transcript="Hi.", codes=codes))
+
+
+def test_a_slow_reference_raises_the_limit():
+    assert frame_bounds(100, 25, reference_pace=0.2)[1] > frame_bounds(100, 25)[1]
+    assert frame_bounds(100, 25, reference_pace=0.05) == frame_bounds(100, 25) == (75, 325)
+
+
+def test_text_that_is_not_phonemes_counts_figures_and_ideographs_more():
+    assert count_phones("ab 12, 你", phonemes=False) == 2 + 15
+    assert count_phones("It was 1984.", phonemes=True) > count_phones("It was.", phonemes=True) + 10
+
+
+def test_utterances_are_no_longer_than_the_model_has_learned(tts):
+    request = tts._check("word " * 100, None, None, None, None, {})
+    assert max(map(len, request.utterances)) <= UTTERANCE_CHARS + 1  # a full stop may be added
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("nanno", "did you mean 'nano'"), ("", "allowed: nano"), ("org/no-such-model", "neither a folder here nor")],
+)
+def test_a_model_that_does_not_exist_names_the_nearest(name, said):
+    with pytest.raises(CheckpointError, match=said):
+        HiggsAudio.from_pretrained(name)
+
+
+def test_a_device_that_does_not_exist_is_refused(tiny_checkpoint):
+    with pytest.raises(OptionError, match="toaster"):
+        HiggsAudio.from_pretrained(tiny_checkpoint, device="toaster")
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1000])
+
+
+def replaced(name, text):
+    return lambda folder: (folder / name).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        without("config.json"),
+        without("model.safetensors"),
+        without("tokenizer.json"),
+        without("codec/model.safetensors"),
+        cut("model.safetensors"),
+        cut("codec/model.safetensors"),
+        replaced("config.json", "{"),
+        replaced("tokenizer.json", "{}"),
+        replaced("processor_config.json", "{"),
+        replaced("voices.json", '["ava"]'),
+        lambda folder: shutil.rmtree(folder / "codec"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line(tiny_checkpoint, tmp_path, damage):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(CheckpointError):
+        HiggsAudio.from_pretrained(tmp_path / "model", device="cpu")
+
+
+def test_weights_that_are_missing_or_unknown_are_refused_by_name(tiny_checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    norm = weights.pop("model.norm.weight")
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 missing weights .*model\.norm\.weight"):
+        HiggsAudio.from_pretrained(tmp_path / "model", device="cpu")
+    save_file({**weights, "model.norm.weight": norm, "model.more.weight": norm}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 unexpected weights .*model\.more\.weight"):
+        HiggsAudio.from_pretrained(tmp_path / "model", device="cpu")
+
+
+def test_every_error_is_of_the_package(tts):
+    for error in (TextError, OptionError, VoiceError, AudioError, CheckpointError, CodesError):
+        assert issubclass(error, HiggsAudioError)
+
+
+def test_the_checkpoint_s_own_sampling_is_the_default(tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"do_sample": false}', encoding="utf-8")
+    calm = HiggsAudio.from_pretrained(tmp_path / "model", device="cpu")
+    first, again = (calm.generate("Hi there.", max_seconds=0.4).codes for _ in range(2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, calm.generate("Hi there.", max_seconds=0.4, do_sample=True, seed=1).codes)
