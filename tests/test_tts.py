@@ -14,8 +14,8 @@ from higgs_audio.pace import count_phones, frame_bounds
 from higgs_audio.prompt import Voice
 from higgs_audio.tts import UTTERANCE_CHARS, HiggsAudio
 
-TEXT = "The sun rises. It sets in the west, and nobody knows exactly why it does."
-LONG = "The sun rises in the east and sets in the west, every day. " * 4
+TEXT = "The sun sets."
+LONG = "Hello, all.\n\nGood night.\n\nBye now."  # three utterances
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,14 @@ def sound(seconds: float, sample_rate: int = 24000) -> Waveform:
     """Quiet noise."""
     samples = np.random.default_rng(0).normal(0, 0.1, int(seconds * sample_rate))
     return audio.from_array(samples.clip(-1, 1), sample_rate)
+
+
+def prefer(tts, monkeypatch, bias):
+    """Adds `bias` to the logits of stream eos."""
+    audio_logits = tts.model.audio_logits
+    ends = torch.zeros(1026)
+    ends[1025] = bias
+    monkeypatch.setattr(tts.model, "audio_logits", lambda hidden: audio_logits(hidden) + ends)
 
 
 @pytest.fixture
@@ -52,17 +60,19 @@ def test_the_sound_is_what_the_codes_decode_to(tts):
     assert np.abs(decoded.numpy() - speech.waveform.samples).max() < 1e-4
 
 
-def test_generate_is_the_concatenation_of_the_stream(tts):
+def test_generate_is_the_concatenation_of_the_stream(tts, monkeypatch):
+    prefer(tts, monkeypatch, -100.0)
     chunks = list(tts.stream(LONG, seed=2))
     whole = tts.generate(LONG, seed=2)
-    assert len(chunks) > 4
+    assert len(chunks) >= 6
     assert all(len(chunk.samples) for chunk in chunks)
     assert np.array_equal(np.concatenate([chunk.samples for chunk in chunks]), whole.waveform.samples)
 
 
-def test_the_first_chunk_comes_after_a_few_frames(tts):
+def test_the_first_chunk_comes_after_a_few_frames(tts, monkeypatch):
     """8 frames, less the 2 that this decoder looks ahead, whatever the length of the text."""
-    first = next(tts.stream(LONG, seed=2))
+    prefer(tts, monkeypatch, -100.0)
+    first = next(tts.stream(LONG * 10, seed=2))
     assert first.seconds == pytest.approx(6 / 25)
 
 
@@ -120,35 +130,30 @@ def test_a_voice_that_nobody_named_stays_the_first_utterance_s(tts, monkeypatch)
     assert np.array_equal(reference["codes"], speech.codes[:, : reference["codes"].shape[1]])
 
 
-def test_every_utterance_has_a_limit_and_reaching_it_is_said(tts):
-    """Random weights hardly ever end by themselves."""
+def test_every_utterance_has_a_limit_and_reaching_it_is_said(tts, monkeypatch):
+    prefer(tts, monkeypatch, -100.0)
     phones = count_phones("Hello there.", phonemes=True)
     speech = tts.generate("Hello there.", seed=1)
     assert speech.finish_reason == "length"
     assert speech.codes.shape[1] == frame_bounds(phones, 25)[1]
 
 
-def test_max_seconds_holds_for_all_utterances_together(tts):
-    speech = tts.generate(LONG, seed=1, max_seconds=5.0)
-    assert (speech.seconds, speech.finish_reason) == (5.0, "length")
+def test_max_seconds_holds_for_all_utterances_together(tts, monkeypatch):
+    prefer(tts, monkeypatch, -100.0)
+    whole = tts.generate(LONG, seed=1)
+    for seconds in (whole.seconds - 0.4, 0.4):
+        speech = tts.generate(LONG, seed=1, max_seconds=seconds)
+        assert (speech.seconds, speech.finish_reason) == (pytest.approx(seconds), "length")
+    first = frame_bounds(count_phones(LONG.split("\n")[0], phonemes=True), 25)[1] / 25
+    assert tts.generate(LONG, seed=1, max_seconds=first).seconds == first  # the others are left out
     assert tts.generate(LONG, seed=1, max_seconds=0.04).codes.shape == (8, 1)
 
 
-def test_an_end_that_the_model_chooses_is_a_stop(tts, monkeypatch):
-    """A head whose stream eos always wins ends each utterance at its least length."""
-    weight = tts.model.audio_lm_head.weight
-    eager = weight.detach().clone()
-
-    def logits(hidden):
-        values = torch.zeros(*hidden.shape[:-1], 8, 1026)
-        values[..., 1025] = 50.0
-        return values
-
-    monkeypatch.setattr(tts.model, "audio_logits", logits)
+def test_an_end_that_the_model_chooses_is_a_stop_but_not_before_the_least_length(tts, monkeypatch):
+    prefer(tts, monkeypatch, 100.0)
     speech = tts.generate("Hello there.", seed=1)
     least, _ = frame_bounds(count_phones("Hello there.", phonemes=True), 25)
     assert (speech.codes.shape[1], speech.finish_reason) == (least, "stop")
-    assert torch.equal(weight, eager)
 
 
 def test_progress_is_told_in_seconds_of_sound(tts):
@@ -171,9 +176,9 @@ def test_greedy_choices_need_no_seed(tts):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "empty"),
-        (" \n\t", "empty"),
-        ("?!...", "speakable"),
+        ("", "letter or digit"),
+        (" \n\t", "letter or digit"),
+        ("?!...", "letter or digit"),
         ("Hello <|eot_id|> you", "<|eot_id|>"),
         ("<|AUDIO_OUT|>", "<|AUDIO_OUT|>"),
         ("Well <SE>[Laughter]</SE>", "<SE>"),
@@ -219,7 +224,7 @@ def test_a_recording_without_transcript_and_a_name_with_one_are_refused(tts, rec
         tts.voice(recording)
     with pytest.raises(VoiceError, match="takes no transcript"):
         tts.voice("ava", transcript="Hello.")
-    with pytest.raises(TextError, match="speakable"):
+    with pytest.raises(TextError, match="letter or digit"):
         tts.voice(recording, transcript="...")
 
 
@@ -318,7 +323,7 @@ def test_weights_that_are_missing_or_unknown_are_refused_by_name(tiny_checkpoint
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"1 missing weights .*model\.norm\.weight"):
         HiggsAudio.from_pretrained(tmp_path / "model", device="cpu")
-    save_file({**weights, "model.norm.weight": norm, "model.more.weight": norm}, file, metadata={"format": "pt"})
+    save_file({**weights, "model.norm.weight": norm, "model.more.weight": norm.clone()}, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"1 unexpected weights .*model\.more\.weight"):
         HiggsAudio.from_pretrained(tmp_path / "model", device="cpu")
 

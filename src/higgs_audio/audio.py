@@ -107,7 +107,7 @@ def _scale(array: NDArray[Any], name: str) -> NDArray[Any]:
 def _average_channels(array: NDArray[Any], name: str) -> NDArray[Any]:
     """[S], [S, C] or [C, S] -> [S]."""
     if array.ndim == 1:
-        return array.copy()
+        return np.array(array)
     channels = 1 if array.shape[1] <= array.shape[0] else 0  # on a tie the second side, as files have it
     if array.shape[channels] > MAX_CHANNELS:
         raise AudioError(f"{name} has the shape {array.shape}; give [S, C] or [C, S], with C up to {MAX_CHANNELS}")

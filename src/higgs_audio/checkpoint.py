@@ -41,7 +41,7 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
     name = str(name_or_path)
     if name in NAMES:
         return _checked(NAMES[name], "this installation lacks the checkpoint that comes with the package")
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return _checked(Path(name), f"{name!r} is a folder without {CONFIG_FILE}; give the folder of a checkpoint")
     if isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name):
         return _download(name, revision)

@@ -1,13 +1,12 @@
 """How long speech takes: bounds on the frames of an utterance, so that none runs on for ever and none ends at once."""
 
-from higgs_audio.text import phonemize
+from higgs_audio.text import PHONES, phonemize
 
 # 15,000 clips of twenty synthetic voices have 0.057 to 0.1 seconds a phone; the slowest reaches 0.85 of the most.
 MIN_PHONE_SECONDS = 0.03
 MAX_PHONE_SECONDS = 0.12
 EXTRA_SECONDS = 1.0
 REFERENCE_MARGIN = 1.5  # over the pace of a reference, where that is slower still
-UNSPOKEN = "ˈˌː"  # letters by Unicode, but no phones
 PHONES_OF_A_FIGURE = 5  # in written text, a digit or an ideograph
 FIRST_IDEOGRAPH = "\u2e80"
 
@@ -22,7 +21,7 @@ def count_phones(text: str, phonemes: bool) -> int:
     15
     """
     if phonemes:
-        return sum(symbol.isalpha() and symbol not in UNSPOKEN for symbol in phonemize(text))
+        return sum(symbol in PHONES for symbol in phonemize(text))
     figures = sum(symbol.isdigit() or symbol >= FIRST_IDEOGRAPH for symbol in text)
     return PHONES_OF_A_FIGURE * figures + sum(symbol.isalpha() and symbol < FIRST_IDEOGRAPH for symbol in text)
 

@@ -1,171 +1,373 @@
-"""Written text: made speakable, cut into utterances, turned into phonemes."""
+"""Written text to speakable text: tidy it, check it, cut long text into utterances, and spell it in phonemes."""
 
 import re
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from higgs_audio.errors import TextError
+from higgs_audio.errors import OptionError, TextError
 
-# Typographic and full-width punctuation to what a prompt of the published model holds.
-PUNCTUATION = {
-    **{"，": ", ", "、": ", ", "。": ". ", "：": ": ", "；": "; ", "？": "? ", "！": "! ", "·": ". "},
-    **{"（": " ", "）": " ", "(": " ", ")": " ", "【": "[", "】": "]", "《": "<", "》": ">"},
-    **{"“": '"', "”": '"', "「": '"', "」": '"', "『": '"', "』": '"', "‘": "'", "’": "'"},
-    **{"—": ", ", "–": "-", "…": "...", "\u00a0": " ", "\u200b": ""},
+if TYPE_CHECKING:
+    from hibari.g2p import G2P
+
+MAX_CHARS = 180  # of an utterance: some twelve seconds of speech
+SHORT_CHARS = 30  # a sentence below this is spoken together with its neighbour
+
+# Special tokens.
+
+_SPECIAL = re.compile(r"<\|[^<>|\s]+\|>|</?SE(?:_[se])?>")
+_SOUNDS = {
+    "laugh": "<SE>[Laughter]</SE>",
+    "humming start": "<SE_s>[Humming]</SE_s>",
+    "humming end": "<SE_e>[Humming]</SE_e>",
+    "music start": "<SE_s>[Music]</SE_s>",
+    "music end": "<SE_e>[Music]</SE_e>",
+    "music": "<SE>[Music]</SE>",
+    "sing start": "<SE_s>[Singing]</SE_s>",
+    "sing end": "<SE_e>[Singing]</SE_e>",
+    "applause": "<SE>[Applause]</SE>",
+    "cheering": "<SE>[Cheering]</SE>",
+    "cough": "<SE>[Cough]</SE>",
 }
-DEGREES = {"°F": " degrees Fahrenheit", "°C": " degrees Celsius"}
-CLOSERS = (".", "!", "?", ",", ";", ":", '"', "'", "</SE>", "</SE_e>")
-MAX_CHARS = 180  # of an utterance: about twelve seconds
-SHORT_CHARS = 20  # a sentence below is spoken together with its neighbour
-
-# A full stop after one of these ends no sentence.
-ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof sr jr st mt gen col capt lt sgt rev hon gov sen rep pres "
-    "e.g i.e etc vs cf al approx dept est fig inc ltd co corp no vol pp ed a.m p.m".split()
-)
-
-_SPECIAL = re.compile(r"<\|[^<>|\s]{1,64}\|>|</?SE(?:_[se])?>")
-_SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)")
-_CLAUSE_END = re.compile(r"[,;:][\"')\]]*(?=\s)")
+SOUNDS = tuple(_SOUNDS)
+_SOUND = re.compile(rf"\[({'|'.join(SOUNDS)})\]", re.IGNORECASE)
 
 
 def contains_special(text: str) -> list[str]:
-    """The special tokens typed in a text, in order: `<|...|>` and the sound-event tags `<SE>` to `</SE_e>`.
+    """Special tokens that are typed in a text, in order: `<|...|>`, `<SE>`, `</SE>`, `<SE_s>`, ...
 
-    >>> contains_special("Hello <|eot_id|>")
+    Also those that `normalize` would bring to light, hidden by an invisible character or full-width brackets.
+
+    >>> contains_special("Hello.<|eot_id|>")
     ['<|eot_id|>']
     """
-    return _SPECIAL.findall(text)
+    return _SPECIAL.findall(text) or _SPECIAL.findall(_fold(text))
 
 
 def check_speakable(text: str) -> str:
-    """The text without outer whitespace.
+    """The text itself, if there is something to say in it.
+
+    Special tokens are refused, never obeyed and never silently removed: as a token they would end the turn or ask for
+    audio that is not there, and left out they would change what the writer sees of the text.
 
     Raises:
-        TextError: it is empty, has no letter or digit, or holds a special token, which is refused, never obeyed.
+        TextError: not a string, empty, without a letter or digit, or with a special token typed in it.
     """
     if not isinstance(text, str):
-        raise TextError(f"the text is a {type(text).__name__}: give a string")
+        raise TextError(f"the text is a {type(text).__name__}; give a string")
     if found := contains_special(text):
-        raise TextError(f"the text holds the special token {found[0]!r}, which cannot be spoken: take it out")
-    stripped = text.strip()
-    if not stripped:
-        raise TextError("the text is empty: give something to say")
-    if not any(symbol.isalnum() for symbol in stripped):
-        raise TextError(f"the text {stripped[:40]!r} has nothing speakable in it: give letters or digits")
-    return stripped
+        raise TextError(
+            f"the text holds the special token {found[0]}; take it out, or write its brackets as words. "
+            f"Sounds are written [{SOUNDS[0]}], [{SOUNDS[-1]}] and so on."
+        )
+    if not _is_speakable(text):
+        raise TextError(f"the text is {text!r:.60}; give at least one letter or digit")
+    return text
+
+
+def mark_sounds(text: str) -> str:
+    """Sounds in square brackets, any of `SOUNDS`, in the tokens that the published checkpoint was trained with.
+
+    >>> mark_sounds("Well [laugh] yes.")
+    'Well <SE>[Laughter]</SE> yes.'
+    """
+    return _SOUND.sub(lambda sound: _SOUNDS[sound[1].lower()], text)
+
+
+def _is_speakable(text: str) -> bool:
+    return any(character.isalnum() for character in text)
+
+
+# Tidying.
+
+# What the published examples replace, and the further characters of each kind. Two choices are ours: title marks
+# become quotes, because as < and > they could spell a special token; and a dash keeps spaces, so that it is a pause.
+_PUNCTUATION = {
+    **dict.fromkeys("“”„‟«»「」『』《》〈〉〝〞″", '"'),
+    **dict.fromkeys("‘’‚‛′`´＇", "'"),
+    **dict.fromkeys("—―⸺", " - "),
+    **dict.fromkeys("‐‑‒–−", "-"),
+    **dict.fromkeys("()（）", " "),
+    **dict.fromkeys("【〔", "["),
+    **dict.fromkeys("】〕", "]"),
+    **dict.fromkeys("·•・", " "),
+    **{"，": ", ", "、": ",", "。": ".", "…": "...", "℃": "°C", "℉": "°F", "№": "No. "},
+}
+# Compatible characters that are read like the plain ones. Not among them: ² and ½, which are read differently.
+_PLAIN_KINDS = ("<font>", "<wide>", "<narrow>", "<square>", "<noBreak>")
+_LIGATURES = range(0xFB00, 0xFB07)
+_JOINERS = "\u200c\u200d"  # invisible, but part of the spelling of Persian and Hindi words
+_DEGREES = {"°C": " degrees Celsius", "°F": " degrees Fahrenheit"}
+_ENDINGS = frozenset(".!?,;:-।॥؟۔؛،")
+_CLOSERS = "\"'])} "
+
+
+class _Table(dict[int, str]):
+    """A table for str.translate that works out each character once."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = self.replacement(chr(code))
+        return self[code]
+
+    def replacement(self, character: str) -> str:
+        raise NotImplementedError
+
+
+class _Folds(_Table):
+    """Character -> its plain form; invisible ones and halves of pairs -> nothing."""
+
+    def replacement(self, character: str) -> str:
+        if character in _PUNCTUATION:
+            return _PUNCTUATION[character]
+        kind = unicodedata.decomposition(character).partition(" ")[0]
+        if kind in _PLAIN_KINDS or ord(character) in _LIGATURES:
+            return unicodedata.normalize("NFKC", character)
+        category = unicodedata.category(character)
+        if category == "Zs" or character == "\t":
+            return " "
+        return "" if category.startswith("C") and character not in _JOINERS else character
+
+
+_FOLDS = _Folds()
+
+
+def _fold(text: str) -> str:
+    """Lines kept, punctuation and letters in their plain form."""
+    return "\n".join(unicodedata.normalize("NFC", line.translate(_FOLDS)) for line in text.splitlines())
 
 
 def normalize(text: str) -> str:
-    """One line of plain punctuation: typographic marks replaced, brackets dropped, whitespace collapsed, and a full
-    stop at the end where nothing closes the text, because a model trained on sentences waits for one.
+    """A text as the language model reads it best.
 
-    Numbers and abbreviations stay: whoever turns text into phonemes reads them.
+    Typographic and full-width characters become plain ones, round brackets spaces, °C and °F words, whitespace single
+    spaces; blank lines go. A full stop closes a text that has no closing mark: the model learned to stop from
+    transcripts that end in one, and without it may go on to speak more than it was given.
+
+    Numbers, dates and abbreviations stay as they are; reading them is left to the model, or to `phonemize`.
+
+    >>> normalize("“Hello”…  it’s me")
+    '"Hello"... it\\'s me.'
     """
-    for written, spoken in DEGREES.items():
-        text = text.replace(written, spoken)
-    text = " ".join("".join(PUNCTUATION.get(symbol, symbol) for symbol in text).split())
-    text = re.sub(r"\s+([,.;:?!])", r"\1", text)
-    return text if not text or text.endswith(CLOSERS) else f"{text}."
+    folded = _fold(text)
+    for degrees, words in _DEGREES.items():
+        folded = folded.replace(degrees, words)
+    lines = (" ".join(line.split()) for line in folded.splitlines())
+    tidy = "\n".join(line for line in lines if line)
+    return tidy if _is_closed(tidy) else tidy + "."
+
+
+def _is_closed(text: str) -> bool:
+    """Whether a text ends in a closing mark, perhaps in quotes, or in a sound, or says nothing at all."""
+    sound = _SOUND.search(text, max((text.rfind("["), 0)))
+    if not _is_speakable(text) or (sound and sound.end() == len(text)):
+        return True
+    return text.rstrip(_CLOSERS)[-1:] in _ENDINGS
+
+
+# Utterances.
+
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and ideographs: no spaces between words
+_WIDE_MARKS = "，、；：。！？…」』）》"
+_PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
+_SENTENCE = re.compile(rf"[.!?…]+[\"'”’»)\]]*\s+|[。！？][。！？…]*[\"'”’」』）》]*\s*|…+(?=[{_CJK}])")
+_CLAUSE = re.compile(r"[,;:–—-][\"'”’»)\]]*\s+|[，、；：]\s*")
+_WORD = re.compile(rf"\s+|(?<=[{_CJK}{_WIDE_MARKS}])(?=[{_CJK}])")
+_NEXT = re.compile(r"[\"'“‘«(\[¿¡-]*\s*(\w+)")
+_LAST_WORD = re.compile(r"[\w.&'’-]*$")
+
+# What a full stop follows without ending the sentence.
+_TITLES = frozenset(
+    "adm approx atty capt cf cmdr col cpl dr ed eds e.g eg fr ft gen gov hon i.e ie lt maj messrs mlle mme mr mrs ms "
+    "msgr mt pres prof pvt rep rev sen sgt st supt viz vs".split()
+)
+# What one follows that ends it only where a word comes that usually opens a sentence.
+_ABBREVIATIONS = frozenset(
+    "al apt aug ave bldg blvd bros co corp dec dept est etc feb govt inc jan jr jul jun ltd mar nov oct ph.d rd sep sept "
+    "sr ste univ".split()
+)
+_OPENERS = frozenset(
+    "a an and as at but by for he her his how however i if in it its my no nor not now of on or our she so that the "
+    "their then there these they this those to was we what when where which while who why with yes yet you your".split()
+)
+# What one follows that belongs to the number behind it.
+_NUMBERED = frozenset("art ch chap eq fig figs no nos p pp sec vol".split())
 
 
 def split_utterances(text: str, max_chars: int = MAX_CHARS) -> list[str]:
-    """A text of any length as utterances to be spoken one by one.
+    """Long text -> pieces to be spoken one after the other, every word in one of them, in order.
 
-    Cuts at paragraphs, then sentences, then clauses, then words; never inside a word unless the word alone is longer
-    than `max_chars`. Very short sentences are joined with their neighbour. No word is lost.
+    Cut at blank lines and at the ends of sentences; a very short sentence stays with its neighbour, and one longer
+    than `max_chars` is halved, at a clause near its middle or else between words. A single word that is longer stays
+    whole. Line breaks and runs of spaces become one space; paragraphs without a letter or digit are left out.
 
-    >>> split_utterances("Dr. Who arrived at 3.14. He left.", 25)
-    ['Dr. Who arrived at 3.14.', 'He left.']
+    Args:
+        text: as it was written, before `normalize`, which drops the blank lines.
+        max_chars: at least 1.
+
+    Raises:
+        OptionError: max_chars below 1.
     """
-    pieces = []
-    for paragraph in re.split(r"\n\s*\n", text):
-        line = " ".join(paragraph.split())
-        if any(symbol.isalnum() for symbol in line):
-            parts = [part for sentence in _sentences(line) for part in _fit(sentence, max_chars)]
-            pieces += _join_short(parts, max_chars)
-    return pieces
+    if max_chars < 1:
+        raise OptionError(f"max_chars is {max_chars}; give 1 or more, {MAX_CHARS} is usual")
+    paragraphs = (" ".join(paragraph.split()) for paragraph in _PARAGRAPH.split("\n".join(text.splitlines())))
+    return [piece for paragraph in paragraphs for piece in _split_paragraph(paragraph, max_chars)]
 
 
-def _sentences(line: str) -> Iterator[str]:
-    start = 0
-    for match in _SENTENCE_END.finditer(line):
-        if not _is_abbreviation(line, match):
-            yield line[start : match.end()].strip()
-            start = match.end()
-    if line[start:].strip():
-        yield line[start:].strip()
+def _split_paragraph(paragraph: str, max_chars: int) -> list[str]:
+    cuts = [0, *_sentence_ends(paragraph), len(paragraph)]
+    sentences = _join_short([paragraph[start:end] for start, end in pairwise(cuts)], max_chars)
+    pieces = [piece.strip() for sentence in sentences for piece in _halve(sentence, max_chars)]
+    return [piece for piece in pieces if _is_speakable(piece)]
 
 
-def _is_abbreviation(line: str, match: re.Match[str]) -> bool:
-    """Whether a full stop belongs to a title, an initial, or a word that a small letter follows."""
-    if match[0][0] != ".":
+def _sentence_ends(paragraph: str) -> Iterator[int]:
+    """Where each sentence but the first begins."""
+    for mark in _SENTENCE.finditer(paragraph):
+        if mark.end() < len(paragraph) and _ends_sentence(paragraph, mark):
+            yield mark.end()
+
+
+def _ends_sentence(paragraph: str, mark: re.Match[str]) -> bool:
+    marks = mark[0].rstrip()
+    following = _NEXT.match(paragraph, mark.end())
+    if any(wide in marks for wide in "。！？…"[: 4 if marks == mark[0] else 3]):
+        return True
+    if not following or following[1][0].islower():
         return False
-    word = line[: match.start()].rsplit(" ", 1)[-1].strip("\"'([")
-    following = line[match.end() :].lstrip()
-    initial = len(word) == 1 and word.isupper() and word != "I"
-    return word.lower() in ABBREVIATIONS and bool(following) or initial or following[:1].islower()
+    if marks != ".":
+        return True
+    start = max(0, mark.start() - 40)  # no abbreviation is longer
+    word = _LAST_WORD.search(paragraph[start : mark.start()])[0]  # type: ignore[index]  # it matches the empty string
+    return _ends_with(word, following[1])
 
 
-def _fit(sentence: str, max_chars: int) -> Iterator[str]:
-    """A sentence in pieces of at most `max_chars`: cut after the last clause that fits, else the last word."""
-    while len(sentence) > max_chars:
-        window = sentence[: max_chars + 1]
-        clauses = [m.end() for m in _CLAUSE_END.finditer(window) if m.end() >= max_chars // 4]
-        space = window.rfind(" ")
-        cut = clauses[-1] if clauses else space if space > 0 else max_chars
-        yield sentence[:cut].strip()
-        sentence = sentence[cut:].strip()
-    if sentence:
-        yield sentence
+def _ends_with(word: str, following: str) -> bool:
+    """Whether a full stop between two words ends a sentence, given that the second is no small letter's."""
+    small = word.lower().lstrip("'’-")
+    if small in _TITLES or (len(word) == 1 and word.isupper() and word != "I"):
+        return False
+    if small in _NUMBERED:
+        return not following[0].isdigit()
+    if small in ("a.m", "p.m"):
+        return True
+    if small in _ABBREVIATIONS or re.fullmatch(r"(?:\w\.)+\w", word):
+        return following.lower() in _OPENERS
+    return bool(word)
 
 
-def _join_short(parts: list[str], max_chars: int) -> list[str]:
-    """Joins a part that is very short with the one before it, where both fit."""
+def _join_short(sentences: list[str], max_chars: int) -> list[str]:
     joined: list[str] = []
-    for part in parts:
-        short = joined and min(len(part), len(joined[-1])) < SHORT_CHARS
-        if short and len(joined[-1]) + 1 + len(part) <= max_chars:
-            joined[-1] = f"{joined[-1]} {part}"
+    for sentence in sentences:
+        short = joined and min(len(joined[-1].strip()), len(sentence.strip())) < SHORT_CHARS
+        if short and len((joined[-1] + sentence).strip()) <= max_chars:
+            joined[-1] += sentence
         else:
-            joined.append(part)
+            joined.append(sentence)
     return joined
 
 
-def phonemize(text: str) -> str:
-    """English text as one string of phonemes and punctuation, numbers and abbreviations read out.
+def _halve(sentence: str, max_chars: int) -> list[str]:
+    """Pieces of at most `max_chars`, of about the same length, which joined are the sentence."""
+    length = len(sentence)
+    if len(sentence.strip()) <= max_chars:
+        return [sentence]
+    clauses = [cut.end() for cut in _CLAUSE.finditer(sentence) if length <= 4 * cut.end() <= 3 * length]
+    cuts = clauses or [cut.end() for cut in _WORD.finditer(sentence) if 0 < cut.end() < length]
+    if not cuts:
+        return [sentence]
+    middle = min(cuts, key=lambda cut: abs(2 * cut - length))
+    return _halve(sentence[:middle], max_chars) + _halve(sentence[middle:], max_chars)
 
-    The alphabet is that of the `misaki` family (one character a phoneme, diphthongs and affricates as capitals or
-    ligatures, stress before the vowel). Works offline.
+
+# Phonemes.
+
+# The American English symbols of misaki: 45 vowels and consonants, and the two marks of stress.
+PHONES = "AIOTWYbdfhijklmnpstuvwzæðŋɐɑɔəɛɜɡɪɹʃʊʌʒʤʧθᵊᵻ"
+STRESSES = "ˈˌ"
+# One mark for each pause that speech tells apart. Rarer ones (dashes, quotes, brackets) are read as these or left out:
+# a symbol that a model has hardly seen costs more than it says.
+PAUSES = ".!?,;:"
+PHONEMES = frozenset(PHONES + STRESSES + PAUSES + " ")
+
+_RARE_PHONES = str.maketrans({"—": ",", "…": ".", "a": "ɑ", "y": "i", "ʀ": "ɹ", "ɾ": "T", "ʔ": "t"})
+_STRENGTH = "?!.:;,"  # the strongest of a run of marks stands for all
+_RUN_OF_MARKS = re.compile(rf"\s*([{PAUSES}](?:\s*[{PAUSES}])*)\s*")
+_SPOKEN_SYMBOLS = "°§±×÷™®©¢→←½¼¾²³µ"
+_TRAILING_OFF = re.compile(r"\.{2,}(?=\s+[a-z])")
+_DASH = re.compile(r"\s+-+\s+|--+")
+# The front end reads a number in words only up to a decillion, and spells at most 24 letters of an unknown word; the
+# longest words it knows have fewer than 33. Its time grows with the cube of the parts that a word has without a space.
+_LONG_NUMBER = re.compile(r"\d(?:[,.]?\d){18,}")
+_LONG_WORD = re.compile(r"[^\W\d_]{33,}")
+_LONG_RUN = re.compile(r"\S{61,}")
+
+
+class _Letters(_Table):
+    """Characters -> what an English voice can read of them: itself, a name, a space, or nothing for a lone accent."""
+
+    def replacement(self, character: str) -> str:
+        category, name = unicodedata.category(character), unicodedata.name(character, "")
+        if character.isascii() or character in _SPOKEN_SYMBOLS:
+            return " " if character in "[]{}\"" else character
+        if greek := _GREEK.match(name):
+            return f" {greek[1].lower()} "
+        if category.startswith("L"):
+            return character if name.startswith("LATIN") else " "
+        if category.startswith("M") or character in _JOINERS:
+            return ""
+        return " " if category in ("So", "Sk") else character
+
+
+_GREEK = re.compile("GREEK (?:SMALL|CAPITAL) LETTER (?:FINAL )?([A-Z]+)")
+_LETTERS = _Letters()
+
+
+def phonemize(text: str) -> str:
+    """English text -> phonemes, in the American English alphabet of misaki; the same text always gives the same.
+
+    The text is normalized first, so it ends in a mark. Numbers, dates, money and abbreviations are read as words.
+    Greek letters are read by their names; emoji and the letters of other scripts are left out.
+
+    Returns:
+        A string of `PHONEMES`: words apart by one space, no space before a mark.
 
     Raises:
-        TextError: nothing in the text can be spoken in English.
+        TextError: nothing that an English voice can read.
 
-    >>> phonemize("The sun rises.")
+    >>> phonemize("The sun rises")
     'ðə sˈʌn ɹˈIzᵻz.'
     """
-    spoken = _phonemize(_latin(normalize(text)))
-    if not any(symbol.isalpha() for symbol in spoken):
-        raise TextError(f"{text[:40]!r} has nothing that can be spoken in English: give English words or figures")
-    return spoken
-
-
-@lru_cache(maxsize=50_000)
-def _phonemize(text: str) -> str:
-    return " ".join(_front_end()(text).split())
+    phonemes = _tidy(_front_end()(_readable(text)))
+    if not any(phone in PHONES for phone in phonemes):
+        raise TextError(f"there is nothing to read in {text!r:.60}; give English text, in Latin letters or digits")
+    return phonemes
 
 
 @lru_cache(maxsize=1)
-def _front_end() -> Any:
-    """Dictionary, tagger and letter-to-sound model of hibari-tts; its voice is not loaded."""
+def _front_end() -> "G2P":
+    """hibari's grapheme-to-phoneme part, without its voice. Takes a second to load, so only when first used."""
     from hibari.g2p import G2P
 
     return G2P(british=False)
 
 
-def _latin(text: str) -> str:
-    """Accents dropped, and whatever is then not printable ASCII: emoji, other scripts."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    return "".join(symbol if " " <= symbol <= "~" else "" for symbol in decomposed)
+def _readable(text: str) -> str:
+    """One line that the front end can read."""
+    line = " ".join(normalize(text).split()).translate(_LETTERS)
+    line = _DASH.sub(", ", _TRAILING_OFF.sub(",", line))
+    line = _LONG_NUMBER.sub(lambda number: " ".join(re.findall(r"\d", number[0])), line)
+    line = _LONG_WORD.sub(lambda word: _cut(word[0]), line)
+    return _LONG_RUN.sub(lambda run: " ".join(_cut(part) for part in re.findall(r"[^\W_]+|[.!?,;:]$", run[0])), line)
+
+
+def _cut(run: str) -> str:
+    return " ".join(re.findall(".{1,24}", run))
+
+
+def _tidy(phonemes: str) -> str:
+    kept = "".join(phone for phone in phonemes.translate(_RARE_PHONES) if phone in PHONEMES)
+    marked = _RUN_OF_MARKS.sub(lambda run: min(run[1].replace(" ", ""), key=_STRENGTH.index) + " ", kept)
+    tidy = " ".join(marked.split()).lstrip(PAUSES + " ")
+    return tidy if tidy.endswith(tuple(PAUSES)) else tidy + "."  # a last initial swallows its full stop

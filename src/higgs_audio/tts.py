@@ -171,7 +171,7 @@ class HiggsAudio:
             return self._named(source)
         if transcript is None:
             raise VoiceError("a recording needs its transcript: pass what is said in it, word for word, as transcript=")
-        return Voice(transcript=check_speakable(transcript), codes=self.processor.encode_audio(_read_reference(source)))
+        return Voice(transcript=check_speakable(transcript).strip(), codes=self.processor.encode_audio(_read_reference(source)))
 
     def generate(
         self,

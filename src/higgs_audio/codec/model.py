@@ -1,6 +1,7 @@
 """HiggsAudioTokenizer: waveforms to codes and back, 25 frames a second of 8 codebooks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,13 @@ class HiggsAudioTokenizer(PreTrainedModel):
         self.fc2 = nn.Linear(config.hidden_size, config.acoustic["hidden_size"])
         self.quantizer = ResidualVectorQuantizer(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own, but in float32 unless `dtype` says otherwise, however the weights were stored."""
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", torch.float32)
+        return super().from_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

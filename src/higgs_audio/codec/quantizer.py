@@ -61,8 +61,8 @@ class Quantized:
     first: Tensor  # [B, F, D], the first codebook alone
     codes: Tensor  # [K, B, F]
     projected: list[Tensor]  # K of [B, F, codebook_dim], what each codebook was asked to code
-    commitment: Tensor  # scalar
-    residual: Tensor  # scalar: mean energy left by each codebook, relative to the input's
+    commitment: Tensor  # scalar: energy that all codebooks leave, relative to the input's
+    left: Tensor  # [K]: the same after each codebook, without gradient
 
 
 class ResidualVectorQuantizer(nn.Module):
@@ -90,31 +90,25 @@ class ResidualVectorQuantizer(nn.Module):
     def forward(self, latent: Tensor, depth: Tensor) -> Quantized:
         """The training pass: quantizes `latent [B, F, D]`, sample b with its first `depth[b]` codebooks.
 
-        Every codebook is asked to code what the ones before it left (detached), and is told so by the residual
-        energy; what the decoder wants of the input passes straight through.
+        What the decoder wants of the codes passes straight through to the input; the codebooks follow by running
+        averages and the projections stay (see `train/codebook.py`), so nothing here needs a gradient but that.
         """
-        residual = latent.detach()
-        energy = residual.pow(2).mean()
-        total = torch.zeros_like(latent)
-        codes, projected, commitment, left = [], [], latent.new_zeros(()), latent.new_zeros(())
-        first = total
-        for number, quantizer in enumerate(self._all()):
-            z = quantizer.project_in(residual)
-            codes.append(quantizer.codebook.nearest(z))
-            entry = F.embedding(codes[-1], quantizer.codebook.embed)
-            out = quantizer.project_out(z + (entry - z).detach())  # [B, F, D]
-            commitment = commitment + F.mse_loss(z, entry) / energy
-            left = left + F.mse_loss(out, residual) / energy
-            used = (depth > number).view(-1, 1, 1)
-            total = total + torch.where(used, out, torch.zeros_like(out))
-            first = out if number == 0 else first
-            projected.append(z.detach())
-            residual = residual - out.detach()
-        count = len(codes)
-        commitment = commitment / count + F.mse_loss(latent, total.detach()) / energy
+        with torch.no_grad():
+            residual, total, first = latent, torch.zeros_like(latent), torch.zeros_like(latent)
+            codes, projected, left = [], [], []
+            energy = latent.pow(2).mean()
+            for number, quantizer in enumerate(self._all()):
+                projected.append(quantizer.project_in(residual))
+                codes.append(quantizer.codebook.nearest(projected[-1]))
+                out = quantizer.decode(codes[-1])  # [B, F, D]
+                residual = residual - out
+                left.append(residual.pow(2).mean() / energy)
+                total = total + torch.where((depth > number).view(-1, 1, 1), out, 0.0)
+                first = out if number == 0 else first
+        commitment = F.mse_loss(latent, latent.detach() - residual) / energy
         straight = latent - latent.detach()
         return Quantized(
-            total + straight, first + straight, torch.stack(codes), projected, commitment, left / count
+            total + straight, first + straight, torch.stack(codes), projected, commitment, torch.stack(left)
         )
 
     def _all(self) -> Iterator[VectorQuantizer]:

@@ -41,7 +41,7 @@ class TokenizerRecipe:
     crop_seconds: float = 1.6
     warmup_unquantized: int = 500
     kmeans_batches: int = 25
-    decay: float = 0.99
+    decay: float = 0.97
     depth_one: float = 0.15
     depth_any: float = 0.35
     mel_weight: float = 15.0
@@ -50,8 +50,7 @@ class TokenizerRecipe:
     first_weight: float = 1.0
     heard_weight: float = 0.0
     heard_share: float = 0.25
-    commitment_weight: float = 0.25
-    residual_weight: float = 1.0
+    commitment_weight: float = 10.0
     peak_rate: float = 1e-3
     final_rate: float = 5e-5
     warmup: int = 200
@@ -63,7 +62,7 @@ class TokenizerRecipe:
 
 
 def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
-    """A tokenizer with the teacher's HuBERT inside, frozen."""
+    """A tokenizer with the teacher's HuBERT inside; it and the quantizers' projections are frozen."""
     teacher = HubertForCTC.from_pretrained(recipe.teacher)
     torch.manual_seed(recipe.seed)
     config = HiggsAudioTokenizerConfig(
@@ -74,6 +73,9 @@ def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
     tokenizer = HiggsAudioTokenizer(config)
     tokenizer.semantic_model.load_state_dict(teacher.hubert.state_dict())
     tokenizer.semantic_model.requires_grad_(False)
+    for layer in quantizers(tokenizer):  # axes of the k-means batch: trained, they outrun the running averages
+        layer.project_in.requires_grad_(False)
+        layer.project_out.requires_grad_(False)
     return tokenizer
 
 
@@ -98,7 +100,8 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
         norm = apply_gradients(total_loss(losses, recipe), tokenizer, optimizer, rate, recipe.max_norm)
         step += 1
         update_codebooks(tokenizer, output, recipe, step, generator)
-        run.log(step, {name: float(value.detach()) for name, value in losses.items()} | {"norm": norm})
+        left = {} if output.quantized is None else {"left_first": float(output.quantized.left[0])}
+        run.log(step, {name: float(value.detach()) for name, value in losses.items()} | left | {"norm": norm})
         if run.due(step, recipe.num_steps):
             run.save(step, parts)
             run.record(step, {f"perplexity_{k}": perplexity(q.codebook) for k, q in enumerate(quantizers(tokenizer))})
@@ -147,7 +150,6 @@ def tokenizer_losses(
     if output.quantized is not None:
         losses["first"] = semantic_loss(output.semantic_first, output)
         losses["commitment"] = output.quantized.commitment
-        losses["residual"] = output.quantized.residual
     if recipe.heard_weight:
         count = max(1, round(recipe.heard_share * len(made)))
         heard = tokenizer._semantic_features(output.audio_values[:count])  # type: ignore[index]

@@ -1,0 +1,57 @@
+"""Puts nano's parts together: `codec` writes the audio tokenizer as it is shipped, `all` the whole checkpoint.
+
+The tokenizer is shipped in bfloat16 and computes in float32, so the clips are encoded with the rounded weights:
+export it before `train prepare`.
+
+    python recipes/nano/export.py codec TOKENIZER_DIR OUT_DIR
+    python recipes/nano/export.py all LM_DIR CODEC_DIR PROCESSOR_DIR OUT_DIR
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from higgs_audio import HiggsAudioForConditionalGeneration
+from higgs_audio.codec import HiggsAudioTokenizer
+
+VOICES = {
+    "ava": {"profile": "Ava", "description": "American woman, clear and bright"},
+    "joe": {"profile": "Joe", "description": "American man, calm"},
+    "sally": {"profile": "Sally", "description": "American woman, a synthetic voice of the 2000s"},
+    "angus": {"profile": "Angus", "description": "Scottish man, a synthetic voice of the 2000s"},
+}
+GENERATION = {
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_k": 30,
+    "top_p": 0.95,
+    "ras_win_len": 7,
+    "ras_win_max_num_repeat": 2,
+}
+PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "processor_config.json")
+
+
+def export_codec(tokenizer: str, out: str) -> None:
+    """The trained audio tokenizer in bfloat16."""
+    codec = HiggsAudioTokenizer.from_pretrained(tokenizer)
+    codec.to(torch.bfloat16).save_pretrained(out)
+
+
+def export_all(lm: str, codec: str, processor: str, out: str) -> None:
+    """Language model in bfloat16, tokenizer and processor files, voices, generation defaults."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = HiggsAudioForConditionalGeneration.from_pretrained(lm, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    for name in PROCESSOR_FILES:
+        shutil.copyfile(Path(processor) / name, folder / name)
+    shutil.copytree(codec, folder / "codec", dirs_exist_ok=True)
+    for name, content in (("voices.json", VOICES), ("generation_config.json", GENERATION)):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    {"codec": export_codec, "all": export_all}[sys.argv[1]](*sys.argv[2:])
