@@ -53,9 +53,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokenizer = nano_tokenizer().build()
     codec = HiggsAudioTokenizer(
-        HiggsAudioTokenizerConfig(
-            acoustic_model_config=TINY_BODY, semantic_model_config=TINY_HUBERT, codebook_dim=8
-        )
+        HiggsAudioTokenizerConfig(acoustic_model_config=TINY_BODY, semantic_model_config=TINY_HUBERT, codebook_dim=8)
     ).eval()
     for layer in codec.quantizer.modules():  # codebooks wait for k-means; random entries do as well
         for name, table in layer.named_buffers(recurse=False):

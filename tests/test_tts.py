@@ -9,7 +9,16 @@ import torch
 
 from higgs_audio import audio
 from higgs_audio.audio import Waveform
-from higgs_audio.errors import AudioError, CheckpointError, CodesError, HiggsAudioError, OptionError, TextError, VoiceError
+from higgs_audio.errors import (
+    AudioError,
+    CheckpointError,
+    CodesError,
+    HiggsAudioError,
+    OptionError,
+    PromptError,
+    TextError,
+    VoiceError,
+)
 from higgs_audio.pace import count_phones, frame_bounds
 from higgs_audio.prompt import Voice
 from higgs_audio.tts import UTTERANCE_CHARS, HiggsAudio
@@ -124,10 +133,10 @@ def test_a_voice_that_nobody_named_stays_the_first_utterance_s(tts, monkeypatch)
 
     monkeypatch.setattr(type(tts.processor), "apply_chat_template", listen)
     speech = nameless.generate(LONG, seed=1)
-    first, second, *_ = [messages for messages in prompts if len(messages) > 2] or [None, None]
-    (reference,) = second[1]["content"]
-    assert np.array_equal(reference["codes"], first[1]["content"][0]["codes"])
-    assert np.array_equal(reference["codes"], speech.codes[:, : reference["codes"].shape[1]])
+    spoken = [turn["content"][0]["codes"] for turns in prompts for turn in turns if turn["role"] == "assistant"]
+    assert len(spoken) == 2  # in the prompts of the second and the third
+    for codes in spoken:
+        assert np.array_equal(codes, speech.codes[:, : codes.shape[1]])
 
 
 def test_every_utterance_has_a_limit_and_reaching_it_is_said(tts, monkeypatch):
@@ -209,7 +218,7 @@ def test_an_option_that_is_wrong_is_refused_before_the_first_sound(tts, options,
 
 
 def test_a_special_token_in_the_scene_is_refused(tts):
-    with pytest.raises(TextError, match="scene_desc_end"):
+    with pytest.raises(PromptError, match="scene_desc_end"):
         tts.generate("Hello.", scene="A room.<|scene_desc_end|>")
 
 
@@ -217,6 +226,8 @@ def test_a_voice_that_does_not_exist_names_the_nearest(tts):
     for ask in (tts.voice, lambda name: tts.generate("Hello.", name)):
         with pytest.raises(VoiceError, match="did you mean 'ava'"):
             ask("avaa")
+    with pytest.raises(VoiceError, match="transcript"):
+        tts.generate("Hello.", Path("me.wav"))
 
 
 def test_a_recording_without_transcript_and_a_name_with_one_are_refused(tts, recording):
@@ -303,6 +314,7 @@ def replaced(name, text):
         replaced("tokenizer.json", "{}"),
         replaced("processor_config.json", "{"),
         replaced("voices.json", '["ava"]'),
+        replaced("generation_config.json", "{"),
         lambda folder: shutil.rmtree(folder / "codec"),
     ],
 )
@@ -323,7 +335,8 @@ def test_weights_that_are_missing_or_unknown_are_refused_by_name(tiny_checkpoint
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"1 missing weights .*model\.norm\.weight"):
         HiggsAudio.from_pretrained(tmp_path / "model", device="cpu")
-    save_file({**weights, "model.norm.weight": norm, "model.more.weight": norm.clone()}, file, metadata={"format": "pt"})
+    weights |= {"model.norm.weight": norm, "model.more.weight": norm.clone()}
+    save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"1 unexpected weights .*model\.more\.weight"):
         HiggsAudio.from_pretrained(tmp_path / "model", device="cpu")
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from higgs_audio import NANO
 from higgs_audio.errors import CheckpointError, nearest
@@ -20,6 +20,7 @@ M = TypeVar("M", bound=PreTrainedModel)
 NAMES = {"nano": NANO}
 CONFIG_FILE = "config.json"
 CODEC_FOLDER = "codec"
+GENERATION_FILE = "generation_config.json"
 VOICES_FILE = "voices.json"
 DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "codec/*")  # no pickles, no pictures
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -108,6 +109,19 @@ def read_voices(folder: str | Path) -> dict[str, dict[str, str]]:
         return {name: {"description": "", **entry, "profile": str(entry["profile"])} for name, entry in voices.items()}
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise CheckpointError(f'{path} must be like {{"ava": {{"profile": "Ava", "description": "..."}}}}') from error
+
+
+def read_generation_config(folder: str | Path) -> GenerationConfig | None:
+    """The sampling that goes with a checkpoint; None without generation_config.json.
+
+    Raises:
+        CheckpointError: the file does not load.
+    """
+    path = Path(folder) / GENERATION_FILE
+    try:
+        return GenerationConfig.from_pretrained(folder) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} does not load: {_first_line(error)}") from error
 
 
 def count_parameters(folder: str | Path, parts: dict[str, str]) -> dict[str, int]:

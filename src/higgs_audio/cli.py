@@ -255,7 +255,7 @@ def _quiet() -> None:
 def _seconds_made(what: str) -> Iterator[Callable[[float], None]]:
     """A line on stderr with the seconds of sound made so far; nothing where stderr is no terminal."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=stderr, transient=True) as progress:
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         task = progress.add_task(what)
         yield lambda seconds: progress.update(task, description=f"{what}: {seconds:.1f} s of sound")
 

@@ -10,6 +10,7 @@
     │   └── OptionError              an unknown keyword, or a value outside its range
     ├── CheckpointError (ValueError) no such model, or files that do not fit the architecture
     ├── RecipeError (ValueError)     a training recipe with unknown keys or impossible values
+    ├── NumericsError (ArithmeticError)  a NaN or an infinity where a number was needed
     └── MissingExtraError (ImportError)  an optional dependency that is not installed
 
 A message says what was given, what is allowed and what to do.
@@ -57,6 +58,10 @@ class CheckpointError(HiggsAudioError, ValueError):
 
 class RecipeError(HiggsAudioError, ValueError):
     """The recipe has unknown keys or impossible values."""
+
+
+class NumericsError(HiggsAudioError, ArithmeticError):
+    """A NaN or an infinity where a number was needed: in logits, in a loss or in its gradient."""
 
 
 class MissingExtraError(HiggsAudioError, ImportError):

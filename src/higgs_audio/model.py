@@ -359,7 +359,7 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
     ) -> tuple[Route, Tensor]:
         """The route of the batch and its embeddings `[B, T, D]`."""
         if codes is not None:
-            self._check_columns(codes)
+            self._check_columns(codes, with_range=input_ids is not None)
         if input_ids is None:
             if codes is None:
                 raise PromptError("neither input_ids nor audio_input_ids: give token ids, columns of codes, or both")
@@ -381,10 +381,16 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         placeholders = torch.tensor(self.config.audio_placeholder_ids, device=input_ids.device)
         return torch.isin(input_ids, placeholders)
 
-    def _check_columns(self, codes: Tensor) -> None:
-        if codes.ndim != 3 or codes.shape[2] != self.config.audio_num_codebooks:
+    def _check_columns(self, codes: Tensor, with_range: bool) -> None:
+        """The range is left alone in a decode step: reading it would make the host wait for the device."""
+        num_codebooks, num_rows = self.config.audio_num_codebooks, self.config.codebook_rows
+        if codes.ndim != 3 or codes.shape[2] != num_codebooks:
             raise CodesError(
-                f"audio_input_ids of shape {tuple(codes.shape)}: expected [batch, columns, {self.config.audio_num_codebooks}]"
+                f"audio_input_ids of shape {tuple(codes.shape)}: expected [batch, columns, {num_codebooks}]"
+            )
+        if with_range and codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < num_rows:
+            raise CodesError(
+                f"audio_input_ids between {int(codes.min())} and {int(codes.max())}: allowed are 0 to {num_rows - 1}"
             )
 
 

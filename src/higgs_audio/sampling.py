@@ -8,11 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from higgs_audio.errors import HiggsAudioError, OptionError
-
-
-class NumericsError(HiggsAudioError, ArithmeticError):
-    """The model gave logits that are not numbers."""
+from higgs_audio.errors import NumericsError, OptionError
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,13 @@ _PUNCTUATION = {
     **dict.fromkeys("【〔", "["),
     **dict.fromkeys("】〕", "]"),
     **dict.fromkeys("·•・", " "),
-    **{"，": ", ", "、": ",", "。": ".", "…": "...", "℃": "°C", "℉": "°F", "№": "No. "},
+    "，": ", ",
+    "、": ",",
+    "。": ".",
+    "…": "...",
+    "℃": "°C",
+    "℉": "°F",
+    "№": "No. ",
 }
 # Compatible characters that are read like the plain ones. Not among them: ² and ½, which are read differently.
 _PLAIN_KINDS = ("<font>", "<wide>", "<narrow>", "<square>", "<noBreak>")
@@ -102,6 +108,7 @@ _JOINERS = "\u200c\u200d"  # invisible, but part of the spelling of Persian and 
 _DEGREES = {"°C": " degrees Celsius", "°F": " degrees Fahrenheit"}
 _ENDINGS = frozenset(".!?,;:-।॥؟۔؛،")
 _CLOSERS = "\"'])} "
+_SOUND_ENDS = (*(f"[{sound}]" for sound in SOUNDS), "</se>", "</se_s>", "</se_e>")
 
 
 class _Table(dict[int, str]):
@@ -160,10 +167,8 @@ def normalize(text: str) -> str:
 
 def _is_closed(text: str) -> bool:
     """Whether a text ends in a closing mark, perhaps in quotes, or in a sound, or says nothing at all."""
-    sound = _SOUND.search(text, max((text.rfind("["), 0)))
-    if not _is_speakable(text) or (sound and sound.end() == len(text)):
-        return True
-    return text.rstrip(_CLOSERS)[-1:] in _ENDINGS
+    ended = text.rstrip(_CLOSERS)[-1:] in _ENDINGS or text.lower().endswith(_SOUND_ENDS)
+    return ended or not _is_speakable(text)
 
 
 # Utterances.
@@ -171,28 +176,35 @@ def _is_closed(text: str) -> bool:
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and ideographs: no spaces between words
 _WIDE_MARKS = "，、；：。！？…」』）》"
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
-_SENTENCE = re.compile(rf"[.!?…]+[\"'”’»)\]]*\s+|[。！？][。！？…]*[\"'”’」』）》]*\s*|…+(?=[{_CJK}])")
+_SENTENCE = re.compile(rf"(?<![.!?…])[.!?…]+[\"'”’»)\]]*\s+|[。！？][。！？…]*[\"'”’」』）》]*\s*|…+(?=[{_CJK}])")
 _CLAUSE = re.compile(r"[,;:–—-][\"'”’»)\]]*\s+|[，、；：]\s*")
 _WORD = re.compile(rf"\s+|(?<=[{_CJK}{_WIDE_MARKS}])(?=[{_CJK}])")
 _NEXT = re.compile(r"[\"'“‘«(\[¿¡-]*\s*(\w+)")
-_LAST_WORD = re.compile(r"[\w.&'’-]*$")
+_NO_WORD = re.compile(r"[^\w.&'’-]")
+_IDEOGRAPH = re.compile(f"[{_CJK}]")
+
+
+def _words(listed: str) -> frozenset[str]:
+    return frozenset(listed.split())
+
 
 # What a full stop follows without ending the sentence.
-_TITLES = frozenset(
-    "adm approx atty capt cf cmdr col cpl dr ed eds e.g eg fr ft gen gov hon i.e ie lt maj messrs mlle mme mr mrs ms "
-    "msgr mt pres prof pvt rep rev sen sgt st supt viz vs".split()
+_TITLES = _words(
+    "adm approx atty capt cf cmdr col cpl dr ed eds e.g eg fr ft gen gov hon i.e ie lt maj messrs mlle mme mr mrs "
+    "ms msgr mt pres prof pvt rep rev sen sgt st supt viz vs"
 )
 # What one follows that ends it only where a word comes that usually opens a sentence.
-_ABBREVIATIONS = frozenset(
-    "al apt aug ave bldg blvd bros co corp dec dept est etc feb govt inc jan jr jul jun ltd mar nov oct ph.d rd sep sept "
-    "sr ste univ".split()
+_ABBREVIATIONS = _words(
+    "al apt aug ave bldg blvd bros co corp dec dept est etc feb govt inc jan jr jul jun ltd mar nov oct ph.d rd "
+    "sep sept sr ste univ"
 )
-_OPENERS = frozenset(
-    "a an and as at but by for he her his how however i if in it its my no nor not now of on or our she so that the "
-    "their then there these they this those to was we what when where which while who why with yes yet you your".split()
+_OPENERS = _words(
+    "a an and as at but by for he her his how however i if in it its my no nor not now of on or our she so that "
+    "the their then there these they this those to was we what when where which while who why with yes yet you "
+    "your"
 )
 # What one follows that belongs to the number behind it.
-_NUMBERED = frozenset("art ch chap eq fig figs no nos p pp sec vol".split())
+_NUMBERED = _words("art ch chap eq fig figs no nos p pp sec vol")
 
 
 def split_utterances(text: str, max_chars: int = MAX_CHARS) -> list[str]:
@@ -204,7 +216,7 @@ def split_utterances(text: str, max_chars: int = MAX_CHARS) -> list[str]:
 
     Args:
         text: as it was written, before `normalize`, which drops the blank lines.
-        max_chars: at least 1.
+        max_chars: at least 1. An ideograph or kana, which takes longer to say, counts as three.
 
     Raises:
         OptionError: max_chars below 1.
@@ -232,15 +244,14 @@ def _sentence_ends(paragraph: str) -> Iterator[int]:
 def _ends_sentence(paragraph: str, mark: re.Match[str]) -> bool:
     marks = mark[0].rstrip()
     following = _NEXT.match(paragraph, mark.end())
-    if any(wide in marks for wide in "。！？…"[: 4 if marks == mark[0] else 3]):
+    if marks[0] in "。！？" or marks == mark[0]:  # in a script without spaces
         return True
     if not following or following[1][0].islower():
         return False
     if marks != ".":
         return True
-    start = max(0, mark.start() - 40)  # no abbreviation is longer
-    word = _LAST_WORD.search(paragraph[start : mark.start()])[0]  # type: ignore[index]  # it matches the empty string
-    return _ends_with(word, following[1])
+    before = paragraph[max(0, mark.start() - 40) : mark.start()]  # no abbreviation is longer
+    return _ends_with(_NO_WORD.split(before)[-1], following[1])
 
 
 def _ends_with(word: str, following: str) -> bool:
@@ -260,19 +271,24 @@ def _ends_with(word: str, following: str) -> bool:
 def _join_short(sentences: list[str], max_chars: int) -> list[str]:
     joined: list[str] = []
     for sentence in sentences:
-        short = joined and min(len(joined[-1].strip()), len(sentence.strip())) < SHORT_CHARS
-        if short and len((joined[-1] + sentence).strip()) <= max_chars:
+        short = joined and min(_length(joined[-1]), _length(sentence)) < SHORT_CHARS
+        if short and _length(joined[-1] + sentence) <= max_chars:
             joined[-1] += sentence
         else:
             joined.append(sentence)
     return joined
 
 
+def _length(text: str) -> int:
+    """Characters, an ideograph counted as the three letters that take as long to say."""
+    return len(text.strip()) + 2 * len(_IDEOGRAPH.findall(text))
+
+
 def _halve(sentence: str, max_chars: int) -> list[str]:
     """Pieces of at most `max_chars`, of about the same length, which joined are the sentence."""
-    length = len(sentence)
-    if len(sentence.strip()) <= max_chars:
+    if _length(sentence) <= max_chars:
         return [sentence]
+    length = len(sentence)
     clauses = [cut.end() for cut in _CLAUSE.finditer(sentence) if length <= 4 * cut.end() <= 3 * length]
     cuts = clauses or [cut.end() for cut in _WORD.finditer(sentence) if 0 < cut.end() < length]
     if not cuts:
@@ -310,11 +326,18 @@ class _Letters(_Table):
     def replacement(self, character: str) -> str:
         category, name = unicodedata.category(character), unicodedata.name(character, "")
         if character.isascii() or character in _SPOKEN_SYMBOLS:
-            return " " if character in "[]{}\"" else character
+            return " " if character in '[]{}"' else character
+        if character == "İ":  # the one letter that is two in lower case, which the front end does not expect
+            return "I"
         if greek := _GREEK.match(name):
             return f" {greek[1].lower()} "
         if category.startswith("L"):
             return character if name.startswith("LATIN") else " "
+        if category == "Nd":
+            return str(unicodedata.digit(character))
+        if category.startswith("N"):  # ⅓, ①, Ⅳ and the numerals of other scripts
+            plain = unicodedata.normalize("NFKC", character).replace("⁄", "/")
+            return f" {plain} " if plain.isascii() else f" {unicodedata.numeric(character):g} "
         if category.startswith("M") or character in _JOINERS:
             return ""
         return " " if category in ("So", "Sk") else character
@@ -339,7 +362,10 @@ def phonemize(text: str) -> str:
     >>> phonemize("The sun rises")
     'ðə sˈʌn ɹˈIzᵻz.'
     """
-    phonemes = _tidy(_front_end()(_readable(text)))
+    try:
+        phonemes = _tidy(_front_end()(_readable(text)))
+    except (IndexError, KeyError, TypeError, ValueError) as error:  # no text is known that leads here
+        raise TextError(f"{text!r:.60} cannot be read: {error}; write it in plainer words") from error
     if not any(phone in PHONES for phone in phonemes):
         raise TextError(f"there is nothing to read in {text!r:.60}; give English text, in Latin letters or digits")
     return phonemes
@@ -355,7 +381,7 @@ def _front_end() -> "G2P":
 
 def _readable(text: str) -> str:
     """One line that the front end can read."""
-    line = " ".join(normalize(text).split()).translate(_LETTERS)
+    line = " ".join(normalize(text).translate(_LETTERS).split())
     line = _DASH.sub(", ", _TRAILING_OFF.sub(",", line))
     line = _LONG_NUMBER.sub(lambda number: " ".join(re.findall(r"\d", number[0])), line)
     line = _LONG_WORD.sub(lambda word: _cut(word[0]), line)

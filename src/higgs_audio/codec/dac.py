@@ -33,7 +33,7 @@ class DacResidualUnit(nn.Module):
         self.conv2 = nn.Conv1d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.snake2(self.conv1(self.snake1(x))))
+        return x + self.conv2(self.snake2(self.conv1(self.snake1(x))))  # type: ignore[no-any-return]
 
 
 class DacEncoderBlock(nn.Module):

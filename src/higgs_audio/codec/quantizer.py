@@ -61,8 +61,8 @@ class Quantized:
     first: Tensor  # [B, F, D], the first codebook alone
     codes: Tensor  # [K, B, F]
     projected: list[Tensor]  # K of [B, F, codebook_dim], what each codebook was asked to code
-    commitment: Tensor  # scalar: energy that all codebooks leave, relative to the input's
-    left: Tensor  # [K]: the same after each codebook, without gradient
+    commitment: Tensor  # scalar: energy that all codebooks leave, a frame's mean
+    left: Tensor  # [K]: energy left after each codebook, relative to the input's, without gradient
 
 
 class ResidualVectorQuantizer(nn.Module):
@@ -105,7 +105,7 @@ class ResidualVectorQuantizer(nn.Module):
                 left.append(residual.pow(2).mean() / energy)
                 total = total + torch.where((depth > number).view(-1, 1, 1), out, 0.0)
                 first = out if number == 0 else first
-        commitment = F.mse_loss(latent, latent.detach() - residual) / energy
+        commitment = (latent - (latent.detach() - residual)).pow(2).sum(-1).mean()
         straight = latent - latent.detach()
         return Quantized(
             total + straight, first + straight, torch.stack(codes), projected, commitment, torch.stack(left)

@@ -14,6 +14,15 @@ LOG_FLOOR = 1e-3  # magnitudes below are silence
 LOG_CEILING = 6.0  # exp(6) = 403, above any magnitude of a windowed [-1, 1] signal
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of `[B, D, T]`. Before the first block it keeps the scale of what comes in from
+    drowning what the blocks add: latents that had grown a million times larger once made the decoder linear.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
 class ConvNeXt(nn.Module):
     """Depthwise convolution over time, then a two-layer perceptron per position; `[B, D, T] -> [B, D, T]`.
 
@@ -54,6 +63,7 @@ class VocosEncoder(nn.Module):
         self.n_fft, self.hop = a["n_fft"], a["stft_hop"]
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.embed = nn.Conv1d(self.n_fft // 2 + 1, fine, 1)
+        self.embed_norm = ChannelNorm(fine)
         self.fine = Stage(fine, a["encoder_depths"][0], kernel, kernel // 2)
         self.down = nn.Conv1d(fine, coarse, a["stride"], stride=a["stride"])
         self.coarse = Stage(coarse, a["encoder_depths"][1], kernel, kernel // 2)
@@ -64,7 +74,7 @@ class VocosEncoder(nn.Module):
         framed = F.pad(waveform[:, 0], (pad, pad)).unfold(-1, self.n_fft, self.hop)  # [B, T, n_fft]
         magnitude = torch.fft.rfft(framed * self.window).abs()
         spectrum = magnitude.clamp(min=LOG_FLOOR).log().transpose(1, 2)  # [B, bins, T]
-        x = self.coarse(self.down(self.fine(self.embed(spectrum))))
+        x = self.coarse(self.down(self.fine(self.embed_norm(self.embed(spectrum)))))
         out: Tensor = self.out(x)
         return out
 
@@ -81,6 +91,7 @@ class VocosDecoder(nn.Module):
         self.n_fft, self.hop = a["n_fft"], a["stft_hop"]
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.embed = nn.Conv1d(a["hidden_size"], coarse, 1)
+        self.embed_norm = ChannelNorm(coarse)
         self.coarse = Stage(coarse, a["decoder_depths"][0], kernel, ahead)
         self.up = nn.ConvTranspose1d(coarse, fine, a["stride"], stride=a["stride"])
         self.fine = Stage(fine, a["decoder_depths"][1], kernel, ahead)
@@ -88,7 +99,8 @@ class VocosDecoder(nn.Module):
         self.head = nn.Linear(fine, self.n_fft + 2)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = self.fine(self.up(self.coarse(self.embed(features))))  # [B, D, T]
+        x = self.coarse(self.embed_norm(self.embed(features)))  # [B, D, F]
+        x = self.fine(self.up(x))  # [B, D, T]
         log_magnitude, phase = self.head(self.norm(x.transpose(1, 2))).chunk(2, dim=-1)  # [B, T, bins] each
         spectrum = torch.polar(log_magnitude.clamp(max=LOG_CEILING).exp(), phase)
         return self._overlap_add(torch.fft.irfft(spectrum, n=self.n_fft))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from higgs_audio.codec.model import HiggsAudioTokenizer
 from higgs_audio.codec.quantizer import Codebook, ResidualVectorQuantizer
 
 EPSILON = 1e-5
@@ -49,6 +50,34 @@ def start_codebooks(
         book.embed_avg.copy_(means * book.cluster_size[:, None])
         book.inited.fill_(1)
         residual = residual - layer.decode(layer.encode(residual))
+
+
+@torch.no_grad()
+def rebalance(tokenizer: HiggsAudioTokenizer, latents: Tensor, acoustic_share: float) -> Tensor:
+    """Turns and stretches the latent space so that distance in it means harm to what is decoded; returns the latents.
+
+    The quantizer spends its codes on energy. Left alone, the semantic half had nearly all of it, and sound was coded
+    with what remained. Here a direction's energy becomes its share in what the two decoders are fed, each relative to
+    its variance: `acoustic_share` for the sound, the rest for the semantic features. The map is folded into `fc` and
+    its inverse into `fc1` and `fc2`, so nothing but the quantizer notices. A frame's energy becomes 1.
+
+    Args:
+        tokenizer: changed in place.
+        latents: `[N, D]`, from many clips.
+    """
+    centred = latents - latents.mean(0)
+    metric = torch.zeros(latents.shape[1], latents.shape[1])
+    for layer, share in ((tokenizer.fc2, acoustic_share), (tokenizer.fc1, 1 - acoustic_share)):
+        variance = (centred @ layer.weight.T).pow(2).sum(1).mean()
+        metric += share * layer.weight.T @ layer.weight / variance
+    values, axes = torch.linalg.eigh(metric.double())
+    scale = values.clamp(min=1e-4 * float(values.max())).sqrt()
+    there, back = ((axes * s @ axes.T).float() for s in (scale, 1 / scale))  # [D, D]
+    tokenizer.fc.weight.copy_(there @ tokenizer.fc.weight)
+    tokenizer.fc.bias.copy_(there @ tokenizer.fc.bias)
+    for layer in (tokenizer.fc1, tokenizer.fc2):
+        layer.weight.copy_(layer.weight @ back)
+    return latents @ there
 
 
 @torch.no_grad()

@@ -29,7 +29,10 @@ CLIPS_PER_PART = 500
 
 @dataclass(frozen=True)
 class PrepareRecipe:
-    """`data` is a folder with manifests, `tokenizer` and `teacher` checkpoints, `output` the folder to fill."""
+    """`data` is a folder with manifests, `tokenizer` and `teacher` checkpoints, `output` the folder to fill.
+
+    Of `num_workers` processes started side by side, each does the parts of its own `worker` number.
+    """
 
     data: str
     tokenizer: str
@@ -41,6 +44,8 @@ class PrepareRecipe:
     min_score: float = -2.5  # of the alignment, mean log-probability a phone
     min_phones_per_second: float = 4.0
     max_phones_per_second: float = 25.0
+    worker: int = 0
+    num_workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,23 @@ def prepare(recipe: PrepareRecipe) -> dict[str, int]:
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = HiggsAudioTokenizer.from_pretrained(recipe.tokenizer).eval()
     teacher = HubertForCTC.from_pretrained(recipe.teacher).eval()
+    paths = [output / f"part-{number:04d}" for number in range(-(-len(clips) // CLIPS_PER_PART))]
     counts: Counter[str] = Counter()
-    for number, start in enumerate(range(0, len(clips), CLIPS_PER_PART)):
-        path = output / f"part-{number:04d}"
-        if not path.with_suffix(".jsonl").exists():
-            prepare_part(clips[start : start + CLIPS_PER_PART], path, tokenizer, teacher, recipe)
-        counts.update(json.loads(line)["kept"] for line in read_lines(path.with_suffix(".jsonl")))
+    for number in range(recipe.worker, len(paths), recipe.num_workers):
+        start = number * CLIPS_PER_PART
+        if not paths[number].with_suffix(".jsonl").exists():
+            prepare_part(clips[start : start + CLIPS_PER_PART], paths[number], tokenizer, teacher, recipe)
+        counts.update(reasons(paths[number]))
         print(f"part {number}: {dict(counts)}", file=sys.stderr, flush=True)
-    write_atomic(output / "prepared.json", json.dumps(counts, indent=1))
+    if all(path.with_suffix(".jsonl").exists() for path in paths):
+        counts = Counter(reason for path in paths for reason in reasons(path))
+        write_atomic(output / "prepared.json", json.dumps(counts, indent=1))
     return dict(counts)
+
+
+def reasons(path: Path) -> list[str]:
+    """Of each clip of a part, "kept" or the reason why not."""
+    return [json.loads(line)["kept"] for line in read_lines(path.with_suffix(".jsonl"))]
 
 
 def prepare_part(

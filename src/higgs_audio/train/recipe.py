@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
 
@@ -38,21 +38,26 @@ def build(kind: type[R], values: dict[str, Any], where: str) -> R:
     required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
     if missing := required - values.keys():
         raise RecipeError(f"{where}: missing {', '.join(sorted(missing))}")
-    return kind(**{key: _typed(fields[key], value, where) for key, value in values.items()})
+    kinds = get_type_hints(kind)
+    return kind(**{key: _typed(key, value, kinds[key], where) for key, value in values.items()})
 
 
-def _typed(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
-    """The value, with YAML's lists as tuples and numbers checked against the field's default."""
-    if isinstance(value, list):
+def _typed(name: str, value: Any, kind: Any, where: str) -> Any:
+    """The value as a field of type `kind`: YAML's lists as tuples, whole numbers and 1e-3 (text to YAML) as floats.
+
+    Raises RecipeError for any other type.
+    """
+    wanted = get_origin(kind) or kind
+    if wanted is tuple and isinstance(value, list):
         return tuple(value)
-    default = field.default
-    if isinstance(default, float) and not isinstance(default, bool):
+    if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML reads 1e-3 as text
-        except (TypeError, ValueError):
-            raise RecipeError(f"{where}: {field.name}={value!r} must be a number") from None
-    if default not in (dataclasses.MISSING, None) and type(default) is not type(value):
-        raise RecipeError(f"{where}: {field.name}={value!r} must be a {type(default).__name__} like {default!r}")
+            return float(value)
+        except ValueError:
+            pass
+    fits = isinstance(value, wanted) and not (isinstance(value, bool) and wanted is not bool)
+    if not fits:
+        raise RecipeError(f"{where}: {name}={value!r} must be a {wanted.__name__}")
     return value
 
 

@@ -16,11 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from higgs_audio.errors import HiggsAudioError
-
-
-class NonFiniteLossError(HiggsAudioError):
-    """The loss or its gradient became NaN or infinite; the last checkpoint is whole."""
+from higgs_audio.errors import NumericsError
 
 
 class Run:
@@ -92,7 +88,9 @@ class Run:
         if path.exists():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line)["step"] <= step]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            temporary = path.with_name("metrics.jsonl.part")
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            os.replace(temporary, path)
 
 
 def _tensorboard(folder: Path) -> Any:
@@ -106,8 +104,9 @@ def _tensorboard(folder: Path) -> Any:
 
 def seed_step(seed: int, step: int) -> torch.Generator:
     """Seeds torch for one step and returns a separate generator for its data, both functions of (seed, step)."""
-    torch.manual_seed(seed * 1_000_003 + step)
-    return torch.Generator().manual_seed(seed * 1_000_003 + step + (1 << 40))
+    number = seed * 1_000_003 + step
+    torch.manual_seed(number)
+    return torch.Generator().manual_seed(number + 0x5EED_0000)  # a CPU generator reads 32 bits of its seed
 
 
 def learning_rate(step: int, num_steps: int, peak: float, warmup: int, final: float) -> float:
@@ -121,12 +120,12 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup: int, final: fl
 def apply_gradients(
     loss: torch.Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, rate: float, max_norm: float
 ) -> float:
-    """Backward, clip, step; returns the gradient norm. Raises NonFiniteLossError before anything is changed."""
+    """Backward, clip, step; returns the gradient norm. Raises NumericsError before anything is changed."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = float(nn.utils.clip_grad_norm_(module.parameters(), max_norm))
     if not math.isfinite(norm) or not bool(torch.isfinite(loss.detach())):
-        raise NonFiniteLossError(f"loss {float(loss.detach())}, gradient norm {norm}: lower the learning rate or find the clip")
+        raise NumericsError(f"loss {float(loss.detach())}, gradient norm {norm}: lower the learning rate or find the clip")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

@@ -92,7 +92,7 @@ def train_teacher(recipe: TeacherRecipe) -> Path:
     step = run.resume(parts)
     timed = [clip for clip in clips if clip.phones]
     timed_order = batches(timed, recipe, step) if timed else None
-    order = batches(clips, recipe, max(0, step - recipe.timed_steps))
+    order = batches(clips, recipe, max(0, step - (recipe.timed_steps if timed else 0)))
     while step < recipe.num_steps:
         generator = seed_step(recipe.seed, step)
         known = timed_order is not None and step < recipe.timed_steps

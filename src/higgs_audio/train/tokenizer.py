@@ -12,8 +12,9 @@ from transformers import HubertForCTC
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.model import TokenizerTrainingOutput
+from higgs_audio.errors import RecipeError
 from higgs_audio.train.clips import Clip, random_crops, read_manifests
-from higgs_audio.train.codebook import perplexity, revive, start_codebooks, update_codebook
+from higgs_audio.train.codebook import perplexity, rebalance, revive, start_codebooks, update_codebook
 from higgs_audio.train.recipe import save_recipe
 from higgs_audio.train.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
 from higgs_audio.train.spectral import spectral_losses
@@ -41,7 +42,10 @@ class TokenizerRecipe:
     crop_seconds: float = 1.6
     warmup_unquantized: int = 500
     kmeans_batches: int = 25
+    refit_every: int = 210  # steps between new axes and k-means: the latents move away from the axes of the start
+    refit_share: float = 0.75  # of the steps, after which the quantizers stay as they are
     decay: float = 0.97
+    acoustic_share: float = 0.65  # of the quantizer's attention; the rest is for the semantic features
     depth_one: float = 0.15
     depth_any: float = 0.35
     mel_weight: float = 15.0
@@ -50,7 +54,8 @@ class TokenizerRecipe:
     first_weight: float = 1.0
     heard_weight: float = 0.0
     heard_share: float = 0.25
-    commitment_weight: float = 10.0
+    commitment_weight: float = 3.0
+    scale_weight: float = 0.1
     peak_rate: float = 1e-3
     final_rate: float = 5e-5
     warmup: int = 200
@@ -73,7 +78,7 @@ def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
     tokenizer = HiggsAudioTokenizer(config)
     tokenizer.semantic_model.load_state_dict(teacher.hubert.state_dict())
     tokenizer.semantic_model.requires_grad_(False)
-    for layer in quantizers(tokenizer):  # axes of the k-means batch: trained, they outrun the running averages
+    for layer in quantizers(tokenizer):  # axes of the latents, refitted at times: trained, they outrun the running averages
         layer.project_in.requires_grad_(False)
         layer.project_out.requires_grad_(False)
     return tokenizer
@@ -90,8 +95,8 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     step = run.resume(parts)
     while step < recipe.num_steps:
         generator = seed_step(recipe.seed, step)
-        if step == recipe.warmup_unquantized:
-            begin_quantizing(tokenizer, clips, recipe, generator)
+        if is_refit(recipe, step):
+            fit_quantizers(tokenizer, clips, recipe, generator)
         waveform = crops(clips, recipe, generator)  # [B, 1, S]
         depth = draw_depth(recipe, generator) if step >= recipe.warmup_unquantized else None
         output = tokenizer(waveform, depth)
@@ -130,13 +135,25 @@ def draw_depth(recipe: TokenizerRecipe, generator: torch.Generator, num_codebook
     return torch.where(draw < recipe.depth_one, 1, depth)
 
 
+def is_refit(recipe: TokenizerRecipe, step: int) -> bool:
+    """Whether the quantizers are fitted to the latents before this step: at the first quantized one, then at times."""
+    since = step - recipe.warmup_unquantized
+    return since == 0 or (since > 0 and since % recipe.refit_every == 0 and step < recipe.refit_share * recipe.num_steps)
+
+
 @torch.no_grad()
-def begin_quantizing(
+def fit_quantizers(
     tokenizer: HiggsAudioTokenizer, clips: Sequence[Clip], recipe: TokenizerRecipe, generator: torch.Generator
 ) -> None:
-    """K-means of every codebook over the latents of many batches, at least ten vectors an entry."""
+    """Axes and k-means of every codebook over the latents of many batches, ten vectors an entry or more.
+
+    Raises RecipeError where the recipe's batches have fewer vectors than a codebook has entries.
+    """
+    found = recipe.kmeans_batches * recipe.batch * round(recipe.crop_seconds * 25)
+    if found < tokenizer.config.codebook_size:
+        raise RecipeError(f"{found} vectors for {tokenizer.config.codebook_size} entries: raise kmeans_batches or batch")
     batches = [tokenizer(crops(clips, recipe, generator), None).latent for _ in range(recipe.kmeans_batches)]
-    latents = torch.cat([b.flatten(0, 1) for b in batches])  # [N, D]
+    latents = rebalance(tokenizer, torch.cat([b.flatten(0, 1) for b in batches]), recipe.acoustic_share)  # [N, D]
     start_codebooks(tokenizer.quantizer, latents, KMEANS_STEPS, 1 / recipe.kmeans_batches, generator)
 
 
@@ -147,6 +164,7 @@ def tokenizer_losses(
     made, wanted = output.audio_values[:, 0], waveform[:, 0]  # type: ignore[index]
     mel, convergence = spectral_losses(made, wanted, tokenizer.config.sample_rate)
     losses = {"mel": mel, "convergence": convergence, "semantic": semantic_loss(output.semantic_values, output)}
+    losses["scale"] = output.latent.pow(2).sum(-1).mean().log().pow(2)  # type: ignore[union-attr]  # of a frame, to 1
     if output.quantized is not None:
         losses["first"] = semantic_loss(output.semantic_first, output)
         losses["commitment"] = output.quantized.commitment
