@@ -231,8 +231,8 @@ def test_the_least_possible_limit_gives_single_words():
 
 
 TEXT = (
-    'the a I Dr. e.g. etc. p.m. U.S. 3.14 $5.50 J. No. 7 well-known don\'t (in fact) "quoted words" ‘so’ stop. Stop! why? '
-    "yes, and; then: so... oh… — - 你好。 我们走吧， 日本語 naïve Straße http://a.b/c.d?e=f x"
+    'the a I Dr. e.g. etc. p.m. U.S. 3.14 $5.50 J. No. 7 well-known don\'t (in fact) "quoted words" ‘so’ stop. Stop! '
+    "why? yes, and; then: so... oh… — - 你好。 我们走吧， 日本語 naïve Straße http://a.b/c.d?e=f x"
 )
 WORDS = TEXT.split()
 SPACES = [" ", " ", " ", "  ", "\n", "\r\n", "\n\n", "\n \n", "\t", "\u3000", ""]

@@ -39,7 +39,10 @@ def main(folder: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "train.txt").write_text("\n".join(train) + "\n", encoding="utf-8")
     (out / "heldout.txt").write_text("\n".join(heldout) + "\n", encoding="utf-8")
-    print(f"{len(train)} training sentences, {len(heldout)} held out, from {len(fortunes)} and {len(bible)}", file=sys.stderr)
+    print(
+        f"{len(train)} training sentences, {len(heldout)} held out, from {len(fortunes)} and {len(bible)}",
+        file=sys.stderr,
+    )
 
 
 def fortune_sentences():

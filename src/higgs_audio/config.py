@@ -1,4 +1,6 @@
-"""HiggsAudioConfig: the sizes and token ids of the language model. Defaults are those of the published 3B checkpoint."""
+"""HiggsAudioConfig: sizes and token ids of the language model. Defaults are those of the published 3B checkpoint."""
+
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PreTrainedConfig
@@ -54,7 +56,7 @@ class HiggsAudioConfig(PreTrainedConfig):
     sub_configs = {"text_config": LlamaConfig}
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
     audio_adapter_type: str = "dual_ffn_fast_forward"
     audio_dual_ffn_layers: list[int] | None = None
     audio_num_codebooks: int = 8
@@ -74,7 +76,7 @@ class HiggsAudioConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     codec: str | None = None
 
-    def __post_init__(self, **kwargs) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.text_config, LlamaConfig):
             given = self.text_config or {}
             given = given.to_dict() if isinstance(given, PreTrainedConfig) else given
@@ -88,7 +90,9 @@ class HiggsAudioConfig(PreTrainedConfig):
     def _check(self) -> None:
         """Raises OptionError where the fields contradict one another."""
         if self.audio_adapter_type not in ADAPTERS:
-            raise OptionError(f"audio_adapter_type={self.audio_adapter_type!r}; {nearest(self.audio_adapter_type, ADAPTERS)}")
+            raise OptionError(
+                f"audio_adapter_type={self.audio_adapter_type!r}; {nearest(self.audio_adapter_type, ADAPTERS)}"
+            )
         markers = (self.audio_stream_bos_id, self.audio_stream_eos_id)
         wanted = (self.audio_codebook_size, self.audio_codebook_size + 1)
         if markers != wanted:

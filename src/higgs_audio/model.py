@@ -78,9 +78,9 @@ class Route:
     def apply(self, text: nn.Module, audio: nn.Module | None, rows: Tensor) -> Tensor:
         """Text rows through `text`, audio rows through `audio` (through `text` too where there is none)."""
         if audio is None or self.num_text == rows.shape[0]:
-            return text(rows)  # type: ignore[no-any-return]
+            return text(rows)
         if self.num_text == 0:
-            return audio(rows)  # type: ignore[no-any-return]
+            return audio(rows)
         return torch.cat([text(rows[: self.num_text]), audio(rows[self.num_text :])])
 
 
@@ -121,7 +121,7 @@ class FeedForward(nn.Module):
         self.act = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
 
 
 class RotaryEmbedding(nn.Module):
@@ -136,11 +136,11 @@ class RotaryEmbedding(nn.Module):
 
     def frequencies(self) -> Tensor:
         """Radians per position, `[H / 2]`."""
-        parameters = self.config.rope_parameters
+        parameters: Any = self.config.rope_parameters
         if parameters["rope_type"] != "default":
-            return ROPE_INIT_FUNCTIONS[parameters["rope_type"]](self.config)[0]  # type: ignore[no-any-return]
-        width = self.config.head_dim
-        return parameters["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float) / width)  # type: ignore[no-any-return]
+            return ROPE_INIT_FUNCTIONS[parameters["rope_type"]](self.config)[0]
+        exponents = torch.arange(0, head_width(self.config), 2, dtype=torch.float) / head_width(self.config)
+        return torch.as_tensor(parameters["rope_theta"]) ** -exponents
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines `[B, T, 1, H]` of `positions [B, T]`."""
@@ -169,15 +169,21 @@ def eager_attention(
     return (weights @ value).transpose(1, 2), weights
 
 
+def head_width(config: LlamaConfig) -> int:
+    """Numbers of one attention head, H."""
+    return config.head_dim or config.hidden_size // config.num_attention_heads
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention, shared by text and audio."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer_idx, self.is_causal = config, layer, True
-        self.head_dim = config.head_dim
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        inner, shared = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.head_dim = head_width(config)
+        num_shared = config.num_key_value_heads or config.num_attention_heads
+        self.num_key_value_groups = config.num_attention_heads // num_shared
+        inner, shared = config.num_attention_heads * self.head_dim, num_shared * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, inner, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
@@ -198,10 +204,10 @@ class Attention(nn.Module):
             key, value = cache.update(key, value, self.layer_idx)
         dropout = self.config.attention_dropout if self.training else 0.0
         out, _ = self._backend()(self, query, key, value, mask, dropout=dropout, scaling=self.head_dim**-0.5, **options)
-        return self.o_proj(way.take(out.flatten(2)))  # type: ignore[no-any-return]
+        return self.o_proj(way.take(out.flatten(2)))
 
     def _backend(self) -> Callable[..., tuple[Tensor, Any]]:
-        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)  # type: ignore[no-any-return]
+        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
 
 
 class DualFFNLayer(GradientCheckpointingLayer):
@@ -243,7 +249,7 @@ class AudioEmbeddings(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Delayed columns `[..., K]`, ids 0 to V + 1, to `[..., D]`."""
-        return self.embed_audio_tokens(codes + self.offsets).sum(-2)  # type: ignore[no-any-return]
+        return self.embed_audio_tokens(codes + self.offsets).sum(-2)
 
 
 class HiggsAudioPreTrainedModel(PreTrainedModel):
@@ -369,7 +375,11 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         way = route(audio, now)
         embeds = self.embed_tokens(input_ids)
         if codes is not None:
-            real = torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device) if codes_mask is None else codes_mask.bool()
+            real = (
+                torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device)
+                if codes_mask is None
+                else codes_mask.bool()
+            )
             _check_counts(audio, real)
             embeds = embeds.masked_scatter(audio[..., None], self.embed_audio_tokens(codes[real]).to(embeds.dtype))
         elif bool(audio.any()):
@@ -488,7 +498,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
 
     def audio_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states `[..., D]` to `[..., K, V + 2]`."""
-        return self.audio_lm_head(hidden).unflatten(-1, (self.config.audio_num_codebooks, -1))  # type: ignore[no-any-return]
+        return self.audio_lm_head(hidden).unflatten(-1, (self.config.audio_num_codebooks, -1))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generates text tokens and delayed codes; see `higgs_audio.generate.generate`."""

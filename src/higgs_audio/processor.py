@@ -448,4 +448,4 @@ def _device(device_map: Any) -> Any:
     return next(iter(device_map.values())) if isinstance(device_map, Mapping) else device_map
 
 
-AutoProcessor.register(HiggsAudioConfig, HiggsAudioProcessor, exist_ok=True)  # type: ignore[no-untyped-call]
+AutoProcessor.register(HiggsAudioConfig, HiggsAudioProcessor, exist_ok=True)

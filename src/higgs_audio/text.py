@@ -176,7 +176,7 @@ def _is_closed(text: str) -> bool:
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and ideographs: no spaces between words
 _WIDE_MARKS = "，、；：。！？…」』）》"
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
-_SENTENCE = re.compile(rf"(?<![.!?…])[.!?…]+[\"'”’»)\]]*\s+|[。！？][。！？…]*[\"'”’」』）》]*\s*|…+(?=[{_CJK}])")
+_SENTENCE = re.compile(rf"(?<![.!?…])[.!?…]+[\"'”’»)\]]*\s+|[。！？][。！？…]*[\"'”’」』）》]*\s*|(?<!…)…+(?=[{_CJK}])")
 _CLAUSE = re.compile(r"[,;:–—-][\"'”’»)\]]*\s+|[，、；：]\s*")
 _WORD = re.compile(rf"\s+|(?<=[{_CJK}{_WIDE_MARKS}])(?=[{_CJK}])")
 _NEXT = re.compile(r"[\"'“‘«(\[¿¡-]*\s*(\w+)")

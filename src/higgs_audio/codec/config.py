@@ -55,8 +55,8 @@ class HiggsAudioTokenizerConfig(PreTrainedConfig):
     model_type = "higgs_audio_tokenizer"
     sub_configs = {"semantic_model_config": HubertConfig}
 
-    acoustic_model_config: dict | None = None
-    semantic_model_config: dict | PreTrainedConfig | None = None
+    acoustic_model_config: dict[str, Any] | None = None
+    semantic_model_config: dict[str, Any] | PreTrainedConfig | None = None
     sample_rate: int = 24000
     semantic_sample_rate: int = 16000
     num_codebooks: int = 8

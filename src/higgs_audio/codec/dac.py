@@ -33,7 +33,7 @@ class DacResidualUnit(nn.Module):
         self.conv2 = nn.Conv1d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.snake2(self.conv1(self.snake1(x))))  # type: ignore[no-any-return]
+        return x + self.conv2(self.snake2(self.conv1(self.snake1(x))))
 
 
 class DacEncoderBlock(nn.Module):
@@ -46,7 +46,7 @@ class DacEncoderBlock(nn.Module):
         self.conv1 = nn.Conv1d(channels, 2 * channels, 2 * stride, stride=stride, padding=-(-stride // 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv1(self.snake1(self.res_unit3(self.res_unit2(self.res_unit1(x)))))  # type: ignore[no-any-return]
+        return self.conv1(self.snake1(self.res_unit3(self.res_unit2(self.res_unit1(x)))))
 
 
 class DacDecoderBlock(nn.Module):
@@ -62,7 +62,7 @@ class DacDecoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_t1(self.snake1(x))
-        return self.res_unit3(self.res_unit2(self.res_unit1(x)))  # type: ignore[no-any-return]
+        return self.res_unit3(self.res_unit2(self.res_unit1(x)))
 
 
 class DacEncoder(nn.Module):
@@ -81,7 +81,7 @@ class DacEncoder(nn.Module):
         x = self.conv1(waveform)
         for block in self.block:
             x = block(x)
-        return self.conv2(self.snake1(x))  # type: ignore[no-any-return]
+        return self.conv2(self.snake1(x))
 
 
 class DacDecoder(nn.Module):
@@ -100,7 +100,7 @@ class DacDecoder(nn.Module):
         x = self.conv1(features)
         for block in self.block:
             x = block(x)
-        return self.conv2(self.snake1(x))  # type: ignore[no-any-return]
+        return self.conv2(self.snake1(x))
 
 
 def encoder_frames(config: HiggsAudioTokenizerConfig, num_samples: int) -> int:

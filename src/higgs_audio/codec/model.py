@@ -148,14 +148,12 @@ class HiggsAudioTokenizer(PreTrainedModel):
         quantized = None if depth is None else self.quantizer(latent, depth)
         coded = latent if quantized is None else quantized.latent
         first = None if quantized is None else self._semantic_from(quantized.first)
-        return TokenizerTrainingOutput(
-            self._sound(coded), target, self._semantic_from(coded), first, latent, quantized
-        )
+        return TokenizerTrainingOutput(self._sound(coded), target, self._semantic_from(coded), first, latent, quantized)
 
     @property
     def decoder_context(self) -> tuple[int, int]:
         """Frames left and right of a frame that its samples depend on."""
-        return {"dac": dac, "vocos": vocos}[self.config.body].decoder_context(self.config)  # type: ignore[attr-defined,no-any-return]
+        return {"dac": dac, "vocos": vocos}[self.config.body].decoder_context(self.config)
 
     def _semantic_features(self, waveform: Tensor) -> Tensor:
         """Mean of HuBERT's hidden states at the frame rate, `[B, F, D_s]`."""
@@ -176,16 +174,16 @@ class HiggsAudioTokenizer(PreTrainedModel):
         """The acoustic encoder's `[B, D_a, num_frames]`, padded where it would give too few."""
         if self.config.body == "vocos":
             missing = num_frames * self.config.hop_length - waveform.shape[-1]
-            return self.acoustic_encoder(F.pad(waveform, (0, missing)))  # type: ignore[no-any-return]
+            return self.acoustic_encoder(F.pad(waveform, (0, missing)))
         if dac.encoder_frames(self.config, waveform.shape[-1]) != num_frames:
             waveform = F.pad(waveform, (self.config.acoustic_padding, self.config.acoustic_padding))
-        return self.acoustic_encoder(waveform)[..., :num_frames]  # type: ignore[no-any-return]
+        return self.acoustic_encoder(waveform)[..., :num_frames]
 
     def _sound(self, latent: Tensor) -> Tensor:
-        return self.acoustic_decoder(self.fc2(latent).transpose(1, 2))  # type: ignore[no-any-return]
+        return self.acoustic_decoder(self.fc2(latent).transpose(1, 2))
 
     def _semantic_from(self, latent: Tensor) -> Tensor:
-        return self.decoder_semantic(self.fc1(latent).transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
+        return self.decoder_semantic(self.fc1(latent).transpose(1, 2)).transpose(1, 2)
 
     def _checked(self, waveform: Tensor) -> Tensor:
         if waveform.ndim != 3 or waveform.shape[1] != 1:

@@ -72,7 +72,7 @@ def random_crops(
 
 
 def length_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices in batches of similar length, each with `longest * size <= budget`; the order depends on (seed, epoch)."""
+    """Indices in batches of similar length, `longest * size <= budget` each; the order follows from (seed, epoch)."""
     rng = np.random.default_rng((seed, epoch))
     noisy = np.asarray(lengths) * rng.uniform(0.9, 1.1, len(lengths))
     batches: list[list[int]] = [[]]

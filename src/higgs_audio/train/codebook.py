@@ -12,7 +12,7 @@ DEAD_SHARE = 0.1  # of the mean usage; an absolute count would kill most of 1024
 
 @torch.no_grad()
 def kmeans(vectors: Tensor, size: int, num_steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Means `[size, D]` and counts `[size]` of `vectors [N, D]`, N >= size; empty clusters restart at random vectors."""
+    """Means `[size, D]`, counts `[size]` of `vectors [N, D]`, N >= size; empty clusters restart at random vectors."""
     means = vectors[torch.randperm(len(vectors), generator=generator)[:size]].clone()
     counts = torch.zeros(size)
     for _ in range(num_steps):

@@ -1,8 +1,9 @@
-"""Prepared clips to conversations, and conversations to batches: the answer is the last turn, the renderer the usual one."""
+"""Prepared clips to conversations, and those to batches: the answer is the last turn, the renderer the usual one."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,13 +110,14 @@ class TurnStarts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         header = tokenizer(HEADER_START + "user" + HEADER_END + "\n\n", add_special_tokens=False)["input_ids"]
         self._header = torch.tensor(header)
-        self._audio_bos = tokenizer.convert_tokens_to_ids(AUDIO_OUT_BOS)
+        self._audio_bos: Any = tokenizer.convert_tokens_to_ids(AUDIO_OUT_BOS)
 
     def find(self, ids: Tensor) -> tuple[list[int], list[int]]:
         """Positions of the first token of each user text, and of the first column of each audio, of `ids [T]`."""
         width = len(self._header)
-        texts = (ids.unfold(0, width, 1) == self._header).all(1).nonzero().squeeze(1) + width
-        audios = (ids == self._audio_bos).nonzero().squeeze(1) + 1
+        windows = ids.unfold(0, width, 1)
+        texts = torch.eq(windows, self._header).all(1).nonzero().squeeze(1) + width
+        audios = torch.eq(ids, self._audio_bos).nonzero().squeeze(1) + 1
         return texts.tolist(), audios.tolist()
 
 

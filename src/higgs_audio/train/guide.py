@@ -31,11 +31,11 @@ class Guide(nn.Module):
     ) -> None:
         super().__init__()
         self.phone_head = nn.Linear(model.model.text_config.hidden_size, num_phones)
-        self._seen: dict[int, tuple[Any, ...]] = {}
+        self._seen: dict[int, tuple[Any, Tensor, Route, Any]] = {}
         self._rows: Tensor | None = None
-        blocks = [model.model.layers[i] for i in (*layers, phone_layer)]
-        self._hooks = [b.self_attn.register_forward_pre_hook(self._watch) for b in blocks[:-1]]  # type: ignore[union-attr,operator]
-        self._hooks.append(blocks[-1].register_forward_hook(self._keep))
+        blocks: Any = model.model.layers
+        self._hooks = [blocks[i].self_attn.register_forward_pre_hook(self._watch) for i in layers]
+        self._hooks.append(blocks[phone_layer].register_forward_hook(self._keep))
 
     def close(self) -> None:
         """Detaches from the model."""
@@ -52,7 +52,7 @@ class Guide(nn.Module):
         length = targets.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         visible = causal[None] & attended.bool()[:, None]  # [B, T, T]
-        losses = [self._head_loss(module, *seen, targets, visible) for module, *seen in self._seen.values()]
+        losses = [self._head_loss(*seen, targets, visible) for seen in self._seen.values()]
         self._seen.clear()
         return torch.stack(losses).mean()
 

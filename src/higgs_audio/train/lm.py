@@ -82,7 +82,9 @@ class LanguageModelRecipe:
 def new_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
     """A model of the recipe's size with the processor's token ids, random weights."""
     text = {"vocab_size": len(processor.tokenizer), **recipe.text_config}
-    ids = {field: processor.tokenizer.convert_tokens_to_ids(token) for field, token in TOKEN_FIELDS.items()}
+    ids: dict[str, Any] = {
+        field: processor.tokenizer.convert_tokens_to_ids(token) for field, token in TOKEN_FIELDS.items()
+    }
     config = HiggsAudioConfig(text_config=text, audio_adapter_type=recipe.audio_adapter_type, codec="codec", **ids)
     torch.manual_seed(recipe.seed)
     model = HiggsAudioForConditionalGeneration(config)
@@ -105,9 +107,7 @@ def train_language_model(recipe: LanguageModelRecipe) -> Path:
     trained = nn.ModuleDict({"model": model, "guide": guide})
     optimizer = torch.optim.AdamW(decay_groups(trained, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
     parts = {"model": model, "guide": guide, "optimizer": optimizer}
-    composer = Composer(
-        samples, recipe.profiles, recipe.default_speaker, recipe.reference_share, recipe.plain_share
-    )
+    composer = Composer(samples, recipe.profiles, recipe.default_speaker, recipe.reference_share, recipe.plain_share)
     step = run.resume(parts)
     batches = index_batches(samples, recipe, step)
     while step < recipe.num_steps:

@@ -122,10 +122,12 @@ def apply_gradients(
 ) -> float:
     """Backward, clip, step; returns the gradient norm. Raises NumericsError before anything is changed."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     norm = float(nn.utils.clip_grad_norm_(module.parameters(), max_norm))
     if not math.isfinite(norm) or not bool(torch.isfinite(loss.detach())):
-        raise NumericsError(f"loss {float(loss.detach())}, gradient norm {norm}: lower the learning rate or find the clip")
+        raise NumericsError(
+            f"loss {float(loss.detach())}, gradient norm {norm}: lower the learning rate or find the clip"
+        )
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

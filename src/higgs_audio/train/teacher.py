@@ -65,9 +65,9 @@ class TeacherRecipe:
 def new_teacher(hubert: dict[str, Any], seed: int) -> HubertForCTC:
     """A HuBERT with a CTC head over PHONES (id 0 is the blank), without masking or dropout."""
     still = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
+    sizes: dict[str, Any] = {**DEFAULT_HUBERT, **hubert, **dict.fromkeys(still, 0.0)}
     config = HubertConfig(
-        **{**DEFAULT_HUBERT, **hubert},
-        **dict.fromkeys(still, 0.0),
+        **sizes,
         layerdrop=0.0,
         apply_spec_augment=False,
         mask_time_prob=0.0,
@@ -128,7 +128,9 @@ def timed_loss(teacher: HubertForCTC, inputs: dict[str, Tensor], batch: list[Cli
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def collate(batch: list[Clip], targets: dict[str, list[int]], noise: float, generator: torch.Generator) -> dict[str, Tensor]:
+def collate(
+    batch: list[Clip], targets: dict[str, list[int]], noise: float, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Model inputs: `input_values [B, S]` at 16 kHz, `attention_mask [B, S]`, `labels [B, P]` padded with -100."""
     sounds = [semantic_input(samples(clip, SAMPLE_RATE)) for clip in batch]
     longest = max(map(len, sounds))

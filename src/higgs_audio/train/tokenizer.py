@@ -78,7 +78,9 @@ def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
     tokenizer = HiggsAudioTokenizer(config)
     tokenizer.semantic_model.load_state_dict(teacher.hubert.state_dict())
     tokenizer.semantic_model.requires_grad_(False)
-    for layer in quantizers(tokenizer):  # axes of the latents, refitted at times: trained, they outrun the running averages
+    for layer in quantizers(
+        tokenizer
+    ):  # axes of the latents, refitted at times: trained, they outrun the running averages
         layer.project_in.requires_grad_(False)
         layer.project_out.requires_grad_(False)
     return tokenizer
@@ -138,7 +140,9 @@ def draw_depth(recipe: TokenizerRecipe, generator: torch.Generator, num_codebook
 def is_refit(recipe: TokenizerRecipe, step: int) -> bool:
     """Whether the quantizers are fitted to the latents before this step: at the first quantized one, then at times."""
     since = step - recipe.warmup_unquantized
-    return since == 0 or (since > 0 and since % recipe.refit_every == 0 and step < recipe.refit_share * recipe.num_steps)
+    return since == 0 or (
+        since > 0 and since % recipe.refit_every == 0 and step < recipe.refit_share * recipe.num_steps
+    )
 
 
 @torch.no_grad()
@@ -151,7 +155,9 @@ def fit_quantizers(
     """
     found = recipe.kmeans_batches * recipe.batch * round(recipe.crop_seconds * 25)
     if found < tokenizer.config.codebook_size:
-        raise RecipeError(f"{found} vectors for {tokenizer.config.codebook_size} entries: raise kmeans_batches or batch")
+        raise RecipeError(
+            f"{found} vectors for {tokenizer.config.codebook_size} entries: raise kmeans_batches or batch"
+        )
     batches = [tokenizer(crops(clips, recipe, generator), None).latent for _ in range(recipe.kmeans_batches)]
     latents = rebalance(tokenizer, torch.cat([b.flatten(0, 1) for b in batches]), recipe.acoustic_share)  # [N, D]
     start_codebooks(tokenizer.quantizer, latents, KMEANS_STEPS, 1 / recipe.kmeans_batches, generator)
