@@ -7,8 +7,9 @@ from transformers import GenerationConfig, HiggsAudioV2Config, HiggsAudioV2ForCo
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import Ramp, apply_delay, revert_delay
 from higgs_audio.errors import CodesError, HiggsAudioError, OptionError, PromptError
-from higgs_audio.generate import RowState, Rules, advance, generate, mask_audio, mask_text, next_step, stream
+from higgs_audio.generate import RowState, advance, generate, mask_audio, mask_text, next_step, stream
 from higgs_audio.model import HiggsAudioForConditionalGeneration
+from higgs_audio.rules import Rules
 from higgs_audio.sampling import SamplingOptions
 
 K, V = 8, 16

@@ -11,7 +11,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from higgs_audio.config import PUBLISHED_TEXT_CONFIG, HiggsAudioConfig
 from higgs_audio.delay import apply_delay, delay_labels
 from higgs_audio.errors import CodesError, OptionError, PromptError
-from higgs_audio.model import HiggsAudioForConditionalGeneration, eager_attention
+from higgs_audio.layers import eager_attention
+from higgs_audio.model import HiggsAudioForConditionalGeneration
 
 K, V = 8, 16
 BOS, EOS = V, V + 1

@@ -15,7 +15,7 @@ import torch
 from safetensors.numpy import save_file
 from torch.nn import functional as F
 
-import higgs_audio.model
+import higgs_audio.layers
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.quantizer import Codebook, ResidualVectorQuantizer
 from higgs_audio.delay import revert_delay
@@ -609,13 +609,13 @@ def test_the_guides_attention_is_that_of_the_model(samples, processor, monkeypat
     model.set_attn_implementation("eager")
     guide = Guide(model, (0, 1), 1, len(PHONES) + 1)
     batch = collate([Dialogue((samples[0], samples[2])), Dialogue((samples[1],), "Joe")], processor)
-    seen, written_out = [], higgs_audio.model.eager_attention
+    seen, written_out = [], higgs_audio.layers.eager_attention
 
     def spy(*args, **options):
         seen.append(written_out(*args, **options))
         return seen[-1]
 
-    monkeypatch.setattr(higgs_audio.model, "eager_attention", spy)
+    monkeypatch.setattr(higgs_audio.layers, "eager_attention", spy)
     model(**batch.inputs, only_loss=True)
     rows, positions = (batch.look >= 0).nonzero(as_tuple=True)
     targets = batch.look[rows, positions]

@@ -13,8 +13,8 @@ so running the model over the result as a prompt gives the same choices: after t
 forward of that column (as in training), then one of <|audio_eos|>.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,19 +22,12 @@ from torch import Tensor
 
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import Ramp
-from higgs_audio.errors import CodesError, OptionError, PromptError, nearest
-from higgs_audio.sampling import SamplingOptions, check_count, check_finite, read_sampling, repetition_aware, sample
+from higgs_audio.errors import CodesError, PromptError
+from higgs_audio.rules import Rules, read_generators, read_limits, read_rules
+from higgs_audio.sampling import check_finite, repetition_aware, sample
 
 if TYPE_CHECKING:
     from higgs_audio.model import HiggsAudioForConditionalGeneration
-
-DEFAULT_MAX_NEW_TOKENS = 1024  # 40 seconds of sound: 25 columns a second
-IGNORED = ("label", "labels", "audio_labels", "label_ids", "label_audio_ids")  # a training batch can be generated from
-OPTIONS = (
-    *(option.name for option in fields(SamplingOptions)),
-    *("max_new_tokens", "max_length", "min_frames", "max_frames"),
-    *("eos_token_id", "stop_strings", "tokenizer", "seed"),
-)
 
 Column = tuple[int, ...]  # [K] ids of one step, markers included
 
@@ -79,24 +72,6 @@ class GenerateOutput:
     def __getitem__(self, index: int) -> Any:
         segments = self.audio_sequences[0] if len(self.audio_sequences) == 1 else self.audio_sequences
         return (self.sequences, segments)[index]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What holds for every row of one call."""
-
-    config: HiggsAudioConfig
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    eos_token_ids: frozenset[int] = frozenset()
-    min_frames: int = 0
-    max_frames: int | None = None
-    stop_strings: tuple[str, ...] = ()
-    tokenizer: Any = None
-
-    def new_ramp(self) -> Ramp:
-        """The delay pattern before the first column of a segment."""
-        config = self.config
-        return Ramp(config.audio_num_codebooks, config.audio_stream_bos_id, config.audio_stream_eos_id)
 
 
 @dataclass(frozen=True)
@@ -287,9 +262,9 @@ def stream(
     Closing the iterator ends the work. Frames come out of the columns through one `FrameAligner` per segment.
     """
     inputs = _check_inputs(model.config, input_ids, attention_mask, audio_input_ids, audio_input_ids_mask)
-    rules = read_rules(model, options)
-    limits = _read_limits(options, inputs)
-    generators = _read_generators(options.get("seed"), inputs)
+    rules = read_rules(model.config, getattr(model, "generation_config", None), options)
+    limits = read_limits(options, inputs.attention_mask.sum(dim=1).tolist())
+    generators = read_generators(options.get("seed"), len(inputs.input_ids), input_ids.device)
     states = [_start(inputs, row, limit, rules) for row, limit in enumerate(limits)]
     return _walk(model, inputs, rules, states, generators)
 
@@ -397,7 +372,7 @@ def _start(inputs: _Inputs, row: int, limit: int, rules: Rules) -> RowState:
     return RowState(token=int(inputs.input_ids[row, -1]), limit=limit, ramp=ramp, recent=recent)
 
 
-# The border: inputs and options.
+# The border.
 
 
 def _check_inputs(
@@ -426,63 +401,3 @@ def _check_inputs(
     if audio_mask.shape != audio.shape[:2]:
         raise CodesError(f"audio_input_ids_mask is {tuple(audio_mask.shape)}; it must be {tuple(audio.shape[:2])}")
     return _Inputs(input_ids, attention_mask, audio, audio_mask, config)
-
-
-def read_rules(model: "HiggsAudioForConditionalGeneration", options: Mapping[str, Any]) -> Rules:
-    """The rules that the options of a call give.
-
-    Raises:
-        OptionError: an unknown option, or a value outside its range.
-    """
-    for name in options:
-        if name not in OPTIONS and name not in IGNORED:
-            raise OptionError(f"generate() has no option {name!r}; {nearest(name, OPTIONS)}")
-    min_frames, max_frames = options.get("min_frames", 0), options.get("max_frames")
-    if max_frames is not None:
-        check_count("max_frames", max_frames, 1)
-    check_count("min_frames", min_frames, 0, max_frames)
-    stop_strings, tokenizer = options.get("stop_strings") or (), options.get("tokenizer")
-    if stop_strings and tokenizer is None:
-        raise OptionError("stop_strings needs tokenizer= to read the new text; pass the processor's tokenizer")
-    eos = options.get("eos_token_id", model.config.eos_token_id)
-    return Rules(
-        config=model.config,
-        sampling=read_sampling(options, getattr(model, "generation_config", None), model.config.codebook_rows),
-        eos_token_ids=frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos),
-        min_frames=min_frames,
-        max_frames=max_frames,
-        stop_strings=(stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings),
-        tokenizer=tokenizer,
-    )
-
-
-def _read_limits(options: Mapping[str, Any], inputs: _Inputs) -> list[int]:
-    """Steps that each row may take."""
-    given = {name: options[name] for name in ("max_new_tokens", "max_length") if options.get(name) is not None}
-    for name, value in given.items():
-        check_count(name, value, 1)
-    lengths: list[int] = inputs.attention_mask.sum(dim=1).tolist()
-    if "max_length" not in given:
-        return [given.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)] * len(lengths)
-    rests = [given["max_length"] - length for length in lengths]
-    if min(rests) < 1:
-        raise OptionError(
-            f"max_length={given['max_length']}, but a prompt has {max(lengths)} positions already (one for each column "
-            "of its audio); give a larger max_length, or max_new_tokens, which does not count the prompt"
-        )
-    return [min(rest, given.get("max_new_tokens", rest)) for rest in rests]
-
-
-def _read_generators(seed: Any, inputs: _Inputs) -> list[torch.Generator]:
-    """One generator per row, on the device of the logits."""
-    num_rows = len(inputs.input_ids)
-    if seed is None:
-        seed = torch.randint(2**63 - num_rows, (num_rows,)).tolist()
-    seeds = [seed + row for row in range(num_rows)] if isinstance(seed, int) else seed
-    if (
-        not isinstance(seeds, list | tuple)
-        or len(seeds) != num_rows
-        or not all(isinstance(value, int) and 0 <= value < 2**63 for value in seeds)
-    ):
-        raise OptionError(f"seed={seed!r}; allowed: None, an int from 0 to 2**63 - 1, or a list of {num_rows} of them")
-    return [torch.Generator(inputs.input_ids.device).manual_seed(value) for value in seeds]

@@ -1,6 +1,5 @@
 """The language model: a Llama trunk whose layers have a second feed-forward network for audio positions (DualFFN)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,15 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, LlamaConfig, PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import CodesError, PromptError
+from higgs_audio.layers import AudioEmbeddings, DualFFNLayer, RMSNorm, RotaryEmbedding, Route, route
 
 IGNORED = -100  # label of a position that is not trained
 
@@ -50,206 +46,6 @@ class HiggsAudioOutput(ModelOutput):
     text_logits: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Route:
-    """Where each position of a batch goes: computed once per forward, used by every layer.
-
-    Hidden states travel as rows `[N, D]`, text rows first, then audio rows, padding left out; attention alone sees
-    `[B, T]`. With `rows` None every position is audio and in order (the decode step), and nothing is moved.
-    """
-
-    batch: int
-    num_text: int
-    rows: Tensor | None = None  # [N] index into the flattened B * T positions
-    places: Tensor | None = None  # [B * T] index into the rows; padding points at row 0
-
-    def take(self, positions: Tensor) -> Tensor:
-        """`[B, T, ...]` to rows `[N, ...]`."""
-        flat = positions.flatten(0, 1)
-        return flat if self.rows is None else flat.index_select(0, self.rows)
-
-    def put(self, rows: Tensor) -> Tensor:
-        """Rows `[N, ...]` to `[B, T, ...]`; padding holds some row's values, which the mask hides."""
-        flat = rows if self.places is None else rows.index_select(0, self.places)
-        return flat.unflatten(0, (self.batch, -1))
-
-    def apply(self, text: nn.Module, audio: nn.Module | None, rows: Tensor) -> Tensor:
-        """Text rows through `text`, audio rows through `audio` (through `text` too where there is none)."""
-        if audio is None or self.num_text == rows.shape[0]:
-            return text(rows)
-        if self.num_text == 0:
-            return audio(rows)
-        return torch.cat([text(rows[: self.num_text]), audio(rows[self.num_text :])])
-
-
-def route(audio: Tensor, attended: Tensor | None) -> Route:
-    """The route of a batch from its audio mask `[B, T]` and attention mask `[B, T]` (1 = a real position)."""
-    real = torch.ones_like(audio) if attended is None else attended.bool()
-    text_rows = (~audio & real).flatten().nonzero().squeeze(1)
-    audio_rows = (audio & real).flatten().nonzero().squeeze(1)
-    rows = torch.cat([text_rows, audio_rows])  # [N]
-    places = torch.zeros(audio.numel(), dtype=torch.long, device=audio.device)
-    places[rows] = torch.arange(len(rows), device=audio.device)
-    return Route(audio.shape[0], len(text_rows), rows, places)
-
-
-class RMSNorm(nn.Module):
-    """`x / rms(x) * weight`, in fp32, as Llama has it."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
-
-
-class FeedForward(nn.Module):
-    """Gated feed-forward: `down(act(gate(x)) * up(x))`."""
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(width, inner, bias=bias)
-        self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, width, bias=bias)
-        self.act = ACT2FN[config.hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
-
-
-class RotaryEmbedding(nn.Module):
-    """Rotary position embedding, with llama3 scaling where the config asks for it."""
-
-    inv_freq: Tensor
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.register_buffer("inv_freq", self.frequencies(), persistent=False)
-
-    def frequencies(self) -> Tensor:
-        """Radians per position, `[H / 2]`."""
-        parameters: Any = self.config.rope_parameters
-        if parameters["rope_type"] != "default":
-            return ROPE_INIT_FUNCTIONS[parameters["rope_type"]](self.config)[0]
-        exponents = torch.arange(0, head_width(self.config), 2, dtype=torch.float) / head_width(self.config)
-        return torch.as_tensor(parameters["rope_theta"]) ** -exponents
-
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines `[B, T, 1, H]` of `positions [B, T]`."""
-        angles = positions[..., None].float() * self.inv_freq.float()  # [B, T, H / 2]
-        angles = torch.cat([angles, angles], dim=-1)[:, :, None]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the halves of each head of `[B, T, N, H]`."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
-
-
-def eager_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, Tensor]:
-    """Attention written out: `[B, N, T, H]` to `[B, T, N, H]`, and the weights `[B, N, T, T']`."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = query @ key.transpose(2, 3) * options["scaling"]
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, options.get("dropout", 0.0), module.training)
-    return (weights @ value).transpose(1, 2), weights
-
-
-def head_width(config: LlamaConfig) -> int:
-    """Numbers of one attention head, H."""
-    return config.head_dim or config.hidden_size // config.num_attention_heads
-
-
-class Attention(nn.Module):
-    """Grouped-query self-attention, shared by text and audio."""
-
-    def __init__(self, config: LlamaConfig, layer: int) -> None:
-        super().__init__()
-        self.config, self.layer_idx, self.is_causal = config, layer, True
-        self.head_dim = head_width(config)
-        num_shared = config.num_key_value_heads or config.num_attention_heads
-        self.num_key_value_groups = config.num_attention_heads // num_shared
-        inner, shared = config.num_attention_heads * self.head_dim, num_shared * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, inner, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
-        self.o_proj = nn.Linear(inner, config.hidden_size, bias=config.attention_bias)
-
-    def queries_and_keys(self, rows: Tensor, way: Route, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Rotated queries `[B, T, N, H]` and keys `[B, T, N_kv, H]` of normed rows `[N, D]`."""
-        query, key = (way.put(p(rows)).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj))
-        return rotate(query, *rotary), rotate(key, *rotary)
-
-    def forward(
-        self, rows: Tensor, way: Route, rotary: tuple[Tensor, Tensor], mask: Any, cache: Cache | None, **options: Any
-    ) -> Tensor:
-        """Normed rows `[N, D]` to rows `[N, D]`."""
-        query, key = (x.transpose(1, 2) for x in self.queries_and_keys(rows, way, rotary))  # [B, N, T, H]
-        value = way.put(self.v_proj(rows)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
-        dropout = self.config.attention_dropout if self.training else 0.0
-        out, _ = self._backend()(self, query, key, value, mask, dropout=dropout, scaling=self.head_dim**-0.5, **options)
-        return self.o_proj(way.take(out.flatten(2)))
-
-    def _backend(self) -> Callable[..., tuple[Tensor, Any]]:
-        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-
-
-class DualFFNLayer(GradientCheckpointingLayer):
-    """One decoder layer: shared attention; norms and feed-forward of its own for audio rows (where `dual`)."""
-
-    def __init__(self, config: LlamaConfig, layer: int, dual: bool) -> None:
-        super().__init__()
-        width, eps = config.hidden_size, config.rms_norm_eps
-        self.self_attn = Attention(config, layer)
-        self.mlp = FeedForward(config)
-        self.input_layernorm = RMSNorm(width, eps)
-        self.post_attention_layernorm = RMSNorm(width, eps)
-        self.audio_mlp = FeedForward(config) if dual else None
-        self.audio_input_layernorm = RMSNorm(width, eps) if dual else None
-        self.audio_post_attention_layernorm = RMSNorm(width, eps) if dual else None
-
-    def forward(self, rows: Tensor, way: Route, *attention: Any, **options: Any) -> Tensor:
-        """Rows `[N, D]` to rows `[N, D]`; the order of the operations is that of spec'd DualFFN checkpoints."""
-        normed = way.apply(self.input_layernorm, self.audio_input_layernorm, rows)
-        rows = rows + self.self_attn(normed, way, *attention, **options)
-        normed = way.apply(self.post_attention_layernorm, self.audio_post_attention_layernorm, rows)
-        return rows + way.apply(self.mlp, self.audio_mlp, normed)
-
-
-class AudioEmbeddings(nn.Module):
-    """One table for all codebooks; a column's embedding is the sum over its K codes."""
-
-    offsets: Tensor
-
-    def __init__(self, config: HiggsAudioConfig, width: int) -> None:
-        super().__init__()
-        self.num_codebooks, self.num_rows = config.audio_num_codebooks, config.codebook_rows
-        self.embed_audio_tokens = nn.Embedding(self.num_codebooks * self.num_rows, width)
-        self.register_buffer("offsets", self.first_rows(), persistent=False)
-
-    def first_rows(self) -> Tensor:
-        """First row of each codebook, `[K]`."""
-        return torch.arange(self.num_codebooks) * self.num_rows
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Delayed columns `[..., K]`, ids 0 to V + 1, to `[..., D]`."""
-        return self.embed_audio_tokens(codes + self.offsets).sum(-2)
 
 
 class HiggsAudioPreTrainedModel(PreTrainedModel):

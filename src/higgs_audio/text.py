@@ -106,6 +106,7 @@ _PLAIN_KINDS = ("<font>", "<wide>", "<narrow>", "<square>", "<noBreak>")
 _LIGATURES = range(0xFB00, 0xFB07)
 _JOINERS = "\u200c\u200d"  # invisible, but part of the spelling of Persian and Hindi words
 _DEGREES = {"°C": " degrees Celsius", "°F": " degrees Fahrenheit"}
+_LONE_MARK = re.compile(r"(?<=\w) (?=[.,;:!?]+(?: |$))")  # what a bracket leaves behind
 _ENDINGS = frozenset(".!?,;:-।॥؟۔؛،")
 _CLOSERS = "\"'])} "
 _SOUND_ENDS = (*(f"[{sound}]" for sound in SOUNDS), "</se>", "</se_s>", "</se_e>")
@@ -160,7 +161,7 @@ def normalize(text: str) -> str:
     folded = _fold(text)
     for degrees, words in _DEGREES.items():
         folded = folded.replace(degrees, words)
-    lines = (" ".join(line.split()) for line in folded.splitlines())
+    lines = (_LONE_MARK.sub("", " ".join(line.split())) for line in folded.splitlines())
     tidy = "\n".join(line for line in lines if line)
     return tidy if _is_closed(tidy) else tidy + "."
 

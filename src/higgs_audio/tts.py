@@ -22,12 +22,12 @@ from higgs_audio.errors import (
     VoiceError,
     nearest,
 )
-from higgs_audio.generate import read_rules
 from higgs_audio.generate import stream as stream_steps
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.pace import count_phones, frame_bounds
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Turn, Voice, compose, to_messages
+from higgs_audio.rules import read_rules
 from higgs_audio.sampling import SamplingOptions, check_count
 from higgs_audio.text import check_speakable, normalize, split_utterances
 
@@ -244,7 +244,7 @@ class HiggsAudio:
     ) -> _Request:
         if unknown := sorted(set(sampling) - set(SAMPLING_OPTIONS)):
             raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], SAMPLING_OPTIONS)}")
-        read_rules(self.model, sampling)
+        read_rules(self.model.config, self.model.generation_config, sampling)
         utterances = tuple(normalize(part) for part in split_utterances(check_speakable(text), UTTERANCE_CHARS))
         if seed is not None:
             check_count("seed", seed, 0, 2**63 - len(utterances), "None for another sound with every call")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration, Route
+from higgs_audio.layers import Route
+from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
 
 GUIDED_HEAD = 0
 
