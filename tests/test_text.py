@@ -147,22 +147,32 @@ def test_normalizing_twice_is_normalizing_once():
 
 
 @pytest.mark.parametrize(
-    "sentence",
+    "middle",
     [
-        "Dr. Smith met Mr. and Mrs. Jones at St. Mary's with Prof. Lee.",
-        "We use several tools here, e.g. Python, i.e. that language with the snakes.",
-        "The number pi is 3.14 and the price is $3.50, which is no. 5 of the list.",
-        "The books of J. R. R. Tolkien and G. K. Chesterton are on the shelf.",
-        "See Fig. 3 and Sec. 12 and vol. 2 of the report by Apple Inc. Microsoft agrees.",
-        "The U.S. Army, the U.K. Government and a Ph.D. Student met there.",
-        '"Really?" he asked, "and then what?" said the other one in the room.',
-        "Wait... what do you mean by that... exactly, my dear old friend?",
-        "The version 2.0.1 of example.com is out, and it is better.",
-        "The year B.C. Something happened vs. Another thing that did not.",
+        "Dr. Smith",
+        "Mr. and Mrs. Jones",
+        "St. Mary",
+        "J. R. R. Tolkien",
+        "e.g. Python",
+        "i.e. nothing",
+        "3.14 of them",
+        "No. 5 of them",
+        "Fig. 3 and vol. 12",
+        "vs. Another",
+        "Apple Inc. Microsoft",
+        "the U.S. Army",
+        "a Ph.D. Student",
+        "5 p.m. sharp",
+        "version 2.0.1 of example.com",
+        '"Really?" he said',
+        "that... exactly",
+        "nothing at all . . . or",
     ],
 )
-def test_a_full_stop_inside_a_sentence_does_not_cut_it(sentence):
-    assert split_utterances(sentence + " " + sentence, max_chars=len(sentence)) == [sentence, sentence]
+def test_a_full_stop_inside_a_sentence_does_not_cut_it(middle):
+    sentence = f"Something that is quite long stands before {middle} and something as long comes after it."
+    assert split_utterances(sentence) == [sentence]
+    assert split_utterances(f"{sentence} {sentence}") == [sentence, sentence]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +340,7 @@ def test_a_very_long_text_is_read_in_time_that_grows_with_its_length(unit):
 
 
 def test_a_long_unknown_word_is_read_to_its_end():
-    assert phonemize("zorbl" * 20).count("b") == 20
+    assert [phonemize("zorbl" * times).count("ɔ") > 0.7 * times for times in (8, 20)] == [True, True]
 
 
 def test_whatever_the_text_phonemes_are_of_the_alphabet_and_always_the_same():

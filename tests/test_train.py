@@ -933,3 +933,15 @@ def test_a_tiny_model_learns_clips_by_heart_and_speaks_them_again_code_by_code(t
         (segment,) = output.audio_sequences[0]
         assert np.array_equal(revert_delay(segment).numpy(), codes)
         assert output.finish_reasons == ["stop"]
+
+
+def test_a_text_of_more_phones_than_a_byte_counts_is_aligned():
+    """Its states are numbered past 127, where the difference of a Python int and an int8 overflowed."""
+    ids = [1 + n % 5 for n in range(150)]
+    log_probs = np.full((300, 7), -9.0)
+    log_probs[np.arange(0, 300, 2), ids] = 0.0
+    log_probs[1::2, 0] = 0.0
+    path, total = viterbi(log_probs, ids)
+    assert total == 0.0
+    assert path[::2].tolist() == list(range(150))
+    assert (path[1::2] == -1).all()

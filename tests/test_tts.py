@@ -85,6 +85,19 @@ def test_the_first_chunk_comes_after_a_few_frames(tts, monkeypatch):
     assert first.seconds == pytest.approx(6 / 25)
 
 
+def test_chunks_double_so_that_little_is_decoded_twice(tts, monkeypatch):
+    prefer(tts, monkeypatch, -100.0)
+    lengths = [round(25 * chunk.seconds) for chunk in tts.stream("Many words of a length like these. " * 3, seed=2)]
+    assert lengths[:3] == [6, 16, 32]
+    assert max(lengths) <= 64 + 2
+
+
+def test_the_same_words_twice_are_not_said_twice_in_the_same_way(tts, monkeypatch):
+    prefer(tts, monkeypatch, -100.0)
+    first, second = np.split(tts.generate("Hello.\n\nHello.", seed=1).codes, 2, axis=1)
+    assert not np.array_equal(first, second)
+
+
 def test_equal_seeds_give_equal_speech_and_others_do_not(tts):
     first, again, other = (tts.generate("Hello there.", seed=seed) for seed in (5, 5, 6))
     assert np.array_equal(first.codes, again.codes)

@@ -62,7 +62,7 @@ def viterbi(log_probs: np.ndarray, ids: list[int]) -> tuple[np.ndarray, float]:
     path = np.full(steps, -1)
     for t in range(steps - 1, -1, -1):
         path[t] = state // 2 if state % 2 else -1
-        state -= back[t, state]
+        state -= int(back[t, state])
     return path, total
 
 
