@@ -244,7 +244,7 @@ class HiggsAudio:
     ) -> _Request:
         if unknown := sorted(set(sampling) - set(SAMPLING_OPTIONS)):
             raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], SAMPLING_OPTIONS)}")
-        read_rules(self.model.config, self.model.generation_config, sampling)
+        read_rules(self.model.config, getattr(self.model, "generation_config", None), sampling)
         utterances = tuple(normalize(part) for part in split_utterances(check_speakable(text), UTTERANCE_CHARS))
         if seed is not None:
             check_count("seed", seed, 0, 2**63 - len(utterances), "None for another sound with every call")
