@@ -588,8 +588,17 @@ def test_a_reference_is_another_clip_of_the_same_speaker(samples):
         assert len({turn.id for turn in dialogue.turns}) == len(dialogue.turns)
         kinds[(samples[number].speaker, len(dialogue.turns), dialogue.profile)] += 1
     assert kinds[("joe", 2, None)] == 150, "a speaker without a name is only heard after a reference"
-    assert set(kinds) == {("joe", 2, None), ("ava", 2, None), ("ava", 1, None), ("ava", 1, "Ava")}
-    assert 50 < kinds[("ava", 2, None)] < 100
+    assert set(kinds) == {("joe", 2, None), ("ava", 2, "Ava"), ("ava", 1, None), ("ava", 1, "Ava")}
+    assert 50 < kinds[("ava", 2, "Ava")] < 100
+
+
+def test_a_first_turn_is_trained_only_where_the_text_names_its_voice(samples, processor):
+    turns = (samples[0], samples[2])
+    named, unnamed = (collate([Dialogue(turns, profile)], processor) for profile in ("Ava", None))
+    trained = [int((batch.inputs["audio_labels"][..., 0] != IGNORED).sum()) for batch in (named, unnamed)]
+    first, last = (sample.num_frames + 1 for sample in turns)  # the frames and one end of stream
+    assert trained == [first + last, last]
+    assert (named.num_frames, unnamed.num_frames) == (first + last - 2, last - 1)
 
 
 def test_corruption_touches_a_share_of_the_trained_codes_and_nothing_else(samples, processor):

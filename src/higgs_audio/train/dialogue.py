@@ -19,10 +19,18 @@ from higgs_audio.train.prepare import Sample
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One training example: `turns` of one speaker, the last one trained; `profile` names the voice, if any does."""
+    """One training example: `turns` of one speaker; `profile` names the voice, if any does.
+
+    The turn after a reference is trained. The first one is trained only if the text says whose voice it is.
+    """
 
     turns: tuple[Sample, ...]
     profile: str | None = None
+
+    @property
+    def first_trained(self) -> int:
+        """Number of the first trained turn."""
+        return 0 if self.profile else len(self.turns) - 1
 
     def messages(self) -> list[dict]:  # type: ignore[type-arg]
         """Chat messages with the codes of every turn."""
@@ -49,7 +57,7 @@ class Composer:
         profiles: speaker -> profile text, of the voices that are called by name; other speakers are only ever heard
             after a reference of their own.
         default: the named speaker that speaks where nothing is asked for.
-        reference_share: share of a named speaker's samples that follow a reference instead of a profile.
+        reference_share: share of a named speaker's samples that are the second of two turns.
         plain_share: share of the default speaker's samples without either.
     """
 
@@ -60,7 +68,7 @@ class Composer:
         default: str,
         reference_share: float = 0.15,
         plain_share: float = 0.3,
-        max_reference_frames: int = 90,
+        max_reference_frames: int = 60,
     ) -> None:
         self._samples, self._profiles, self._default = samples, profiles, default
         self._reference_share, self._plain_share = reference_share, plain_share
@@ -77,7 +85,7 @@ class Composer:
         if profile is None or draw < self._reference_share:
             reference = self._reference(number, generator)
             if reference is not None:
-                return Dialogue((reference, sample))
+                return Dialogue((reference, sample), profile)
         if sample.speaker == self._default and draw > 1 - self._plain_share:
             return Dialogue((sample,))
         return Dialogue((sample,), profile)
@@ -93,15 +101,15 @@ class Composer:
 def collate(dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor) -> Batch:
     """Conversations to a padded batch with labels and the guide's targets."""
     conversations = [dialogue.messages() for dialogue in dialogues]
-    last = [len(messages) - 1 for messages in conversations]
-    inputs = dict(processor.apply_chat_template(conversations, add_generation_prompt=False, start_index=last))
+    starts = [len(m) - 2 * (len(d.turns) - d.first_trained) for m, d in zip(conversations, dialogues, strict=True)]
+    inputs = dict(processor.apply_chat_template(conversations, add_generation_prompt=False, start_index=starts))
     ids = inputs["input_ids"]
     look, phones = torch.full_like(ids, IGNORED), torch.full_like(ids, IGNORED)
-    starts = TurnStarts(processor.tokenizer)
+    finder = TurnStarts(processor.tokenizer)
     for row, dialogue in enumerate(dialogues):
-        for sample, text_at, audio_at in zip(dialogue.turns, *starts.find(ids[row]), strict=True):
+        for sample, text_at, audio_at in zip(dialogue.turns, *finder.find(ids[row]), strict=True):
             point(sample, text_at, audio_at, look[row], phones[row])
-    return Batch(inputs, look, phones, sum(d.turns[-1].num_frames for d in dialogues))
+    return Batch(inputs, look, phones, sum(s.num_frames for d in dialogues for s in d.turns[d.first_trained :]))
 
 
 class TurnStarts:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from higgs_audio import template
 from higgs_audio.config import HiggsAudioConfig
+from higgs_audio.layers import FeedForward, RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.train.clips import batch_order
@@ -73,6 +74,7 @@ class LanguageModelRecipe:
     warmup: int = 300
     weight_decay: float = 0.05
     max_norm: float = 1.0
+    compile: bool = False  # norms and feed-forwards through torch.compile; on a CPU it needs a C++ compiler
     seed: int = 0
     save_every: int = 200
     log_every: int = 20
@@ -96,6 +98,13 @@ def new_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> Hi
     return model
 
 
+def compile_parts(model: nn.Module) -> None:
+    """Compiles what is elementwise or nearly so, in place, with sizes left open: batches differ in length."""
+    for part in model.modules():
+        if isinstance(part, RMSNorm | FeedForward):
+            part.compile(dynamic=True)
+
+
 def train_language_model(recipe: LanguageModelRecipe) -> Path:
     """Trains the language model; writes a checkpoint to `output/model` and returns that path."""
     samples, heldout = read_samples(recipe.data), read_samples(recipe.heldout)
@@ -103,6 +112,8 @@ def train_language_model(recipe: LanguageModelRecipe) -> Path:
     run = Run(recipe.output, recipe.save_every, recipe.log_every)
     save_recipe(recipe, run.folder / "recipe.yaml")
     model = new_model(recipe, processor).train()
+    if recipe.compile:
+        compile_parts(model)
     guide = Guide(model, recipe.guide_layers, recipe.phone_layer, len(PHONES) + 1)
     trained = nn.ModuleDict({"model": model, "guide": guide})
     optimizer = torch.optim.AdamW(decay_groups(trained, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
