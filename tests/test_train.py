@@ -147,7 +147,7 @@ def read_recipe(tmp_path, text, kind=tokenizer.TokenizerRecipe, **overrides):
 def test_a_recipe_is_read_with_its_defaults_numbers_written_either_way_and_overrides(tmp_path):
     recipe = read_recipe(tmp_path, RECIPE + "peak_rate: 1e-3\nmel_weight: 3\nbody: {body: dac}\n", seed=7)
     assert (recipe.peak_rate, recipe.mel_weight, recipe.body, recipe.seed) == (1e-3, 3.0, {"body": "dac"}, 7)
-    assert recipe.num_steps == tokenizer.TokenizerRecipe("", "", "").num_steps
+    assert recipe.num_steps == tokenizer.TokenizerRecipe("", "").num_steps
 
 
 def test_an_unknown_key_of_a_recipe_names_the_nearest(tmp_path):
@@ -181,7 +181,7 @@ def test_a_recipe_that_lacks_a_key_or_is_no_mapping_is_a_recipe_error(tmp_path, 
     "recipe",
     [
         teacher.TeacherRecipe("corpus", "run", hubert=HUBERT, peak_rate=2e-5),
-        tokenizer.TokenizerRecipe("corpus", "teacher", "run", body=VOCOS),
+        tokenizer.TokenizerRecipe("corpus", "run", teacher="teacher", body=VOCOS),
         lm.LanguageModelRecipe("a", "b", "c", "d", profiles={"ava": "Ava"}, guide_layers=(0,)),
         prepare.PrepareRecipe("a", "b", "c", "d"),
     ],
@@ -697,7 +697,7 @@ def test_weights_decay_but_norms_biases_and_embeddings_do_not(processor):
 
 
 def test_samples_use_one_codebook_some_or_all_of_them():
-    recipe = tokenizer.TokenizerRecipe("", "", "", batch=20_000, depth_one=0.2, depth_any=0.4)
+    recipe = tokenizer.TokenizerRecipe("", "", batch=20_000, depth_one=0.2, depth_any=0.4)
     counts = torch.bincount(tokenizer.draw_depth(recipe, torch.Generator().manual_seed(0)), minlength=9) / 20_000
     assert counts[0] == 0
     assert counts[1] == pytest.approx(0.2 + 0.05, abs=0.02)
@@ -706,9 +706,7 @@ def test_samples_use_one_codebook_some_or_all_of_them():
 
 
 def test_quantizers_are_fitted_as_they_start_and_again_until_a_share_of_the_steps():
-    recipe = tokenizer.TokenizerRecipe(
-        "", "", "", num_steps=100, warmup_unquantized=10, refit_every=20, refit_share=0.7
-    )
+    recipe = tokenizer.TokenizerRecipe("", "", num_steps=100, warmup_unquantized=10, refit_every=20, refit_share=0.7)
     assert [step for step in range(99) if tokenizer.is_refit(recipe, step)] == [10, 30, 50]
     unfit = dataclasses.replace(recipe, warmup_unquantized=90)
     assert [step for step in range(99) if tokenizer.is_refit(unfit, step)] == [90]
@@ -954,3 +952,31 @@ def test_a_text_of_more_phones_than_a_byte_counts_is_aligned():
     assert total == 0.0
     assert path[::2].tolist() == list(range(150))
     assert (path[1::2] == -1).all()
+
+
+def tokenizer_recipe(corpus, output, **changes):
+    sizes = {"body": VOCOS, "codebook_dim": 8, "batch": 4, "crop_seconds": 0.4, "kmeans_batches": 26}
+    steps = {"num_steps": 4, "warmup_unquantized": 1, "warmup": 1, "save_every": 2, "log_every": 2}
+    return tokenizer.TokenizerRecipe(str(corpus), str(output), **{**sizes, **steps, **changes})
+
+
+def test_the_decoder_alone_learns_another_sound_for_the_same_codes(corpus, tiny_teacher, tmp_path):
+    whole = tokenizer.train_tokenizer(tokenizer_recipe(corpus, tmp_path / "whole", teacher=str(tiny_teacher)))
+    recipe = tokenizer_recipe(corpus, tmp_path / "decoder", start=str(whole), decoder_only=True, heard_weight=0.5)
+    before, after = map(HiggsAudioTokenizer.from_pretrained, (whole, tokenizer.train_tokenizer(recipe)))
+    waveform = 0.1 * torch.randn(1, 1, 9600, generator=torch.Generator().manual_seed(0))
+    codes = before.encode(waveform).audio_codes
+    assert torch.equal(after.encode(waveform).audio_codes, codes)
+    assert not torch.equal(after.decode(codes).audio_values, before.decode(codes).audio_values)
+    learned = {name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])}
+    assert learned and all(name.startswith(("acoustic_decoder.", "fc2.")) for name in learned)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"start": "a", "teacher": "b"}, {"teacher": "b", "decoder_only": True}],
+    ids=["neither", "both", "a new decoder alone"],
+)
+def test_a_tokenizer_starts_from_a_teacher_or_from_a_tokenizer(tmp_path, changes):
+    with pytest.raises(RecipeError, match="give a teacher for a new tokenizer, or the start"):
+        tokenizer.first_tokenizer(tokenizer_recipe("corpus", tmp_path, **changes))

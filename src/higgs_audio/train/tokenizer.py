@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import HubertForCTC
 
+from higgs_audio.checkpoint import load
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.model import TokenizerTrainingOutput
 from higgs_audio.errors import RecipeError
@@ -29,12 +30,15 @@ class TokenizerRecipe:
 
     `data` is a folder with manifests, `teacher` a HubertForCTC checkpoint (frozen), `output` the run's folder.
     `depth_one` and `depth_any` are the shares of samples that use one codebook, or a random number of them; the rest
-    use all.
+    use all. With `start` a trained tokenizer is trained on, the teacher is its own, and `body` and `codebook_dim` are
+    not read. With `decoder_only` codes stay what they are, so language models that speak them remain good.
     """
 
     data: str
-    teacher: str
     output: str
+    teacher: str = ""
+    start: str = ""
+    decoder_only: bool = False
     body: dict[str, Any] = field(default_factory=lambda: {"body": "vocos"})
     codebook_dim: int = 64
     num_steps: int = 4000
@@ -66,8 +70,28 @@ class TokenizerRecipe:
     log_every: int = 20
 
 
+def first_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
+    """The tokenizer to train, with everything frozen that stays as it is."""
+    if bool(recipe.start) == bool(recipe.teacher) or (recipe.decoder_only and not recipe.start):
+        raise RecipeError(
+            f"start={recipe.start!r}, teacher={recipe.teacher!r}, decoder_only={recipe.decoder_only}: give a teacher "
+            "for a new tokenizer, or the start of one to train on; the decoder alone is trained from a start only"
+        )
+    tokenizer = load(HiggsAudioTokenizer, recipe.start).float() if recipe.start else new_tokenizer(recipe)
+    if recipe.decoder_only:
+        tokenizer.requires_grad_(False)
+        tokenizer.acoustic_decoder.requires_grad_(True)
+        tokenizer.fc2.requires_grad_(True)
+        return tokenizer
+    tokenizer.semantic_model.requires_grad_(False)
+    for layer in quantizers(tokenizer):  # axes of the latents, refitted: trained, they outrun the running averages
+        layer.project_in.requires_grad_(False)
+        layer.project_out.requires_grad_(False)
+    return tokenizer
+
+
 def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
-    """A tokenizer with the teacher's HuBERT inside; it and the quantizers' projections are frozen."""
+    """A tokenizer with the teacher's HuBERT inside."""
     teacher = HubertForCTC.from_pretrained(recipe.teacher)
     torch.manual_seed(recipe.seed)
     config = HiggsAudioTokenizerConfig(
@@ -77,12 +101,6 @@ def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
     )
     tokenizer = HiggsAudioTokenizer(config)
     tokenizer.semantic_model.load_state_dict(teacher.hubert.state_dict())
-    tokenizer.semantic_model.requires_grad_(False)
-    for layer in quantizers(
-        tokenizer
-    ):  # axes of the latents, refitted at times: trained, they outrun the running averages
-        layer.project_in.requires_grad_(False)
-        layer.project_out.requires_grad_(False)
     return tokenizer
 
 
@@ -91,7 +109,7 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     clips = read_manifests(recipe.data, "train")
     run = Run(recipe.output, recipe.save_every, recipe.log_every)
     save_recipe(recipe, run.folder / "recipe.yaml")
-    tokenizer = new_tokenizer(recipe)
+    tokenizer = first_tokenizer(recipe)
     optimizer = torch.optim.AdamW(decay_groups(tokenizer, recipe.weight_decay), betas=(0.8, 0.99), fused=True)
     parts = {"model": tokenizer, "optimizer": optimizer}
     step = run.resume(parts)
@@ -100,7 +118,7 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
         if is_refit(recipe, step):
             fit_quantizers(tokenizer, clips, recipe, generator)
         waveform = crops(clips, recipe, generator)  # [B, 1, S]
-        depth = draw_depth(recipe, generator) if step >= recipe.warmup_unquantized else None
+        depth = draw_depth(recipe, generator) if is_quantized(recipe, step) else None
         output = tokenizer(waveform, depth)
         losses = tokenizer_losses(tokenizer, output, waveform, recipe)
         rate = learning_rate(step, recipe.num_steps, recipe.peak_rate, recipe.warmup, recipe.final_rate)
@@ -130,15 +148,24 @@ def crops(clips: Sequence[Clip], recipe: TokenizerRecipe, generator: torch.Gener
 
 
 def draw_depth(recipe: TokenizerRecipe, generator: torch.Generator, num_codebooks: int = 8) -> Tensor:
-    """Codebooks that each sample of a batch uses, `[B]`."""
+    """Codebooks that each sample of a batch uses, `[B]`; all of them where only the decoder learns."""
+    if recipe.decoder_only:
+        return torch.full((recipe.batch,), num_codebooks)
     draw = torch.rand(recipe.batch, generator=generator)
     anything = torch.randint(1, num_codebooks + 1, (recipe.batch,), generator=generator)
     depth = torch.where(draw < recipe.depth_one + recipe.depth_any, anything, num_codebooks)
     return torch.where(draw < recipe.depth_one, 1, depth)
 
 
+def is_quantized(recipe: TokenizerRecipe, step: int) -> bool:
+    """Whether this step goes through the quantizer; a new tokenizer warms up without it."""
+    return bool(recipe.start) or step >= recipe.warmup_unquantized
+
+
 def is_refit(recipe: TokenizerRecipe, step: int) -> bool:
     """Whether the quantizers are fitted to the latents before this step: at the first quantized one, then at times."""
+    if recipe.start:
+        return False
     since = step - recipe.warmup_unquantized
     return since == 0 or (
         since > 0 and since % recipe.refit_every == 0 and step < recipe.refit_share * recipe.num_steps
@@ -205,7 +232,7 @@ def update_codebooks(
     generator: torch.Generator,
 ) -> None:
     """Moves every codebook by what this step asked of it."""
-    if output.quantized is None:
+    if output.quantized is None or recipe.decoder_only:
         return
     for number, quantizer in enumerate(quantizers(tokenizer)):
         vectors = output.quantized.projected[number].flatten(0, 1)  # [B * F, width]
