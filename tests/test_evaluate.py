@@ -138,6 +138,7 @@ def test_a_row_counts_missing_items_and_those_that_ended_by_themselves() -> None
     assert (row.items, row.missing, row.ended) == (2, 2, 0.5)
     assert row.duration_ratio == pytest.approx(0.8)
     assert row.duration_within == 0.5
+    assert row.duration_near == 1.0
 
 
 def test_a_voice_of_which_everything_is_missing_keeps_its_row() -> None:

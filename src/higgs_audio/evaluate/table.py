@@ -28,7 +28,7 @@ class Row:
     over sentences, `wer_mean` the mean over utterances. `similarity` is the mean cosine to the source's recordings of
     the same voice, other sentences only; `margin` that minus the same for the best other voice. `duration_ratio` is
     the mean length over that of the source's recording of the same sentence; `duration_within` the share between 0.7
-    and 1.3; `ended` the share that stopped by itself.
+    and 1.3, `duration_near` between 0.5 and 1.5; `ended` the share that stopped by itself.
     """
 
     system: str
@@ -46,6 +46,7 @@ class Row:
     margin: float | None = None
     duration_ratio: float | None = None
     duration_within: float | None = None
+    duration_near: float | None = None
     ended: float | None = None
 
 
@@ -96,7 +97,8 @@ COLUMNS = (
     "similarity",
     "margin",
     "length",
-    "length within 30 %",
+    "within 30 %",
+    "within 50 %",
     "ended %",
 )
 
@@ -116,6 +118,7 @@ def _cells(row: Row) -> list[str]:
         _number(row.margin, 3),
         _number(row.duration_ratio, 2),
         _number(row.duration_within, 0, 100),
+        _number(row.duration_near, 0, 100),
         _number(row.ended, 0, 100),
     ]
 
@@ -187,6 +190,7 @@ def _row(
         margin=_mean([_margin(own, found) for own, found in close if own in found and len(found) > 1]),
         duration_ratio=_mean(ratios),
         duration_within=within(ratios) if ratios else None,
+        duration_near=within(ratios, 0.5) if ratios else None,
         ended=_mean([float(item.ended) for item in items if item.ended is not None]),
     )
 
