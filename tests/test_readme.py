@@ -16,8 +16,6 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOT
 # These take minutes, or would run this very file; .ci/run runs them.
 NOT_HERE = re.compile(r"(pip install|pytest)\b")
 
-needs_nano = pytest.mark.skipif(not (NANO / "config.json").exists(), reason="the checkpoint is not in this tree")
-
 
 def blocks(kind: str) -> list[str]:
     return [body for language, body in BLOCKS if language == kind]
@@ -36,14 +34,12 @@ def test_the_first_python_example_has_about_ten_lines():
     assert 8 <= len(blocks("python")[0].splitlines()) <= 10
 
 
-@needs_nano
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_blocks_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
 
-@needs_nano
 @pytest.mark.parametrize("block", blocks("console"))
 def test_console_blocks_run(block, tmp_path):
     """All lines of a block in one folder, without their installing and testing parts."""

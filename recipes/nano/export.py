@@ -25,7 +25,7 @@ VOICES = {
 }
 GENERATION = {
     "do_sample": True,
-    "temperature": 0.7,
+    "temperature": 0.6,
     "top_k": 30,
     "top_p": 0.95,
     "ras_win_len": 7,
