@@ -1,118 +1,24 @@
 """The audio tokenizer: transformers' own as oracle of the published body, slow formulas and perturbation otherwise."""
 
 import copy
-import importlib
-import importlib.machinery
-import sys
-import types
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import soxr
 import torch
+from oracle import make_sound, make_tokenizer, randomize, stand_in_torchaudio, tokenizer_twin
 from torch import nn
-from transformers import DacConfig, HubertConfig
-from transformers.utils import import_utils
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig, StreamDecoder, dac, decode_stream, vocos
 from higgs_audio.codec import resample as resample_module
 from higgs_audio.codec.resample import resample
 from higgs_audio.errors import AudioError, CodesError, OptionError
 
-TOKENIZER_MODULE = "transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer"
-DAC_FIELDS = ("encoder_hidden_size", "decoder_hidden_size", "downsampling_ratios", "upsampling_ratios", "hidden_size")
-
-HUBERT = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": (8,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-    **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
-    "layerdrop": 0.0,
-}
-# Narrow, but as deep and with the kernels of the real ones: the receptive fields are those of the real ones.
-BODIES = {
-    "dac": {"body": "dac", "encoder_hidden_size": 4, "decoder_hidden_size": 32, "hidden_size": 8},
-    "vocos": {"body": "vocos", "hidden_size": 8, "encoder_widths": [16, 16], "decoder_widths": [24, 16]},
-}
 RESIDUES = (0, 118, 119, 631, 632, 959)  # the edges of the lengths at which the acoustic branch lacks a frame
-
-
-def make_tokenizer(body, seed=0, gain=0.5, **fields):
-    config = HiggsAudioTokenizerConfig(
-        acoustic_model_config=BODIES[body], semantic_model_config=HUBERT, codebook_dim=6, **fields
-    )
-    tokenizer = HiggsAudioTokenizer(config).eval()
-    randomize(tokenizer, seed, gain)
-    return tokenizer
-
-
-def make_sound(num_samples, batch=1, seed=0):
-    """Noise [B, 1, S] that gets louder and softer, as speech does."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(batch, 1, num_samples, generator=generator)
-    return 0.2 * noise * (1 + torch.sin(torch.arange(num_samples) / 2000))
 
 
 def make_codes(num_frames, batch=1, seed=0):
     return torch.randint(0, 1024, (batch, 8, num_frames), generator=torch.Generator().manual_seed(seed))
-
-
-@contextmanager
-def stand_in_torchaudio():
-    """A `torchaudio` of one function, the resampler that transformers' tokenizer needs, for CPU builds without one.
-
-    It is there while the tests of this file run, and taken away again.
-    """
-    torchaudio = types.ModuleType("torchaudio")
-    torchaudio.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
-    torchaudio.functional = types.SimpleNamespace(resample=resample)
-    sys.modules["torchaudio"] = torchaudio
-    import_utils.is_torchaudio_available.cache_clear()
-    try:
-        yield
-    finally:
-        del sys.modules["torchaudio"]
-        sys.modules.pop(TOKENIZER_MODULE, None)
-        import_utils.is_torchaudio_available.cache_clear()
-
-
-def tokenizer_twin(config):
-    """transformers' HiggsAudioV2TokenizerModel of the sizes of our `dac` config; needs torchaudio or its stand-in."""
-    module = importlib.import_module(TOKENIZER_MODULE)
-    acoustic = DacConfig(**{name: config.acoustic[name] for name in DAC_FIELDS})
-    theirs = module.HiggsAudioV2TokenizerConfig(
-        acoustic_model_config=acoustic,
-        semantic_model_config=HubertConfig(**config.semantic.to_dict()),
-        codebook_dim=config.codebook_dim,
-        codebook_size=config.codebook_size,
-        target_bandwidths=[0.5, 1, 1.5, 2],
-    )
-    return module.HiggsAudioV2TokenizerModel(theirs).eval()
-
-
-def randomize(model, seed, gain):
-    """Noise in every parameter and codebook that keeps signals at their size, in the sound's decoder times `gain`.
-
-    Initial weights shrink what passes through, which would hide an error beside the first layers.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            noise = torch.randn(value.shape, generator=generator)
-            size = gain if name.startswith("acoustic_decoder") else 1
-            if value.ndim > 1 and not name.endswith("alpha"):
-                value.copy_(size * noise / value[0].numel() ** 0.5)
-            else:
-                middle = 1 if name.endswith(("alpha", "scale", "norm.weight")) else 0
-                value.copy_(middle + 0.1 * noise)
-        for name, value in model.named_buffers():
-            if name.endswith(("codebook.embed", "codebook.embed_avg")):
-                value.copy_(torch.randn(value.shape, generator=generator))
 
 
 @pytest.fixture(scope="module", params=["dac", "vocos"])

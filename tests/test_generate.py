@@ -2,9 +2,29 @@
 
 import pytest
 import torch
-from transformers import GenerationConfig, HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+from oracle import (
+    AUDIO_EOS,
+    AUDIO_IN,
+    AUDIO_OUT,
+    AUDIO_OUT_BOS,
+    BEGIN,
+    BOS,
+    DELAY,
+    EOS,
+    EOT,
+    PAD,
+    K,
+    V,
+    collate,
+    fill,
+    language_twin,
+    make_codes,
+    make_config,
+    make_prompt,
+    silence,
+    twin_columns,
+)
 
-from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import Ramp, apply_delay, revert_delay
 from higgs_audio.errors import CodesError, HiggsAudioError, OptionError, PromptError
 from higgs_audio.generate import RowState, advance, generate, mask_audio, mask_text, next_step, stream
@@ -12,49 +32,7 @@ from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.rules import Rules
 from higgs_audio.sampling import SamplingOptions
 
-K, V = 8, 16
-BOS, EOS = V, V + 1
-AUDIO_IN, AUDIO_OUT, AUDIO_OUT_BOS, AUDIO_EOS, DELAY = 300, 301, 302, 303, 307
-PAD, BEGIN, EOT = 304, 305, 308
 GREEDY = SamplingOptions(do_sample=False, ras_win_len=None)
-
-
-def make_config(num_codebooks=K):
-    text = {
-        "vocab_size": 320,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 32.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-    }
-    return HiggsAudioConfig(
-        text_config=text,
-        audio_num_codebooks=num_codebooks,
-        audio_codebook_size=V,
-        audio_stream_bos_id=BOS,
-        audio_stream_eos_id=EOS,
-        audio_bos_token_id=306,
-        audio_eos_token_id=AUDIO_EOS,
-        audio_out_bos_token_id=AUDIO_OUT_BOS,
-        audio_delay_token_id=DELAY,
-        audio_in_token_idx=AUDIO_IN,
-        audio_out_token_idx=AUDIO_OUT,
-        pad_token_id=PAD,
-        bos_token_id=BEGIN,
-        eos_token_id=EOT,
-    )
 
 
 class BiasedModel(HiggsAudioForConditionalGeneration):
@@ -71,16 +49,6 @@ class BiasedModel(HiggsAudioForConditionalGeneration):
         return output
 
 
-def fill(model, seed):
-    """N(0, 0.25) for matrices and 1 + N(0, 0.1) for norms: at the usual 0.02 the choices hardly differ."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(0.25 * noise if parameter.dim() > 1 else 1 + 0.1 * noise)
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def model():
     return fill(BiasedModel(make_config()), seed=0)
@@ -92,33 +60,6 @@ def talkative(model):
     model.text_bias = {AUDIO_OUT_BOS: 12.0, EOT: 6.0}
     yield model
     model.text_bias = {}
-
-
-def make_prompt(text, codes=(), end=(AUDIO_OUT_BOS,)):
-    """Token ids and columns [n, K] of a prompt: reference sounds, then text, then `end`."""
-    ids, columns = [BEGIN], []
-    for segment in codes:
-        delayed = apply_delay(segment, BOS, EOS)
-        ids += [AUDIO_OUT_BOS] + [AUDIO_OUT] * (delayed.shape[1] - 7) + [DELAY] * 7 + [AUDIO_EOS, EOT]
-        columns.append(delayed.T)
-    return ids + list(text) + list(end), torch.cat(columns) if columns else torch.zeros(0, K, dtype=torch.long)
-
-
-def collate(prompts):
-    """Prompts -> the keyword arguments of a batch: ids padded on the left, columns on the right."""
-    length, frames = max(len(ids) for ids, _ in prompts), max(len(columns) for _, columns in prompts)
-    input_ids = torch.tensor([[PAD] * (length - len(ids)) + ids for ids, _ in prompts])
-    mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids, _ in prompts])
-    audio = torch.full((len(prompts), frames, K), EOS)
-    audio_mask = torch.zeros(len(prompts), frames, dtype=torch.bool)
-    for row, (_, columns) in enumerate(prompts):
-        audio[row, : len(columns)], audio_mask[row, : len(columns)] = columns, True
-    batch = {"input_ids": input_ids, "attention_mask": mask}
-    return batch | ({"audio_input_ids": audio, "audio_input_ids_mask": audio_mask} if frames else {})
-
-
-def make_codes(num_frames, seed):
-    return torch.randint(0, V, (K, num_frames), generator=torch.Generator().manual_seed(seed))
 
 
 def mixed_prompts():
@@ -142,7 +83,7 @@ def one_hot(ids, size):
 
 def play(script, num_codebooks=3, token=AUDIO_OUT_BOS, limit=100, **rules):
     """Greedy steps over scripted ids: a list is a column to sample, an int a text token. -> tokens, columns, state."""
-    config = make_config(num_codebooks)
+    config = make_config(audio_num_codebooks=num_codebooks)
     rules = Rules(config, **{"sampling": GREEDY, "eos_token_ids": frozenset({EOT})} | rules)
     state, tokens, columns = RowState(token, limit), [], []
     for item in script:
@@ -224,7 +165,7 @@ def test_max_frames_closes_the_segment_and_ends_the_row_with_length():
 
 
 def test_repetition_awareness_looks_at_the_segment_and_passes_over_markers():
-    config = make_config(3)
+    config = make_config(audio_num_codebooks=3)
     rules = Rules(config, SamplingOptions(do_sample=False, ras_win_len=7, ras_win_max_num_repeat=2))
     logits = torch.full((3, V + 2), -20.0)
     logits[:, 4], logits[:, 5] = 20.0, 19.0
@@ -240,7 +181,9 @@ def test_repetition_awareness_looks_at_the_segment_and_passes_over_markers():
 
 
 def test_an_eos_is_never_taken_for_a_repetition():
-    rules = Rules(make_config(3), SamplingOptions(do_sample=False, ras_win_len=7, ras_win_max_num_repeat=1))
+    rules = Rules(
+        make_config(audio_num_codebooks=3), SamplingOptions(do_sample=False, ras_win_len=7, ras_win_max_num_repeat=1)
+    )
     recent = ((EOS, 1, EOS), (EOS, EOS, EOS))
     state = RowState(AUDIO_OUT, 100, ramp=Ramp(3, BOS, EOS, columns=9, end=11), recent=recent)
     logits = one_hot([EOS] * 3, V + 2)
@@ -256,7 +199,7 @@ def test_a_closed_segment_leaves_nothing_behind_for_the_next():
 
 
 def test_forced_steps_draw_nothing():
-    rules = Rules(make_config(3))
+    rules = Rules(make_config(audio_num_codebooks=3))
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
     next_step(RowState(AUDIO_OUT_BOS, 9), torch.zeros(320), torch.zeros(3, V + 2), rules, generator)
@@ -268,50 +211,6 @@ def test_forced_steps_draw_nothing():
 # The loop, on a tiny model.
 
 
-def oracle(model):
-    """transformers' model with the same weights."""
-    config = HiggsAudioV2Config(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        rms_norm_eps=1e-5,
-        num_codebooks=K,
-        codebook_size=V + 2,
-        audio_token_id=AUDIO_OUT,
-        audio_bos_token_id=AUDIO_OUT_BOS,
-        audio_delay_token_id=DELAY,
-        audio_stream_bos_id=BOS,
-        audio_stream_eos_id=EOS,
-        pad_token_id=PAD,
-        bos_token_id=BEGIN,
-        eos_token_id=EOT,
-    )
-    theirs = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True)
-    theirs.load_state_dict(model.state_dict())
-    return theirs.eval()
-
-
-def oracle_columns(theirs, batch, steps):
-    """[n, K] greedy columns of transformers' loop, the prompt's frames taken off."""
-    config = GenerationConfig(
-        max_new_tokens=steps, do_sample=False, pad_token_id=PAD, bos_token_id=BEGIN, eos_token_id=EOT
-    )
-    columns = theirs.generate(**batch, generation_config=config)[0]
-    return columns[batch["audio_input_ids"].shape[1] if "audio_input_ids" in batch else 0 :]
-
-
-def silence(model, codebooks, id):
-    """Makes the greedy model never choose `id` in these codebooks: its logit is the mean of those of the codes."""
-    with torch.no_grad():
-        weight = model.audio_lm_head.weight.view(K, V + 2, -1)
-        for codebook in codebooks:
-            weight[codebook, id] = weight[codebook, :V].mean(0)
-
-
 def compare_with_oracle(end_codebooks, steps=40):
     """Greedy columns [n, K] of both loops, ours and theirs, for several weights and numbers of references."""
     pairs = []
@@ -319,11 +218,11 @@ def compare_with_oracle(end_codebooks, steps=40):
         model = fill(BiasedModel(make_config()), seed)
         silence(model, range(K), BOS)  # theirs may sample a bos in mid-stream, ours may not
         silence(model, sorted(set(range(K)) - set(end_codebooks)), EOS)
-        theirs = oracle(model)
+        theirs = language_twin(model)
         for codes in [[], [make_codes(6, seed)], [make_codes(3, seed), make_codes(11, seed + 1)]]:
             batch = collate([make_prompt(range(20, 32), codes)])
             ours = generate(model, **batch, max_new_tokens=steps, do_sample=False)[1][0].T
-            pairs.append((ours, oracle_columns(theirs, batch, steps)))
+            pairs.append((ours, twin_columns(theirs, batch, steps)[0]))
     return pairs
 
 

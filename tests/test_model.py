@@ -5,58 +5,34 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from oracle import (
+    AUDIO_EOS,
+    AUDIO_IN,
+    AUDIO_OUT,
+    AUDIO_OUT_BOS,
+    BEGIN,
+    BOS,
+    DELAY,
+    EOS,
+    EOT,
+    PAD,
+    K,
+    V,
+    fill,
+    language_twin,
+    make_codes,
+    make_config,
+)
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from higgs_audio.config import PUBLISHED_TEXT_CONFIG, HiggsAudioConfig
+from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import apply_delay, delay_labels
 from higgs_audio.errors import CodesError, OptionError, PromptError
 from higgs_audio.layers import eager_attention
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 
-K, V = 8, 16
-BOS, EOS = V, V + 1
-AUDIO_IN, AUDIO_OUT, AUDIO_OUT_BOS, AUDIO_EOS, DELAY = 300, 301, 302, 303, 307
-PAD, BEGIN, EOT = 304, 305, 308
 IGNORED = -100
-TEXT = {
-    **PUBLISHED_TEXT_CONFIG,
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
-
-
-def make_config(text=None, **fields):
-    ids = {
-        "audio_stream_bos_id": fields.get("audio_codebook_size", V),
-        "audio_stream_eos_id": fields.get("audio_codebook_size", V) + 1,
-        "audio_bos_token_id": 306,
-        "audio_eos_token_id": AUDIO_EOS,
-        "audio_out_bos_token_id": AUDIO_OUT_BOS,
-        "audio_delay_token_id": DELAY,
-        "audio_in_token_idx": AUDIO_IN,
-        "audio_out_token_idx": AUDIO_OUT,
-        "pad_token_id": PAD,
-        "bos_token_id": BEGIN,
-        "eos_token_id": EOT,
-    }
-    sizes = {"audio_num_codebooks": K, "audio_codebook_size": V}
-    return HiggsAudioConfig(text_config={**TEXT, **(text or {})}, **{**sizes, **ids, **fields})
-
-
-def fill(model, seed=0):
-    """N(0, 0.25) for matrices and 1 + N(0, 0.1) for norms: at the usual 0.02 hardly anything depends on anything."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(0.25 * noise if parameter.dim() > 1 else 1 + 0.1 * noise)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +43,7 @@ def model():
 @pytest.fixture(scope="module")
 def oracle(model):
     """transformers' model with the weights of ours."""
-    config = HiggsAudioV2Config(
-        **{name: value for name, value in TEXT.items() if name not in ("rope_parameters", "bos_token_id")},
-        num_codebooks=K,
-        codebook_size=V + 2,
-        audio_token_id=AUDIO_OUT,
-        audio_bos_token_id=AUDIO_OUT_BOS,
-        audio_delay_token_id=DELAY,
-        audio_stream_bos_id=BOS,
-        audio_stream_eos_id=EOS,
-        pad_token_id=PAD,
-    )
-    oracle = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).eval()
-    oracle.load_state_dict(model.state_dict(), strict=True)
-    return oracle
+    return language_twin(model)
 
 
 @dataclass
@@ -91,10 +54,6 @@ class Row:
     labels: list
     columns: torch.Tensor
     column_labels: torch.Tensor
-
-
-def make_codes(num_frames, seed):
-    return torch.randint(0, V, (K, num_frames), generator=torch.Generator().manual_seed(seed))
 
 
 def make_row(num_text, references=(), answer=None, placeholder=AUDIO_OUT):

@@ -1,0 +1,230 @@
+"""What tests against transformers' own Higgs Audio classes share: tiny models of ours and their twins there.
+
+transformers' classes are oracles of the numbers, in tests alone; the package never imports them.
+"""
+
+import importlib
+import importlib.machinery
+import sys
+import types
+from contextlib import contextmanager
+
+import torch
+from transformers import (
+    DacConfig,
+    GenerationConfig,
+    HiggsAudioV2Config,
+    HiggsAudioV2ForConditionalGeneration,
+    HubertConfig,
+)
+from transformers.utils import import_utils
+
+from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
+from higgs_audio.codec.resample import resample
+from higgs_audio.config import PUBLISHED_TEXT_CONFIG, HiggsAudioConfig
+from higgs_audio.delay import apply_delay
+
+K, V = 8, 16
+BOS, EOS = V, V + 1
+AUDIO_IN, AUDIO_OUT, AUDIO_OUT_BOS, AUDIO_EOS, DELAY = 300, 301, 302, 303, 307
+PAD, BEGIN, EOT = 304, 305, 308
+TEXT = {
+    **PUBLISHED_TEXT_CONFIG,
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "bos_token_id": BEGIN,
+    "eos_token_id": EOT,
+}
+
+# The language model.
+
+
+def make_config(text=None, **fields):
+    ids = {
+        "audio_stream_bos_id": fields.get("audio_codebook_size", V),
+        "audio_stream_eos_id": fields.get("audio_codebook_size", V) + 1,
+        "audio_bos_token_id": 306,
+        "audio_eos_token_id": AUDIO_EOS,
+        "audio_out_bos_token_id": AUDIO_OUT_BOS,
+        "audio_delay_token_id": DELAY,
+        "audio_in_token_idx": AUDIO_IN,
+        "audio_out_token_idx": AUDIO_OUT,
+        "pad_token_id": PAD,
+        "bos_token_id": BEGIN,
+        "eos_token_id": EOT,
+    }
+    sizes = {"audio_num_codebooks": K, "audio_codebook_size": V}
+    return HiggsAudioConfig(text_config={**TEXT, **(text or {})}, **{**sizes, **ids, **fields})
+
+
+def fill(model, seed=0):
+    """N(0, 0.25) for matrices and 1 + N(0, 0.1) for norms: at the usual 0.02 hardly anything depends on anything."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(0.25 * noise if parameter.dim() > 1 else 1 + 0.1 * noise)
+    return model.eval()
+
+
+def language_twin(model):
+    """transformers' HiggsAudioV2ForConditionalGeneration of the sizes, ids and weights of ours."""
+    config, text = model.config, model.config.text_config
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    names += ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings")
+    theirs = HiggsAudioV2Config(
+        **{name: getattr(text, name) for name in names},
+        num_codebooks=config.audio_num_codebooks,
+        codebook_size=config.codebook_rows,
+        audio_token_id=config.audio_out_token_idx,
+        audio_bos_token_id=config.audio_out_bos_token_id,
+        audio_delay_token_id=config.audio_delay_token_id,
+        audio_stream_bos_id=config.audio_stream_bos_id,
+        audio_stream_eos_id=config.audio_stream_eos_id,
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+    )
+    twin = HiggsAudioV2ForConditionalGeneration(theirs, use_text_head=True).eval()
+    twin.load_state_dict(model.state_dict(), strict=True)
+    return twin
+
+
+def twin_columns(twin, batch, steps, **options):
+    """Columns [B, n, K] of transformers' loop, greedy unless the options say otherwise, without the prompt's."""
+    ids = {name: getattr(twin.config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    config = GenerationConfig(**{"max_new_tokens": steps, "do_sample": False, **ids, **options})
+    columns = twin.generate(**batch, generation_config=config)
+    return columns[:, batch["audio_input_ids"].shape[1] if "audio_input_ids" in batch else 0 :]
+
+
+def make_codes(num_frames, seed, size=V):
+    return torch.randint(0, size, (K, num_frames), generator=torch.Generator().manual_seed(seed))
+
+
+def make_prompt(text, codes=(), end=(AUDIO_OUT_BOS,)):
+    """Token ids and columns [n, K] of a prompt: reference sounds, then text, then `end`."""
+    ids, columns = [BEGIN], []
+    for segment in codes:
+        delayed = apply_delay(segment, BOS, EOS)
+        ids += [AUDIO_OUT_BOS] + [AUDIO_OUT] * (delayed.shape[1] - 7) + [DELAY] * 7 + [AUDIO_EOS, EOT]
+        columns.append(delayed.T)
+    return ids + list(text) + list(end), torch.cat(columns) if columns else torch.zeros(0, K, dtype=torch.long)
+
+
+def collate(prompts):
+    """Prompts -> the keyword arguments of a batch: ids padded on the left, columns on the right."""
+    length, frames = max(len(ids) for ids, _ in prompts), max(len(columns) for _, columns in prompts)
+    input_ids = torch.tensor([[PAD] * (length - len(ids)) + ids for ids, _ in prompts])
+    mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids, _ in prompts])
+    audio = torch.full((len(prompts), frames, K), EOS)
+    audio_mask = torch.zeros(len(prompts), frames, dtype=torch.bool)
+    for row, (_, columns) in enumerate(prompts):
+        audio[row, : len(columns)], audio_mask[row, : len(columns)] = columns, True
+    batch = {"input_ids": input_ids, "attention_mask": mask}
+    return batch | ({"audio_input_ids": audio, "audio_input_ids_mask": audio_mask} if frames else {})
+
+
+def silence(model, codebooks, id):
+    """Makes the greedy model never choose `id` in these codebooks: its logit is the mean of those of the codes."""
+    config = model.config
+    with torch.no_grad():
+        weight = model.audio_lm_head.weight.view(config.audio_num_codebooks, config.codebook_rows, -1)
+        for codebook in codebooks:
+            weight[codebook, id] = weight[codebook, : config.audio_codebook_size].mean(0)
+
+
+# The audio tokenizer.
+
+TOKENIZER_MODULE = "transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer"
+DAC_FIELDS = ("encoder_hidden_size", "decoder_hidden_size", "downsampling_ratios", "upsampling_ratios", "hidden_size")
+HUBERT = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
+    "layerdrop": 0.0,
+}
+# Narrow, but as deep and with the kernels of the real ones: the receptive fields are those of the real ones.
+BODIES = {
+    "dac": {"body": "dac", "encoder_hidden_size": 4, "decoder_hidden_size": 32, "hidden_size": 8},
+    "vocos": {"body": "vocos", "hidden_size": 8, "encoder_widths": [16, 16], "decoder_widths": [24, 16]},
+}
+
+
+def make_tokenizer(body, seed=0, gain=0.5, **fields):
+    config = HiggsAudioTokenizerConfig(
+        acoustic_model_config=BODIES[body], semantic_model_config=HUBERT, codebook_dim=6, **fields
+    )
+    tokenizer = HiggsAudioTokenizer(config).eval()
+    randomize(tokenizer, seed, gain)
+    return tokenizer
+
+
+def make_sound(num_samples, batch=1, seed=0):
+    """Noise [B, 1, S] that gets louder and softer, as speech does."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(batch, 1, num_samples, generator=generator)
+    return 0.2 * noise * (1 + torch.sin(torch.arange(num_samples) / 2000))
+
+
+@contextmanager
+def stand_in_torchaudio():
+    """A `torchaudio` of one function, the resampler that transformers' tokenizer needs, for CPU builds without one.
+
+    It is there while the tests of a file run, and taken away again.
+    """
+    torchaudio = types.ModuleType("torchaudio")
+    torchaudio.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
+    torchaudio.functional = types.SimpleNamespace(resample=resample)
+    sys.modules["torchaudio"] = torchaudio
+    import_utils.is_torchaudio_available.cache_clear()
+    try:
+        yield
+    finally:
+        del sys.modules["torchaudio"]
+        sys.modules.pop(TOKENIZER_MODULE, None)
+        import_utils.is_torchaudio_available.cache_clear()
+
+
+def tokenizer_twin(config):
+    """transformers' HiggsAudioV2TokenizerModel of the sizes of our `dac` config; needs torchaudio or its stand-in."""
+    module = importlib.import_module(TOKENIZER_MODULE)
+    acoustic = DacConfig(**{name: config.acoustic[name] for name in DAC_FIELDS})
+    theirs = module.HiggsAudioV2TokenizerConfig(
+        acoustic_model_config=acoustic,
+        semantic_model_config=HubertConfig(**config.semantic.to_dict()),
+        codebook_dim=config.codebook_dim,
+        codebook_size=config.codebook_size,
+        target_bandwidths=[0.5, 1, 1.5, 2],
+    )
+    return module.HiggsAudioV2TokenizerModel(theirs).eval()
+
+
+def randomize(model, seed, gain):
+    """Noise in every parameter and codebook that keeps signals at their size, in the sound's decoder times `gain`.
+
+    Initial weights shrink what passes through, which would hide an error beside the first layers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            size = gain if name.startswith("acoustic_decoder") else 1
+            if value.ndim > 1 and not name.endswith("alpha"):
+                value.copy_(size * noise / value[0].numel() ** 0.5)
+            else:
+                middle = 1 if name.endswith(("alpha", "scale", "norm.weight")) else 0
+                value.copy_(middle + 0.1 * noise)
+        for name, value in model.named_buffers():
+            if name.endswith(("codebook.embed", "codebook.embed_avg")):
+                value.copy_(torch.randn(value.shape, generator=generator))
