@@ -1,6 +1,5 @@
 """What several test files need: a tiny random checkpoint with the layout of the one that the package ships."""
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -9,12 +8,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests see no network
 
 import pytest
 import torch
+from oracle import nano_tokenizer
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.train.lm import LanguageModelRecipe, new_model
 
-ROOT = Path(__file__).parents[1]
 VOICES = {
     "ava": {"profile": "Ava", "description": "an American woman"},
     "joe": {"profile": "Joe", "description": "an American man"},
@@ -65,11 +64,3 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     processor.save_pretrained(folder)
     (folder / "voices.json").write_text(json.dumps(VOICES), encoding="utf-8")
     return folder
-
-
-def nano_tokenizer():
-    """The recipe's module that builds nano's text tokenizer."""
-    spec = importlib.util.spec_from_file_location("nano_tokenizer", ROOT / "recipes" / "nano" / "tokenizer.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

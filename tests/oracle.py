@@ -5,9 +5,11 @@ transformers' classes are oracles of the numbers, in tests alone; the package ne
 
 import importlib
 import importlib.machinery
+import importlib.util
 import sys
 import types
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -16,6 +18,7 @@ from transformers import (
     HiggsAudioV2Config,
     HiggsAudioV2ForConditionalGeneration,
     HubertConfig,
+    processing_utils,
 )
 from transformers.utils import import_utils
 
@@ -24,6 +27,7 @@ from higgs_audio.codec.resample import resample
 from higgs_audio.config import PUBLISHED_TEXT_CONFIG, HiggsAudioConfig
 from higgs_audio.delay import apply_delay
 
+ROOT = Path(__file__).parents[1]
 K, V = 8, 16
 BOS, EOS = V, V + 1
 AUDIO_IN, AUDIO_OUT, AUDIO_OUT_BOS, AUDIO_EOS, DELAY = 300, 301, 302, 303, 307
@@ -188,9 +192,13 @@ def stand_in_torchaudio():
     torchaudio.functional = types.SimpleNamespace(resample=resample)
     sys.modules["torchaudio"] = torchaudio
     import_utils.is_torchaudio_available.cache_clear()
+    # Where a processor looks the class up stands a refusal, made when transformers saw no torchaudio.
+    names = vars(processing_utils.transformers_module)
+    names["HiggsAudioV2TokenizerModel"] = importlib.import_module(TOKENIZER_MODULE).HiggsAudioV2TokenizerModel
     try:
         yield
     finally:
+        del names["HiggsAudioV2TokenizerModel"]
         del sys.modules["torchaudio"]
         sys.modules.pop(TOKENIZER_MODULE, None)
         import_utils.is_torchaudio_available.cache_clear()
@@ -228,3 +236,14 @@ def randomize(model, seed, gain):
         for name, value in model.named_buffers():
             if name.endswith(("codebook.embed", "codebook.embed_avg")):
                 value.copy_(torch.randn(value.shape, generator=generator))
+
+
+# The text tokenizer.
+
+
+def nano_tokenizer():
+    """The recipe's module that builds nano's text tokenizer."""
+    spec = importlib.util.spec_from_file_location("nano_tokenizer", ROOT / "recipes" / "nano" / "tokenizer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
