@@ -26,12 +26,15 @@ DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "codec/*")  # no pickles, no
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
+def resolve(
+    name_or_path: str | Path, revision: str | None = None, patterns: tuple[str, ...] = DOWNLOADED
+) -> Path:
     """The folder of a checkpoint.
 
     Args:
         name_or_path: "nano", an existing folder, or a hub repository "org/name", which is downloaded once.
         revision: branch, tag or commit of a repository; has no meaning for the others.
+        patterns: of the files that are downloaded from a repository.
 
     Raises:
         CheckpointError: none of these, a folder without config.json, or a repository that cannot be had.
@@ -45,7 +48,7 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
     if name and Path(name).is_dir():
         return _checked(Path(name), f"{name!r} is a folder without {CONFIG_FILE}; give the folder of a checkpoint")
     if isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name):
-        return _download(name, revision)
+        return _download(name, revision, patterns)
     raise CheckpointError(f"no model {name!r}; {nearest(name, NAMES)}, a folder, or a hub repository 'org/name'")
 
 
@@ -55,9 +58,9 @@ def _checked(folder: Path, complaint: str) -> Path:
     return folder
 
 
-def _download(repository: str, revision: str | None) -> Path:
+def _download(repository: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(DOWNLOADED)))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
@@ -79,6 +82,8 @@ def load(kind: type[M], folder: str | Path, **options: Any) -> M:
     """
     try:
         loaded: Any = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+    except CheckpointError:
+        raise
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder} does not load as {kind.__name__}: {_first_line(error)}") from error
     model, report = loaded
