@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from higgs_audio.config import HiggsAudioConfig
-from higgs_audio.errors import AudioError, HiggsAudioError, OptionError, PromptError
+from higgs_audio.errors import AudioError, CodesError, HiggsAudioError, OptionError, PromptError
 from higgs_audio.features import mel_windows
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor, Waveform
@@ -126,12 +126,18 @@ def test_the_block_of_a_checkpoint_without_tower_is_kept():
     [
         {"encode_whisper_embed": True},
         {"encode_audio_in_tokens": False},
+        {"audio_encoder_config": WhisperConfig()},
         {"skip_audio_tower": False, "audio_encoder_config": {"d_model": 30, "encoder_attention_heads": 4}},
     ],
 )
 def test_a_contradiction_in_the_config_is_refused(fields):
     with pytest.raises(OptionError):
         HiggsAudioConfig(**fields)
+
+
+def test_a_processor_has_a_form_for_what_is_heard(tokenizer):
+    with pytest.raises(OptionError, match="both False"):
+        HiggsAudioProcessor(tokenizer, encode_audio_in_tokens=False)
 
 
 def test_the_published_size_has_the_published_names_and_shapes():
@@ -310,6 +316,19 @@ def test_codes_alone_are_read_only_by_a_model_that_reads_codes(processor, proces
     assert "input_features" not in encode(processor_of_both, ask(item))
     with pytest.raises(PromptError, match="recording"):
         encode(processor, ask(item))
+    with pytest.raises(PromptError, match="alone"):
+        encode(processor, ask(audio(0.4, codes=make_codes(10))))
+
+
+def test_codes_of_another_recording_are_refused(processor_of_both):
+    with pytest.raises(CodesError, match="40 frames beside a recording of about 60"):
+        encode(processor_of_both, ask(audio(2.4, codes=make_codes(40))))
+
+
+def test_a_rest_may_be_heard_and_have_no_codes(processor_of_both):
+    inputs = encode(processor_of_both, ask(audio(2.04, codes=make_codes(50))))
+    assert runs(inputs["feature_positions"][0]) == [50, 1]
+    assert inputs["audio_input_ids"].shape == (1, 50 + K + 1, K)
 
 
 def test_a_prompt_as_string_is_heard_too(processor):

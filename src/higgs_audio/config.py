@@ -159,6 +159,11 @@ class HiggsAudioConfig(PreTrainedConfig):
                 f"audio_stream_bos_id and audio_stream_eos_id are {markers}; with audio_codebook_size="
                 f"{self.audio_codebook_size} they must be {wanted}"
             )
+        if not isinstance(self.audio_encoder_config, HiggsAudioEncoderConfig | None):
+            given = type(self.audio_encoder_config).__name__
+            raise OptionError(
+                f"audio_encoder_config is a {given}; give a HiggsAudioEncoderConfig or a dict of its fields"
+            )
         if self.encode_whisper_embed and self.skip_audio_tower:
             raise OptionError(
                 "encode_whisper_embed=True needs the audio tower, which skip_audio_tower=True leaves out; set the "

@@ -205,7 +205,7 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         way = route(audio, now)
         embeds = self.embed_tokens(input_ids)
         if places is not None and heard is not None:
-            embeds = embeds.masked_scatter(places.bool()[..., None], heard.to(embeds.dtype))
+            embeds = embeds.masked_scatter(places.bool()[..., None], heard.to(embeds))
         if codes is not None:
             real = (
                 torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device)

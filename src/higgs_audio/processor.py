@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "processor_config.json"
 TEXT_FRONTENDS = ("none", "phonemes")
+ROUNDING = 2  # frames by which the codes of a recording may be more or fewer than its features
 # Accepted and without effect: the audio tokenizer is fp32, and no code comes with a checkpoint.
 UNUSED_OPTIONS = ("dtype", "torch_dtype", "trust_remote_code", "_from_auto")
 
@@ -62,6 +63,8 @@ class ProcessorConfig:
     def __post_init__(self) -> None:
         if self.text_frontend not in TEXT_FRONTENDS:
             raise OptionError(f"text_frontend={self.text_frontend!r}; {nearest(self.text_frontend, TEXT_FRONTENDS)}")
+        if not self.encode_whisper_embed and not self.encode_audio_in_tokens:
+            raise OptionError("encode_whisper_embed and encode_audio_in_tokens are both False; set one of them")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ProcessorConfig":
@@ -351,27 +354,29 @@ class HiggsAudioProcessor:
         return self._encoder.collate(rows, output_labels)
 
     def _hear(self, piece: Piece, rate: int) -> list[Heard]:
-        """An audio -> its codes, or the windows that the audio tower hears, with codes where the model reads both."""
+        """An audio -> its codes; or the windows that the audio tower hears, with codes where the model reads both."""
         source, config = piece.source or {}, self.config
         sound = {key: value for key, value in source.items() if key != "codes"}
         if piece.content == template.AUDIO_OUT or not config.encode_whisper_embed:
             return [Heard(self._resolve(source, rate))]
-        if not sound:
-            if config.encode_audio_in_tokens:
-                return [Heard(self._resolve(source, rate))]
-            raise PromptError("this model reads no codes in user and system turns; give the recording")
+        if not sound and config.encode_audio_in_tokens:
+            return [Heard(self._resolve(source, rate))]
+        if "codes" in source and not config.encode_audio_in_tokens:
+            raise PromptError("this model reads no codes in user and system turns; give the recording alone")
         waveform = read_source(sound, rate)
-        windows = mel_windows(waveform, config.num_mel_bins, config.window_seconds)
-        windows = [(mels, count) for mels, count in windows if count >= MIN_MELS]
-        if not windows:
-            raise AudioError(f"the audio has less than {10 * MIN_MELS} ms, too little to be heard; give a longer one")
+        windows = self._windows(waveform)
         if not config.encode_audio_in_tokens:
-            return [Heard(None, mels, count) for mels, count in windows]
+            return windows
         codes = self._resolve({"codes": source["codes"]} if "codes" in source else {"audio": waveform}, rate)
-        size = num_features(windows[0][0].shape[1])  # a full window has as many codec frames as features
-        parts = [codes[:, n * size : (n + 1) * size] for n in range(len(windows) - 1)]
-        parts.append(codes[:, (len(windows) - 1) * size :])
-        return [Heard(part, mels, count) for part, (mels, count) in zip(parts, windows, strict=True)]
+        return _with_codes(windows, codes)
+
+    def _windows(self, waveform: Waveform) -> list[Heard]:
+        """The windows of a recording, but for a rest too short to be heard."""
+        windows = mel_windows(waveform, self.config.num_mel_bins, self.config.window_seconds)
+        heard = [Heard(None, mels, count) for mels, count in windows if count >= MIN_MELS]
+        if not heard:
+            raise AudioError(f"the audio has less than {10 * MIN_MELS} ms, too little to be heard; give a longer one")
+        return heard
 
     def _resolve(self, source: AudioSource, rate: int) -> Tensor:
         """An audio item -> its codes [K, F], on the CPU."""
@@ -466,6 +471,22 @@ class HiggsAudioProcessor:
         for sound, path in zip(sounds, paths, strict=True):
             samples = sound.detach().float().cpu().numpy() if isinstance(sound, Tensor) else np.asarray(sound)
             audio_io.write(audio_io.from_array(samples, self.sampling_rate), path, format=format)
+
+
+def _with_codes(windows: Sequence[Heard], codes: Tensor) -> list[Heard]:
+    """Windows with each its part of the recording's codes [K, F]; the audio tower gives a feature for each frame.
+
+    Raises:
+        CodesError: the codes are not of this recording: a second of them is another than a second of it.
+    """
+    counts = [num_features(window.num_mels) for window in windows]
+    if abs(codes.shape[1] - sum(counts)) > ROUNDING:
+        raise CodesError(
+            f"codes of {codes.shape[1]} frames beside a recording of about {sum(counts)}; give the recording's own, or "
+            "leave them out"
+        )
+    parts = codes.split([*counts[:-1], codes.shape[1] - sum(counts[:-1])], dim=1)
+    return [replace(heard, codes=part if part.shape[1] else None) for heard, part in zip(windows, parts, strict=True)]
 
 
 def _read_config(folder: Path) -> ProcessorConfig:

@@ -56,7 +56,12 @@ class FrozenPositions(nn.Module):
 
 
 class AudioTower(nn.Module):
-    """Log-mel frames to features, 25 a second."""
+    """Log-mel frames to features, 25 a second.
+
+    >>> config = HiggsAudioEncoderConfig(d_model=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=8)
+    >>> AudioTower(config)(torch.zeros(1, 128, 3000), torch.tensor([3000])).shape
+    torch.Size([1, 750, 8])
+    """
 
     def __init__(self, config: HiggsAudioEncoderConfig) -> None:
         super().__init__()
