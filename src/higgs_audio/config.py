@@ -34,6 +34,52 @@ PUBLISHED_TEXT_CONFIG = {
 
 
 @strict
+class HiggsAudioEncoderConfig(PreTrainedConfig):
+    """The audio tower of the understanding variant: a Whisper encoder. Defaults are those of Whisper large v3.
+
+    Args:
+        num_mel_bins: mel bands of a frame of 10 ms.
+        d_model, encoder_layers, encoder_attention_heads, encoder_ffn_dim: its sizes.
+        max_source_positions: positions of 20 ms behind the convolutions; 1500 for windows of 30 seconds.
+        activation_function: of the layers; the convolutions have GELU.
+        dropout, attention_dropout, activation_dropout, encoder_layerdrop: in training.
+        scale_embedding: without effect, as in Whisper's encoder.
+
+    Source: the block `audio_encoder_config` of the published `config.json`.
+    """
+
+    model_type = "higgs_audio_encoder"
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "encoder_attention_heads",
+    }
+
+    num_mel_bins: int = 128
+    d_model: int = 1280
+    encoder_layers: int = 32
+    encoder_attention_heads: int = 20
+    encoder_ffn_dim: int = 5120
+    max_source_positions: int = 1500
+    activation_function: str = "gelu"
+    dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    encoder_layerdrop: float | int = 0.0
+    scale_embedding: bool = False
+    init_std: float = 0.02
+    pad_token_id: int | None = 128001
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.d_model % self.encoder_attention_heads or self.d_model % 2:
+            raise OptionError(
+                f"audio_encoder_config has d_model={self.d_model} and encoder_attention_heads="
+                f"{self.encoder_attention_heads}; d_model must be even and a multiple of the heads"
+            )
+
+
+@strict
 class HiggsAudioConfig(PreTrainedConfig):
     """Configuration of `HiggsAudioModel` and `HiggsAudioForConditionalGeneration`.
 
@@ -47,13 +93,18 @@ class HiggsAudioConfig(PreTrainedConfig):
         audio_stream_bos_id, audio_stream_eos_id: the two further ids of a codebook's stream, V and V + 1.
         audio_bos_token_id, audio_eos_token_id, audio_out_bos_token_id: text tokens around audio.
         audio_in_token_idx, audio_out_token_idx, audio_delay_token_id: placeholders, each replaced by one column.
+        skip_audio_tower: whether the model is built without the audio tower, which the understanding variant has.
+        encode_whisper_embed: whether audio in user and system turns is given to the model as features of the tower.
+        encode_audio_in_tokens: whether it is given as codes; behind the features where both are.
+        audio_encoder_config: of the tower, a `HiggsAudioEncoderConfig` or a dict of its fields; kept, and not used,
+            with `skip_audio_tower`.
         codec: folder or name of the audio tokenizer, relative to this checkpoint ("codec" when it lies inside).
 
     Source: the published `config.json` of bosonai/higgs-audio-v2-generation-3B-base, whose field names these are.
     """
 
     model_type = "higgs_audio"
-    sub_configs = {"text_config": LlamaConfig}
+    sub_configs = {"text_config": LlamaConfig, "audio_encoder_config": HiggsAudioEncoderConfig}
     keys_to_ignore_at_inference = ["cache"]
 
     text_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -69,6 +120,10 @@ class HiggsAudioConfig(PreTrainedConfig):
     audio_delay_token_id: int = 128014
     audio_in_token_idx: int = 128015
     audio_out_token_idx: int = 128016
+    skip_audio_tower: bool = True
+    encode_whisper_embed: bool = False
+    encode_audio_in_tokens: bool = True
+    audio_encoder_config: dict[str, Any] | PreTrainedConfig | None = None
     pad_token_id: int | None = 128001
     bos_token_id: int | None = 128000
     eos_token_id: int | list[int] | None = 128009
@@ -84,6 +139,10 @@ class HiggsAudioConfig(PreTrainedConfig):
         if self.audio_dual_ffn_layers is None:
             dual = self.audio_adapter_type != "stack"
             self.audio_dual_ffn_layers = list(range(self.text_config.num_hidden_layers)) if dual else []
+        if isinstance(self.audio_encoder_config, dict) or (
+            self.audio_encoder_config is None and not self.skip_audio_tower
+        ):
+            self.audio_encoder_config = HiggsAudioEncoderConfig(**(self.audio_encoder_config or {}))
         super().__post_init__(**kwargs)
         self._check()
 
@@ -99,6 +158,21 @@ class HiggsAudioConfig(PreTrainedConfig):
             raise OptionError(
                 f"audio_stream_bos_id and audio_stream_eos_id are {markers}; with audio_codebook_size="
                 f"{self.audio_codebook_size} they must be {wanted}"
+            )
+        if not isinstance(self.audio_encoder_config, HiggsAudioEncoderConfig | None):
+            given = type(self.audio_encoder_config).__name__
+            raise OptionError(
+                f"audio_encoder_config is a {given}; give a HiggsAudioEncoderConfig or a dict of its fields"
+            )
+        if self.encode_whisper_embed and self.skip_audio_tower:
+            raise OptionError(
+                "encode_whisper_embed=True needs the audio tower, which skip_audio_tower=True leaves out; set the "
+                "latter to False, or the former"
+            )
+        if not self.encode_whisper_embed and not self.encode_audio_in_tokens:
+            raise OptionError(
+                "encode_whisper_embed and encode_audio_in_tokens are both False, so that audio in user turns would "
+                "have no form; set one of them"
             )
 
     @property

@@ -15,6 +15,7 @@ Section = dict[str, str]
 
 # Regular expressions for the names of weights; the first that is found counts.
 MODEL_PARTS = {
+    r"\baudio_(tower|encoder_proj)\.": "audio tower",
     r"\baudio_mlp\.": "audio feed-forward",
     r"\bmlp\.": "text feed-forward",
     r"\bself_attn\.": "attention",

@@ -13,7 +13,7 @@ so running the model over the result as a prompt gives the same choices: after t
 forward of that column (as in training), then one of <|audio_eos|>.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +187,9 @@ def generate(
     attention_mask: Tensor | None = None,
     audio_input_ids: Tensor | None = None,
     audio_input_ids_mask: Tensor | None = None,
+    input_features: Tensor | None = None,
+    feature_attention_mask: Tensor | None = None,
+    feature_positions: Tensor | None = None,
     **options: Any,
 ) -> GenerateOutput:
     """Text and sound that follow each prompt of a batch.
@@ -202,6 +205,8 @@ def generate(
         attention_mask: [B, T], 0 on the padding; no padding when None.
         audio_input_ids: [B, F, K] delayed columns of the prompts, rows padded on the right.
         audio_input_ids_mask: [B, F] bool, False on that padding; no padding when None.
+        input_features, feature_attention_mask, feature_positions: what the audio tower hears; see
+            `HiggsAudioModel.forward`.
         **options: by keyword,
 
             do_sample, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat: see `SamplingOptions`. Left
@@ -230,9 +235,10 @@ def generate(
         NumericsError: the model gave NaN.
     """
     inputs = _check_inputs(model.config, input_ids, attention_mask, audio_input_ids, audio_input_ids_mask)
+    heard = (input_features, feature_attention_mask, feature_positions)
     rows = [(row.tolist(), [list(inputs.open_segment(b))]) for b, row in enumerate(input_ids)]
     reasons = [""] * len(rows)
-    for steps in stream(model, input_ids, attention_mask, audio_input_ids, audio_input_ids_mask, **options):
+    for steps in stream(model, input_ids, attention_mask, audio_input_ids, audio_input_ids_mask, *heard, **options):
         for step in steps:
             tokens, segments = rows[step.row]
             tokens.append(step.token)
@@ -254,6 +260,9 @@ def stream(
     attention_mask: Tensor | None = None,
     audio_input_ids: Tensor | None = None,
     audio_input_ids_mask: Tensor | None = None,
+    input_features: Tensor | None = None,
+    feature_attention_mask: Tensor | None = None,
+    feature_positions: Tensor | None = None,
     **options: Any,
 ) -> Iterator[tuple[Step, ...]]:
     """`generate`, step by step: one tuple per forward, with one `Step` for every row that has not finished.
@@ -266,7 +275,12 @@ def stream(
     limits = read_limits(options, inputs.attention_mask.sum(dim=1).tolist())
     generators = read_generators(options.get("seed"), len(inputs.input_ids), input_ids.device)
     states = [_start(inputs, row, limit, rules) for row, limit in enumerate(limits)]
-    return _walk(model, inputs, rules, states, generators)
+    heard = {
+        "input_features": input_features,
+        "feature_attention_mask": feature_attention_mask,
+        "feature_positions": feature_positions,
+    }
+    return _walk(model, inputs, heard, rules, states, generators)
 
 
 @dataclass(frozen=True)
@@ -304,13 +318,14 @@ class _Inputs:
 def _walk(
     model: "HiggsAudioForConditionalGeneration",
     inputs: _Inputs,
+    heard: Mapping[str, Tensor | None],
     rules: Rules,
     states: list[RowState],
     generators: list[torch.Generator],
 ) -> Iterator[tuple[Step, ...]]:
-    """The loop itself."""
+    """The loop itself; `heard` is for the first forward alone."""
     mask = inputs.attention_mask
-    feed = {"input_ids": inputs.input_ids}
+    feed = {"input_ids": inputs.input_ids, **{name: value for name, value in heard.items() if value is not None}}
     if inputs.audio.shape[1]:
         feed |= {"audio_input_ids": inputs.audio, "audio_input_ids_mask": inputs.audio_mask}
     cache = None

@@ -15,8 +15,18 @@ from higgs_audio import template
 from higgs_audio.delay import apply_delay, delay_labels
 from higgs_audio.errors import CheckpointError, PromptError
 from higgs_audio.template import Piece
+from higgs_audio.tower import num_features
 
 IGNORE = -100  # the label of what is not trained
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one placeholder stands for: codes, a window's features for the audio tower, or the latter and then codes."""
+
+    codes: Tensor | None = None  # [K, F]
+    mels: Tensor | None = None  # [mel bins, M]
+    num_mels: int = 0  # real ones; padding behind them
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,8 @@ class Row:
     labels: Tensor  # [T]
     columns: Tensor  # [F, K] delayed columns of all its audio
     column_labels: Tensor  # [F, K]
+    is_feature: Tensor  # [T] bool, where a placeholder takes a feature of the audio tower
+    windows: Sequence[Heard]  # those with mels, in order
 
 
 @dataclass
@@ -37,11 +49,14 @@ class _Draft:
     trained: list[bool] = field(default_factory=list)
     columns: list[Tensor] = field(default_factory=list)  # [L, K] of each audio
     column_labels: list[Tensor] = field(default_factory=list)  # [L, K] of each audio
+    is_feature: list[bool] = field(default_factory=list)
+    windows: list[Heard] = field(default_factory=list)
 
-    def add(self, ids: Sequence[int], trained: Sequence[bool]) -> None:
+    def add(self, ids: Sequence[int], trained: Sequence[bool], is_feature: bool = False) -> None:
         """The next tokens."""
         self.ids += ids
         self.trained += trained
+        self.is_feature += [is_feature] * len(ids)
 
 
 @dataclass(frozen=True)
@@ -69,19 +84,20 @@ class PromptEncoder:
         """Stream bos and stream eos."""
         return self.codebook_size, self.codebook_size + 1
 
-    def encode(self, pieces: Sequence[Piece], codes: Sequence[Tensor], piecewise: bool = False) -> Row:
-        """One prompt; every audio's placeholder is repeated once per column.
+    def encode(self, pieces: Sequence[Piece], sounds: Sequence[Sequence[Heard]], piecewise: bool = False) -> Row:
+        """One prompt; every audio's placeholder is repeated once per feature, then once per column.
 
         Args:
             pieces: the prompt.
-            codes: [K, F] of each audio piece, in order.
+            sounds: what stands for each audio piece, in order. From its second window on, each gets tokens of its own
+                that open and close it.
             piecewise: tokenize each text by itself instead of neighbouring texts together.
         """
-        draft, remaining = _Draft(), iter(codes)
+        draft, remaining = _Draft(), iter(sounds)
         for group in _groups(pieces, piecewise):
             first = group[0]
             if first.kind == "audio":
-                self._add_audio(draft, first, next(remaining))
+                self._add_sound(draft, first, next(remaining))
             elif first.kind == "special":
                 draft.add([self.ids[first.content]], [first.trained])
             else:
@@ -89,9 +105,22 @@ class PromptEncoder:
         input_ids = torch.tensor(draft.ids)  # [T]
         labels = input_ids.masked_fill(~torch.tensor(draft.trained), IGNORE)  # [T]
         silent = torch.zeros(0, self.num_codebooks, dtype=torch.long)
-        return Row(input_ids, labels, torch.cat([silent, *draft.columns]), torch.cat([silent, *draft.column_labels]))
+        columns, column_labels = torch.cat([silent, *draft.columns]), torch.cat([silent, *draft.column_labels])
+        return Row(input_ids, labels, columns, column_labels, torch.tensor(draft.is_feature), draft.windows)
 
-    def _add_audio(self, draft: _Draft, piece: Piece, codes: Tensor) -> None:
+    def _add_sound(self, draft: _Draft, piece: Piece, sound: Sequence[Heard]) -> None:
+        """The windows of an audio, whose first opening and last closing token are pieces of the prompt."""
+        for number, heard in enumerate(sound):
+            if number:
+                draft.add([self.ids[template.AUDIO_EOS], self.ids[template.AUDIO_BOS]], [piece.trained] * 2)
+            if heard.mels is not None:
+                features = [self.ids[piece.content]] * num_features(heard.num_mels)
+                draft.windows.append(heard)
+                draft.add(features, [False] * len(features), is_feature=True)
+            if heard.codes is not None:
+                self._add_columns(draft, piece, heard.codes)
+
+    def _add_columns(self, draft: _Draft, piece: Piece, codes: Tensor) -> None:
         """The last K - 1 placeholders of an assistant segment are delay tokens."""
         bos, eos = self.markers
         columns = apply_delay(codes, bos, eos).T  # [L, K]
@@ -138,7 +167,17 @@ class PromptEncoder:
         if output_labels:
             features["labels"] = torch.stack([left(row.labels, IGNORE) for row in rows])  # [B, T]
             features["audio_labels"] = torch.stack([right(row.column_labels, IGNORE) for row in rows])  # [B, F, K]
+        if windows := [window for row in rows for window in row.windows]:
+            features |= _stack_windows(windows)
+            features["feature_positions"] = torch.stack([left(row.is_feature, 0) for row in rows])  # [B, T]
         return BatchFeature(features)
+
+
+def _stack_windows(windows: Sequence[Heard]) -> dict[str, Tensor]:
+    """The windows of a batch and which of their frames are real."""
+    mels = torch.stack([window.mels for window in windows if window.mels is not None])  # [N, mel bins, M]
+    counts = torch.tensor([window.num_mels for window in windows])  # [N]
+    return {"input_features": mels, "feature_attention_mask": torch.arange(mels.shape[2]) < counts[:, None]}  # [N, M]
 
 
 def _groups(pieces: Sequence[Piece], piecewise: bool) -> Iterator[list[Piece]]:

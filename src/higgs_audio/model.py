@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, LlamaConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, LlamaConfig, PreTrainedModel, initialization
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
-from higgs_audio.config import HiggsAudioConfig
+from higgs_audio.config import HiggsAudioConfig, HiggsAudioEncoderConfig
 from higgs_audio.errors import CodesError, PromptError
 from higgs_audio.layers import AudioEmbeddings, DualFFNLayer, RMSNorm, RotaryEmbedding, Route, route
+from higgs_audio.tower import AudioTower, FeatureProjector, FrozenPositions, check_places, real_features, sinusoids
 
 IGNORED = -100  # label of a position that is not trained
 
@@ -66,7 +67,7 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
     config_class = HiggsAudioConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["DualFFNLayer"]
+    _no_split_modules = ["DualFFNLayer", "WhisperEncoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -83,6 +84,8 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
             module.inv_freq.copy_(module.frequencies())
         elif isinstance(module, AudioEmbeddings):
             module.offsets.copy_(module.first_rows())
+        elif isinstance(module, FrozenPositions):
+            initialization.copy_(module.weight, sinusoids(*module.weight.shape))
         else:
             super()._init_weights(module)
 
@@ -105,6 +108,9 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(text)
         self.embed_audio_tokens = AudioEmbeddings(config, text.hidden_size)
+        hears = not config.skip_audio_tower
+        self.audio_tower = AudioTower(self.encoder_config) if hears else None
+        self.audio_encoder_proj = FeatureProjector(self.encoder_config, text.hidden_size) if hears else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -113,6 +119,12 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         """The trunk's own configuration."""
         assert isinstance(self.config.text_config, LlamaConfig)
         return self.config.text_config
+
+    @property
+    def encoder_config(self) -> HiggsAudioEncoderConfig:
+        """The audio tower's configuration, where there is one."""
+        assert isinstance(self.config.audio_encoder_config, HiggsAudioEncoderConfig)
+        return self.config.audio_encoder_config
 
     def forward(
         self,
@@ -124,6 +136,9 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         output_hidden_states: bool = False,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+        feature_positions: Tensor | None = None,
         **options: Any,
     ) -> HiggsAudioModelOutput:
         """Runs the trunk.
@@ -136,18 +151,25 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
             audio_input_ids_mask: `[B, F]`, true = real; all real when None.
             position_ids: `[B, T]`; counted from the attention mask when None.
             past_key_values: a transformers cache, extended in place; made when None and `use_cache`.
+            input_features: log-mel windows `[N, mel bins, M]` of the whole batch, in the order of the rows; 100 frames
+                a second, M at most `2 * max_source_positions` (3000).
+            feature_attention_mask: `[N, M]`, 1 = a frame of the sound, 0 = padding behind it; all real when None.
+            feature_positions: `[B, T]`, true where an audio-in placeholder takes a feature of the windows, and no
+                column. These positions take the text path.
 
         Returns:
             `last_hidden_state [B, T, D]`, `cache`, and with `output_hidden_states` each layer's input and
             the final states.
 
         Raises:
-            PromptError: neither ids nor columns, or placeholders that do not match the columns.
+            PromptError: neither ids nor columns, or placeholders that do not match the columns or the features.
             CodesError: columns of another shape or range.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        way, embeds = self._embed(input_ids, attention_mask, audio_input_ids, audio_input_ids_mask)  # [B, T, D]
+        heard = self._hear(input_ids, input_features, feature_attention_mask, feature_positions)
+        codes = (audio_input_ids, audio_input_ids_mask)
+        way, embeds = self._embed(input_ids, attention_mask, *codes, feature_positions, heard)  # [B, T, D]
         if position_ids is None:
             position_ids = _positions(embeds, attention_mask, past_key_values)
         # By position: the fourth parameter is `past_key_values` before transformers 5.24 and `cache` from there on.
@@ -163,7 +185,13 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         return HiggsAudioModelOutput(last, past_key_values, hidden_states)
 
     def _embed(
-        self, input_ids: Tensor | None, attended: Tensor | None, codes: Tensor | None, codes_mask: Tensor | None
+        self,
+        input_ids: Tensor | None,
+        attended: Tensor | None,
+        codes: Tensor | None,
+        codes_mask: Tensor | None,
+        places: Tensor | None,
+        heard: Tensor | None,
     ) -> tuple[Route, Tensor]:
         """The route of the batch and its embeddings `[B, T, D]`."""
         if codes is not None:
@@ -172,10 +200,12 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
             if codes is None:
                 raise PromptError("neither input_ids nor audio_input_ids: give token ids, columns of codes, or both")
             return Route(codes.shape[0], 0), self.embed_audio_tokens(codes)
-        audio = self.audio_mask(input_ids)  # [B, T]
+        audio = self.audio_mask(input_ids, places)  # [B, T]
         now = None if attended is None else attended[:, -input_ids.shape[1] :]
         way = route(audio, now)
         embeds = self.embed_tokens(input_ids)
+        if places is not None and heard is not None:
+            embeds = embeds.masked_scatter(places.bool()[..., None], heard.to(embeds))
         if codes is not None:
             real = (
                 torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device)
@@ -188,10 +218,49 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
             raise PromptError(f"{int(audio.sum())} audio placeholders and no audio_input_ids to fill them")
         return way, embeds
 
-    def audio_mask(self, input_ids: Tensor) -> Tensor:
-        """True where a token id is an audio placeholder, `[B, T]`."""
+    def _hear(
+        self, input_ids: Tensor | None, mels: Tensor | None, mels_mask: Tensor | None, places: Tensor | None
+    ) -> Tensor | None:
+        """The embeddings `[P, D]` that the feature positions take; None where the batch has none."""
+        if mels is None and (places is None or not bool(places.any())):
+            return None
+        if mels is None or places is None or input_ids is None or places.shape != input_ids.shape:
+            raise PromptError(
+                "input_ids, input_features and feature_positions belong together, the last of the first one's shape; "
+                "pass all that the processor returns"
+            )
+        if bool((places.bool() & (input_ids != self.config.audio_in_token_idx)).any()):
+            raise PromptError(f"feature_positions marks ids other than {self.config.audio_in_token_idx}, audio in")
+        features, counts = self.audio_features(mels, mels_mask)
+        check_places(places, counts)
+        return features
+
+    def audio_features(
+        self, input_features: Tensor, feature_attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What is heard in log-mel windows.
+
+        Args:
+            input_features, feature_attention_mask: as in `forward`.
+
+        Returns:
+            Embeddings `[P, D]` of all windows one after the other, padding left out, 25 a second; and the real mel
+            frames of each window `[N]`.
+
+        Raises:
+            PromptError: windows that do not fit, or a model without the audio tower.
+        """
+        if self.audio_tower is None or self.audio_encoder_proj is None:
+            raise PromptError("input_features for a model without audio tower (skip_audio_tower=True); give codes")
+        counts = self.audio_tower.count(input_features, feature_attention_mask)  # [N]
+        features = real_features(self.audio_tower(input_features, counts), counts)  # [P, D_tower]
+        return self.audio_encoder_proj(features), counts
+
+    def audio_mask(self, input_ids: Tensor, feature_positions: Tensor | None = None) -> Tensor:
+        """True where a token id is a placeholder that takes a column of codes, `[B, T]`."""
         placeholders = torch.tensor(self.config.audio_placeholder_ids, device=input_ids.device)
-        return torch.isin(input_ids, placeholders)
+        audio = torch.isin(input_ids, placeholders)
+        return audio if feature_positions is None else audio & ~feature_positions.bool()
 
     def _check_columns(self, codes: Tensor, with_range: bool) -> None:
         """The range is left alone in a decode step: reading it would make the host wait for the device."""
@@ -255,6 +324,9 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         logits_to_keep: int = 0,
         codebook_weights: Tensor | None = None,
         only_loss: bool = False,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+        feature_positions: Tensor | None = None,
         **options: Any,
     ) -> HiggsAudioOutput:
         """Runs the trunk and both heads; see `HiggsAudioModel.forward` for the inputs.
@@ -279,6 +351,9 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
             past_key_values,
             use_cache,
             output_hidden_states,
+            input_features,
+            feature_attention_mask,
+            feature_positions,
             **options,
         )
         hidden = out.last_hidden_state  # [B, T, D]
@@ -290,7 +365,8 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         if labels is not None:
             result["text_loss"] = self._text_loss(hidden, labels)
         if audio_labels is not None and input_ids is not None:
-            placed = self._place(input_ids, audio_labels, audio_input_ids_mask)  # [B, T, K]
+            audio = self.model.audio_mask(input_ids, feature_positions)
+            placed = _place(audio, audio_labels, audio_input_ids_mask)  # [B, T, K]
             result["codebook_losses"] = self._codebook_losses(hidden, placed)
             result["audio_loss"] = _weighted_mean(result["codebook_losses"], codebook_weights)
         losses = [result[name] for name in ("text_loss", "audio_loss") if result.get(name) is not None]
@@ -315,14 +391,6 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         logits = self.text_lm_head(hidden[:, :-1][rows]).float()  # [M, vocabulary]
         return F.cross_entropy(logits, wanted[rows], reduction="sum") / max(1, len(rows[0]))
 
-    def _place(self, input_ids: Tensor, audio_labels: Tensor, codes_mask: Tensor | None) -> Tensor:
-        """Audio labels `[B, F, K]` at their placeholders, `[B, T, K]`, -100 elsewhere."""
-        audio = self.model.audio_mask(input_ids)
-        placed = audio_labels.new_full((*input_ids.shape, audio_labels.shape[-1]), IGNORED)
-        real = audio_labels.flatten(0, 1) if codes_mask is None else audio_labels[codes_mask.bool()]
-        placed[audio] = real
-        return placed
-
     def _codebook_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of each codebook, `[K]`, each column predicted one position earlier."""
         wanted = labels[:, 1:]
@@ -331,6 +399,13 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
         counts = (targets != IGNORED).sum(0).clamp(min=1)
         return losses.view(targets.shape).sum(0) / counts
+
+
+def _place(audio: Tensor, audio_labels: Tensor, codes_mask: Tensor | None) -> Tensor:
+    """Audio labels `[B, F, K]` at the placeholders `audio [B, T]` of their columns, `[B, T, K]`, -100 elsewhere."""
+    placed = audio_labels.new_full((*audio.shape, audio_labels.shape[-1]), IGNORED)
+    placed[audio] = audio_labels.flatten(0, 1) if codes_mask is None else audio_labels[codes_mask.bool()]
+    return placed
 
 
 def _weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:

@@ -17,15 +17,18 @@ from higgs_audio.audio import Waveform
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import revert_delay
 from higgs_audio.errors import AudioError, CheckpointError, CodesError, OptionError, PromptError, nearest
-from higgs_audio.inputs import PromptEncoder
+from higgs_audio.features import WINDOW_SECONDS, mel_windows
+from higgs_audio.inputs import Heard, PromptEncoder
 from higgs_audio.sources import as_sources, read_source, source_key
 from higgs_audio.template import AudioSource, Piece
+from higgs_audio.tower import MIN_MELS, num_features
 
 if TYPE_CHECKING:
     from higgs_audio.codec import HiggsAudioTokenizer
 
 CONFIG_FILE = "processor_config.json"
 TEXT_FRONTENDS = ("none", "phonemes")
+ROUNDING = 2  # frames by which the codes of a recording may be more or fewer than its features
 # Accepted and without effect: the audio tokenizer is fp32, and no code comes with a checkpoint.
 UNUSED_OPTIONS = ("dtype", "torch_dtype", "trust_remote_code", "_from_auto")
 
@@ -42,6 +45,9 @@ class ProcessorConfig:
         text_frontend: "none", or "phonemes" where the model reads English as phonemes: what user turns say is
             converted, and nothing else.
         codec: the audio tokenizer: a folder inside the checkpoint, or a path or repository of its own.
+        encode_whisper_embed, encode_audio_in_tokens: what audio in user and system turns becomes: features for the
+            audio tower, codes, or the former and then the latter.
+        num_mel_bins, window_seconds: of these features; longer audio is several windows.
     """
 
     audio_num_codebooks: int = 8
@@ -49,10 +55,16 @@ class ProcessorConfig:
     sampling_rate: int = 24000
     text_frontend: str = "none"
     codec: str = "codec"
+    encode_whisper_embed: bool = False
+    encode_audio_in_tokens: bool = True
+    num_mel_bins: int = 128
+    window_seconds: int = WINDOW_SECONDS
 
     def __post_init__(self) -> None:
         if self.text_frontend not in TEXT_FRONTENDS:
             raise OptionError(f"text_frontend={self.text_frontend!r}; {nearest(self.text_frontend, TEXT_FRONTENDS)}")
+        if not self.encode_whisper_embed and not self.encode_audio_in_tokens:
+            raise OptionError("encode_whisper_embed and encode_audio_in_tokens are both False; set one of them")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ProcessorConfig":
@@ -65,6 +77,14 @@ class ProcessorConfig:
         if "feature_extractor" in fields:
             known["sampling_rate"] = fields["feature_extractor"]["sampling_rate"]
         return cls(**known)
+
+    @classmethod
+    def of_model(cls, fields: Mapping[str, Any]) -> "ProcessorConfig":
+        """What a language model's `config.json` says about audio in user turns."""
+        tower = {"num_mel_bins": 128, "max_source_positions": 1500, **(fields.get("audio_encoder_config") or {})}
+        known = {name: fields[name] for name in ("encode_whisper_embed", "encode_audio_in_tokens") if name in fields}
+        # Two mel frames of 10 ms a position.
+        return cls(**known, num_mel_bins=tower["num_mel_bins"], window_seconds=tower["max_source_positions"] // 50)
 
 
 @dataclass(frozen=True)
@@ -234,6 +254,12 @@ class HiggsAudioProcessor:
             [B, F, K] delayed columns, padded on the right, and audio_input_ids_mask [B, F] bool; labels [B, T] and
             audio_labels [B, F, K]. F is 0 without audio. The n-th placeholder of a row takes its n-th column.
 
+            Where audio in user and system turns is encoded for the audio tower (`encode_whisper_embed`), also
+            input_features [N, mel bins, 3000] log-mel windows of 30 seconds in the order of the rows,
+            feature_attention_mask [N, 3000] bool, and feature_positions [B, T] bool: the placeholders that take
+            features, each window's before its columns. Longer audio is several windows, each between tokens of its
+            own that open and close it.
+
         Raises:
             PromptError: a conversation that cannot be rendered. AudioError, CodesError: audio that cannot be used.
             TextError: a text that cannot be spoken (with phonemes). OptionError: an option that is not offered.
@@ -323,9 +349,34 @@ class HiggsAudioProcessor:
         rate = sampling_rate or self.sampling_rate
         rows = []
         for pieces in prompts:
-            codes = [self._resolve(piece.source or {}, rate) for piece in pieces if piece.kind == "audio"]  # [K, F]
-            rows.append(self._encoder.encode(pieces, codes, piecewise))
+            sounds = [self._hear(piece, rate) for piece in pieces if piece.kind == "audio"]
+            rows.append(self._encoder.encode(pieces, sounds, piecewise))
         return self._encoder.collate(rows, output_labels)
+
+    def _hear(self, piece: Piece, rate: int) -> list[Heard]:
+        """An audio -> its codes; or the windows that the audio tower hears, with codes where the model reads both."""
+        source, config = piece.source or {}, self.config
+        sound = {key: value for key, value in source.items() if key != "codes"}
+        if piece.content == template.AUDIO_OUT or not config.encode_whisper_embed:
+            return [Heard(self._resolve(source, rate))]
+        if not sound and config.encode_audio_in_tokens:
+            return [Heard(self._resolve(source, rate))]
+        if "codes" in source and not config.encode_audio_in_tokens:
+            raise PromptError("this model reads no codes in user and system turns; give the recording alone")
+        waveform = read_source(sound, rate)
+        windows = self._windows(waveform)
+        if not config.encode_audio_in_tokens:
+            return windows
+        codes = self._resolve({"codes": source["codes"]} if "codes" in source else {"audio": waveform}, rate)
+        return _with_codes(windows, codes)
+
+    def _windows(self, waveform: Waveform) -> list[Heard]:
+        """The windows of a recording, but for a rest too short to be heard."""
+        windows = mel_windows(waveform, self.config.num_mel_bins, self.config.window_seconds)
+        heard = [Heard(None, mels, count) for mels, count in windows if count >= MIN_MELS]
+        if not heard:
+            raise AudioError(f"the audio has less than {10 * MIN_MELS} ms, too little to be heard; give a longer one")
+        return heard
 
     def _resolve(self, source: AudioSource, rate: int) -> Tensor:
         """An audio item -> its codes [K, F], on the CPU."""
@@ -422,10 +473,31 @@ class HiggsAudioProcessor:
             audio_io.write(audio_io.from_array(samples, self.sampling_rate), path, format=format)
 
 
+def _with_codes(windows: Sequence[Heard], codes: Tensor) -> list[Heard]:
+    """Windows with each its part of the recording's codes [K, F]; the audio tower gives a feature for each frame.
+
+    Raises:
+        CodesError: the codes are not of this recording: a second of them is another than a second of it.
+    """
+    counts = [num_features(window.num_mels) for window in windows]
+    if abs(codes.shape[1] - sum(counts)) > ROUNDING:
+        raise CodesError(
+            f"codes of {codes.shape[1]} frames beside a recording of about {sum(counts)}; give the recording's own, or "
+            "leave them out"
+        )
+    parts = codes.split([*counts[:-1], codes.shape[1] - sum(counts[:-1])], dim=1)
+    return [replace(heard, codes=part if part.shape[1] else None) for heard, part in zip(windows, parts, strict=True)]
+
+
 def _read_config(folder: Path) -> ProcessorConfig:
-    """The folder's `processor_config.json`; the defaults where it has none, as the original layout."""
+    """The folder's `processor_config.json`; without it, as in the original layout, what the model's config says."""
     file = folder / CONFIG_FILE
-    return ProcessorConfig.from_dict(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+    if file.is_file():
+        return ProcessorConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    file = folder / checkpoint.CONFIG_FILE
+    return (
+        ProcessorConfig.of_model(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else ProcessorConfig()
+    )
 
 
 def _load_codec(folder: Path, name: str) -> "HiggsAudioTokenizer | None":
