@@ -35,9 +35,9 @@ from oracle import (
 from transformers import DacFeatureExtractor, HiggsAudioV2Config, HiggsAudioV2Model, HiggsAudioV2Processor
 from transformers import HiggsAudioV2TokenizerConfig as TransformersTokenizerConfig
 
-from higgs_audio import HiggsAudioConfig, HiggsAudioTokenizerConfig
+from higgs_audio import NANO, HiggsAudioConfig, HiggsAudioTokenizerConfig
 from higgs_audio.delay import apply_delay, revert_delay
-from higgs_audio.errors import PromptError
+from higgs_audio.errors import CodesError, PromptError
 from higgs_audio.generate import RowState, advance, generate, next_step
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
@@ -461,7 +461,7 @@ def test_columns_and_frames_are_those_of_the_original(ends):
 def test_columns_are_those_of_the_original_on_random_scripts():
     generator = torch.Generator().manual_seed(0)
     endings = set()
-    for seed in range(200):
+    for seed in range(60):
         script = write_script(length=40, seed=seed)
         for row in script:
             for codebook in torch.nonzero(torch.rand(K, generator=generator) < 0.01).flatten().tolist():
@@ -663,6 +663,15 @@ def test_a_prompt_with_one_column_is_continued_by_ours_and_fails_in_transformers
     assert torch.equal(generate(model, **batch, max_new_tokens=8, do_sample=False)[1][0], whole[1][0])
 
 
+def test_a_sound_that_was_cut_begins_anew_in_transformers_once_its_opener_is_8_tokens_back(model, twin):
+    ids, _ = make_prompt(range(20, 32))
+    options = {"do_sample": False, "min_frames": 30}
+    whole = generate(model, **collate([make_prompt(range(20, 32))]), max_new_tokens=30, **options)[1][0]
+    batch = collate([([*ids, *[AUDIO_OUT] * 12], whole[:, :12].T)])
+    assert (twin_columns(twin, batch, 1)[0, 0] == BOS).all()
+    assert torch.equal(generate(model, **batch, max_new_tokens=18, **options)[1][0], whole)
+
+
 def test_repetition_awareness_is_an_option_of_the_call_in_ours_and_of_the_config_in_transformers(model, twin):
     batch = collate([make_prompt(range(20, 32))])
     with pytest.raises(ValueError, match="ras_win_len"):
@@ -691,6 +700,47 @@ def test_the_result_of_transformers_holds_the_prompts_columns_and_ours_only_what
     assert ours[0].shape == (1, len(ids) + 5)
 
 
+def test_a_column_of_one_row_fills_the_placeholder_of_another_in_transformers_and_is_refused_by_ours(model, twin):
+    batch = collate([make_prompt(range(20, 32), [make_codes(6, 1)]), make_prompt(range(20, 25), [make_codes(3, 1)])])
+    batch["audio_input_ids_mask"][0, -1], batch["audio_input_ids_mask"][1, 12] = False, True
+    with torch.no_grad():
+        assert bool(twin(**batch).logits.isfinite().all())
+    with pytest.raises(PromptError, match="they must be equal"):
+        model(**batch)
+
+
+# What transformers' audio tokenizer and processor do otherwise
+
+
+def test_a_marker_among_codes_is_an_index_error_in_transformers_and_a_codes_error_in_ours(stack):
+    codes = torch.full((1, K, 3), CODES)
+    with pytest.raises(IndexError):
+        stack.their_processor.audio_tokenizer.decode(codes)
+    with pytest.raises(CodesError, match="stream markers must be removed"):
+        stack.codec.decode(codes)
+
+
+@torch.no_grad()
+def test_padding_by_the_published_feature_extractor_changes_the_codes(stack):
+    """Its file says hop_length 960; with padding=True it fills the last frame up, and HuBERT hears the silence."""
+    sound = make_sound(3 * 960 + 300)
+    extractor = DacFeatureExtractor(feature_size=1, hop_length=960, sampling_rate=24000)
+    padded = extractor(sound[0, 0].numpy(), padding=True, sampling_rate=24000, return_tensors="pt")["input_values"]
+    assert padded.shape == (1, 1, 4 * 960)
+    encode = stack.their_processor.audio_tokenizer.encode
+    assert not torch.equal(encode(padded).audio_codes, encode(sound).audio_codes)
+    assert torch.equal(stack.codec.encode(sound).audio_codes, encode(sound).audio_codes)
+
+
+def test_a_processor_whose_codec_came_from_no_folder_is_loaded_by_ours_alone(stack, tmp_path):
+    stack.their_processor.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(OSError, match="Repo id"):
+        HiggsAudioV2Processor.from_pretrained(tmp_path / "theirs")
+    stack.processor.save_pretrained(tmp_path / "ours")
+    loaded = HiggsAudioProcessor.from_pretrained(tmp_path / "ours")
+    assert torch.equal(loaded.audio_tokenizer.fc.weight, stack.codec.fc.weight)
+
+
 # Sizes
 
 
@@ -708,6 +758,11 @@ def test_defaults_are_the_published_sizes_in_ours_and_others_in_transformers():
         target_bandwidths=[0.5, 1, 1.5, 2, 4],  # of the original's file
     )
     assert (published.hop_length, published.num_quantizers) == (960, 16)
+
+
+def test_the_package_holds_no_recording_of_anybody():
+    sounds = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".npy", ".pt")
+    assert not [path for path in NANO.parent.rglob("*") if path.suffix in sounds]
 
 
 # The document
