@@ -1,4 +1,4 @@
-"""Names and paths of checkpoints to folders, strict loading, whole saving, and what a folder holds without loading it."""
+"""Names and paths of checkpoints to folders, strict loading, whole saving, and what a folder holds."""
 
 import copy
 import json
@@ -169,11 +169,14 @@ def load_language_model(kind: type[M], build: Callable[..., Any], name: str | Pa
     if not isinstance(config, HiggsAudioConfig):
         config = read_config(config or folder, weights, **overrides)
     with _typed(f"{folder} does not load as {kind.__name__}"):
-        state = _check_weights(kind, config, weights, folder)
         passed = {option: options[option] for option in LOAD_OPTIONS[:-3] if option in options}
         passed.pop("torch_dtype", None)
         passed |= {"dtype": _dtype(options, config, weights), "output_loading_info": True}
-        model, report = build(None, config=config, state_dict=state, **passed)
+        if getattr(config, "quantization_config", None):  # names and shapes of its own: transformers' affair
+            model, report = build(folder, config=config, **passed)
+        else:
+            state = check_weights(kind, config, weights, folder)
+            model, report = build(None, config=config, state_dict=state, **passed)
     _check_report(report, str(folder), kind)
     model.name_or_path = model.config.name_or_path = str(name)
     model._weight_conversions = None  # it is saved in our layout, wherever it came from
@@ -188,7 +191,7 @@ def read_config(folder: str | Path, weights: Weights, **overrides: Any) -> Higgs
         config = HiggsAudioConfig.from_pretrained(folder, **overrides)
     if weights.layout is layouts.TRANSFORMERS:
         config.use_text_head = "text_lm_head.weight" in weights
-    return cast(HiggsAudioConfig, config)
+    return config
 
 
 def _check_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +212,7 @@ def _dtype(options: Mapping[str, Any], config: HiggsAudioConfig, weights: Weight
     """The dtype asked for; with "auto" or none that of the config, else that of the weights."""
     given = options.get("dtype") or options.get("torch_dtype") or "auto"
     if given == "auto":
-        stored = (_FLOATS[weight.dtype] for weight in weights.values() if weight.dtype in _FLOATS)
+        stored = (dtype for weight in weights.values() if (dtype := _FLOATS.get(weight.get_dtype())))
         given = config.dtype or next(stored, torch.float32)
     dtype = getattr(torch, given, None) if isinstance(given, str) else given
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -218,33 +221,34 @@ def _dtype(options: Mapping[str, Any], config: HiggsAudioConfig, weights: Weight
     return dtype
 
 
-def _check_weights(kind: type[M], config: HiggsAudioConfig, weights: Weights, folder: Path) -> dict[str, Any]:
-    """Name in a model of this class -> unread weight; complains with the names that the files have."""
+def check_weights(kind: type[M], config: HiggsAudioConfig, weights: Weights, folder: Path) -> dict[str, Any]:
+    """Name in a model of this class -> unread weight.
+
+    Raises:
+        CheckpointError: weights that are missing, unexpected or of another shape, by the names that the files have.
+    """
     with torch.device("meta"):
         tensors = kind(copy.deepcopy(config)).state_dict()
     trunk = f"{kind.base_model_prefix}."
     prefix = "" if any(name.startswith(trunk) for name in tensors) else trunk  # what a trunk's names lack
     shapes = {prefix + name: tuple(tensor.shape) for name, tensor in tensors.items()}
     given = {name: weight for name, weight in weights.items() if name.startswith(prefix)}  # a trunk leaves the heads
-    if not getattr(config, "quantization_config", None):  # quantized weights have names and shapes of their own
-        theirs = weights.layout.theirs
-        mismatched = [
-            f"{theirs(name)} {list(given[name].shape)} instead of {list(shapes[name])}"
-            for name in shapes.keys() & given.keys()
-            if given[name].shape != shapes[name]
-        ]
-        missing = [theirs(name) for name in shapes.keys() - given.keys()]
-        unexpected = [*weights.unknown, *(theirs(name) for name in given.keys() - shapes.keys())]
-        _complain({"missing": missing, "unexpected": unexpected, "mismatched": mismatched}, str(folder), kind)
+    theirs = weights.layout.theirs
+    mismatched = [
+        f"{theirs(name)} {list(given[name].shape)} instead of {list(shapes[name])}"
+        for name in shapes.keys() & given.keys()
+        if given[name].shape != shapes[name]
+    ]
+    missing = [theirs(name) for name in shapes.keys() - given.keys()]
+    unexpected = [*weights.unknown, *(theirs(name) for name in given.keys() - shapes.keys())]
+    _complain({"missing": missing, "unexpected": unexpected, "mismatched": mismatched}, str(folder), kind)
     return {name.removeprefix(prefix): weight for name, weight in given.items()}
 
 
 def _check_report(report: Mapping[str, Any], folder: str, kind: type) -> None:
     """The same complaints, from what transformers reports."""
-    found = {
-        what: sorted(map(str, report.get(f"{what}_keys") or ())) for what in ("missing", "unexpected", "mismatched")
-    }
-    _complain(found, folder, kind)
+    kinds = ("missing", "unexpected", "mismatched")
+    _complain({what: sorted(map(str, report.get(f"{what}_keys") or ())) for what in kinds}, folder, kind)
 
 
 def _complain(found: Mapping[str, list[str]], folder: str, kind: type) -> None:

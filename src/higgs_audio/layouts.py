@@ -35,6 +35,7 @@ class Layout:
     model_type: str
     mark: str
     prefixes: tuple[tuple[str, str], ...]
+    sharded: bool = False  # published in several files
 
     def ours(self, name: str) -> str | None:
         """The name in our module tree of a weight of its files; None where it has no place there."""
@@ -64,12 +65,13 @@ _CODES = ("audio_codebook_embeddings.", "model.embed_audio_tokens.embed_audio_to
 _OURS = tuple((name, name) for name in ("model.", "text_lm_head.", "audio_lm_head."))
 _OURS += (*_TRUNK, *_TOWER, ("embed_audio_tokens.", "model.embed_audio_tokens."))
 
-BOSON = Layout("boson", "higgs_audio", "audio_codebook_embeddings.", (_CODES, *_HEADS, *_TRUNK, *_TOWER))
+BOSON = Layout("boson", "higgs_audio", "audio_codebook_embeddings.", (_CODES, *_HEADS, *_TRUNK, *_TOWER), True)
 EARLY = Layout(
     "early",
     "higgs_audio",
     "model.audio_codebook_embeddings.",
     ((f"model.{_CODES[0]}", _CODES[1]), *_HEADS, ("model.", "model.")),
+    True,
 )
 TRANSFORMERS = Layout("transformers", "higgs_audio_v2", "embed_audio_tokens.", _OURS)
 NATIVE = Layout("native", "higgs_audio", "embed_audio_tokens.", _OURS)
@@ -120,7 +122,7 @@ def place(names: Iterable[str], layout: Layout) -> tuple[dict[str, list[str]], l
         split = [name for name in found if _PART.search(name)]
         if len(found) != (2 if split else 1) or len(split) == 1:
             raise CheckpointError(
-                f"{' and '.join(found)} do not make one {layout.theirs(ours)}: expected it alone, or its frozen and its "
+                f"{' and '.join(found)} do not make one {layout.theirs(ours)}: give it alone, or its frozen and its "
                 "trainable part"
             )
     return parts, unknown
@@ -225,8 +227,8 @@ def _codebook_size(fields: Mapping[str, Any], where: str) -> int:
     bos, eos = fields.get("audio_stream_bos_id", size), fields.get("audio_stream_eos_id", size + 1)
     if eos != bos + 1 or size not in (bos, bos + 2):
         raise CheckpointError(
-            f"{where}: codebooks of {size} with markers {bos} and {eos}; allowed: markers that follow one another right "
-            "behind the codes, which are counted with or without them"
+            f"{where}: codebooks of {size} with markers {bos} and {eos}; allowed: markers that follow one another "
+            "right behind the codes, which are counted with or without them"
         )
     return int(bos)
 
@@ -290,8 +292,8 @@ def _to_flat(fields: Mapping[str, Any], where: str) -> Fields:
     layers = fields["text_config"]["num_hidden_layers"]
     if set(fields["audio_dual_ffn_layers"]) != set(range(layers)):
         raise CheckpointError(
-            f"{where}: {len(fields['audio_dual_ffn_layers'])} of {layers} layers have a DualFFN; the transformers layout "
-            "knows models only in which all have one"
+            f"{where}: {len(fields['audio_dual_ffn_layers'])} of {layers} layers have a DualFFN; the transformers "
+            "layout knows models only in which all have one"
         )
     if not fields.get("skip_audio_tower", True):
         raise CheckpointError(f"{where}: the transformers layout has no audio encoder; convert to boson or native")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,8 @@ INDEX_FILE = "model.safetensors.index.json"
 class Weight:
     """A tensor that lies in a file, whole or in parts that follow one another on dimension 0.
 
-    Indexing reads it: `weight[...]` is the tensor. transformers takes it in a state dict as it does its own slices.
+    Indexing reads it: `weight[...]` is the tensor. transformers takes it in a state dict, as it does safetensors'
+    slices, whose methods it has.
     """
 
     parts: tuple[Any, ...]  # slices of safetensors
@@ -36,14 +38,21 @@ class Weight:
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """Its shape; of parts, with dimension 0 added up."""
+        """Its shape; of parts, with dimension 0 added up.
+
+        Raises:
+            CheckpointError: parts whose other dimensions differ.
+        """
         first, *others = (tuple(part.get_shape()) for part in self.parts)
         if any(other[1:] != first[1:] for other in others):
             raise CheckpointError(f"the parts of a weight have the shapes {[first, *others]}: they do not fit together")
         return (first[0] + sum(other[0] for other in others), *first[1:]) if others else first
 
-    @property
-    def dtype(self) -> str:
+    def get_shape(self) -> list[int]:
+        """`shape`, as safetensors gives it."""
+        return list(self.shape)
+
+    def get_dtype(self) -> str:
         """As safetensors writes it: "BF16", "F32" ..."""
         return str(self.parts[0].get_dtype())
 
@@ -144,13 +153,9 @@ def read_index(folder: Path) -> dict[str, str]:
         CheckpointError: not an index, or one that leads out of the folder.
     """
     names = read_json(folder / INDEX_FILE).get("weight_map")
-    if (
-        not isinstance(names, dict)
-        or not names
-        or not all(str(name) == Path(str(name)).name for name in names.values())
-    ):
-        raise CheckpointError(f'{folder / INDEX_FILE} must hold {{"weight_map": {{weight: file beside it, ...}}}}')
-    return names
+    if isinstance(names, dict) and all(isinstance(file, str) and file == Path(file).name for file in names.values()):
+        return names
+    raise CheckpointError(f'{folder / INDEX_FILE} must hold {{"weight_map": {{weight: file beside it, ...}}}}')
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -166,3 +171,37 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds {type(content).__name__}; expected a JSON object")
     return content
+
+
+def write_weights(file: Path, weights: Mapping[str, Weight]) -> None:
+    """Writes a safetensors file; every tensor keeps its bits, and memory holds one of them at a time.
+
+    Args:
+        file: to write.
+        weights: by the names that they shall have there.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    ordered = sorted(weights, key=lambda name: (-_item_bytes(weights[name]), name))  # so that all are aligned
+    end = 0
+    for name in ordered:
+        start, end = end, end + num_bytes(weights[name])
+        shape = weights[name].get_shape()
+        header[name] = {"dtype": weights[name].get_dtype(), "shape": shape, "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with file.open("wb") as out:
+        out.write(len(head).to_bytes(8, "little") + head)
+        for name in ordered:
+            for part in weights[name].parts:  # one behind the other is what dimension 0 means
+                out.write(part[...].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def num_bytes(weight: Weight) -> int:
+    """Bytes of a tensor in its file."""
+    return weight.numel * _item_bytes(weight)
+
+
+def _item_bytes(weight: Weight) -> int:
+    """2 of "BF16", 1 of "F8_E4M3" and "BOOL"."""
+    bits = re.search(r"\d+", weight.get_dtype())
+    return int(bits[0]) // 8 if bits else 1
