@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -65,13 +65,16 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def resolve(name_or_path: str | Path, revision: str | None = None, **hub: Any) -> Path:
+def resolve(
+    name_or_path: str | Path, revision: str | None = None, patterns: Sequence[str] | None = None, **hub: Any
+) -> Path:
     """The folder of a checkpoint.
 
     Args:
         name_or_path: "nano", an existing folder, or a hub repository "org/name", which is downloaded once: its small
             files, and of its weights those that its config asks for.
         revision: branch, tag or commit of a repository; has no meaning for the others.
+        patterns: of the files that are downloaded from a repository instead.
         **hub: cache_dir, token, local_files_only, force_download, as in huggingface_hub.
 
     Raises:
@@ -86,7 +89,7 @@ def resolve(name_or_path: str | Path, revision: str | None = None, **hub: Any) -
     if name and Path(name).is_dir():
         return _checked(Path(name), f"{name!r} is a folder without {CONFIG_FILE}; give the folder of a checkpoint")
     if isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name):
-        return _checked(_download(name, revision, hub), f"the repository {name!r} holds no {CONFIG_FILE}")
+        return _checked(_download(name, revision, patterns, hub), f"the repository {name!r} holds no {CONFIG_FILE}")
     raise CheckpointError(f"no model {name!r}; {nearest(name, NAMES)}, a folder, or a hub repository 'org/name'")
 
 
@@ -96,11 +99,12 @@ def _checked(folder: Path, complaint: str) -> Path:
     return folder
 
 
-def _download(repository: str, revision: str | None, hub: Mapping[str, Any]) -> Path:
+def _download(repository: str, revision: str | None, patterns: Sequence[str] | None, hub: Mapping[str, Any]) -> Path:
     """Config first, then the weights of its layout: the published repository holds those of two, 11.5 GB each."""
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(DOWNLOADED), **hub))
-        for names in _weights_wanted(folder):
+        small = list(patterns or DOWNLOADED)
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=small, **hub))
+        for names in [] if patterns else _weights_wanted(folder):
             snapshot_download(repository, revision=folder.name, allow_patterns=names, **hub)  # of the same commit
             if any((folder / name).is_file() for name in names):
                 break

@@ -31,7 +31,15 @@ from higgs_audio.weights import (
 
 SHARD_BYTES = 5_000_000_000  # of the original, which came in three files; the other layouts are one file
 # Beside config and weights: what every layout has, spelled in the same way.
-COPIED = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "*.jinja", "voices.json", "*.md", "LICENSE*")
+COPIED = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.jinja",
+    "voices.json",
+    "*.md",
+    "LICENSE*",
+)
 
 
 def convert(source: str | Path, destination: str | Path, to: str, revision: str | None = None) -> Path:

@@ -382,12 +382,7 @@ def load_codec(name: str | Path, device: str | torch.device | None = None) -> Hi
         CheckpointError: no such checkpoint, or files that do not fit.
         OptionError: no such device.
     """
-    place = _device(device)
-    folder = checkpoint.resolve(name)
-    inside = folder / checkpoint.CODEC_FOLDER
-    codec = checkpoint.load(HiggsAudioTokenizer, inside if inside.is_dir() else folder, dtype=torch.float32)
-    codec.to(place)  # type: ignore[arg-type]
-    return codec
+    return HiggsAudioTokenizer.from_pretrained(name, device_map=_device(device))
 
 
 def _load_processor(folder: Path, place: torch.device) -> HiggsAudioProcessor:

@@ -36,20 +36,33 @@ BODIES = {"dac": DAC_BODY, "vocos": VOCOS_BODY}
 
 @strict
 class HiggsAudioTokenizerConfig(PreTrainedConfig):
-    """Configuration of `HiggsAudioTokenizer`.
+    """Configuration of `HiggsAudioTokenizer`. The defaults are the published sizes.
 
     Args:
         acoustic_model_config: fields of the acoustic body; its key "body" is "dac" (default) or "vocos". Missing
             fields are those of `DAC_BODY` or `VOCOS_BODY`.
-        semantic_model_config: a `HubertConfig` or its fields; HuBERT base when None.
+        semantic_model_config: a `HubertConfig` or its fields; HuBERT base when None. HuBERT is built from it, never
+            downloaded.
         sample_rate, semantic_sample_rate: in Hz; 24000 and 16000.
         num_codebooks, codebook_size, codebook_dim: 8 residual codebooks of 1024 entries of 64 numbers.
         downsample_factor: samples at `semantic_sample_rate` of one HuBERT frame, 320.
-        kernel_size, unit_kernel_size, block_dilations: convolutions around the semantic branch.
+        kernel_size, unit_kernel_size, block_dilations, num_blocks: convolutions around the semantic branch; odd widths
+            in HuBERT frames.
         acoustic_padding: samples added on each side when the `dac` encoder gives one frame too few: 320 in the
-            original inference code, 480 in transformers.
+            original inference code, 480 in transformers. Loading a tokenizer of either layout sets it, and saving keeps
+            it.
+        initializer_range: of new linear layers' normal weights.
 
-    Source: `config.json` of bosonai/higgs-audio-v2-tokenizer.
+    Raises:
+        OptionError: another body, or a field that the body does not have.
+
+    Source: `config.json` of bosonai/higgs-audio-v2-tokenizer, before and after April 2026.
+
+    >>> config = HiggsAudioTokenizerConfig()
+    >>> config.hop_length, config.frame_rate, config.hidden_size
+    (960, 25.0, 1024)
+    >>> HiggsAudioTokenizerConfig(acoustic_model_config={"body": "vocos"}).hidden_size
+    896
     """
 
     model_type = "higgs_audio_tokenizer"

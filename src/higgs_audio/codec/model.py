@@ -1,6 +1,7 @@
 """HiggsAudioTokenizer: waveforms to codes and back, 25 frames a second of 8 codebooks."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,13 +10,19 @@ from torch.nn import functional as F
 from transformers import HubertModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from higgs_audio import checkpoint
 from higgs_audio.codec import dac, vocos
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.codec.quantizer import Codebook, Quantized, ResidualVectorQuantizer, VectorQuantizer
 from higgs_audio.codec.resample import resample
 from higgs_audio.codec.semantic import SemanticDecoder, SemanticEncoder
-from higgs_audio.errors import AudioError, CodesError
+from higgs_audio.errors import AudioError, CodesError, OptionError, nearest
 
+# Of transformers' `from_pretrained`; the last three are added by its Auto classes and by `checkpoint.load`.
+TRANSFORMERS_OPTIONS = {
+    *("attn_implementation", "quantization_config", "output_loading_info"),
+    *("trust_remote_code", "adapter_kwargs", "use_safetensors"),
+}
 SEMANTIC_PADDING = 160  # samples at 16 kHz on each side, half a HuBERT frame
 MIN_SAMPLES = 119  # fewer give HuBERT no frame
 
@@ -53,9 +60,23 @@ class HiggsAudioTokenizer(PreTrainedModel):
     training; the acoustic body ("dac" or "vocos") is named in the config. All arithmetic is meant for fp32: in bf16
     the nearest entry changes.
 
-    >>> tokenizer = HiggsAudioTokenizer.from_pretrained(higgs_audio.NANO / "codec")  # doctest: +SKIP
-    >>> codes = tokenizer.encode(torch.zeros(1, 1, 24000)).audio_codes  # doctest: +SKIP
-    >>> tokenizer.decode(codes).audio_values.shape  # doctest: +SKIP
+    Sound is float32 `[B, 1, S]`, mono, 24,000 samples a second, in [-1, 1]. Codes are int64 `[B, K, F]`: a frame is
+    960 samples, 1/25 s, and has a code in 0..1023 of each of 8 codebooks, 2 kbit/s. Both numbers are of the published
+    sizes; `config` has those of a tokenizer. `encode` and `decode` are the two ways, `StreamDecoder` decodes in
+    pieces, `forward` is the pass of training.
+
+    Args:
+        config: the sizes. A new tokenizer has random weights and empty codebooks, which training fills;
+            `from_pretrained` loads a trained one.
+
+    Source: the tokenizer of Higgs Audio V2, bosonai/higgs-audio-v2-tokenizer; its plan is that of X-codec
+    (arXiv 2408.17175), its acoustic body "dac" that of the Descript Audio Codec (arXiv 2306.06546).
+
+    >>> tokenizer = HiggsAudioTokenizer.from_pretrained("nano")
+    >>> codes = tokenizer.encode(torch.zeros(1, 1, 24000)).audio_codes
+    >>> codes.shape, codes.dtype
+    (torch.Size([1, 8, 25]), torch.int64)
+    >>> tokenizer.decode(codes).audio_values.shape
     torch.Size([1, 1, 24000])
     """
 
@@ -81,11 +102,53 @@ class HiggsAudioTokenizer(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own, but in float32 unless `dtype` says otherwise, however the weights were stored."""
-        if "torch_dtype" not in kwargs:
-            kwargs.setdefault("dtype", torch.float32)
-        return super().from_pretrained(*args, **kwargs)
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        config: HiggsAudioTokenizerConfig | None = None,
+        **options: Any,
+    ) -> Any:
+        """Loads an audio tokenizer from any of the layouts of `higgs_audio.codec.layout`, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: "nano", a folder, or a hub repository "org/name": a tokenizer's, or that of
+                a whole checkpoint with a tokenizer in its `codec/`.
+            revision: branch, tag or commit of a repository.
+            dtype: torch.float32 when None, "float32" or any other, or "auto" for that of the stored weights. In
+                bfloat16 the nearest entries, and with them the codes, change.
+            torch_dtype: the same, by its older name.
+            device_map: "cpu", "cuda:0", ..., or "auto" for a GPU where there is one; the tokenizer is never split.
+            config: to be used instead of the stored one.
+            **options: fields of the config, such as `acoustic_padding`; and `attn_implementation`,
+                `quantization_config` and `output_loading_info` of transformers.
+
+        Raises:
+            CheckpointError: no such tokenizer, or files that are damaged or do not fit one another.
+            OptionError: an unknown option or device.
+
+        >>> HiggsAudioTokenizer.from_pretrained("nano", acoustic_padding=480).config.acoustic_padding
+        480
+        """
+        from higgs_audio.codec import layout  # which makes tokenizers to know their tensors
+
+        place = _place(device_map)
+        folder = _folder(pretrained_model_name_or_path, revision)
+        stored, state = layout.read(folder)
+        config = _changed(config or stored, options)
+        if config is not stored:
+            layout.check(folder, state, layout.expected(config))
+        dtype = dtype or torch_dtype or torch.float32
+        dtype = state["fc.weight"].dtype if dtype == "auto" else dtype
+        # Copies: the stored tensors lie in their file, which may be written to while the tokenizer lives.
+        state = {name: value.clone() for name, value in state.items()}
+        loaded: Any = super().from_pretrained(None, config=config, state_dict=state, dtype=dtype, **options)
+        (loaded[0] if options.get("output_loading_info") else loaded).to(place)
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -104,14 +167,28 @@ class HiggsAudioTokenizer(PreTrainedModel):
         """Waveforms to codes.
 
         Args:
-            input_values: float waveforms `[B, 1, S]` at `config.sample_rate`, mono, in [-1, 1], all of one length
-                (padding would change the codes: encode recordings one by one). S >= 119.
+            input_values: float waveforms `[B, 1, S]` at `config.sample_rate` (24,000 Hz), mono, in [-1, 1], all of one
+                length (padding would change the codes: encode recordings one by one). S >= 119, which is 5 ms. They
+                are taken to the type of the weights, and must be on their device.
 
         Returns:
-            `.audio_codes`, int64 `[B, K, F]` with `F = (S + 841) // 960` at the published sizes.
+            `.audio_codes`, int64 `[B, K, F]` with `F = (S + 841) // 960` at the published sizes: a last piece of 119
+            samples or more is a frame.
 
         Raises:
-            AudioError: for another number of dimensions or channels, or a waveform too short.
+            AudioError: another number of dimensions or channels, a waveform too short, integers, NaN or infinities.
+
+        Source: the published tokenizer's inference. Where the acoustic branch "dac" lacks a frame (S % 960 from 119 to
+        631) the waveform is padded by `config.acoustic_padding`, in which the two published implementations differ.
+
+        >>> tokenizer = HiggsAudioTokenizer.from_pretrained("nano")
+        >>> sound = torch.sin(torch.arange(12000) * 0.06).view(1, 1, -1)  # 229 Hz, half a second
+        >>> codes = tokenizer.encode(sound).audio_codes
+        >>> codes.shape, bool((codes < 1024).all())
+        (torch.Size([1, 8, 13]), True)
+        >>> tokenizer.encode(sound[0])
+        Traceback (most recent call last):
+        higgs_audio.errors.AudioError: waveform of shape (1, 12000): expected [batch, 1, samples], mono
         """
         waveform = self._checked(input_values)
         latent = self._latent(waveform, self._semantic_features(waveform))
@@ -122,14 +199,25 @@ class HiggsAudioTokenizer(PreTrainedModel):
         """Codes to waveforms.
 
         Args:
-            audio_codes: integers `[B, k, F]` in 0..codebook_size-1, of the first `k <= K` codebooks.
+            audio_codes: integers `[B, k, F]` in 0..codebook_size-1, of the first `k <= K` codebooks: fewer are a lower
+                bit rate, 0.25 kbit/s each.
 
         Returns:
-            `.audio_values`, float32 `[B, 1, F * hop_length]`.
+            `.audio_values`, float32 `[B, 1, F * hop_length]` at `config.sample_rate`, not clamped: 960 samples a
+            frame, so up to 841 more or 118 fewer than were encoded.
 
         Raises:
-            CodesError: for another shape, a type that is not integer, or an id outside the codebook (stream markers
-                among them).
+            CodesError: another shape, a type that is not integer, or an id outside the codebook (stream markers, 1024
+                and 1025, among them).
+
+        Source: the published tokenizer's inference.
+
+        >>> tokenizer = HiggsAudioTokenizer.from_pretrained("nano")
+        >>> tokenizer.decode(torch.zeros(2, 8, 10, dtype=torch.long)).audio_values.shape
+        torch.Size([2, 1, 9600])
+        >>> tokenizer.decode(torch.full((1, 8, 10), 1024))
+        Traceback (most recent call last):
+        higgs_audio.errors.CodesError: codes from 1024 to 1024: allowed are 0 to 1023; stream markers must be removed
         """
         self._check_codes(audio_codes)
         latent = self.quantizer.decode(audio_codes.long())  # [B, F, D]
@@ -203,3 +291,35 @@ class HiggsAudioTokenizer(PreTrainedModel):
         low, high = int(codes.min()), int(codes.max())
         if low < 0 or high >= v:
             raise CodesError(f"codes from {low} to {high}: allowed are 0 to {v - 1}; stream markers must be removed")
+
+
+def _folder(name: str | Path, revision: str | None) -> Path:
+    """The tokenizer's folder: config.json first, then the weights that its layout has, and no other."""
+    from higgs_audio.codec import layout
+
+    folder = checkpoint.resolve(name, revision, ("*.json", f"{checkpoint.CODEC_FOLDER}/*"))
+    inside = folder / checkpoint.CODEC_FOLDER
+    if (inside / checkpoint.CONFIG_FILE).is_file():
+        return inside
+    weights = layout.WEIGHTS[layout.recognise(layout.read_config(folder))]
+    return checkpoint.resolve(name, revision, (checkpoint.CONFIG_FILE, *weights))
+
+
+def _changed(config: HiggsAudioTokenizerConfig, options: dict[str, Any]) -> HiggsAudioTokenizerConfig:
+    """The config with those of the options that are its fields, which are taken out of them."""
+    known = config.to_dict()
+    fields = {name: options.pop(name) for name in list(options) if name in known}
+    if unknown := {name for name in options if not name.startswith("_")} - TRANSFORMERS_OPTIONS:
+        raise OptionError(f"option {min(unknown)!r}; {nearest(min(unknown), {*TRANSFORMERS_OPTIONS, *known})}")
+    return HiggsAudioTokenizerConfig.from_dict(known | fields) if fields else config
+
+
+def _place(device_map: Any) -> torch.device:
+    """One device; "auto" is the GPU where there is one, a mapping names it under ""."""
+    wanted = device_map.get("") if isinstance(device_map, dict) and len(device_map) == 1 else device_map
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device("cpu" if wanted is None else wanted)
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(f"device_map={device_map!r}: use 'cpu', 'cuda', 'cuda:0' or 'auto'") from error

@@ -1,0 +1,256 @@
+"""The layouts that audio tokenizers are stored in, told apart by what is in `config.json`, never by a name.
+
+    boson         the original: nine numbers and model.pth; weights normalised, names of its own
+    early         the first Hugging Face form: `higgs_audio_tokenizer` with `num_quantizers`; read only
+    transformers  the current Hugging Face form: `higgs_audio_v2_tokenizer`, safetensors
+    native        ours
+
+A layout stands for an implementation, and codes are those of the implementation: `boson` pads the acoustic branch by
+320 samples, `transformers` by 480 (`HiggsAudioTokenizerConfig.acoustic_padding`, which only `native` stores).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from higgs_audio.codec import boson, huggingface
+from higgs_audio.codec.config import HiggsAudioTokenizerConfig
+from higgs_audio.codec.model import HiggsAudioTokenizer
+from higgs_audio.errors import CheckpointError, OptionError, nearest
+
+CONFIG_FILE = "config.json"
+SAFETENSORS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# Layout -> the files that its weights may lie in.
+WEIGHTS = {
+    "boson": (boson.WEIGHTS_FILE,),
+    "early": ("*.safetensors", INDEX),
+    "transformers": ("*.safetensors", INDEX),
+    "native": ("*.safetensors", INDEX),
+}
+WRITTEN = ("boson", "transformers", "native")
+LISTED = 12  # names in an error message
+OWN_KEYS = ("num_codebooks", "acoustic_padding")  # of our config, and of no other
+
+State = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
+
+
+def recognise(config: Mapping[str, Any]) -> str:
+    """The layout that a `config.json` with this content belongs to.
+
+    >>> recognise({"n_filters": 32, "D": 256, "ratios": [8, 5, 4, 2, 3], "semantic_techer": "hubert_base_general"})
+    'boson'
+    >>> recognise({"model_type": "higgs_audio_v2_tokenizer"})
+    'transformers'
+
+    Raises:
+        CheckpointError: none of them; a language model's config among others.
+    """
+    kind = config.get("model_type")
+    if kind is None and all(key in config for key in boson.KEYS):
+        return "boson"
+    if kind == huggingface.MODEL_TYPE:
+        return "transformers"
+    if kind == HiggsAudioTokenizerConfig.model_type:
+        early = any(key in config for key in huggingface.EARLY_KEYS) and not any(key in config for key in OWN_KEYS)
+        return "early" if early else "native"
+    raise CheckpointError(
+        f"config.json of model_type {kind!r} is no audio tokenizer's; known: {huggingface.MODEL_TYPE}, "
+        f"{HiggsAudioTokenizerConfig.model_type}, and the original's without a model_type, with {', '.join(boson.KEYS)}"
+    )
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Content of the folder's `config.json`.
+
+    Raises:
+        CheckpointError: no such file, or not a JSON object.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} does not load: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}: expected an object")
+    return config
+
+
+def read(folder: str | Path) -> tuple[HiggsAudioTokenizerConfig, State]:
+    """A stored audio tokenizer of any layout, by our names.
+
+    Args:
+        folder: with `config.json` and weights. Safetensors stay in their file until they are used.
+
+    Raises:
+        CheckpointError: another config, a damaged file, or tensors that are missing, unexpected, of another shape or
+            not floating-point, all of which are listed. Nothing is half read.
+    """
+    folder = Path(folder)
+    content = read_config(folder)
+    layout = recognise(content)
+    state = boson.read_pickle(folder / boson.WEIGHTS_FILE) if layout == "boson" else _read_safetensors(folder)
+    config = _config(folder, lambda: _translate(content, layout, state))
+    if layout == "boson":
+        return config, _from_boson(folder, config, state)
+    if layout != "native":
+        state = {name: value for name, value in state.items() if name != huggingface.UNUSED}
+    check(folder, state, expected(config))
+    return config, state
+
+
+def _config(folder: Path, make: Callable[[], HiggsAudioTokenizerConfig]) -> HiggsAudioTokenizerConfig:
+    """What `make` gives; whatever a field of another type makes it raise is about the file."""
+    try:
+        return make()
+    except Exception as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def _translate(content: dict[str, Any], layout: str, state: State) -> HiggsAudioTokenizerConfig:
+    if layout == "native":
+        return HiggsAudioTokenizerConfig.from_dict(content)
+    if layout == "boson":
+        return boson.read_config(content)
+    return huggingface.read_config(content, _count_codebooks(state))
+
+
+def _count_codebooks(state: State) -> int:
+    numbers = [int(name.split(".")[2]) for name in state if name.startswith("quantizer.quantizers.")]
+    return max(numbers, default=-1) + 1
+
+
+def expected(config: HiggsAudioTokenizerConfig) -> Shapes:
+    """Our name -> shape of every tensor of a tokenizer of these sizes; nothing is allocated.
+
+    >>> len(expected(HiggsAudioTokenizerConfig()))
+    527
+    """
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in HiggsAudioTokenizer(config).state_dict().items()}
+
+
+def check(where: Path | str, state: State, wanted: Shapes) -> None:
+    """Every wanted tensor and no other, each of its shape.
+
+    Raises:
+        CheckpointError: what `where` lacks or has too much, by name.
+    """
+    complaints = {
+        "missing": wanted.keys() - state.keys(),
+        "unexpected": state.keys() - wanted.keys(),
+        "misshapen": [
+            f"{name} {list(state[name].shape)} instead of {list(shape)}"
+            for name, shape in wanted.items()
+            if name in state and tuple(state[name].shape) != shape
+        ],
+        "not floating-point": [name for name, value in state.items() if not value.is_floating_point()],
+    }
+    found = [f"{len(names)} {what} ({_listed(names)})" for what, names in complaints.items() if names]
+    if found:
+        raise CheckpointError(f"{where} does not hold the tensors of this audio tokenizer: {'; '.join(found)}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - LISTED} more" if len(ordered) > LISTED else ""
+    return ", ".join(ordered[:LISTED]) + more
+
+
+def _from_boson(folder: Path, config: HiggsAudioTokenizerConfig, state: State) -> State:
+    shapes = expected(config)
+    spelled = boson.names(shapes, len(config.acoustic["downsampling_ratios"]))
+    wanted = boson.part_shapes(shapes, spelled)
+    check(folder, {n: value for n, value in state.items() if n in wanted or not boson.UNUSED.fullmatch(n)}, wanted)
+    return {
+        name: boson.fuse(*(state[part] for part in parts)) if len(parts) == 2 else state[parts[0]]
+        for name, parts in spelled.items()
+    }
+
+
+def _read_safetensors(folder: Path) -> State:
+    state: State = {}
+    for file in _shards(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} is not a complete safetensors file: {error}") from error
+    return state
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The single file, or else those that the index names."""
+    if (folder / SAFETENSORS).is_file():
+        return [folder / SAFETENSORS]
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return sorted({folder / Path(file).name for file in index["weight_map"].values()})
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} holds neither {SAFETENSORS} nor {INDEX}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / INDEX} does not load: {error}") from error
+
+
+def write(config: HiggsAudioTokenizerConfig, state: State, folder: str | Path, layout: str = "native") -> None:
+    """Stores an audio tokenizer; `read` gives the same tensors, bit by bit.
+
+    Args:
+        config, state: as `read` returns them, or a tokenizer's `config` and `state_dict()`.
+        folder: made where it is missing. Files appear in it when all of them are complete, `config.json` last.
+        layout: "native", "transformers" or "boson". What a layout cannot say is lost: `acoustic_padding` in both
+            others, HuBERT's options of training in "boson", which is always float32.
+
+    Raises:
+        OptionError: another layout.
+        CheckpointError: the config does not fit the layout, or the state the config; nothing is written.
+    """
+    if layout not in WRITTEN:
+        raise OptionError(f"layout={layout!r}; {nearest(layout, WRITTEN)}")
+    check("the state to write", state, expected(config))
+    folder = Path(os.path.abspath(folder))
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    documents = _documents(config, state, layout)
+    part.mkdir(parents=True)
+    try:
+        _write_weights(config, state, part, layout)
+        for name, content in documents.items():
+            (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(part.iterdir(), key=lambda file: file.name == CONFIG_FILE):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _documents(config: HiggsAudioTokenizerConfig, state: State, layout: str) -> dict[str, dict[str, Any]]:
+    """JSON files of a layout, by name."""
+    if layout == "boson":
+        return {CONFIG_FILE: boson.write_config(config)}
+    dtype = str(state["fc.weight"].dtype).removeprefix("torch.")
+    if layout == "native":
+        content = json.loads(config.to_json_string())
+        return {CONFIG_FILE: content | {"architectures": [HiggsAudioTokenizer.__name__], "dtype": dtype}}
+    extractor = huggingface.feature_extractor(config)
+    return {CONFIG_FILE: huggingface.write_config(config, dtype), "preprocessor_config.json": extractor}
+
+
+def _write_weights(config: HiggsAudioTokenizerConfig, state: State, folder: Path, layout: str) -> None:
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    if layout != "boson":
+        save_file(state, folder / SAFETENSORS, metadata={"format": "pt"})
+        return
+    stored: State = {}
+    for name, parts in boson.names(state, len(config.acoustic["downsampling_ratios"])).items():
+        values = boson.split(state[name]) if len(parts) == 2 else (state[name].float(),)
+        stored |= dict(zip(parts, values, strict=True))
+    torch.save(stored, folder / boson.WEIGHTS_FILE)
