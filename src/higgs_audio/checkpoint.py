@@ -26,8 +26,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from higgs_audio import NANO, layouts
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import CheckpointError, HiggsAudioError, OptionError, nearest
+from higgs_audio.weights import CONFIG_FILE as CONFIG_FILE
 from higgs_audio.weights import (
-    CONFIG_FILE,
     INDEX_FILE,
     SINGLE_FILE,
     Weight,

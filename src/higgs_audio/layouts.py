@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from higgs_audio import template
 from higgs_audio.errors import CheckpointError, nearest
 
 Fields = dict[str, Any]
@@ -139,6 +140,14 @@ _SWITCHES: dict[str, tuple[Any, str]] = {
     "audio_decoder_proj_num_layers": (0, "heads are single matrices"),
     "use_delay_pattern": (True, "codes are written in the delay pattern"),
 }
+_ARCHITECTURES = {"boson": "HiggsAudioModel", "early": "HiggsAudioForConditionalGeneration"}
+_TOKENS = {
+    "audio_in_token": template.AUDIO_IN,
+    "audio_out_token": template.AUDIO_OUT,
+    "audio_bos_token": template.AUDIO_BOS,
+    "audio_out_bos_token": template.AUDIO_OUT_BOS,
+    "audio_eos_token": template.AUDIO_EOS,
+}
 _WITHOUT_TOWER = {"skip_audio_tower": True, "encode_whisper_embed": False, "encode_audio_in_tokens": True}
 # Fields of the original that repeat others, or that its code never reads.
 _SPOKEN_TWICE = re.compile(
@@ -216,9 +225,11 @@ def write_fields(fields: Mapping[str, Any], layout: Layout, where: str) -> Field
     Raises:
         CheckpointError: the layout has no word for it.
     """
+    text = {name: fields["text_config"][name] for name in _TEXT_FIELDS if name in fields["text_config"]}
+    fields = {**fields, "text_config": {"model_type": "llama", **text}}
     if layout is TRANSFORMERS:
         return _to_flat(fields, where)
-    return _to_boson(fields) if layout in (BOSON, EARLY) else dict(fields)
+    return fields if layout is NATIVE else {**_to_boson(fields), "architectures": [_ARCHITECTURES[layout.name]]}
 
 
 def _codebook_size(fields: Mapping[str, Any], where: str) -> int:
@@ -297,7 +308,7 @@ def _to_flat(fields: Mapping[str, Any], where: str) -> Fields:
         )
     if not fields.get("skip_audio_tower", True):
         raise CheckpointError(f"{where}: the transformers layout has no audio encoder; convert to boson or native")
-    flat = {name: fields["text_config"][name] for name in _TEXT_FIELDS if name in fields["text_config"]}
+    flat = {name: value for name, value in fields["text_config"].items() if name != "model_type"}
     flat |= {name: fields[name] for name in _SHARED if name in fields}
     flat |= {theirs: fields[ours] for ours, theirs in _RENAMED.items()}
     return {
@@ -312,15 +323,15 @@ def _to_flat(fields: Mapping[str, Any], where: str) -> Fields:
 
 def _to_boson(fields: Mapping[str, Any]) -> Fields:
     """The original's config; what it has no field for keeps our name, which its code passes over."""
-    text = {name: fields["text_config"][name] for name in _TEXT_FIELDS if name in fields["text_config"]}
+    text = dict(fields["text_config"])
     rope = dict(text.pop("rope_parameters"))
-    text |= {"model_type": "llama", "rope_theta": rope.pop("rope_theta"), "tie_word_embeddings": False}
+    text |= {"rope_theta": rope.pop("rope_theta"), "tie_word_embeddings": False}
     text["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     own = {name: value for name, value in fields.items() if name != "dtype" and value is not None}
     return {
         **_WITHOUT_TOWER,
+        **_TOKENS,
         **own,
-        "architectures": ["HiggsAudioModel"],
         "model_type": BOSON.model_type,
         "torch_dtype": fields.get("dtype"),
         "text_config": text,
