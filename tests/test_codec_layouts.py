@@ -489,7 +489,7 @@ def test_a_whole_checkpoint_gives_the_tokenizer_inside(tiny_checkpoint):
 def test_a_repository_gives_config_first_and_then_the_weights_of_its_layout_and_no_other(
     monkeypatch, stored, tokenizer
 ):
-    """The published repository was rewritten in place: one name, two layouts, and the pickle only where it is needed."""
+    """The published repository was rewritten in place: one name, two layouts, the pickle only where it is needed."""
     asked = []
 
     def snapshot_download(repository, revision, allow_patterns):
@@ -579,7 +579,7 @@ def test_a_tensor_that_is_missing_added_or_misshapen_is_named(folder, name, tens
         layout.read(path)
     for part in (
         f"1 missing ({tensor})",
-        f"2 unexpected (",
+        "2 unexpected (",
         f"{tensor}.more",
         f"{other} [1, 32]",
         "[32, 32]",

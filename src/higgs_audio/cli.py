@@ -151,6 +151,19 @@ def info(model: Annotated[str, typer.Argument(help="nano, a folder, or a hub rep
             print(f"  {name:<{width}}  {value}")
 
 
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="As --model of speak.", show_default=False)],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new folder.", show_default=False)],
+    to: Annotated[str, typer.Option(help="boson, transformers or native.", show_default=False)],
+    revision: Annotated[str | None, typer.Option(help="Of a hub repository.", show_default=False)] = None,
+) -> None:
+    """Write a checkpoint in another layout; every tensor keeps its bits."""
+    from higgs_audio.convert import convert
+
+    print(convert(source, destination, to, revision))
+
+
 @train_app.command("lm")
 def train_lm(recipe: Recipe, overrides: Overrides = None) -> None:
     """The language model, on prepared clips."""

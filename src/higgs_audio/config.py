@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PreTrainedConfig
 
+from higgs_audio import layouts
 from higgs_audio.errors import OptionError, nearest
 
 ADAPTERS = ("dual_ffn_fast_forward", "dual_ffn", "stack")
@@ -99,6 +100,9 @@ class HiggsAudioConfig(PreTrainedConfig):
         audio_encoder_config: of the tower, a `HiggsAudioEncoderConfig` or a dict of its fields; kept, and not used,
             with `skip_audio_tower`.
         codec: folder or name of the audio tokenizer, relative to this checkpoint ("codec" when it lies inside).
+        use_text_head: whether there is a head for text; without one the model answers in sound only.
+
+    `from_pretrained` reads the config of every layout that `layouts` knows.
 
     Source: the published `config.json` of bosonai/higgs-audio-v2-generation-3B-base, whose field names these are.
     """
@@ -130,6 +134,19 @@ class HiggsAudioConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     codec: str | None = None
+    use_text_head: bool = True
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The fields in a config.json of any layout, and the arguments that are none of transformers' own.
+
+        Raises:
+            CheckpointError: another model's config, or an architecture that is not built.
+        """
+        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return layouts.read_fields(found, str(pretrained_model_name_or_path)), rest
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.text_config, LlamaConfig):

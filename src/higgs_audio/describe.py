@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from higgs_audio import template
 from higgs_audio.checkpoint import CODEC_FOLDER, count_parameters, num_bytes, read_voices
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import CheckpointError
+from higgs_audio.layouts import MODEL_TYPES
+from higgs_audio.weights import CONFIG_FILE, read_json
 
 Section = dict[str, str]
 
@@ -41,14 +43,12 @@ def describe(folder: str | Path) -> dict[str, Section]:
         CheckpointError: files that are missing or damaged.
     """
     folder = Path(folder)
-    kind = _config(PreTrainedConfig, folder).model_type
+    kind = read_json(folder / CONFIG_FILE).get("model_type")
     if kind == HiggsAudioTokenizerConfig.model_type:
         return _codec_sections(folder)
-    if kind != HiggsAudioConfig.model_type:
-        raise CheckpointError(
-            f"{folder} is a model of type {kind!r}; allowed: {HiggsAudioConfig.model_type}, "
-            f"{HiggsAudioTokenizerConfig.model_type}"
-        )
+    if kind not in MODEL_TYPES:
+        allowed = ", ".join((*MODEL_TYPES, HiggsAudioTokenizerConfig.model_type))
+        raise CheckpointError(f"{folder} is a model of type {kind!r}; allowed: {allowed}")
     sections = _model_sections(folder)
     codec = folder / CODEC_FOLDER
     return sections | (_codec_sections(codec) if codec.is_dir() else {})

@@ -91,13 +91,13 @@ class RowState:
 
 
 def next_step(
-    state: RowState, text_logits: Tensor, audio_logits: Tensor, rules: Rules, generator: torch.Generator | None
+    state: RowState, text_logits: Tensor | None, audio_logits: Tensor, rules: Rules, generator: torch.Generator | None
 ) -> tuple[int, Sequence[int] | None]:
     """The next token of a row and, in audio, the ids sampled for its column.
 
     Args:
         state: the row before the step.
-        text_logits: [V_text] at the row's last position.
+        text_logits: [V_text] at the row's last position; None without a text head.
         audio_logits: [K, V + 2] at the row's last position.
         rules: of the call.
         generator: of this row. Forced steps draw nothing from it.
@@ -107,6 +107,7 @@ def next_step(
 
     Raises:
         NumericsError: the logits to choose from hold a NaN or infinity.
+        PromptError: text is to be chosen without a text head.
     """
     config = rules.config
     if state.ramp is not None and state.ramp.finished:
@@ -116,6 +117,11 @@ def next_step(
         return config.audio_out_token_idx, _sample_column(state, audio_logits, rules, generator)
     if state.token == config.audio_out_bos_token_id:
         return config.audio_out_token_idx, [config.audio_stream_bos_id] * config.audio_num_codebooks
+    if text_logits is None:
+        raise PromptError(
+            "the next token is text, and this checkpoint has no text head; end the prompt with <|audio_out_bos|> "
+            "(force_audio=True) and give eos_token_id=config.audio_eos_token_id, so that sound is all it answers"
+        )
     check_finite(text_logits, f"step {state.steps}, text")
     return int(sample(mask_text(text_logits, config), rules.sampling, generator)), None
 
@@ -336,7 +342,8 @@ def _walk(
         steps = []
         for row, state in enumerate(states):
             if state.finish_reason is None:
-                logits = output.text_logits[row, -1], output.logits[row, -1]  # [V_text], [K, V + 2]
+                text = None if output.text_logits is None else output.text_logits[row, -1]  # [V_text]
+                logits = text, output.logits[row, -1]  # [K, V + 2]
                 states[row], step = _take_step(row, state, logits, rules, generators[row])
                 steps.append(step)
         yield tuple(steps)
@@ -347,7 +354,7 @@ def _walk(
 
 
 def _take_step(
-    row: int, state: RowState, logits: tuple[Tensor, Tensor], rules: Rules, generator: torch.Generator
+    row: int, state: RowState, logits: tuple[Tensor | None, Tensor], rules: Rules, generator: torch.Generator
 ) -> tuple[RowState, Step]:
     index = state.ramp.columns if state.ramp else 0
     token, sampled = next_step(state, *logits, rules, generator)

@@ -1,6 +1,7 @@
 """The language model: a Llama trunk whose layers have a second feed-forward network for audio positions (DualFFN)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import Cache, DynamicCache, LlamaConfig, PreTrainedModel, init
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
+from higgs_audio import checkpoint
 from higgs_audio.config import HiggsAudioConfig, HiggsAudioEncoderConfig
 from higgs_audio.errors import CodesError, PromptError
 from higgs_audio.layers import AudioEmbeddings, DualFFNLayer, RMSNorm, RotaryEmbedding, Route, route
@@ -74,6 +76,50 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = False  # the mixed pass has data-dependent shapes; the audio step has not
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+        """Loads a checkpoint of any layout that `layouts` knows; every weight must be there, fit, and be asked for.
+
+        Args:
+            pretrained_model_name_or_path: "nano", a folder, or a hub repository "org/name".
+            **options: revision, cache_dir, token, local_files_only and force_download of a repository; dtype (or
+                torch_dtype; "auto", the default, is the checkpoint's own), device_map, attn_implementation ("sdpa",
+                "eager", "flex_attention", "flash_attention_2"), quantization_config, output_loading_info, config and
+                the rest of `checkpoint.LOAD_OPTIONS`, as in transformers; and fields of the config.
+
+        Returns:
+            The model in eval mode, with the sampling of the checkpoint's `generation_config.json`. Host memory holds
+            each weight once.
+
+        Raises:
+            CheckpointError: no such checkpoint, or files that do not fit; the message lists the weights.
+            OptionError: an unknown option, or one whose package is not installed.
+
+        >>> model = HiggsAudioForConditionalGeneration.from_pretrained("nano", dtype="float32")  # doctest: +SKIP
+        """
+        build = super().from_pretrained
+        if pretrained_model_name_or_path is None or args:
+            return build(pretrained_model_name_or_path, *args, **options)
+        return checkpoint.load_language_model(cls, build, pretrained_model_name_or_path, options)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **options: Any) -> None:
+        """Writes our layout, sampling included; what was in the folder before stays until all files are written.
+
+        Args:
+            save_directory: a folder, made where there is none.
+            push_to_hub: upload it as well, to `repo_id` or the folder's name.
+            **options: of transformers' `save_pretrained`, such as `max_shard_size`.
+
+        Raises:
+            CheckpointError: `save_directory` is a file.
+        """
+        hub = {name: options.pop(name) for name in checkpoint.PUSH_OPTIONS if name in options}
+        with checkpoint.whole_folder(save_directory) as part:
+            super().save_pretrained(part, *args, **options)
+            checkpoint.write_generation_config(getattr(self, "generation_config", None), part)
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -302,7 +348,8 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         super().__init__(config)
         self.model = HiggsAudioModel(config)
         width = self.model.text_config.hidden_size
-        self.text_lm_head = nn.Linear(width, self.model.text_config.vocab_size, bias=False)
+        vocabulary = self.model.text_config.vocab_size
+        self.text_lm_head = nn.Linear(width, vocabulary, bias=False) if config.use_text_head else None
         self.audio_lm_head = nn.Linear(width, config.audio_num_codebooks * config.codebook_rows, bias=False)
         self.post_init()
 
@@ -361,7 +408,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         result = HiggsAudioOutput(cache=out.cache, hidden_states=out.hidden_states)
         if not only_loss:
             result["logits"] = self.audio_logits(kept)
-            result["text_logits"] = self.text_lm_head(kept)
+            result["text_logits"] = None if self.text_lm_head is None else self.text_lm_head(kept)
         if labels is not None:
             result["text_loss"] = self._text_loss(hidden, labels)
         if audio_labels is not None and input_ids is not None:
@@ -386,6 +433,8 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
 
     def _text_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy over the labelled tokens, each predicted one position earlier."""
+        if self.text_lm_head is None:
+            raise PromptError("labels for text, and the checkpoint has no text head; train with audio_labels alone")
         wanted = labels[:, 1:]
         rows = (wanted != IGNORED).nonzero(as_tuple=True)
         logits = self.text_lm_head(hidden[:, :-1][rows]).float()  # [M, vocabulary]

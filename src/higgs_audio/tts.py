@@ -129,8 +129,6 @@ class HiggsAudio:
         folder = checkpoint.resolve(name)
         dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
         model = checkpoint.load(HiggsAudioForConditionalGeneration, folder, dtype=dtype)
-        if sampling := checkpoint.read_generation_config(folder):
-            model.generation_config = sampling
         model.to(place)  # type: ignore[arg-type]
         return cls(model, _load_processor(folder, place), checkpoint.read_voices(folder))
 

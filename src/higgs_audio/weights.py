@@ -1,0 +1,207 @@
+"""Weights: the tensors of a checkpoint's safetensors files by our names, none of them read before it is asked for."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from higgs_audio import layouts
+from higgs_audio.errors import CheckpointError
+from higgs_audio.layouts import Layout
+
+CONFIG_FILE = "config.json"
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor that lies in a file, whole or in parts that follow one another on dimension 0.
+
+    Indexing reads it: `weight[...]` is the tensor. transformers takes it in a state dict, as it does safetensors'
+    slices, whose methods it has.
+    """
+
+    parts: tuple[Any, ...]  # slices of safetensors
+
+    def __getitem__(self, index: Any) -> Tensor:
+        read = [part[...] for part in self.parts]
+        return (read[0] if len(read) == 1 else torch.cat(read))[index]
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape; of parts, with dimension 0 added up.
+
+        Raises:
+            CheckpointError: parts whose other dimensions differ.
+        """
+        first, *others = (tuple(part.get_shape()) for part in self.parts)
+        if any(other[1:] != first[1:] for other in others):
+            raise CheckpointError(f"the parts of a weight have the shapes {[first, *others]}: they do not fit together")
+        return (first[0] + sum(other[0] for other in others), *first[1:]) if others else first
+
+    def get_shape(self) -> list[int]:
+        """`shape`, as safetensors gives it."""
+        return list(self.shape)
+
+    def get_dtype(self) -> str:
+        """As safetensors writes it: "BF16", "F32" ..."""
+        return str(self.parts[0].get_dtype())
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Weights(Mapping[str, Weight]):
+    """A language model's weights: our name -> `Weight`.
+
+    Attributes:
+        layout: of the files.
+        unknown: names in the files that have no place in our module tree.
+    """
+
+    layout: Layout
+    by_name: dict[str, Weight]
+    unknown: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Weight:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+
+def open_weights(folder: str | Path) -> Weights:
+    """The weights of a language model in any layout; their headers alone are read.
+
+    Raises:
+        CheckpointError: no config.json, no weights, damaged files, or files of more than one layout.
+    """
+    folder = Path(folder)
+    config = read_json(folder / CONFIG_FILE)
+    layouts.check_model_type(config, str(folder))
+    slices = open_slices(folder)
+    layout = layouts.recognise(config, slices, str(folder))
+    parts, unknown = layouts.place(slices, layout)
+    by_name = {ours: Weight(tuple(slices[name] for name in names)) for ours, names in parts.items()}
+    return Weights(layout, by_name, tuple(unknown))
+
+
+def open_slices(folder: str | Path) -> dict[str, Any]:
+    """Name -> unread slice of every tensor in the weight files of a folder, spelled as there.
+
+    Raises:
+        CheckpointError: no weights, or damaged ones.
+    """
+    folder = Path(folder)
+    slices: dict[str, Any] = {}
+    files = weight_files(folder)
+    for file in files:
+        try:
+            tensors = safe_open(file, framework="pt")
+            slices |= {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} is not a whole safetensors file: {error}; fetch it again") from error
+    if files[0].name != SINGLE_FILE and (lost := sorted(set(read_index(folder)) - set(slices))):
+        raise CheckpointError(f"{folder / INDEX_FILE} names {len(lost)} weights that no file has: {', '.join(lost)}")
+    return slices
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold a model's weights.
+
+    Where both a single file and the index of several are there, as in the published repository since April 2026, the
+    original's config goes with the several, and every other with the single one.
+
+    Raises:
+        CheckpointError: none, or a file that the index names is missing.
+    """
+    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+    if single.is_file() and not (index.is_file() and prefers_index(read_json(folder / CONFIG_FILE))):
+        return [single]
+    if not index.is_file():
+        raise CheckpointError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; fetch or train its weights")
+    files = [folder / name for name in sorted(set(read_index(folder).values()))]
+    if lost := [file.name for file in files if not file.is_file()]:
+        raise CheckpointError(f"{folder} lacks {', '.join(lost)}, which {INDEX_FILE} names; fetch them again")
+    return files
+
+
+def prefers_index(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of the layout that was published in several files."""
+    return config.get("model_type") == layouts.BOSON.model_type
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """Name of a weight -> name of its file beside the index.
+
+    Raises:
+        CheckpointError: not an index, or one that leads out of the folder.
+    """
+    names = read_json(folder / INDEX_FILE).get("weight_map")
+    if isinstance(names, dict) and all(isinstance(file, str) and file == Path(file).name for file in names.values()):
+        return names
+    raise CheckpointError(f'{folder / INDEX_FILE} must hold {{"weight_map": {{weight: file beside it, ...}}}}')
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """An object in a JSON file.
+
+    Raises:
+        CheckpointError: no such file, or no JSON object in it.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def write_weights(file: Path, weights: Mapping[str, Weight]) -> None:
+    """Writes a safetensors file; every tensor keeps its bits, and memory holds one of them at a time.
+
+    Args:
+        file: to write.
+        weights: by the names that they shall have there.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    ordered = sorted(weights, key=lambda name: (-_item_bytes(weights[name]), name))  # so that all are aligned
+    end = 0
+    for name in ordered:
+        start, end = end, end + num_bytes(weights[name])
+        shape = weights[name].get_shape()
+        header[name] = {"dtype": weights[name].get_dtype(), "shape": shape, "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with file.open("wb") as out:
+        out.write(len(head).to_bytes(8, "little") + head)
+        for name in ordered:
+            for part in weights[name].parts:  # one behind the other is what dimension 0 means
+                out.write(part[...].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def num_bytes(weight: Weight) -> int:
+    """Bytes of a tensor in its file."""
+    return weight.numel * _item_bytes(weight)
+
+
+def _item_bytes(weight: Weight) -> int:
+    """2 of "BF16", 1 of "F8_E4M3" and "BOOL"."""
+    bits = re.search(r"\d+", weight.get_dtype())
+    return int(bits[0]) // 8 if bits else 1

@@ -1,0 +1,275 @@
+"""`higgs-audio convert`: every layout through every other and back, bit by bit, and nothing half written."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import HiggsAudioV2ForConditionalGeneration
+
+from higgs_audio import HiggsAudio, HiggsAudioConfig, HiggsAudioForConditionalGeneration, HiggsAudioTokenizer
+from higgs_audio import convert as package
+from higgs_audio.codec import HiggsAudioTokenizerConfig
+from higgs_audio.convert import convert
+from higgs_audio.errors import CheckpointError, OptionError
+from higgs_audio.layouts import LAYOUTS
+from higgs_audio.weights import Weight, open_weights, write_weights
+
+TINY_DAC = {"encoder_hidden_size": 4, "decoder_hidden_size": 64, "hidden_size": 8}
+TINY_HUBERT = {
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tiny_checkpoint, tmp_path_factory) -> Path:
+    """A checkpoint with random weights in bfloat16 and an audio tokenizer of the published kind."""
+    folder = tmp_path_factory.mktemp("source")
+    torch.manual_seed(0)
+    model = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape) * 0.2 + (weight.dim() == 1))
+    model.save_pretrained(folder)
+    codec = HiggsAudioTokenizer(
+        HiggsAudioTokenizerConfig(acoustic_model_config=TINY_DAC, semantic_model_config=TINY_HUBERT, codebook_dim=8)
+    )
+    codec.save_pretrained(folder / "codec")
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "voices.json"):
+        (folder / name).write_bytes((tiny_checkpoint / name).read_bytes())
+    sampling = {"do_sample": True, "temperature": 0.7, "ras_win_len": 7, "ras_win_max_num_repeat": 2}
+    (folder / "generation_config.json").write_text(json.dumps(sampling), encoding="utf-8")
+    return folder
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    """Every tensor in the files, by the names there."""
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def bits(folder: Path) -> dict[str, tuple[str, bytes]]:
+    """Our name -> dtype and bytes."""
+    return {
+        name: (weight.get_dtype(), weight[...].contiguous().view(torch.uint8).numpy().tobytes())
+        for name, weight in open_weights(folder).items()
+    }
+
+
+@pytest.mark.parametrize(("first", "second"), list(permutations(LAYOUTS, 2)))
+def test_every_layout_goes_through_every_other_and_back_without_losing_a_bit(first, second, source, tmp_path):
+    there = convert(source, tmp_path / "a", first)
+    back = convert(convert(there, tmp_path / "b", second), tmp_path / "c", first)
+    theirs, ours = stored(there), stored(back)
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) and theirs[name].dtype == torch.bfloat16 for name in theirs)
+    assert bits(source) == bits(tmp_path / "b") == bits(back)
+    ignored = (str(tmp_path / "a"), str(tmp_path / "c"))
+    for file in sorted(path.relative_to(there) for path in there.rglob("*.json")):
+        contents = [(folder / file).read_text(encoding="utf-8") for folder in (there, back)]
+        contents = [text.replace(path, "") for text, path in zip(contents, ignored, strict=True)]
+        if file.name != "generation_config.json":
+            assert json.loads(contents[0]) == json.loads(contents[1]), file
+    assert {path.name for path in there.iterdir()} == {path.name for path in back.iterdir()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_audio_tokenizer_inside_is_converted_too(layout, source, tmp_path):
+    convert(source, tmp_path / "a", layout)
+    convert(tmp_path / "a", tmp_path / "b", "native")
+    theirs, ours = (
+        load_file(tmp_path / "b" / "codec" / "model.safetensors"),
+        load_file(source / "codec" / "model.safetensors"),
+    )
+    assert theirs.keys() == ours.keys()
+    worst = max(float((theirs[name].float() - ours[name].float()).abs().max()) for name in ours if ours[name].numel())
+    assert worst < 1e-6  # weight normalisation, which the original stores, rounds; nothing else does
+    has_pickle = (tmp_path / "a" / "codec" / "model.pth").exists()
+    assert has_pickle == (layout == "boson")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_export_speaks(layout, tiny_checkpoint, tmp_path):
+    """The same codes as before: tokenizer, voices, sampling and audio tokenizer come along."""
+    spoken = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu").generate("Hi there.", "joe", seed=1)
+    convert(tiny_checkpoint, tmp_path / layout, layout)
+    again = HiggsAudio.from_pretrained(tmp_path / layout, device="cpu").generate("Hi there.", "joe", seed=1)
+    assert (spoken.codes == again.codes).all()
+    assert (spoken.waveform.samples == again.waveform.samples).all()
+
+
+@torch.no_grad()
+def test_what_transformers_loads_from_our_export_gives_our_logits(source, tmp_path):
+    ours = HiggsAudioForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+    folder = convert(source, tmp_path / "x", "transformers")
+    theirs, report = HiggsAudioV2ForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, use_text_head=True, output_loading_info=True
+    )
+    assert not any(report[f"{what}_keys"] for what in ("missing", "unexpected", "mismatched"))
+    config = ours.config
+    ids = [*range(20, 30), config.audio_out_bos_token_id, *[config.audio_out_token_idx] * 6, 21, 22]
+    given = {
+        "input_ids": torch.tensor([ids]),
+        "audio_input_ids": torch.randint(0, config.codebook_rows, (1, 6, config.audio_num_codebooks)),
+        "audio_input_ids_mask": torch.ones(1, 6, dtype=torch.bool),
+    }
+    wanted, result = ours(**given, output_hidden_states=True), theirs(**given, output_hidden_states=True)
+    torch.testing.assert_close(result.logits, wanted.logits.flatten(2), atol=1e-5, rtol=0)
+    text = theirs.text_lm_head(result.hidden_states[-1])
+    torch.testing.assert_close(text, wanted.text_logits, atol=1e-5, rtol=0)
+    assert theirs.generation_config.eos_token_id == config.eos_token_id
+    assert (theirs.generation_config.temperature, theirs.generation_config.ras_win_len) == (0.7, 7)
+
+
+def test_what_transformers_saves_comes_back(source, tmp_path):
+    folder = convert(source, tmp_path / "x", "transformers")
+    theirs = HiggsAudioV2ForConditionalGeneration.from_pretrained(folder, use_text_head=True)
+    theirs.save_pretrained(tmp_path / "saved")
+    loaded = HiggsAudioForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    assert bits(tmp_path / "saved") == bits(source)
+    config = HiggsAudioConfig.from_pretrained(source)
+    for name in HiggsAudioConfig.__annotations__:
+        if name not in ("text_config", "codec"):
+            assert getattr(loaded.config, name) == getattr(config, name), name
+
+
+def test_large_models_of_the_original_layout_come_in_shards(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(package, "SHARD_BYTES", 20_000)
+    folder = convert(source, tmp_path / "x", "boson")
+    index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    files = sorted(set(index["weight_map"].values()))
+    assert len(files) > 2
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    held = {}
+    for file in files:
+        with safe_open(folder / file, framework="pt") as tensors:
+            held |= dict.fromkeys(tensors.keys(), file)
+    assert held == index["weight_map"]
+    assert index["metadata"]["total_size"] == sum(len(content) for _, content in bits(source).values())
+    assert bits(folder) == bits(source)
+    assert (convert(source, tmp_path / "y", "native") / "model.safetensors").is_file()
+
+
+def test_frozen_tables_are_joined(source, tmp_path):
+    folder = convert(source, tmp_path / "x", "boson")
+    weights = load_file(folder / "model.safetensors")
+    table = weights.pop("embed_tokens.weight")
+    weights["embed_tokens.embedding_frozen.weight"] = table[:7].clone()
+    weights["embed_tokens.embedding_trainable.weight"] = table[7:].clone()
+    save_file(weights, folder / "model.safetensors")
+    assert bits(convert(folder, tmp_path / "y", "native")) == bits(source)
+
+
+def test_a_written_file_is_that_of_safetensors(tmp_path):
+    """Of odd sizes, an empty one and a number among them, every tensor is read where it was written."""
+    kinds = (torch.bfloat16, torch.float32, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float16)
+    tensors = {f"{kind}.{n}": torch.arange(n).float().to(kind).clone() for kind in kinds for n in (0, 1, 3, 8)}
+    tensors["a.number"] = torch.tensor(3.5)
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    with safe_open(tmp_path / "theirs.safetensors", framework="pt") as file:
+        write_weights(tmp_path / "ours.safetensors", {name: Weight((file.get_slice(name),)) for name in tensors})
+    again = load_file(tmp_path / "ours.safetensors")
+    assert again.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert again[name].dtype == tensor.dtype
+        assert again[name].shape == tensor.shape
+        assert torch.equal(again[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+
+
+# What is refused.
+
+
+def test_a_folder_with_something_in_it_is_not_written_into(source, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("dear diary", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="not empty"):
+        convert(source, tmp_path / "mine", "boson")
+    with pytest.raises(CheckpointError, match="not empty"):
+        convert(source, tmp_path / "mine" / "notes.txt", "boson")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
+    (tmp_path / "empty").mkdir()
+    assert convert(source, tmp_path / "empty", "boson").is_dir()
+
+
+def test_no_such_layout_and_no_such_model_are_refused(source, tmp_path):
+    with pytest.raises(OptionError, match="did you mean 'transformers'"):
+        convert(source, tmp_path / "x", "transformer")
+    with pytest.raises(CheckpointError, match="no model"):
+        convert(tmp_path / "nowhere", tmp_path / "x", "boson")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_does_not_load_leaves_nothing(source, tmp_path):
+    broken = convert(source, tmp_path / "broken", "boson")
+    weights = load_file(broken / "model.safetensors")
+    del weights["norm.weight"]
+    save_file(weights, broken / "model.safetensors")
+    with pytest.raises(CheckpointError, match="1 missing weights .*norm.weight"):
+        convert(broken, tmp_path / "x", "native")
+    (broken / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        convert(broken, tmp_path / "x", "native")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_what_a_layout_has_no_word_for_is_refused(source, tmp_path):
+    model = HiggsAudioForConditionalGeneration(HiggsAudioConfig.from_pretrained(source))
+    config = HiggsAudioConfig.from_pretrained(source, audio_adapter_type="stack", audio_dual_ffn_layers=[])
+    stack = HiggsAudioForConditionalGeneration(config)
+    assert len(stack.state_dict()) < len(model.state_dict())
+    stack.save_pretrained(tmp_path / "stack")
+    with pytest.raises(CheckpointError, match="0 of 2 layers have a DualFFN"):
+        convert(tmp_path / "stack", tmp_path / "x", "transformers")
+    assert bits(convert(tmp_path / "stack", tmp_path / "y", "boson")) == bits(tmp_path / "stack")
+
+
+KILLED = """
+import sys, time
+import higgs_audio.convert as package
+write = package.write_weights
+def slowly(*arguments):
+    write(*arguments)
+    print("written", flush=True)
+    time.sleep(60)
+package.write_weights = slowly
+package.convert(*sys.argv[1:])
+"""
+
+
+def test_a_conversion_that_was_killed_leaves_no_folder_and_can_be_run_again(source, tmp_path):
+    run = [sys.executable, "-W", "ignore", "-c", KILLED, str(source), str(tmp_path / "x"), "boson"]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ) as process:
+        assert process.stdout.readline() == "written\n"
+        process.kill()
+    assert not (tmp_path / "x").exists()
+    assert list(tmp_path.iterdir())  # what the killed run had written so far
+    began = time.perf_counter()
+    assert bits(convert(source, tmp_path / "x", "boson")) == bits(source)
+    assert time.perf_counter() - began < 50
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_command_prints_the_folder_and_refuses_in_one_line(source, tmp_path, capsys):
+    from higgs_audio.cli import main
+
+    main_ends = pytest.raises(SystemExit)
+    with main_ends as ended:
+        main(["convert", str(source), str(tmp_path / "x"), "--to", "boson"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"{tmp_path / 'x'}\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(source), str(tmp_path / "x"), "--to", "boson"])
+    assert ended.value.code == 2
+    assert "not empty" in capsys.readouterr().err
