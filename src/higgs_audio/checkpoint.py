@@ -26,9 +26,7 @@ DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "codec/*")  # no pickles, no
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(
-    name_or_path: str | Path, revision: str | None = None, patterns: tuple[str, ...] = DOWNLOADED
-) -> Path:
+def resolve(name_or_path: str | Path, revision: str | None = None, patterns: tuple[str, ...] = DOWNLOADED) -> Path:
     """The folder of a checkpoint.
 
     Args:
