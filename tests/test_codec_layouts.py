@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -143,24 +144,23 @@ def test_through_every_layout_and_back_no_bit_of_the_weights_changes(stored, tok
     assert comparable(back_config, lossy) == comparable(config, lossy)
 
 
-@pytest.mark.parametrize("via", LAYOUTS)
-@pytest.mark.parametrize("start", [*LAYOUTS, "early"])
-def test_codes_and_samples_are_the_same_from_every_layout(stored, start, via, tmp_path):
-    ours = HiggsAudioTokenizer.from_pretrained(stored[start])
-    layout.write(ours.config, ours.state_dict(), tmp_path / "via", via)
-    theirs = HiggsAudioTokenizer.from_pretrained(tmp_path / "via", acoustic_padding=ours.config.acoustic_padding)
-    for residue in (0, 119, 631):
-        sound = tools.make_sound(4 * 960 + residue)
-        codes = ours.encode(sound).audio_codes
-        assert torch.equal(theirs.encode(sound).audio_codes, codes)
-        assert torch.equal(theirs.decode(codes).audio_values, ours.decode(codes).audio_values)
+def test_codes_and_samples_are_the_same_from_every_layout_and_after_a_walk_through_all(stored, tokenizer, tmp_path):
+    walk = stored["boson"]
+    for name in ("transformers", "native", "boson"):
+        layout.write(*layout.read(walk), tmp_path / name, name)
+        walk = tmp_path / name
+    sounds = [tools.make_sound(4 * 960 + residue) for residue in (0, 119, 631)]
+    codes = [tokenizer.encode(sound).audio_codes for sound in sounds]
+    for folder in (*stored.values(), walk):
+        other = HiggsAudioTokenizer.from_pretrained(folder, acoustic_padding=tokenizer.config.acoustic_padding)
+        assert all(torch.equal(other.encode(sound).audio_codes, c) for sound, c in zip(sounds, codes, strict=True))
+        assert torch.equal(other.decode(codes[0]).audio_values, tokenizer.decode(codes[0]).audio_values)
 
 
 def test_a_layout_is_told_by_its_config_whatever_its_folder_is_called(folder, tmp_path):
     for name in (*LAYOUTS, "early"):
         path = folder(name).rename(tmp_path / f"no-{name}-higgs_audio_v2_tokenizer")
         assert layout.recognise(layout.read_config(path)) == name
-        assert len(layout.read(path)[1]) == len(layout.expected(layout.read(path)[0]))
 
 
 def test_the_padding_is_that_of_the_implementation_that_a_layout_is_of_and_stays_when_it_is_saved(stored, tmp_path):
@@ -168,7 +168,7 @@ def test_the_padding_is_that_of_the_implementation_that_a_layout_is_of_and_stays
         tokenizer = HiggsAudioTokenizer.from_pretrained(stored[name])
         assert tokenizer.config.acoustic_padding == padding
         tokenizer.save_pretrained(tmp_path / name)
-        assert HiggsAudioTokenizer.from_pretrained(tmp_path / name).config.acoustic_padding == padding
+        assert layout.read(tmp_path / name)[0].acoustic_padding == padding
 
 
 def test_a_saved_tokenizer_is_native_and_loads_where_it_lies_beside_its_old_file(folder):
@@ -294,14 +294,15 @@ def test_a_weight_comes_back_from_its_norm_and_direction_bit_by_bit():
         assert g.shape == (5, 1, 1) and v.shape == weight.shape and bool(v.isfinite().all())
 
 
-def test_fused_weights_are_those_of_torchs_own_kernel_to_the_rounding_of_a_norm():
-    """fp64 norms against torch's fp32 sums: 2.4e-7 is two steps of fp32 at 1."""
+def test_fused_weights_are_exact_to_three_roundings_and_torchs_own_kernel_is_not():
+    """Of the norm, of the quotient and of the product; the kernel sums up to 6,144 squares in fp32."""
     generator = torch.Generator().manual_seed(0)
     for shape in ((64, 1, 7), (256, 2048, 3), (1, 32, 7), (1024, 512, 16)):
         g, v = torch.rand(shape[0], 1, 1, generator=generator), torch.randn(shape, generator=generator)
-        ours, theirs = boson.fuse(g, v), torch._weight_norm(v, g, 0)
-        assert float(((ours - theirs) / theirs).abs().max()) <= 2.4e-7
-        assert torch.equal(torch._weight_norm(*reversed(boson.split(ours)), 0).isfinite(), ours.isfinite())
+        exact = g.double() * v.double() / v.double().flatten(1).norm(dim=1)[:, None, None]
+        away = [float(((w - exact) / exact).abs().max()) for w in (boson.fuse(g, v), torch._weight_norm(v, g, 0))]
+        assert away[0] < 3 * 2**-24
+        assert away[1] < 1e-6
 
 
 def original_unit(width, dilation):
@@ -361,8 +362,13 @@ def original_decoder(width=32, hidden=8):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_a_network_with_the_originals_weight_norm_gives_the_same_from_our_model_pth(stored, tokenizer):
-    state = torch.load(stored["boson"] / "model.pth", weights_only=True)
+def test_a_network_with_the_originals_weight_norm_gives_the_same_from_our_model_pth(tmp_path):
+    tokenizer = tools.make_tokenizer("dac")
+    with torch.no_grad():  # weaker layers: random ones make a sound so loud that the sines turn rounding into 1e-3
+        for name, value in tokenizer.named_parameters():
+            value.mul_(0.7 if name.startswith("acoustic") and not name.endswith("alpha") else 1)
+    layout.write(tokenizer.config, tokenizer.state_dict(), tmp_path / "boson", "boson")
+    state = torch.load(tmp_path / "boson" / "model.pth", weights_only=True)
     encoder, decoder = original_encoder(), original_decoder()
     for network, prefix in ((encoder, "encoder.block."), (decoder, "decoder_2.model.")):
         part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -370,7 +376,8 @@ def test_a_network_with_the_originals_weight_norm_gives_the_same_from_our_model_
     sound, features = tools.make_sound(9600), torch.randn(2, 8, 5)
     with torch.no_grad():
         torch.testing.assert_close(encoder(sound), tokenizer.acoustic_encoder(sound), rtol=0, atol=1e-5)
-        torch.testing.assert_close(decoder(features), tokenizer.acoustic_decoder(features), rtol=0, atol=1e-5)
+        torch.testing.assert_close(decoder(features), tokenizer.acoustic_decoder(features), rtol=0, atol=1e-6)
+        assert tokenizer.acoustic_encoder(sound).std(-1).mean() > 0.1
 
 
 def test_what_the_published_pickle_holds_beside_weights_is_left_out(folder, tokenizer):
@@ -461,18 +468,25 @@ def test_what_transformers_saves_is_read_by_us(theirs, tokenizer, tmp_path):
 
 def test_a_tokenizer_is_float32_unless_it_is_asked_for_otherwise(tokenizer, tmp_path):
     state = {name: value.bfloat16() for name, value in tokenizer.state_dict().items()}
-    for name in LAYOUTS:
-        layout.write(tokenizer.config, state, tmp_path / name, name)
-        load = HiggsAudioTokenizer.from_pretrained
-        loaded = load(tmp_path / name)
-        assert loaded.dtype == torch.float32 and not loaded.training
-        assert all(torch.equal(value, state[key].float()) for key, value in loaded.state_dict().items())
-        assert load(tmp_path / name, dtype="auto").dtype == (torch.float32 if name == "boson" else torch.bfloat16)
-        assert load(tmp_path / name, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
-        assert load(tmp_path / name, dtype="float64").dtype == torch.float64
+    layout.write(tokenizer.config, state, tmp_path)
+    load = HiggsAudioTokenizer.from_pretrained
+    loaded = load(tmp_path)
+    assert loaded.dtype == torch.float32 and not loaded.training
+    assert all(torch.equal(value, state[key].float()) for key, value in loaded.state_dict().items())
+    assert load(tmp_path, dtype="auto").dtype == torch.bfloat16
+    assert load(tmp_path, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}, torch.device("cpu"), None])
+@pytest.mark.parametrize(("name", "stored_as"), [("boson", torch.float32), ("transformers", torch.bfloat16)])
+def test_bfloat16_weights_keep_their_values_in_every_layout(tokenizer, tmp_path, name, stored_as):
+    state = {key: value.bfloat16() for key, value in tokenizer.state_dict().items()}
+    layout.write(tokenizer.config, state, tmp_path, name)
+    read = layout.read(tmp_path)[1]
+    assert {value.dtype for value in read.values()} == {stored_as}
+    assert all(torch.equal(value.float(), state[key].float()) for key, value in read.items())
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, torch.device("cpu")])
 def test_a_device_may_be_named_in_every_way(stored, device_map):
     loaded = HiggsAudioTokenizer.from_pretrained(stored["native"], device_map=device_map)
     assert loaded.device.type == ("cuda" if device_map == "auto" and torch.cuda.is_available() else "cpu")
@@ -489,7 +503,7 @@ def test_a_whole_checkpoint_gives_the_tokenizer_inside(tiny_checkpoint):
 def test_a_repository_gives_config_first_and_then_the_weights_of_its_layout_and_no_other(
     monkeypatch, stored, tokenizer
 ):
-    """The published repository was rewritten in place: one name, two layouts, the pickle only where it is needed."""
+    """The published repository was rewritten in place: one name, two layouts, and the pickle only where needed."""
     asked = []
 
     def snapshot_download(repository, revision, allow_patterns):
@@ -663,13 +677,13 @@ def test_a_folder_without_weights_says_which_file_it_lacks(folder, name):
 
 
 class Exploit:
-    """Unpickled, it makes a file."""
+    """Unpickled, it makes a folder."""
 
     def __init__(self, path):
         self.path = path
 
     def __reduce__(self):
-        return open, (str(self.path), "w")
+        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("form", ["torch", "older torch", "pickle"])

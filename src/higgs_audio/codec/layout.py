@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,6 +40,7 @@ WRITTEN = ("boson", "transformers", "native")
 LISTED = 12  # names in an error message
 OWN_KEYS = ("num_codebooks", "acoustic_padding")  # of our config, and of no other
 
+T = TypeVar("T")
 State = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
@@ -99,17 +100,18 @@ def read(folder: str | Path) -> tuple[HiggsAudioTokenizerConfig, State]:
     content = read_config(folder)
     layout = recognise(content)
     state = boson.read_pickle(folder / boson.WEIGHTS_FILE) if layout == "boson" else _read_safetensors(folder)
-    config = _config(folder, lambda: _translate(content, layout, state))
+    config = _from_config(folder, lambda: _translate(content, layout, state))
+    shapes = _from_config(folder, lambda: expected(config))
     if layout == "boson":
-        return config, _from_boson(folder, config, state)
+        return config, _from_boson(folder, config, state, shapes)
     if layout != "native":
         state = {name: value for name, value in state.items() if name != huggingface.UNUSED}
-    check(folder, state, expected(config))
+    check(folder, state, shapes)
     return config, state
 
 
-def _config(folder: Path, make: Callable[[], HiggsAudioTokenizerConfig]) -> HiggsAudioTokenizerConfig:
-    """What `make` gives; whatever a field of another type makes it raise is about the file."""
+def _from_config(folder: Path, make: Callable[[], T]) -> T:
+    """What `make` gives; whatever a field of another type or size makes it raise is about the file."""
     try:
         return make()
     except Exception as error:
@@ -166,8 +168,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(ordered[:LISTED]) + more
 
 
-def _from_boson(folder: Path, config: HiggsAudioTokenizerConfig, state: State) -> State:
-    shapes = expected(config)
+def _from_boson(folder: Path, config: HiggsAudioTokenizerConfig, state: State, shapes: Shapes) -> State:
     spelled = boson.names(shapes, len(config.acoustic["downsampling_ratios"]))
     wanted = boson.part_shapes(shapes, spelled)
     check(folder, {n: value for n, value in state.items() if n in wanted or not boson.UNUSED.fullmatch(n)}, wanted)
