@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
     from higgs_audio.processor import HiggsAudioProcessor
 
@@ -57,7 +57,7 @@ class AutoTokenizer:
     """
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "PreTrainedTokenizerFast":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "PreTrainedTokenizerBase":
         """See `transformers.AutoTokenizer` for options. CheckpointError: no such checkpoint of ours."""
         if is_ours(pretrained_model_name_or_path, options.get("revision")):
             from higgs_audio.processor import load_tokenizer
@@ -199,18 +199,21 @@ class _Finder:
         if self._depth:
             return
         with self._deeper():  # a registration imports in its turn
-            for name in [name for name in self._waiting if name in sys.modules]:
-                if registration := self._waiting.pop(name, None):
-                    self._try(name, registration)
+            while any([self._try(name) for name in list(self._waiting) if name in sys.modules]):
+                pass  # what a registration imported may be one of the four
         if not self._waiting and self in sys.meta_path:
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
 
-    def _try(self, name: str, registration: Callable[[], None]) -> None:
-        """A library that transformers needs may be half imported around us; the next import is soon enough then."""
+    def _try(self, name: str) -> bool:
+        """Whether it worked. A library that transformers needs may be half imported around us; the next import is soon
+        enough then."""
+        registration = self._waiting.pop(name)
         try:
             registration()
         except ImportError:
             self._waiting[name] = registration
+            return False
+        return True
 
 
 def install() -> None:
@@ -218,5 +221,5 @@ def install() -> None:
     if any(type(finder).__name__ == _Finder.__name__ for finder in sys.meta_path):
         return  # the package was imported, forgotten and imported again
     finder = _Finder()
-    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, finder)
     finder.register()

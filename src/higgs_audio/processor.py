@@ -115,7 +115,7 @@ class HiggsAudioProcessor:
                 f"the audio tokenizer has {theirs[0]} codebooks of {theirs[1]} at {audio_tokenizer.config.sample_rate} "
                 f"Hz, the processor expects {ours[0]} of {ours[1]} at {self.config.sampling_rate} Hz"
             )
-        return audio_tokenizer  # type: ignore[no-any-return]
+        return audio_tokenizer
 
     @property
     def text_frontend(self) -> str:
@@ -172,7 +172,7 @@ class HiggsAudioProcessor:
         elif audio_tokenizer is None:
             source = _find_codec(folder, config.codec, device_map)
         elif device_map is not None:
-            source = audio_tokenizer.to(_device(device_map))  # type: ignore[arg-type]
+            source = audio_tokenizer.to(_device(device_map))
         return cls(tokenizer, source, limits, **asdict(config))
 
     def save_pretrained(

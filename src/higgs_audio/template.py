@@ -164,8 +164,8 @@ def _refuse_special(message: Message) -> None:
     if found:
         raise PromptError(
             f"message {message.index} ({message.role}) holds the special token {found[0]}; allowed there: "
-            f"{', '.join(allowed) or 'none'}. Take it out, or pass allow_special=True: generation instructions are then "
-            "tokens, and everything else is read as plain text"
+            f"{', '.join(allowed) or 'none'}. Take it out, or pass allow_special=True: generation instructions are "
+            "then tokens, and everything else is read as plain text"
         )
 
 
