@@ -199,7 +199,7 @@ class _Finder:
         if self._depth:
             return
         with self._deeper():  # a registration imports in its turn
-            while any([self._try(name) for name in list(self._waiting) if name in sys.modules]):
+            while any(self._try(name) for name in list(self._waiting) if name in sys.modules):
                 pass  # what a registration imported may be one of the four
         if not self._waiting and self in sys.meta_path:
             sys.meta_path.remove(self)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, cast
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -33,7 +33,8 @@ _HEADERS = {"User-Agent": "higgs-audio", "Accept": "audio/*, */*;q=0.1", "Accept
 # A name or a bracketed IPv6 address, and a port. No user, no backslash, no second port, no zone, no Unicode digits.
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?", re.ASCII)
 _NAT64 = IPv6Network("64:ff9b::/96")  # IPv4 in the last 32 bits, reached through a translator
-_HOST_SERVICES = (IPv4Address("168.63.129.16"),)  # a public address at which a cloud answers its own machines
+# Addresses at which clouds answer their own machines, and which look public, to older Pythons at least.
+_HOST_SERVICES = (IPv4Network("168.63.129.16/32"), IPv4Network("192.0.0.0/24"))
 
 Address = tuple[int, tuple[Any, ...]]  # family, and what `socket.connect` takes; its first entry is a numeric address
 
@@ -60,7 +61,9 @@ def is_public(address: str) -> bool:
         if found.ipv4_mapped or found.sixtofour or found.teredo or found.is_site_local:
             return False
     special = found.is_private or found.is_loopback or found.is_link_local or found.is_multicast
-    special = special or found.is_reserved or found.is_unspecified or found in _HOST_SERVICES
+    special = (
+        special or found.is_reserved or found.is_unspecified or any(found in network for network in _HOST_SERVICES)
+    )
     return found.is_global and not special  # shared addresses (100.64.0.0/10) are neither global nor private
 
 
