@@ -220,21 +220,11 @@ def _left(deadline: float) -> float:
     return left
 
 
-class _Timed(io.RawIOBase):
-    """A connected socket, as http.client uses one, whose every operation ends at one deadline: a server that sends a
-    byte a minute is not waited for."""
+class _Reader(io.RawIOBase):
+    """What a connected socket receives until a deadline: a server that sends a byte a minute is not waited for."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._deadline = sock, deadline
-
-    def sendall(self, data: bytes) -> None:
-        self._sock.settimeout(_left(self._deadline))
-        self._sock.sendall(data)
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """What the answer is read from."""
-        assert mode == "rb"
-        return io.BufferedReader(self)
 
     def readable(self) -> bool:
         return True
@@ -242,6 +232,26 @@ class _Timed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         self._sock.settimeout(_left(self._deadline))
         return self._sock.recv_into(buffer)
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A connected socket as http.client uses one, every operation of which ends at one deadline."""
+
+    sock: socket.socket
+    deadline: float
+
+    def sendall(self, data: bytes) -> None:
+        self.sock.settimeout(_left(self.deadline))
+        self.sock.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """What the answer is read from."""
+        assert mode == "rb"
+        return io.BufferedReader(_Reader(self.sock, self.deadline))
+
+    def close(self) -> None:
+        """Left to the owner of the socket: http.client closes it before the body is read."""
 
 
 def _read_body(response: HTTPResponse, target: _Target, limits: AudioLimits) -> bytes:
