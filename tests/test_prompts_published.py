@@ -219,7 +219,7 @@ TRANSFORMERS = {
             turn("scene", [text(ROOM), text("SPEAKER0: low"), AUDIO, text("SPEAKER1:"), AUDIO, text("End")]),
             USER,
         ],
-        published_scene(f"{ROOM}\n\nS0: low {OUT}\nS1: {OUT}\nEnd"),
+        published_scene(f"{ROOM}\n\nSPEAKER0: low {OUT}\nSPEAKER1: {OUT}\nEnd"),
     ),
     "texts of a user are joined": (
         [SYSTEM, turn("user", [text(" Hel "), text(" lo. ")])],
