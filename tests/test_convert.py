@@ -217,7 +217,7 @@ def test_a_source_that_does_not_load_leaves_nothing(source, tmp_path):
     weights = load_file(broken / "model.safetensors")
     del weights["norm.weight"]
     save_file(weights, broken / "model.safetensors")
-    with pytest.raises(CheckpointError, match="1 missing weights .*norm.weight"):
+    with pytest.raises(CheckpointError, match=r"1 missing weights .*norm\.weight"):
         convert(broken, tmp_path / "x", "native")
     (broken / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-3])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):

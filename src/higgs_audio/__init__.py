@@ -1,8 +1,8 @@
 """Higgs Audio V2: speech from text, text and sound in one language model.
 
 >>> import higgs_audio
->>> speech = higgs_audio.HiggsAudio.from_pretrained("nano").generate("Hello there.")  # doctest: +SKIP
->>> speech.waveform.sample_rate  # doctest: +SKIP
+>>> speech = higgs_audio.HiggsAudio.from_pretrained("nano").generate("Hello there.")
+>>> speech.waveform.sample_rate
 24000
 
 Names are imported when they are first used, so that importing the package takes no time and no optional dependency.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from higgs_audio.audio import Waveform
+    from higgs_audio.auto import AutoProcessor, AutoTokenizer
     from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
     from higgs_audio.config import HiggsAudioConfig
     from higgs_audio.errors import HiggsAudioError
@@ -28,6 +29,8 @@ __version__ = "0.1.0"
 NANO = Path(__file__).with_name("nano")
 
 _HOMES = {
+    "AutoProcessor": "auto",
+    "AutoTokenizer": "auto",
     "HiggsAudio": "tts",
     "Speech": "tts",
     "Voice": "prompt",
@@ -45,6 +48,8 @@ _HOMES = {
 
 __all__ = [
     "NANO",
+    "AutoProcessor",
+    "AutoTokenizer",
     "HiggsAudio",
     "HiggsAudioConfig",
     "HiggsAudioError",
@@ -72,3 +77,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+import_module(f"{__name__}.auto").install()  # transformers' Auto classes know our model types from here on

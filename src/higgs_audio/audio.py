@@ -26,6 +26,33 @@ MIN_RATE, MAX_RATE = 1_000, 192_000  # libvorbis crashes the process above 200 k
 MAX_PEAK = 16.0
 
 
+@dataclass(frozen=True)
+class AudioLimits:
+    """What a recording that comes from outside may cost, however it is given.
+
+    Attributes:
+        max_bytes: of a file, a download, or base64 once decoded; 100 million are ten minutes of 48 kHz stereo.
+        max_seconds: of the sound, counted while it is decoded: a small file of silence may last for days.
+        timeout_seconds: of a download as a whole, from the look-up of the name to the last byte.
+        max_redirects: of a download.
+        allow_private_urls: whether a download may go to addresses that are not public. None asks the environment:
+            HIGGS_AUDIO_ALLOW_PRIVATE_URLS=1 allows it.
+    """
+
+    max_bytes: int = 100_000_000
+    max_seconds: float = 600.0
+    timeout_seconds: float = 30.0
+    max_redirects: int = 5
+    allow_private_urls: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_seconds", "timeout_seconds"):
+            if not getattr(self, name) > 0:
+                raise OptionError(f"{name} is {getattr(self, name)!r}; give a number above 0")
+        if self.max_redirects < 0:
+            raise OptionError(f"max_redirects is {self.max_redirects!r}; give 0 or more")
+
+
 @dataclass(frozen=True, eq=False)
 class Waveform:
     """Mono sound. Compared by identity, as its samples are an array.
@@ -132,7 +159,11 @@ def _check_rate(sample_rate: int) -> int:
 
 
 def read(
-    source: str | Path | bytes | BinaryIO, sample_rate: int | None = None, *, max_seconds: float | None = None
+    source: str | Path | bytes | BinaryIO,
+    sample_rate: int | None = None,
+    *,
+    max_seconds: float | None = None,
+    max_bytes: int | None = None,
 ) -> Waveform:
     """A sound file, averaged to mono.
 
@@ -140,15 +171,16 @@ def read(
         source: a path, the file's bytes, or an open binary file, which is read to its end.
         sample_rate: resample to this rate; the file's own when None.
         max_seconds: refuse anything longer, without reading all of it; any length when None.
+        max_bytes: refuse anything larger, without reading all of it; any size when None.
 
     Raises:
-        AudioError: missing, a folder, empty, unreadable, damaged, without samples, not finite, or too long. The
-            message names the source.
+        AudioError: missing, a folder, empty, unreadable, damaged, without samples, not finite, too long or too large.
+            The message names the source.
         OptionError: a sample rate outside 1000 to 192000.
     """
     if sample_rate is not None:
         _check_rate(sample_rate)
-    name, file = _open(source)
+    name, file = _open(source, max_bytes)
     try:
         with soundfile.SoundFile(file) as sound:
             samples, rate = _read_mono(sound, name, max_seconds), sound.samplerate
@@ -164,32 +196,42 @@ def read(
     return waveform if sample_rate is None else resample(waveform, sample_rate)
 
 
-def _open(source: str | Path | bytes | BinaryIO) -> tuple[str, str | BinaryIO]:
+def _open(source: str | Path | bytes | BinaryIO, max_bytes: int | None) -> tuple[str, str | BinaryIO]:
     """(name for messages, what soundfile opens)."""
     if isinstance(source, (str, Path)):
-        return repr(str(source)), _check_path(source)
-    data: object = source if isinstance(source, bytes) or not hasattr(source, "read") else source.read()
+        return repr(str(source)), _check_path(source, max_bytes)
+    data: object = source
+    if not isinstance(source, bytes) and hasattr(source, "read"):
+        data = source.read() if max_bytes is None else source.read(max_bytes + 1)
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise AudioError(f"the source is a {type(source).__name__}; give a path, bytes or a file opened in binary mode")
     name = repr(str(source.name)) if hasattr(source, "name") else f"a source of {len(data)} bytes"
     if not data:
         raise AudioError(f"{name} is empty; give a sound file's bytes")
+    _check_size(name, len(data), max_bytes)
     return name, io.BytesIO(data)
 
 
-def _check_path(source: str | Path) -> str:
+def _check_size(name: str, num_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and num_bytes > max_bytes:
+        raise AudioError(f"{name} has more than {max_bytes:,} bytes; cut it, or store it as flac or opus")
+
+
+def _check_path(source: str | Path, max_bytes: int | None) -> str:
     path = Path(source).expanduser()
     try:
         if not path.exists():
             raise AudioError(f"there is no file {str(source)!r}; give the path of a sound file")
         if not path.is_file():
             raise AudioError(f"{str(source)!r} is not a file; give the path of a sound file")
-        if path.stat().st_size == 0:
-            raise AudioError(f"{str(source)!r} is empty; give a file with sound in it")
-    except AudioError:
-        raise
+        num_bytes = path.stat().st_size
     except (OSError, ValueError) as error:  # not allowed to look, name too long, a NUL in it
+        if isinstance(error, AudioError):
+            raise
         raise AudioError(f"{str(source)!r:.200} cannot be opened: {error}; give the path of a sound file") from error
+    if num_bytes == 0:
+        raise AudioError(f"{str(source)!r} is empty; give a file with sound in it")
+    _check_size(repr(str(source)), num_bytes, max_bytes)
     return str(path)
 
 

@@ -104,7 +104,17 @@ class HiggsAudioConfig(PreTrainedConfig):
 
     `from_pretrained` reads the config of every layout that `layouts` knows.
 
+    Raises:
+        OptionError: an unknown adapter, or stream ids that are not V and V + 1.
+
     Source: the published `config.json` of bosonai/higgs-audio-v2-generation-3B-base, whose field names these are.
+
+    >>> config = HiggsAudioConfig()  # the published 3B checkpoint
+    >>> config.text_config.hidden_size, config.audio_num_codebooks, config.codebook_rows
+    (3072, 8, 1026)
+    >>> small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> HiggsAudioConfig(text_config=small).audio_dual_ffn_layers
+    [0]
     """
 
     model_type = "higgs_audio"

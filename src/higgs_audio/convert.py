@@ -15,8 +15,7 @@ from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import CheckpointError, OptionError, nearest
 from higgs_audio.layouts import EARLY, LAYOUTS, MODEL_TYPES, NATIVE, TRANSFORMERS, Layout, write_fields
 from higgs_audio.model import HiggsAudioForConditionalGeneration
-from higgs_audio.processor import CONFIG_FILE as PROCESSOR_FILE
-from higgs_audio.processor import ProcessorConfig
+from higgs_audio.processor_config import PROCESSOR_FILE, ProcessorConfig
 from higgs_audio.weights import (
     CONFIG_FILE,
     INDEX_FILE,

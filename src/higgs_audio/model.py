@@ -139,9 +139,11 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
 class HiggsAudioModel(HiggsAudioPreTrainedModel):
     """The trunk: token ids and delayed codes to hidden states.
 
-    >>> model = HiggsAudioModel(config)  # doctest: +SKIP
-    >>> model(input_ids=ids, audio_input_ids=columns).last_hidden_state.shape  # doctest: +SKIP
-    torch.Size([1, 42, 256])
+    Args:
+        config: sizes and token ids.
+
+    >>> HiggsAudioModel.from_pretrained(NANO).config.audio_num_codebooks
+    8
     """
 
     def __init__(self, config: HiggsAudioConfig) -> None:
@@ -210,6 +212,16 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         Raises:
             PromptError: neither ids nor columns, or placeholders that do not match the columns or the features.
             CodesError: columns of another shape or range.
+
+        Source: `HiggsAudioModel` of boson-ai/higgs-audio, with placeholders expanded beforehand.
+
+        >>> model = HiggsAudioModel.from_pretrained(NANO)
+        >>> model(input_ids=torch.tensor([[0, 40, 41]])).last_hidden_state.shape  # T = 3, D = 256
+        torch.Size([1, 3, 256])
+        >>> placeholder = model.config.audio_out_token_idx  # takes the place of one column of 8 codes
+        >>> ids, column = torch.tensor([[0, placeholder]]), torch.full((1, 1, 8), 1024)
+        >>> model(input_ids=ids, audio_input_ids=column).last_hidden_state.shape
+        torch.Size([1, 2, 256])
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -340,8 +352,12 @@ def _positions(embeds: Tensor, attended: Tensor | None, cache: Cache | None) -> 
 class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
     """The trunk with its two heads: the next text token, and the next column of K codes.
 
-    >>> out = model(**inputs)  # the dict that `processor.apply_chat_template` returns  # doctest: +SKIP
-    >>> out.loss.backward()  # doctest: +SKIP
+    Args:
+        config: sizes and token ids.
+
+    >>> model = HiggsAudioForConditionalGeneration.from_pretrained(NANO)
+    >>> model.audio_lm_head.out_features == 8 * 1026
+    True
     """
 
     def __init__(self, config: HiggsAudioConfig) -> None:
@@ -388,6 +404,21 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
 
         Returns:
             HiggsAudioOutput. The loss is None without labels.
+
+        Raises:
+            PromptError, CodesError: as `HiggsAudioModel.forward`.
+
+        Source: the losses of the mission's model page: text plus the mean over codebooks, one eos of each trained.
+
+        >>> processor = HiggsAudioProcessor.from_pretrained(NANO)
+        >>> model = HiggsAudioForConditionalGeneration.from_pretrained(NANO)
+        >>> spoken = {"type": "audio", "codes": torch.zeros(8, 5, dtype=torch.long)}  # [K, F]
+        >>> conversation = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": [spoken]}]
+        >>> inputs = processor.apply_chat_template(conversation, add_generation_prompt=False)
+        >>> out = model(**inputs)
+        >>> out.logits.shape[2:], out.codebook_losses.shape
+        (torch.Size([8, 1026]), torch.Size([8]))
+        >>> out.loss.backward()
         """
         out = self.model(
             input_ids,
@@ -426,7 +457,30 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         return self.audio_lm_head(hidden).unflatten(-1, (self.config.audio_num_codebooks, -1))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generates text tokens and delayed codes; see `higgs_audio.generate.generate`."""
+        """Generates text tokens and delayed codes.
+
+        Args:
+            *args, **kwargs: input_ids [B, T], attention_mask [B, T], audio_input_ids [B, F, K], audio_input_ids_mask
+                [B, F] as the processor returns them, labels too; max_new_tokens (steps, 25 to a second of sound),
+                max_length, do_sample, temperature, top_k, top_p, seed and the rest of the options of
+                `higgs_audio.generate.generate`, which says more.
+
+        Returns:
+            GenerateOutput: `[0]` is sequences [B, T'], `[1]` the segments of delayed columns [K, n], for a batch of
+            one that row's list itself.
+
+        Raises:
+            OptionError, PromptError, CodesError, NumericsError: see `higgs_audio.generate.generate`.
+
+        Source: `generate` of boson-ai/higgs-audio and the call of the mission's model page.
+
+        >>> processor = HiggsAudioProcessor.from_pretrained(NANO)
+        >>> model = HiggsAudioForConditionalGeneration.from_pretrained(NANO)
+        >>> inputs = processor.apply_chat_template([{"role": "user", "content": "Hi."}], force_audio=True)
+        >>> outputs = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+        >>> outputs[0].shape[1] - inputs.input_ids.shape[1], outputs[1][0].shape
+        (12, torch.Size([8, 12]))
+        """
         from higgs_audio.generate import generate
 
         return generate(self, *args, **kwargs)

@@ -1,4 +1,7 @@
-"""Audio items of chat messages -> waveforms: paths, file: and data: URLs, base64, bytes, arrays."""
+"""Audio items of chat messages -> waveforms: paths, URLs (file:, data:, http:, https:), base64, bytes, arrays.
+
+`read_source` is the one door for sound that callers give, so its limits hold for every kind of it.
+"""
 
 import base64
 import binascii
@@ -11,8 +14,9 @@ from urllib.parse import unquote, unquote_to_bytes
 import numpy as np
 
 from higgs_audio import audio as audio_io
-from higgs_audio.audio import Waveform
+from higgs_audio.audio import AudioLimits, Waveform
 from higgs_audio.errors import AudioError, PromptError
+from higgs_audio.fetch import fetch
 from higgs_audio.template import AUDIO_KEYS, AudioSource
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # two letters at least: C: is a drive
@@ -31,67 +35,85 @@ def source_key(source: AudioSource) -> str:
     return given[0]
 
 
-def read_source(source: AudioSource, sample_rate: int) -> Waveform:
+def read_source(source: AudioSource, sample_rate: int, limits: AudioLimits | None = None) -> Waveform:
     """An audio item without codes -> its sound at `sample_rate`.
 
     Args:
         source: one of `audio_url`, `url`, `path`, `audio` or `raw_audio`; a rate in `sampling_rate` is that of an
             array.
         sample_rate: of the result, and of arrays that come without a rate, in Hz.
+        limits: of size, duration and downloads, whatever kind of source it is; the defaults when None.
 
     Raises:
-        PromptError: no source or several. AudioError: the source cannot be read.
+        PromptError: no source or several. AudioError: the source cannot be read, or is too large or too long.
     """
+    limits = limits or AudioLimits()
     key = source_key(source)
-    value = source[key]
-    if key == "raw_audio":
-        return audio_io.read(_from_base64(value), sample_rate)
+    found = _from_base64(source[key], limits) if key == "raw_audio" else _find(source[key], source, sample_rate, limits)
+    if isinstance(found, Waveform):
+        if found.seconds > limits.max_seconds:
+            raise AudioError(f"the sound lasts {found.seconds:.1f} seconds; give at most {limits.max_seconds:g}")
+        return audio_io.resample(found, sample_rate)
+    return audio_io.read(found, sample_rate, max_seconds=limits.max_seconds, max_bytes=limits.max_bytes)
+
+
+def _find(value: Any, options: Mapping[str, Any], sample_rate: int, limits: AudioLimits) -> Any:
+    """What an item holds -> a `Waveform`, or what `audio.read` takes."""
     if isinstance(value, Mapping):  # the audio feature of Hugging Face datasets
-        return _read_feature(value, sample_rate)
-    if isinstance(value, Waveform):
-        return audio_io.resample(value, sample_rate)
+        return _find(_feature_content(value), {"sampling_rate": sample_rate, **value}, sample_rate, limits)
     if isinstance(value, str):
-        return audio_io.read(locate(value), sample_rate)
-    if isinstance(value, (Path, bytes)) or hasattr(value, "read"):
-        return audio_io.read(value, sample_rate)
+        return locate(value, limits)
+    if isinstance(value, (Waveform, Path, bytes)) or hasattr(value, "read"):
+        return value
     samples = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    return audio_io.resample(audio_io.from_array(samples, source.get("sampling_rate", sample_rate)), sample_rate)
+    return audio_io.from_array(samples, options.get("sampling_rate", sample_rate))
 
 
-def _read_feature(feature: Mapping[str, Any], sample_rate: int) -> Waveform:
-    if feature.get("array") is not None:
-        rate = feature.get("sampling_rate", sample_rate)
-        return audio_io.resample(audio_io.from_array(np.asarray(feature["array"]), rate), sample_rate)
-    value = feature.get("bytes") or feature.get("path")
-    if value is None:
+def _feature_content(feature: Mapping[str, Any]) -> Any:
+    found = [feature[key] for key in ("array", "bytes", "path") if feature.get(key) is not None]
+    if not found:
         raise AudioError(f"an audio dict has the keys {', '.join(map(str, feature))}; it needs array, bytes or path")
-    return audio_io.read(locate(value) if isinstance(value, str) else value, sample_rate)
+    return found[0]
 
 
-def locate(url: str) -> Path | bytes:
-    """A path, a file: URL or a data: URL -> the file, or its content.
+def locate(url: str, limits: AudioLimits | None = None) -> Path | bytes:
+    """A path or URL -> the file, or its content.
 
     Raises:
-        AudioError: another kind of URL, or a data: URL that is not well formed.
+        AudioError: another kind of URL, one that is not well formed, or one that cannot be fetched.
     """
+    limits = limits or AudioLimits()
     scheme = match[1].lower() if (match := _SCHEME.match(url)) else ""
+    if scheme in ("http", "https"):
+        return fetch(url, limits)
     if scheme == "file":
         return Path(unquote(re.sub(r"^file:(//(localhost)?)?", "", url, flags=re.IGNORECASE)))
     if scheme == "data":
         head, comma, body = url.partition(",")
         if not comma:
             raise AudioError(f"the data URL {url[:40]!r} has no comma; give data:audio/wav;base64,...")
-        return _from_base64(body) if head.lower().endswith(";base64") else unquote_to_bytes(body)
+        if head.lower().endswith(";base64"):
+            return _from_base64(body, limits)
+        _check_length(body, 3 * limits.max_bytes, limits)  # percent-encoded, a byte takes up to three characters
+        return unquote_to_bytes(body)
     if "://" in url:
-        raise AudioError(f"{url!r:.200} is not fetched: {scheme} is not supported. Download it and give its path")
+        raise AudioError(f"URLs of the scheme {scheme!r} are not read; give http, https, file or data, or a path")
     return Path(url)
 
 
-def _from_base64(text: str | bytes) -> bytes:
+def _from_base64(text: str | bytes, limits: AudioLimits) -> bytes:
+    if isinstance(text, (str, bytes)):
+        _check_length(text, 4 * (limits.max_bytes // 3 + 1), limits)  # four characters hold three bytes
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
         raise AudioError(f"the audio is not base64 ({error}): {text!r:.40}") from error
+
+
+def _check_length(text: str | bytes, allowed: int, limits: AudioLimits) -> None:
+    """Before anything is decoded."""
+    if len(text) > allowed:
+        raise AudioError(f"the audio has more than {limits.max_bytes:,} bytes; cut it, or store it as flac or opus")
 
 
 def as_sources(audio: Any) -> list[AudioSource]:

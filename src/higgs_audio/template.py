@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, Literal
 
-from higgs_audio.errors import PromptError, nearest
+from higgs_audio.errors import OptionError, PromptError, nearest
 
 BEGIN = "<|begin_of_text|>"
 END_OF_TEXT = "<|end_of_text|>"
@@ -43,6 +43,7 @@ _INSTRUCTION_TAGS = (INSTRUCTION_START, INSTRUCTION_END)
 _SYSTEM_TAGS = (SCENE_START, SCENE_END, *_INSTRUCTION_TAGS)
 _SPECIAL_SHAPE = re.compile(r"<\|[^<>|\s]+\|>")
 
+_OTHERWISE = "Change the conversation, or use style='original'"
 _SPEAKER_TAG = re.compile(r"(\[SPEAKER\d+\] ?|\n)")
 
 ROLES_WITH_AUDIO = ("system", "user", "assistant", "scene")
@@ -50,6 +51,9 @@ MESSAGE_KEYS = ("role", "content", "recipient")
 CONTENT_TYPES = ("text", "audio")
 AUDIO_KEYS = ("audio_url", "url", "path", "audio", "raw_audio", "codes")
 AUDIO_OPTIONS = ("sampling_rate",)
+
+# How a conversation becomes a prompt: as Boson's own code does it, or as the template published for transformers does.
+STYLES = ("original", "transformers")
 
 AudioSource = Mapping[str, Any]  # the keys of an audio item without its type; empty for an audio given elsewhere
 
@@ -82,7 +86,9 @@ def join(pieces: Sequence[Piece]) -> str:
 # Chat messages -> Message.
 
 
-def read_conversation(conversation: Sequence[Mapping[str, Any]], allow_special: bool = False) -> tuple[Message, ...]:
+def read_conversation(
+    conversation: Sequence[Mapping[str, Any]], allow_special: bool = False, style: str = "original"
+) -> tuple[Message, ...]:
     """Chat messages in either style -> turns, a role `scene` folded into the system turn.
 
     Args:
@@ -90,17 +96,26 @@ def read_conversation(conversation: Sequence[Mapping[str, Any]], allow_special: 
             `{"type": "text", "text": ...}` and `{"type": "audio", ...}` with one of `AUDIO_KEYS`. A conversation with
             a `scene` message is of the Hugging Face style: all its texts are trimmed, as that template does.
         allow_special: whether texts may hold special tokens where they are forbidden otherwise (see `render`).
+        style: one of `STYLES`. In that of transformers all texts are trimmed, scene message or not, and what its
+            template drops in silence or refuses is refused.
 
     Raises:
-        PromptError: an empty conversation, an unknown key, role or content type, a special token typed in a text.
+        PromptError: an empty conversation, an unknown key, role or content type, a special token typed in a text, or
+            what the style has no form for.
+        OptionError: another style.
     """
+    if style not in STYLES:
+        raise OptionError(f"style={style!r}; {nearest(str(style), STYLES)}")
     if isinstance(conversation, (str, Mapping)) or not conversation:
         raise PromptError(f"the conversation is {conversation!r:.60}; give a list with at least one message")
     messages = [_read_message(message, index) for index, message in enumerate(conversation)]
     if not allow_special:
         for message in messages:
             _refuse_special(message)
-    return tuple(_fold_scene(messages))
+    if style == "transformers":
+        _refuse_untemplated(messages)
+        messages = [_trim(message) for message in messages]
+    return tuple(_fold_scene(messages, _space_published_scene if style == "transformers" else _space_scene))
 
 
 def _read_message(message: Mapping[str, Any], index: int) -> Message:
@@ -149,11 +164,29 @@ def _refuse_special(message: Message) -> None:
     if found:
         raise PromptError(
             f"message {message.index} ({message.role}) holds the special token {found[0]}; allowed there: "
-            f"{', '.join(allowed) or 'none'}. Take it out, or pass allow_special=True to have it read as plain text."
+            f"{', '.join(allowed) or 'none'}. Take it out, or pass allow_special=True: generation instructions are "
+            "then tokens, and everything else is read as plain text"
         )
 
 
-def _fold_scene(messages: Sequence[Message]) -> Sequence[Message]:
+def _refuse_untemplated(messages: Sequence[Message]) -> None:
+    """Raises where transformers' template would raise, or leave something out without a word."""
+    if messages[0].role != "system" or len(messages[0].items) != 1 or not isinstance(messages[0].items[0], str):
+        raise PromptError(
+            f"message 0 is not a system message of one text; style='transformers' needs one. {_OTHERWISE}"
+        )
+    for message in messages[1:]:
+        where = f"message {message.index} ({message.role})"
+        is_audio = [not isinstance(item, str) for item in message.items]
+        if message.recipient:
+            raise PromptError(f"{where} has a recipient, and style='transformers' has none. {_OTHERWISE}")
+        if message.role == "assistant" and is_audio != [True]:
+            raise PromptError(f"{where} is not one audio item, as style='transformers' needs it. {_OTHERWISE}")
+        if message.role not in ("assistant", "scene") and any(is_audio):
+            raise PromptError(f"{where} has audio, and style='transformers' reads none there. {_OTHERWISE}")
+
+
+def _fold_scene(messages: Sequence[Message], space: "_Spacing") -> Sequence[Message]:
     """System message + `scene` message -> one system message with the scene block in it."""
     scenes = [number for number, message in enumerate(messages) if message.role == "scene"]
     if not scenes:
@@ -161,7 +194,7 @@ def _fold_scene(messages: Sequence[Message]) -> Sequence[Message]:
     if scenes != [1] or messages[0].role != "system":
         raise PromptError(f"a scene stands at message {scenes[-1]}; give one, as message 1, after a system message")
     system, scene, *others = [_trim(message) for message in messages]
-    block = (f"\n\n{SCENE_START}\n", *_space_scene(scene.items), f"\n{SCENE_END}")
+    block = (f"\n\n{SCENE_START}\n", *space(scene.items), f"\n{SCENE_END}")
     return [Message("system", (*system.items, *block), system.index), *others]
 
 
@@ -181,6 +214,24 @@ def _space_scene(items: Sequence[str | AudioSource]) -> Iterator[str | AudioSour
             yield "\n\n" if number == 0 and isinstance(item, str) else "\n"
 
 
+def _space_published_scene(items: Sequence[str | AudioSource]) -> Iterator[str | AudioSource]:
+    """The same as transformers' template has it: a blank line after a first text even before its audio, a space before
+    every audio, and a line end after it."""
+    for number, (item, following) in enumerate(zip_longest(items, items[1:])):
+        if not isinstance(item, str):
+            yield " "
+        yield item
+        if following is None:
+            return
+        if isinstance(item, str) and number == 0:
+            yield "\n\n"
+        elif not isinstance(item, str) or isinstance(following, str):
+            yield "\n"
+
+
+_Spacing = Callable[[Sequence[str | AudioSource]], Iterator[str | AudioSource]]
+
+
 # Message -> Piece.
 
 
@@ -191,6 +242,7 @@ def render(
     force_audio: bool = False,
     start_index: int | None = None,
     speak: Callable[[str], str] = str,
+    style: str = "original",
 ) -> tuple[Piece, ...]:
     """Turns -> the pieces of the prompt.
 
@@ -204,19 +256,23 @@ def render(
         start_index: index of the first message that is trained; every assistant turn is when None. Trained are, of
             such a turn, its text, its audio with the tokens around it, and its closing token; a recipient always is.
         speak: applied to what user turns say, outside of tags.
+        style: one of `STYLES`. In that of transformers the generation prompt always opens an audio segment, every turn
+            ends with <|eot_id|>, and the audio of a scene has the tokens of an answer.
     """
+    published = style == "transformers"
     pieces = [_special(BEGIN)]
     for message, following in zip_longest(messages, messages[1:]):
         continues = message.role == "assistant" and following is not None and following.role == "assistant"
+        continues = continues and not published
         trained = message.role == "assistant" and (start_index is None or message.index >= start_index)
         pieces += _header(message.role)
         if message.recipient:
             pieces += [_text(message.recipient, True), _special(RECIPIENT, True)]
         for item in message.items:
-            pieces += _render_item(item, message.role, trained, speak)
+            pieces += _render_item(item, message.role, trained, speak, published)
         pieces.append(_special(END_OF_MESSAGE if continues else END_OF_TURN, trained))
     if add_generation_prompt:
-        pieces += [*_header("assistant"), *([_special(AUDIO_OUT_BOS)] if force_audio else [])]
+        pieces += [*_header("assistant"), *([_special(AUDIO_OUT_BOS)] if force_audio or published else [])]
     return tuple(pieces)
 
 
@@ -232,11 +288,14 @@ def _header(role: str) -> list[Piece]:
     return [_special(HEADER_START), _text(role), _special(HEADER_END), _text("\n\n")]
 
 
-def _render_item(item: str | AudioSource, role: str, trained: bool, speak: Callable[[str], str]) -> list[Piece]:
+def _render_item(
+    item: str | AudioSource, role: str, trained: bool, speak: Callable[[str], str], published: bool
+) -> list[Piece]:
     if isinstance(item, str):
         tags = (*SOUND_TAGS, *(_SYSTEM_TAGS if role == "system" else _INSTRUCTION_TAGS))
         return list(_split_tags(item, tags, trained, speak if role == "user" else str))
-    opening, placeholder = (AUDIO_OUT_BOS, AUDIO_OUT) if role == "assistant" else (AUDIO_BOS, AUDIO_IN)
+    is_output = role == "assistant" or published
+    opening, placeholder = (AUDIO_OUT_BOS, AUDIO_OUT) if is_output else (AUDIO_BOS, AUDIO_IN)
     audio = Piece("audio", placeholder, trained, item)
     return [_special(opening, trained), audio, _special(AUDIO_EOS, trained)]
 

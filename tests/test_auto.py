@@ -1,0 +1,114 @@
+"""Auto classes: ours read every layout, transformers' own know our model types, whichever is imported first."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from higgs_audio import NANO, AutoProcessor, AutoTokenizer
+from higgs_audio.auto import is_ours
+from higgs_audio.codec import HiggsAudioTokenizer
+from higgs_audio.errors import CheckpointError
+from higgs_audio.processor import HiggsAudioProcessor
+from higgs_audio.processor_config import PUBLISHED_CODEC
+
+CLASSES = """
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForTextToWaveform, AutoProcessor, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+folder = sys.argv[1]
+print(type(AutoConfig.from_pretrained(folder)).__name__, type(AutoConfig.from_pretrained(folder + "/codec")).__name__)
+print(type(AutoModel.from_pretrained(folder)).__name__, type(AutoModel.from_pretrained(folder + "/codec")).__name__)
+print(type(AutoModelForTextToWaveform.from_pretrained(folder)).__name__)
+print(type(AutoProcessor.from_pretrained(folder, device_map="cpu", torch_dtype="auto")).__name__)
+print(type(AutoTokenizer.from_pretrained(folder)).__name__, CONFIG_MAPPING["higgs_audio_v2"].__module__)
+print([finder for finder in sys.meta_path if "higgs_audio" in type(finder).__module__])
+"""
+EXPECTED = f"""\
+HiggsAudioConfig HiggsAudioTokenizerConfig
+HiggsAudioForConditionalGeneration HiggsAudioTokenizer
+HiggsAudioForConditionalGeneration
+HiggsAudioProcessor
+{PreTrainedTokenizerFast.__name__} transformers.models.higgs_audio_v2.configuration_higgs_audio_v2
+[]
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import higgs_audio, transformers",
+        "from transformers import AutoModel, AutoProcessor; import higgs_audio",
+        "from higgs_audio.codec import HiggsAudioTokenizer",  # ours half imported while transformers' Auto classes come
+    ],
+)
+def test_auto_classes_of_transformers_resolve_our_types(tiny_checkpoint, imports):
+    code = f"import sys; {imports}\n{CLASSES}"
+    result = subprocess.run([sys.executable, "-c", code, str(tiny_checkpoint)], capture_output=True, text=True)
+    assert result.stdout == EXPECTED, result.stderr[-1000:]
+
+
+def test_importing_the_package_loads_neither_torch_nor_transformers():
+    code = "import sys, higgs_audio; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+
+
+# Layouts.
+
+
+@pytest.fixture
+def layouts(tiny_checkpoint, tmp_path):
+    """The tiny checkpoint's text tokenizer in each layout; the audio tokenizer lies elsewhere or nowhere."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint)
+    made = {name: tmp_path / name for name in ("original", "transformers")}
+    for name, folder in made.items():
+        tokenizer.save_pretrained(folder)
+        kind = {"original": "higgs_audio", "transformers": "higgs_audio_v2"}[name]
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    published = {
+        "audio_stream_bos_id": 1024,
+        "audio_tokenizer": {"audio_tokenizer_name_or_path": str(tiny_checkpoint / "codec")},
+        "feature_extractor": {"sampling_rate": 24000},
+        "processor_class": "HiggsAudioV2Processor",
+    }
+    (made["transformers"] / "processor_config.json").write_text(json.dumps(published))
+    return {"ours": tiny_checkpoint, "nano": "nano", **made}
+
+
+@pytest.mark.parametrize("layout", ["ours", "nano", "original", "transformers"])
+def test_every_layout_gives_our_processor_and_the_fast_tokenizer(layouts, layout):
+    assert is_ours(layouts[layout])
+    processor = AutoProcessor.from_pretrained(layouts[layout], device_map="cpu", torch_dtype="auto")
+    assert isinstance(processor, HiggsAudioProcessor)
+    assert isinstance(AutoTokenizer.from_pretrained(layouts[layout]), PreTrainedTokenizerFast)
+    if layout != "original":
+        assert isinstance(processor.audio_tokenizer, HiggsAudioTokenizer)
+
+
+def test_the_original_layout_asks_for_its_audio_tokenizer_only_when_it_is_needed(layouts, tiny_checkpoint):
+    processor = AutoProcessor.from_pretrained(layouts["original"])
+    conversation = [{"role": "user", "content": [{"type": "audio", "audio": torch.zeros(24000)}]}]
+    assert processor.apply_chat_template([{"role": "user", "content": "Hi"}]).input_ids.shape[0] == 1
+    with pytest.raises(CheckpointError, match=f"{PUBLISHED_CODEC}.*audio_tokenizer="):
+        processor.apply_chat_template(conversation)
+    for given in (tiny_checkpoint / "codec", HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec")):
+        processor = AutoProcessor.from_pretrained(layouts["original"], audio_tokenizer=given, device_map="cpu")
+        assert processor.apply_chat_template(conversation).audio_input_ids.shape == (1, 34, 8)
+
+
+def test_anything_else_is_left_to_transformers(tmp_path):
+    """A Llama folder with nothing but a tokenizer: transformers' own AutoProcessor gives that."""
+    PreTrainedTokenizerFast.from_pretrained(NANO).save_pretrained(tmp_path)
+    AutoConfig.for_model("llama").save_pretrained(tmp_path)
+    assert not is_ours(tmp_path)
+    for kind in (AutoProcessor, AutoTokenizer):
+        assert isinstance(kind.from_pretrained(tmp_path), PreTrainedTokenizerFast)
+
+
+def test_a_repository_that_cannot_be_had_is_an_error_of_transformers():
+    with pytest.raises(OSError, match=r"huggingface\.co"):
+        AutoTokenizer.from_pretrained("higgs-audio-tests/no-such-repository")

@@ -1,0 +1,61 @@
+"""The examples in the docstrings of the public classes run as they stand there."""
+
+import doctest
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+import higgs_audio
+from higgs_audio import auto, fetch, processor_config
+from higgs_audio.model import HiggsAudioForConditionalGeneration, HiggsAudioModel
+from higgs_audio.processor import HiggsAudioProcessor
+
+DOCUMENTED = {
+    "HiggsAudioConfig": higgs_audio.HiggsAudioConfig,
+    "HiggsAudioProcessor": HiggsAudioProcessor,
+    "HiggsAudioProcessor.from_pretrained": HiggsAudioProcessor.from_pretrained,
+    "HiggsAudioProcessor.apply_chat_template": HiggsAudioProcessor.apply_chat_template,
+    "HiggsAudioProcessor.__call__": HiggsAudioProcessor.__call__,
+    "HiggsAudioProcessor.decode": HiggsAudioProcessor.decode,
+    "HiggsAudioModel": HiggsAudioModel,
+    "HiggsAudioModel.forward": HiggsAudioModel.forward,
+    "HiggsAudioForConditionalGeneration": HiggsAudioForConditionalGeneration,
+    "HiggsAudioForConditionalGeneration.forward": HiggsAudioForConditionalGeneration.forward,
+    "HiggsAudioForConditionalGeneration.generate": HiggsAudioForConditionalGeneration.generate,
+    "AutoProcessor": auto.AutoProcessor,
+    "AutoTokenizer": auto.AutoTokenizer,
+    "ProcessorConfig": processor_config.ProcessorConfig,
+    "is_public": fetch.is_public,
+}
+# Those that the model's page documents: what goes in and comes out, what goes wrong, where it is from.
+WHOLE = [
+    "HiggsAudioProcessor.__call__",
+    "HiggsAudioProcessor.decode",
+    "HiggsAudioModel.forward",
+    "HiggsAudioForConditionalGeneration.forward",
+    "HiggsAudioForConditionalGeneration.generate",
+]
+NAMES = {"np": np, "torch": torch, "higgs_audio": higgs_audio, "is_public": fetch.is_public} | {
+    name: getattr(higgs_audio, name) for name in higgs_audio.__all__
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_the_example_in_a_docstring_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    documentation = inspect.getdoc(DOCUMENTED[name])
+    names = {**NAMES, "ProcessorConfig": processor_config.ProcessorConfig}
+    test = doctest.DocTestParser().get_doctest(documentation, names, name, None, None)
+    assert test.examples
+    said = []
+    assert doctest.DocTestRunner().run(test, out=said.append).failed == 0, "".join(said)
+    assert "SKIP" not in documentation
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_method_of_the_page_says_what_goes_in_comes_out_and_goes_wrong(name):
+    documentation = inspect.getdoc(DOCUMENTED[name])
+    for part in ("Args:", "Returns:", "Raises:", "Source:", "[B, T"):
+        assert part in documentation or (part == "[B, T" and name.endswith("decode")), part
