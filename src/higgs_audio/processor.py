@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -593,7 +594,7 @@ def _load_codec(name_or_path: str | Path, device_map: Any) -> "HiggsAudioTokeniz
 
     try:
         codec = HiggsAudioTokenizer.from_pretrained(name_or_path)
-    except (OSError, CheckpointError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"the audio tokenizer {str(name_or_path)!r} does not load: {str(error).strip().splitlines()[0]} Pass "
             "audio_tokenizer= with one that is loaded, or its folder"
