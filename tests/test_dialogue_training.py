@@ -190,9 +190,16 @@ def test_joined_clips_point_at_the_phones_of_the_whole_text(samples):
     assert [spoken[phone] for phone in joined.phones] == names
 
 
-def test_a_speaker_with_one_clip_speaks_by_name_or_alone(samples):
-    composer = Composer(samples[:1], {}, "", MIX)
-    assert composer.compose(0, torch.Generator().manual_seed(0)).turns == (samples[0],)
+def test_a_speaker_with_one_clip_and_no_name_is_left_out(samples):
+    """Without a reference its voice would be anybody's, in a prompt that asks for the default voice."""
+    few = [samples[0], samples[8], samples[16], samples[17]]
+    assert composers.usable(few, {"ava": "Ava"}) == [samples[0], samples[16], samples[17]]
+
+
+def test_the_only_other_clip_of_a_speaker_is_found(samples):
+    composer = Composer(samples[16:18], {}, "", MIX)
+    for seed in range(200):
+        assert composer.compose(0, torch.Generator().manual_seed(seed)).turns == (samples[17], samples[16])
 
 
 def test_a_conversation_depends_on_seed_epoch_and_sample_alone(samples):

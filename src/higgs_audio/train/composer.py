@@ -1,6 +1,6 @@
 """Draws conversations from prepared clips: by name, after a reference, among several speakers."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +39,7 @@ SEVERAL_FORMS: Forms = (
 NUM_SPEAKERS = (0.75, 0.17, 0.08)  # shares of two, three and four in a conversation
 MORE_TURNS = 0.4  # share of conversations with one turn more than they need
 MAX_TURN_FRAMES = 200  # of two sentences that are said as one turn
+TRIES, MANY_CLIPS = 6, 50  # a clip is drawn so many times; where there are few, all are looked at after that
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class _Draft:
         """Chooses the kind of conversation."""
         speaker = self._target.speaker
         profile = profiles.get(speaker)
-        if self._chance(mix.joined):
+        if self._chance(mix.joined) and len(self._clips[speaker]) > 2:  # one is left to be the reference
             self._lengthen()
         if self._chance(mix.several) and (dialogue := self._several(mix.reference_frames)):
             return dialogue
@@ -142,9 +143,11 @@ class _Draft:
         most = frames[1] if count == 2 else max(frames[0], frames[1] // 2)
         cast = [self._target.speaker, *others]
         cast = [cast[i] for i in self._permutation(len(cast))]
+        used_before = set(self._used)
         heard = [self._reference(speaker, frames[0], most) for speaker in cast]
         references = [reference for reference in heard if reference is not None]
         if len(references) < len(cast) or len(cast) < 2:
+            self._used = used_before
             return None
         said, speakers = self._more(cast, frames[1])
         system, scene = self._form(SEVERAL_FORMS)
@@ -180,12 +183,13 @@ class _Draft:
         return join(clips) if clips else None
 
     def _clip(self, speaker: str, most: int) -> Sample | None:
-        """A clip of the speaker of at most `most` frames that the conversation does not have, in a few tries."""
+        """A clip of the speaker of at most `most` frames that the conversation does not have."""
         pool = self._clips[speaker]
-        for number in torch.randint(len(pool), (6,), generator=self._generator).tolist():
-            if pool[number] not in self._used and self._samples[pool[number]].num_frames <= most:
-                self._used.add(pool[number])
-                return self._samples[pool[number]]
+        drawn = torch.randint(len(pool), (TRIES,), generator=self._generator).tolist()
+        for place in (*drawn, *(self._permutation(len(pool)) if len(pool) < MANY_CLIPS else ())):
+            if pool[place] not in self._used and self._samples[pool[place]].num_frames <= most:
+                self._used.add(pool[place])
+                return self._samples[pool[place]]
         return None
 
     def _form(self, forms: Forms) -> tuple[str | None, str | None]:
@@ -199,6 +203,12 @@ class _Draft:
 
     def _permutation(self, count: int) -> list[int]:
         return torch.randperm(count, generator=self._generator).tolist()
+
+
+def usable(samples: Sequence[Sample], profiles: Mapping[str, str]) -> list[Sample]:
+    """The samples whose voice a prompt can ask for: by name, or by a reference, which is another clip."""
+    counts = Counter(sample.speaker for sample in samples)
+    return [sample for sample in samples if sample.speaker in profiles or counts[sample.speaker] > 1]
 
 
 def join(samples: Sequence[Sample]) -> Sample:

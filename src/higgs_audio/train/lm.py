@@ -16,7 +16,7 @@ from higgs_audio.layers import FeedForward, RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.train.clips import length_batches
-from higgs_audio.train.composer import Composer, Mix
+from higgs_audio.train.composer import Composer, Mix, usable
 from higgs_audio.train.dialogue import Batch, Dialogue, collate, corrupt
 from higgs_audio.train.guide import Guide
 from higgs_audio.train.phones import PHONES
@@ -141,7 +141,7 @@ def compile_parts(model: nn.Module) -> None:
 
 def train_language_model(recipe: LanguageModelRecipe) -> Path:
     """Trains the language model; writes a checkpoint to `output/model` and returns that path."""
-    samples, heldout = read_samples(recipe.data), read_samples(recipe.heldout)
+    samples, heldout = usable(read_samples(recipe.data), recipe.profiles), read_samples(recipe.heldout)
     processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
     run = Run(recipe.output, recipe.save_every, recipe.log_every)
     save_recipe(recipe, run.folder / "recipe.yaml")
