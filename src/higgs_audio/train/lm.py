@@ -1,5 +1,6 @@
 """Training the language model: one straight loop."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,19 +11,18 @@ from torch import Tensor, nn
 
 from higgs_audio import template
 from higgs_audio.config import HiggsAudioConfig
+from higgs_audio.errors import RecipeError
 from higgs_audio.layers import FeedForward, RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
-from higgs_audio.train.clips import batch_order
-from higgs_audio.train.dialogue import Batch, Composer, collate, corrupt
+from higgs_audio.train.clips import length_batches
+from higgs_audio.train.composer import Composer, Mix, usable
+from higgs_audio.train.dialogue import Batch, Dialogue, collate, corrupt
 from higgs_audio.train.guide import Guide
 from higgs_audio.train.phones import PHONES
 from higgs_audio.train.prepare import Sample, read_samples
 from higgs_audio.train.recipe import save_recipe
 from higgs_audio.train.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
-
-OVERHEAD = 60  # positions of a conversation that are neither phonemes nor frames, and a little more
-
 
 # Fields of HiggsAudioConfig that name a token of the prompt format.
 TOKEN_FIELDS = {
@@ -43,19 +43,25 @@ class LanguageModelRecipe:
     """Everything a language-model run depends on.
 
     `data` and `heldout` are folders of prepared clips, `processor` a folder with the tokenizer and processor files,
-    `output` the run's folder, `profiles` speaker -> profile text.
+    `output` the run's folder, `profiles` speaker -> profile text. `start` is a checkpoint to train on from; the model
+    is then its size, and `text_config` is not read. The shares are those of `Mix`.
     """
 
     data: str
     heldout: str
     processor: str
     output: str
+    start: str = ""
     text_config: dict[str, Any] = field(default_factory=dict)
     audio_adapter_type: str = "dual_ffn_fast_forward"
     profiles: dict[str, str] = field(default_factory=dict)
     default_speaker: str = ""
     reference_share: float = 0.15
     plain_share: float = 0.3
+    several_share: float = 0.0
+    cast_share: float = 0.0
+    joined_share: float = 0.0
+    reference_frames: tuple[int, ...] = (1, 60)
     num_steps: int = 5000
     batch_positions: int = 3000
     short_share: float = 0.15  # of the steps, on the shorter half of the clips alone
@@ -79,6 +85,34 @@ class LanguageModelRecipe:
     save_every: int = 200
     log_every: int = 20
     check_every: int = 400
+
+
+def mix_of(recipe: LanguageModelRecipe) -> Mix:
+    """The recipe's shares.
+
+    Raises RecipeError where `reference_frames` is not a least and a most.
+    """
+    frames = recipe.reference_frames
+    if len(frames) != 2 or not 1 <= frames[0] <= frames[1]:
+        raise RecipeError(f"reference_frames={list(frames)} must be the least and the most, such as [75, 250]")
+    shares = (recipe.reference_share, recipe.plain_share, recipe.several_share, recipe.cast_share, recipe.joined_share)
+    return Mix(*shares, (frames[0], frames[1]))
+
+
+def first_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
+    """The checkpoint that the recipe starts from, in float32, or a new model.
+
+    Raises RecipeError where the checkpoint's vocabulary is not the processor's.
+    """
+    if not recipe.start:
+        return new_model(recipe, processor)
+    model = HiggsAudioForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
+    size, wanted = model.model.text_config.vocab_size, len(processor.tokenizer)
+    if size != wanted:
+        raise RecipeError(
+            f"{recipe.start!r} reads {size} text tokens and the processor writes {wanted}: take the checkpoint's own"
+        )
+    return model
 
 
 def new_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
@@ -107,23 +141,23 @@ def compile_parts(model: nn.Module) -> None:
 
 def train_language_model(recipe: LanguageModelRecipe) -> Path:
     """Trains the language model; writes a checkpoint to `output/model` and returns that path."""
-    samples, heldout = read_samples(recipe.data), read_samples(recipe.heldout)
+    samples, heldout = usable(read_samples(recipe.data), recipe.profiles), read_samples(recipe.heldout)
     processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
     run = Run(recipe.output, recipe.save_every, recipe.log_every)
     save_recipe(recipe, run.folder / "recipe.yaml")
-    model = new_model(recipe, processor).train()
+    model = first_model(recipe, processor).train()
     if recipe.compile:
         compile_parts(model)
     guide = Guide(model, recipe.guide_layers, recipe.phone_layer, len(PHONES) + 1)
     trained = nn.ModuleDict({"model": model, "guide": guide})
     optimizer = torch.optim.AdamW(decay_groups(trained, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
     parts = {"model": model, "guide": guide, "optimizer": optimizer}
-    composer = Composer(samples, recipe.profiles, recipe.default_speaker, recipe.reference_share, recipe.plain_share)
+    composer = Composer(samples, recipe.profiles, recipe.default_speaker, mix_of(recipe))
     step = run.resume(parts)
-    batches = index_batches(samples, recipe, step)
+    batches = dialogue_batches(composer, samples, recipe, step)
     while step < recipe.num_steps:
         generator = seed_step(recipe.seed, step)
-        batch = collate([composer.compose(i, generator) for i in next(batches)], processor)
+        batch = collate(next(batches), processor)
         losses = training_losses(model, guide, batch, recipe, step, generator)
         rate = learning_rate(step, recipe.num_steps, recipe.peak_rate, recipe.warmup, recipe.final_rate)
         norm = apply_gradients(losses.pop("total"), trained, optimizer, rate, recipe.max_norm)
@@ -138,16 +172,37 @@ def train_language_model(recipe: LanguageModelRecipe) -> Path:
     return run.folder / "model"
 
 
-def index_batches(samples: Sequence[Sample], recipe: LanguageModelRecipe, start: int) -> Iterator[list[int]]:
-    """Sample numbers of every step: the shorter half first, then all; batches of similar length."""
-    sizes = [s.num_frames + len(s.phonemes) + OVERHEAD for s in samples]
+def dialogue_batches(
+    composer: Composer, samples: Sequence[Sample], recipe: LanguageModelRecipe, start: int
+) -> Iterator[list[Dialogue]]:
+    """Conversations of every step from number `start` on: the shorter half of the clips first, then all."""
+    sizes = [s.num_frames + len(s.phonemes) for s in samples]
     short = sorted(range(len(samples)), key=sizes.__getitem__)[: max(1, len(samples) // 2)]
     num_short = int(recipe.short_share * recipe.num_steps)
     if start < num_short:
-        order = batch_order([sizes[i] for i in short], recipe.batch_positions, recipe.seed, start)
-        for _ in range(num_short - start):
-            yield [short[i] for i in next(order)]
-    yield from batch_order(sizes, recipe.batch_positions, recipe.seed + 1, max(0, start - num_short))
+        yield from itertools.islice(composed(composer, short, recipe, 2 * recipe.seed, start), num_short - start)
+    rest = range(len(samples))
+    yield from composed(composer, rest, recipe, 2 * recipe.seed + 1, max(0, start - num_short))
+
+
+def composed(
+    composer: Composer, numbers: Sequence[int], recipe: LanguageModelRecipe, seed: int, start: int
+) -> Iterator[list[Dialogue]]:
+    """Endless batches of conversations, one for each of the samples in an epoch, from batch number `start` on.
+
+    Conversations differ in length by ten times, so they are drawn first and batched by what they turned out to be.
+    """
+    for epoch in itertools.count():
+        sizes = [composer.compose(n, draw_of(seed, epoch, n)).num_positions for n in numbers]
+        batches = length_batches(sizes, recipe.batch_positions, seed, epoch)
+        for batch in batches[start:]:
+            yield [composer.compose(numbers[i], draw_of(seed, epoch, numbers[i])) for i in batch]
+        start = max(0, start - len(batches))
+
+
+def draw_of(seed: int, epoch: int, number: int) -> torch.Generator:
+    """The randomness of one conversation."""
+    return torch.Generator().manual_seed(hash((seed, epoch, number)) & 0xFFFF_FFFF)
 
 
 def training_losses(
@@ -189,7 +244,7 @@ def check(
 ) -> dict[str, float]:
     """Held-out losses by codebook, and how much they grow where every text is another's: the text gain, in nats."""
     model.eval()
-    composer = Composer(heldout, recipe.profiles, recipe.default_speaker, 0.0, 0.0)
+    composer = Composer(heldout, recipe.profiles, recipe.default_speaker, Mix(reference=0.0, plain=0.0))
     generator = torch.Generator().manual_seed(0)
     dialogues = [composer.compose(i, generator) for i in range(0, len(heldout), max(1, len(heldout) // 48))]
     true, shuffled = [], []

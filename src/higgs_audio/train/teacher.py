@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import HubertConfig, HubertForCTC
 
+from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.codec.resample import resample
 from higgs_audio.train.clips import Clip, batch_order, read_manifests, samples
 from higgs_audio.train.phones import PHONES, phone_ids, phones
@@ -42,10 +43,15 @@ DEFAULT_HUBERT = {
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """Everything a teacher run depends on. `data` is a folder with manifests, `output` the run's folder."""
+    """Everything a teacher run depends on. `data` is a folder with manifests, `output` the run's folder.
+
+    With `body`, an audio tokenizer, the teacher is the HuBERT inside it, which stays as it is: only the CTC head is
+    trained, and `hubert` is not read. So a tokenizer that was shipped can align phones again.
+    """
 
     data: str
     output: str
+    body: str = ""
     hubert: dict[str, Any] = field(default_factory=lambda: dict(DEFAULT_HUBERT))
     num_steps: int = 2000
     batch_seconds: float = 30.0
@@ -80,13 +86,22 @@ def new_teacher(hubert: dict[str, Any], seed: int) -> HubertForCTC:
     return HubertForCTC(config)
 
 
+def teacher_of(tokenizer: str, seed: int) -> HubertForCTC:
+    """The frozen HuBERT of the audio tokenizer at `tokenizer` under a new CTC head."""
+    codec = HiggsAudioTokenizer.from_pretrained(tokenizer)
+    teacher = new_teacher({name: getattr(codec.config.semantic, name) for name in DEFAULT_HUBERT}, seed)
+    teacher.hubert.load_state_dict(codec.semantic_model.state_dict())
+    teacher.hubert.requires_grad_(False)
+    return teacher
+
+
 def train_teacher(recipe: TeacherRecipe) -> Path:
     """Trains the teacher; writes a transformers checkpoint to `output/model` and returns that path."""
     clips = read_manifests(recipe.data, "train", recipe.max_seconds)
     targets = {clip.id: phone_ids(phones(clip.text)) for clip in clips}
     run = Run(recipe.output, recipe.save_every, recipe.log_every)
     save_recipe(recipe, run.folder / "recipe.yaml")
-    teacher = new_teacher(recipe.hubert, recipe.seed)
+    teacher = teacher_of(recipe.body, recipe.seed) if recipe.body else new_teacher(recipe.hubert, recipe.seed)
     optimizer = torch.optim.AdamW(decay_groups(teacher, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
     parts = {"model": teacher, "optimizer": optimizer}
     step = run.resume(parts)

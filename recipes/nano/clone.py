@@ -1,0 +1,180 @@
+"""Measures cloning as the published programs ask for it: one reference of 3 to 10 seconds, and two with speaker tags.
+
+    python recipes/nano/clone.py SPEECH_DIR OUT_DIR [--checkpoint DIR] [--num 16]
+
+SPEECH_DIR is what `speech.py` made. References are joined held-out recordings, `seen` ones of voices that training
+heard (saying other sentences), `unseen` ones of speakers that it did not. Resumable: OUT_DIR/items.jsonl keeps every
+measured item, and OUT_DIR/*.wav what was heard.
+
+`own` and `other` are the similarity (Resemblyzer) of the output to its own reference and to the other speaker's;
+`nearer` the share of outputs that are closer to their own.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import zlib
+from collections import defaultdict
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from higgs_audio import NANO, HiggsAudioForConditionalGeneration, HiggsAudioProcessor
+from higgs_audio.audio import Waveform, read, write
+from higgs_audio.evaluate.benchmark import heldout
+from higgs_audio.evaluate.metrics import bootstrap_interval, word_errors
+from higgs_audio.listen.asr import transcribe
+from higgs_audio.listen.speaker import embed, similarity
+from higgs_audio.train.composer import QUIET_ROOM, SAME_VOICE, SEVERAL_SPEAKERS
+
+SECONDS = (3.0, 10.0)  # of a reference
+FIRST_TARGET = 40  # sentences from this one on are spoken, those before it are heard in references
+OPTIONS = {"max_length": 1024, "temperature": 0.3, "top_p": 0.95, "top_k": 50, "do_sample": True}
+PROGRAMS = ("one reference", "two references")
+
+
+def main() -> None:
+    args = parse_arguments()
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "items.jsonl"
+    items = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(item["program"], item["kind"], item["number"]) for item in items}
+    clips = recordings(Path(args.speech))
+    for number, kind, program in itertools.product(range(args.num), clips, PROGRAMS):
+        if (program, kind, number) not in done:
+            item = measure(program, kind, number, clips[kind], args.checkpoint, out)
+            items.append(item)
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(item) + "\n")
+    print(table([item for item in items if item["number"] < args.num]))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("speech")
+    parser.add_argument("out")
+    parser.add_argument("--checkpoint", default=str(NANO))
+    parser.add_argument("--num", type=int, default=16, help="items of each program and kind of reference")
+    return parser.parse_args()
+
+
+def recordings(speech: Path) -> dict[str, dict[str, list[tuple[Path, str]]]]:
+    """Kind of reference -> speaker -> recordings with their texts, of sentences before FIRST_TARGET."""
+    found: dict = {"seen": defaultdict(list), "unseen": defaultdict(list)}
+    kinds = {"heldout": "seen", "unseen": "unseen"}
+    for manifest in sorted(speech.glob("manifest*.jsonl")):
+        for clip in map(json.loads, manifest.read_text(encoding="utf-8").splitlines()):
+            if clip["split"] in kinds and int(clip["id"].split("-")[1]) < FIRST_TARGET:
+                found[kinds[clip["split"]]][clip["speaker"]].append((speech / clip["audio"], clip["text"]))
+    return found
+
+
+def measure(program: str, kind: str, number: int, clips: dict, checkpoint: str, out: Path) -> dict:
+    """One output, listened to."""
+    rng = random.Random(zlib.crc32(f"{kind} {number}".encode()))  # the same for both programs and every checkpoint
+    speakers = sorted(clips)
+    speaker = speakers[number % len(speakers)]
+    other = rng.choice([name for name in speakers if name.split("*")[0] != speaker.split("*")[0]])
+    own, foreign = reference(clips[speaker], rng), reference(clips[other], rng)
+    text = heldout().sentences[FIRST_TARGET + number % (100 - FIRST_TARGET)].text
+    second = foreign if program == PROGRAMS[1] else None
+    sound, ended = speak(checkpoint, conversation(text, own, second), number)
+    write(sound, out / f"{program.split()[0]}-{kind}-{number:02d}.wav")
+    heard = transcribe([sound])[0].text
+    errors = word_errors(text, heard)
+    likeness = [round(similarity(embed(sound), embed(voice[0])), 4) for voice in (own, foreign)]
+    return {
+        "program": program,
+        "kind": kind,
+        "number": number,
+        "speaker": speaker,
+        "of": other,
+        "text": text,
+        "heard": heard,
+        "errors": errors.errors,
+        "words": errors.total,
+        "own": likeness[0],
+        "other": likeness[1],
+        "seconds": round(len(sound.samples) / sound.sample_rate, 2),
+        "ended": ended,
+        "reference_seconds": round(len(own[0].samples) / own[0].sample_rate, 2),
+    }
+
+
+def reference(clips: list[tuple[Path, str]], rng: random.Random) -> tuple[Waveform, str]:
+    """Recordings of one speaker one after another, within SECONDS, and what they say."""
+    wanted, sounds, texts = rng.uniform(*SECONDS), [], []
+    for path, text in rng.sample(sorted(clips), len(clips)):
+        sound = read(path)
+        length = sum(map(len, sounds)) + len(sound.samples)
+        if length > SECONDS[1] * sound.sample_rate:
+            continue
+        sounds.append(sound.samples)
+        texts.append(text)
+        if length >= wanted * sound.sample_rate:
+            break
+    return Waveform(np.concatenate(sounds), sound.sample_rate), " ".join(texts)
+
+
+def conversation(text: str, own: tuple[Waveform, str], second: tuple[Waveform, str] | None) -> list[dict]:
+    """The second program of the published model's page, or with a second reference its third."""
+    if second is None:
+        scene = f"{SAME_VOICE}\n\n<|scene_desc_start|>\n{QUIET_ROOM}\n<|scene_desc_end|>"
+        return [{"role": "system", "content": scene}, *heard(*own), {"role": "user", "content": text}]
+    turns = [turn for number, (sound, said) in enumerate((own, second)) for turn in heard(sound, said, number)]
+    asked = {"role": "user", "content": f"[SPEAKER0] {text}"}
+    return [{"role": "system", "content": SEVERAL_SPEAKERS}, *turns, asked]
+
+
+def heard(sound: Waveform, text: str, number: int | None = None) -> list[dict]:
+    """A reference as two turns."""
+    said = text if number is None else f"[SPEAKER{number}] {text}"
+    audio = {"type": "audio", "audio": sound.samples, "sampling_rate": sound.sample_rate}
+    return [{"role": "user", "content": said}, {"role": "assistant", "content": [audio]}]
+
+
+def speak(checkpoint: str, messages: list[dict], seed: int) -> tuple[Waveform, bool]:
+    """The answer's sound, and whether it ended by itself; half a second of silence where it has none."""
+    model, processor = parts(checkpoint)
+    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+    torch.manual_seed(seed)
+    outputs = model.generate(**inputs, **OPTIONS, tokenizer=processor.tokenizer)
+    length = processor.get_prompt_len(inputs.input_ids)
+    answer = processor.decode(outputs[0], outputs[1], prompt_token_length=length)
+    samples = np.zeros(12_000, np.float32) if answer.audio is None else np.asarray(answer.audio, np.float32)
+    return Waveform(np.clip(samples, -1, 1), processor.sampling_rate), outputs[0].shape[-1] < OPTIONS["max_length"]
+
+
+@lru_cache
+def parts(checkpoint: str) -> tuple[HiggsAudioForConditionalGeneration, HiggsAudioProcessor]:
+    model = HiggsAudioForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    return model.eval(), HiggsAudioProcessor.from_pretrained(checkpoint)
+
+
+def table(items: list[dict]) -> str:
+    """A row for each program and kind."""
+    lines = ["| program | references | items | WER | 95 % | own | other | nearer | ended |", "| --- " * 9 + "|"]
+    lines[1] = "| --- | --- " + "| ---: " * 7 + "|"
+    for program, kind in itertools.product(PROGRAMS, ("seen", "unseen")):
+        part = [item for item in items if (item["program"], item["kind"]) == (program, kind)]
+        if part:
+            lines.append(row(program, kind, part))
+    return "\n".join(lines)
+
+
+def row(program: str, kind: str, items: list[dict]) -> str:
+    errors, words = ([item[key] for item in items] for key in ("errors", "words"))
+    low, high = bootstrap_interval(errors, words)
+    own, other = (np.mean([item[key] for item in items]) for key in ("own", "other"))
+    nearer = np.mean([item["own"] > item["other"] for item in items])
+    ended = np.mean([item["ended"] for item in items])
+    rate = f"{sum(errors) / sum(words):.1%} | {low:.1%} to {high:.1%}".replace("%", " %")
+    return f"| {program} | {kind} | {len(items)} | {rate} | {own:.3f} | {other:.3f} | {nearer:.2f} | {ended:.2f} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""Training on conversations: references of several clips, several speakers, checkpoints to start from.
+
+The sounds are random codes and the alignments made up, so every position can be told from every other.
+"""
+
+import itertools
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from higgs_audio.codec import HiggsAudioTokenizer
+from higgs_audio.errors import RecipeError
+from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
+from higgs_audio.processor import HiggsAudioProcessor
+from higgs_audio.prompt import MULTI_SPEAKER
+from higgs_audio.text import phonemize
+from higgs_audio.train import composer as composers
+from higgs_audio.train import lm, teacher
+from higgs_audio.train.composer import CLONE_FORMS, QUIET_ROOM, SAME_VOICE, SEVERAL_SPEAKERS, Composer, Mix, join
+from higgs_audio.train.dialogue import collate
+from higgs_audio.train.phones import phone_ids, phones
+from higgs_audio.train.prepare import Sample
+
+ROOT = Path(__file__).parents[1]
+TEXTS = (
+    "The sun rises in the east.",
+    "Nobody knows the answer.",
+    "We walked along the river.",
+    "Seven men sat down.",
+    "It rained all day.",
+    "Come and see the garden.",
+)
+SPEAKERS = ("ava", "joe", "tom", "kim", "zoe")
+MIX = Mix(reference=0.5, plain=0.5, several=0.4, cast=0.3, joined=0.3, reference_frames=(40, 90))
+
+
+def make_sample(number, speaker, num_frames):
+    text = TEXTS[number % len(TEXTS)]
+    rng = np.random.default_rng((number, len(speaker)))
+    heard = np.linspace(0, len(phones(text)) - 1, num_frames).astype(np.uint16)
+    return Sample(f"{speaker}-{number}", text, phonemize(text), speaker, rng.integers(0, 1024, (8, num_frames)), heard)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return [make_sample(n, speaker, 18 + 3 * n) for speaker in SPEAKERS for n in range(8)]
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_checkpoint):
+    return HiggsAudioProcessor.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def dialogues(samples):
+    composer = Composer(samples, {"ava": "Ava", "joe": "Joe"}, "ava", MIX)
+    drawn = itertools.product(range(20), range(len(samples)))
+    return [composer.compose(n, torch.Generator().manual_seed(1000 * epoch + n)) for epoch, n in drawn]
+
+
+def clips_of(turn):
+    return turn.id.split("+")
+
+
+def speakers_of(dialogue):
+    return dialogue.speakers or (0,) * len(dialogue.turns)
+
+
+def test_no_clip_is_heard_twice_in_a_conversation(dialogues):
+    """Or the answer could be copied from its own reference."""
+    for dialogue in dialogues:
+        clips = [clip for turn in dialogue.turns for clip in clips_of(turn)]
+        assert len(clips) == len(set(clips))
+
+
+def test_every_conversation_ends_with_the_sample_it_is_composed_for(dialogues, samples):
+    for dialogue, sample in zip(dialogues, samples * 20, strict=True):
+        assert clips_of(dialogue.turns[-1])[-1] == sample.id
+
+
+def test_one_number_is_one_voice(dialogues):
+    for dialogue in dialogues:
+        voices = {(number, turn.speaker) for number, turn in zip(speakers_of(dialogue), dialogue.turns, strict=True)}
+        assert len(voices) == len({number for number, _ in voices}) == len({voice for _, voice in voices})
+
+
+def test_a_trained_turn_has_a_voice_that_is_named_or_was_heard(dialogues):
+    """And the first turn of a voice that is neither is not trained, unless it is the only one."""
+    for dialogue in dialogues:
+        numbers, first = speakers_of(dialogue), dialogue.first_trained
+        named = {0} if dialogue.profile else set(dialogue.profiles)
+        for place in range(first, len(numbers)):
+            alone = len(numbers) == 1 and dialogue.turns[0].speaker == "ava"
+            assert alone or numbers[place] in named or numbers[place] in numbers[:place]
+        assert first == 0 or numbers[first - 1] not in {*named, *numbers[: first - 1]}
+
+
+def test_references_are_as_long_as_the_mix_says_where_a_speaker_has_clips_enough(dialogues):
+    lengths = [turn.num_frames for dialogue in dialogues for turn in dialogue.turns[: dialogue.first_trained]]
+    assert max(lengths) <= 90
+    assert np.mean([length >= 40 for length in lengths]) > 0.8
+    assert any("+" in turn.id for dialogue in dialogues for turn in dialogue.turns[: dialogue.first_trained])
+
+
+def test_all_kinds_of_conversation_occur(dialogues):
+    def kind(dialogue):
+        if dialogue.speakers:
+            return "cast" if dialogue.profiles else f"several {len(set(dialogue.speakers))}"
+        if dialogue.first_trained or len(dialogue.turns) > 1:
+            return "named after a reference" if dialogue.profile else "clone"
+        return "named" if dialogue.profile else "plain"
+
+    kinds = Counter(map(kind, dialogues))
+    assert set(kinds) == {"cast", "several 2", "several 3", "several 4", "clone"} | {
+        "named",
+        "plain",
+        "named after a reference",
+    }
+    assert min(kinds.values()) >= 5
+
+
+def test_the_prompts_are_those_of_the_published_examples(dialogues, processor):
+    """Whole texts that are single tokens of nano's tokenizer, so the character for character form matters."""
+    clone = next(d for d in dialogues if d.system == SAME_VOICE and d.scene and len(d.turns) == 2)
+    system, user, assistant, asked, _ = clone.messages()
+    assert system["content"] == f"{SAME_VOICE}\n\n<|scene_desc_start|>\n{QUIET_ROOM}\n<|scene_desc_end|>"
+    assert (user["content"], asked["content"]) == tuple(turn.text for turn in clone.turns)
+    assert np.array_equal(assistant["content"][0]["codes"], clone.turns[0].codes)
+    several = next(d for d in dialogues if d.system == SEVERAL_SPEAKERS and len(set(d.speakers)) == 2)
+    messages = several.messages()
+    assert messages[0] == {"role": "system", "content": SEVERAL_SPEAKERS}
+    assert [m["content"] for m in messages if m["role"] == "user"] == [
+        f"[SPEAKER{number}] {turn.text}" for number, turn in zip(several.speakers, several.turns, strict=True)
+    ]
+    for text in (SAME_VOICE, QUIET_ROOM, SEVERAL_SPEAKERS, MULTI_SPEAKER, "[SPEAKER1] "):
+        assert len(processor.tokenizer.tokenize(text)) == 1
+
+
+def test_labels_are_the_frames_of_the_trained_turns_alone(dialogues, processor):
+    chosen = [d for d in dialogues if d.first_trained][:6] + [d for d in dialogues if d.profiles][:2]
+    batch = collate(chosen, processor)
+    for row, dialogue in enumerate(chosen):
+        labels = batch.inputs["audio_labels"][row]
+        trained = labels[(labels[:, 0] != IGNORED) & (labels[:, 0] < 1024), 0].numpy()
+        wanted = [turn.codes[0] for turn in dialogue.turns[dialogue.first_trained :]]
+        assert np.array_equal(trained, np.concatenate(wanted))
+
+
+def test_the_guide_looks_at_the_text_of_the_turn_that_sounds(dialogues, processor):
+    """Not at the reference's, nor, in a joined turn, at the sentence before.
+
+    Behind a speaker's tag it once looked one phoneme too far to the left.
+    """
+    several = [d for d in dialogues if len(d.turns) > 2 and any("+" in turn.id for turn in d.turns)][:4]
+    batch = collate(several, processor)
+    column_ids = processor.tokenizer.convert_tokens_to_ids(["<|AUDIO_OUT|>", "<|reserved_special_token_6|>"])
+    for row, dialogue in enumerate(several):
+        ids = batch.inputs["input_ids"][row]
+        places = torch.isin(ids, torch.tensor(column_ids)).nonzero().squeeze(1).tolist()
+        start, seen_before = 0, -1
+        for turn in dialogue.turns:
+            spoken = phones(turn.text)
+            look = batch.look[row, places[start : start + turn.num_frames]].tolist()
+            names = [processor.tokenizer.convert_ids_to_tokens(int(ids[place])) for place in look]
+            assert names == [spoken[phone] for phone in turn.phones]
+            assert look == sorted(look)
+            assert look[0] > seen_before
+            seen_before = look[-1]
+            columns = places[start : start + turn.num_frames]
+            assert batch.phones[row, columns].tolist() == phone_ids("".join(names))
+            start += turn.num_frames + 8 + 1
+
+
+def test_a_prompt_is_no_longer_than_it_says(dialogues, processor):
+    """Batches are filled by this number, so one that is too small would overfill memory."""
+    for dialogue in dialogues[:60]:
+        length = collate([dialogue], processor).inputs["input_ids"].shape[1]
+        assert length <= dialogue.num_positions <= length + 30
+
+
+def test_joined_clips_point_at_the_phones_of_the_whole_text(samples):
+    joined = join(samples[:3])
+    assert joined.num_frames == sum(sample.num_frames for sample in samples[:3])
+    spoken = phones(joined.text)
+    names = [phones(sample.text)[phone] for sample in samples[:3] for phone in sample.phones]
+    assert [spoken[phone] for phone in joined.phones] == names
+
+
+def test_a_speaker_with_one_clip_and_no_name_is_left_out(samples):
+    """Without a reference its voice would be anybody's, in a prompt that asks for the default voice."""
+    few = [samples[0], samples[8], samples[16], samples[17]]
+    assert composers.usable(few, {"ava": "Ava"}) == [samples[0], samples[16], samples[17]]
+
+
+def test_the_only_other_clip_of_a_speaker_is_found(samples):
+    composer = Composer(samples[16:18], {}, "", MIX)
+    for seed in range(200):
+        assert composer.compose(0, torch.Generator().manual_seed(seed)).turns == (samples[17], samples[16])
+
+
+def test_a_conversation_depends_on_seed_epoch_and_sample_alone(samples):
+    recipe = lm.LanguageModelRecipe("", "", "", "", num_steps=30, short_share=0.0, batch_positions=900)
+    composer = Composer(samples, {"ava": "Ava"}, "ava", MIX)
+
+    def turns(start):
+        batches = itertools.islice(lm.dialogue_batches(composer, samples, recipe, start), 30 - start)
+        return [[tuple(turn.id for turn in dialogue.turns) for dialogue in batch] for batch in batches]
+
+    whole = turns(0)
+    assert turns(13) == whole[13:]
+    assert whole[0] not in whole[1:]
+
+
+def test_a_batch_is_filled_by_what_its_conversations_turned_out_to_be(samples):
+    recipe = lm.LanguageModelRecipe("", "", "", "", short_share=0.0, batch_positions=900)
+    composer = Composer(samples, {"ava": "Ava"}, "ava", MIX)
+    for batch in itertools.islice(lm.dialogue_batches(composer, samples, recipe, 0), 40):
+        assert max(d.num_positions for d in batch) * len(batch) <= 900
+
+
+@pytest.mark.parametrize("frames", [[60], [0, 60], [80, 60]])
+def test_reference_frames_are_a_least_and_a_most(frames):
+    with pytest.raises(RecipeError, match="least and the most"):
+        lm.mix_of(lm.LanguageModelRecipe("", "", "", "", reference_frames=tuple(frames)))
+
+
+def test_the_shares_of_forms_and_kinds_are_shares():
+    for shares in ([s for s, *_ in CLONE_FORMS], [s for s, *_ in composers.SEVERAL_FORMS], composers.NUM_SPEAKERS):
+        assert sum(shares) == pytest.approx(1.0)
+
+
+# Starting from what is there
+
+
+def lm_recipe(tiny_checkpoint, **fields):
+    return lm.LanguageModelRecipe("", "", str(tiny_checkpoint), "", **fields)
+
+
+def test_a_run_starts_from_a_checkpoint_in_float32(tiny_checkpoint, processor):
+    recipe = lm_recipe(tiny_checkpoint, start=str(tiny_checkpoint), text_config={"hidden_size": 999})
+    model = lm.first_model(recipe, processor)
+    saved = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    weights = dict(model.named_parameters())
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert all(torch.equal(weights[name], weight) for name, weight in saved.named_parameters())
+
+
+def test_a_checkpoint_with_another_vocabulary_is_no_start(tiny_checkpoint, processor, tmp_path):
+    text = {**saved_text(tiny_checkpoint), "vocab_size": 40}
+    lm.new_model(lm_recipe(tiny_checkpoint, text_config=text), processor).save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match="reads 40 text tokens"):
+        lm.first_model(lm_recipe(tiny_checkpoint, start=str(tmp_path)), processor)
+
+
+def saved_text(folder):
+    config = HiggsAudioForConditionalGeneration.from_pretrained(folder).model.text_config
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    return {name: getattr(config, name) for name in (*names, "head_dim")}
+
+
+def test_a_teacher_is_the_tokenizers_own_hubert_under_a_head_that_alone_is_trained(tiny_checkpoint):
+    codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec").eval()
+    hearing = teacher.teacher_of(str(tiny_checkpoint / "codec"), seed=0).eval()
+    trained = [name for name, weight in hearing.named_parameters() if weight.requires_grad]
+    assert trained == ["lm_head.weight", "lm_head.bias"]
+    sound = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = codec.semantic_model(sound).last_hidden_state
+        assert torch.equal(hearing.hubert(sound).last_hidden_state, wanted)
+
+
+# The material
+
+
+@pytest.fixture
+def speech(monkeypatch):
+    """The recipe's module that speaks the material."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "nano"))
+    yield pytest.importorskip("speech")
+    sys.modules.pop("speech", None)
+
+
+def test_no_speaker_of_training_is_among_the_unseen(speech, tmp_path):
+    (tmp_path / "heldout.txt").write_text("One is held out.\n", encoding="utf-8")
+    lines = "\n".join(f"Sentence {n}." for n in range(4000))
+    (tmp_path / "train.txt").write_text(lines + "\n", encoding="utf-8")
+    jobs = list(speech.jobs(tmp_path))
+    speakers = {split: {job["speaker"] for job in jobs if job["split"] == split} for split in ("train", "unseen")}
+    assert not speakers["train"] & speakers["unseen"]
+    assert len(speakers["train"]) > 100
+    assert sum(voice.share for voice in speech.VOICES.values()) == pytest.approx(1.0)
+    assert jobs == list(speech.jobs(tmp_path))
