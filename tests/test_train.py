@@ -811,6 +811,10 @@ def test_a_tokenizer_killed_and_resumed_equals_one_that_was_not(corpus, tiny_tea
         refit_share=0.9,
         kmeans_batches=26,  # of 40 vectors: just more than the 1024 entries
         heard_weight=0.5,
+        adversarial_weight=0.1,
+        adversarial_from=3,
+        period_channels=2,
+        spectrum_channels=2,
         warmup=2,
         save_every=2,
         log_every=2,

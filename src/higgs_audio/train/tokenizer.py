@@ -16,6 +16,7 @@ from higgs_audio.codec.model import TokenizerTrainingOutput
 from higgs_audio.errors import RecipeError
 from higgs_audio.train.clips import Clip, random_crops, read_manifests
 from higgs_audio.train.codebook import perplexity, rebalance, revive, start_codebooks, update_codebook
+from higgs_audio.train.discriminator import Discriminators, deceiving_loss, feature_loss, judging_loss
 from higgs_audio.train.recipe import save_recipe
 from higgs_audio.train.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
 from higgs_audio.train.spectral import spectral_losses
@@ -32,6 +33,8 @@ class TokenizerRecipe:
     `depth_one` and `depth_any` are the shares of samples that use one codebook, or a random number of them; the rest
     use all. With `start` a trained tokenizer is trained on, the teacher is its own, and `body` and `codebook_dim` are
     not read. With `decoder_only` codes stay what they are, so language models that speak them remain good.
+    With `adversarial_weight` above 0 discriminators judge, from step `adversarial_from` on, the first
+    `judged_share` of every batch.
     """
 
     data: str
@@ -60,6 +63,13 @@ class TokenizerRecipe:
     heard_share: float = 0.25
     commitment_weight: float = 3.0
     scale_weight: float = 0.1
+    adversarial_weight: float = 0.0
+    feature_weight: float = 2.0
+    adversarial_from: int = 0
+    judged_share: float = 1.0
+    period_channels: int = 8
+    spectrum_channels: int = 16
+    judge_rate: float = 3e-4
     peak_rate: float = 1e-3
     final_rate: float = 5e-5
     warmup: int = 200
@@ -111,7 +121,10 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     save_recipe(recipe, run.folder / "recipe.yaml")
     tokenizer = first_tokenizer(recipe)
     optimizer = torch.optim.AdamW(decay_groups(tokenizer, recipe.weight_decay), betas=(0.8, 0.99), fused=True)
-    parts = {"model": tokenizer, "optimizer": optimizer}
+    parts: dict[str, Any] = {"model": tokenizer, "optimizer": optimizer}
+    court = Court(recipe) if recipe.adversarial_weight else None
+    if court is not None:
+        parts |= {"judges": court.judges, "judges_optimizer": court.optimizer}
     step = run.resume(parts)
     while step < recipe.num_steps:
         generator = seed_step(recipe.seed, step)
@@ -121,17 +134,46 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
         depth = draw_depth(recipe, generator) if is_quantized(recipe, step) else None
         output = tokenizer(waveform, depth)
         losses = tokenizer_losses(tokenizer, output, waveform, recipe)
+        seen = {}
+        if court is not None and step >= recipe.adversarial_from:
+            heard = max(1, round(recipe.judged_share * len(waveform)))
+            deceived, seen["judging"] = court.hear(waveform[:heard, 0], output.audio_values[:heard, 0], step)
+            losses |= deceived
         rate = learning_rate(step, recipe.num_steps, recipe.peak_rate, recipe.warmup, recipe.final_rate)
         norm = apply_gradients(total_loss(losses, recipe), tokenizer, optimizer, rate, recipe.max_norm)
         step += 1
         update_codebooks(tokenizer, output, recipe, step, generator)
         left = {} if output.quantized is None else {"left_first": float(output.quantized.left[0])}
-        run.log(step, {name: float(value.detach()) for name, value in losses.items()} | left | {"norm": norm})
+        run.log(step, {name: float(value.detach()) for name, value in losses.items()} | seen | left | {"norm": norm})
         if run.due(step, recipe.num_steps):
             run.save(step, parts)
             run.record(step, {f"perplexity_{k}": perplexity(q.codebook) for k, q in enumerate(quantizers(tokenizer))})
     tokenizer.save_pretrained(run.folder / "model")
     return run.folder / "model"
+
+
+class Court:
+    """The judges of a run and their optimizer: every step they learn first, then say what the decoder is to learn."""
+
+    def __init__(self, recipe: TokenizerRecipe) -> None:
+        self.recipe = recipe
+        torch.manual_seed(recipe.seed)
+        self.judges = Discriminators(recipe.period_channels, recipe.spectrum_channels)
+        self.optimizer = torch.optim.AdamW(decay_groups(self.judges, 0.0), betas=(0.8, 0.99), fused=True)
+
+    def hear(self, recorded: Tensor, made: Tensor, step: int) -> tuple[dict[str, Tensor], float]:
+        """Sounds `[B, S]` -> the losses "adversarial" and "feature" of `made`, and the judges' own before its step."""
+        recipe, since = self.recipe, step - self.recipe.adversarial_from
+        left = max(1, recipe.num_steps - recipe.adversarial_from)
+        judging = judging_loss(self.judges(recorded), self.judges(made.detach()))
+        rate = learning_rate(since, left, recipe.judge_rate, recipe.warmup, recipe.judge_rate / 10)
+        apply_gradients(judging, self.judges, self.optimizer, rate, recipe.max_norm)
+        self.judges.requires_grad_(False)
+        seen = self.judges(made)
+        with torch.no_grad():
+            known = self.judges(recorded)
+        self.judges.requires_grad_(True)
+        return {"adversarial": deceiving_loss(seen), "feature": feature_loss(known, seen)}, float(judging.detach())
 
 
 def quantizers(tokenizer: HiggsAudioTokenizer) -> list[Any]:
