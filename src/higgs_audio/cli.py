@@ -66,6 +66,9 @@ def speak(
     temperature: Annotated[float | None, typer.Option(help="Below 1 is calmer.", show_default=False)] = None,
     file: Annotated[Path | None, typer.Option(help="Read the text from this file.", show_default=False)] = None,
     device: Device = None,
+    codec_device: Annotated[str | None, typer.Option(help="Of the audio tokenizer; --device when left out.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="int8|nf4", help="Quantise: 8 or 4 bits a weight.")] = None,
+    offload_text: Annotated[bool, typer.Option("--offload-text", help="Text weights stay in host memory.")] = False,
 ) -> None:
     """Speak a text into a file."""
     from higgs_audio.audio import FORMATS, write
@@ -76,7 +79,7 @@ def speak(
     if transcript is not None and voice is None:
         raise VoiceError("--transcript belongs to a recording: give it with --voice")
     began = time.perf_counter()
-    tts = _load(model, device)
+    tts = _load(model, device, codec_device=codec_device, weights=weights, offload_text=offload_text)
     chosen = None if voice is None else tts.voice(voice, transcript)
     options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     loaded = time.perf_counter()
@@ -229,11 +232,11 @@ def _check_output(path: Path, formats: Collection[str]) -> None:
         raise OptionError(f"-o {str(path)!r} does not end in a known format; {nearest(suffix, formats)}")
 
 
-def _load(model: str, device: str | None) -> "HiggsAudio":
+def _load(model: str, device: str | None, **options: Any) -> "HiggsAudio":
     from higgs_audio.tts import HiggsAudio
 
     _quiet()
-    return HiggsAudio.from_pretrained(model, device=device)
+    return HiggsAudio.from_pretrained(model, device=device, **options)
 
 
 def _load_codec(model: str, device: str | None) -> "HiggsAudioTokenizer":

@@ -91,13 +91,13 @@ class RowState:
 
 
 def next_step(
-    state: RowState, text_logits: Tensor, audio_logits: Tensor, rules: Rules, generator: torch.Generator | None
+    state: RowState, text_logits: Tensor | None, audio_logits: Tensor, rules: Rules, generator: torch.Generator | None
 ) -> tuple[int, Sequence[int] | None]:
     """The next token of a row and, in audio, the ids sampled for its column.
 
     Args:
         state: the row before the step.
-        text_logits: [V_text] at the row's last position.
+        text_logits: [V_text] at the row's last position; None will do for a row in audio.
         audio_logits: [K, V + 2] at the row's last position.
         rules: of the call.
         generator: of this row. Forced steps draw nothing from it.
@@ -116,6 +116,7 @@ def next_step(
         return config.audio_out_token_idx, _sample_column(state, audio_logits, rules, generator)
     if state.token == config.audio_out_bos_token_id:
         return config.audio_out_token_idx, [config.audio_stream_bos_id] * config.audio_num_codebooks
+    assert text_logits is not None, "only rows in audio go without"
     check_finite(text_logits, f"step {state.steps}, text")
     return int(sample(mask_text(text_logits, config), rules.sampling, generator)), None
 
@@ -310,7 +311,7 @@ def _walk(
 ) -> Iterator[tuple[Step, ...]]:
     """The loop itself."""
     mask = inputs.attention_mask
-    feed = {"input_ids": inputs.input_ids}
+    feed: dict[str, Any] = {"input_ids": inputs.input_ids}
     if inputs.audio.shape[1]:
         feed |= {"audio_input_ids": inputs.audio, "audio_input_ids_mask": inputs.audio_mask}
     cache = None
@@ -321,7 +322,8 @@ def _walk(
         steps = []
         for row, state in enumerate(states):
             if state.finish_reason is None:
-                logits = output.text_logits[row, -1], output.logits[row, -1]  # [V_text], [K, V + 2]
+                text_logits = None if output.text_logits is None else output.text_logits[row, -1]  # [V_text]
+                logits = text_logits, output.logits[row, -1]  # [K, V + 2]
                 states[row], step = _take_step(row, state, logits, rules, generators[row])
                 steps.append(step)
         yield tuple(steps)
@@ -332,7 +334,7 @@ def _walk(
 
 
 def _take_step(
-    row: int, state: RowState, logits: tuple[Tensor, Tensor], rules: Rules, generator: torch.Generator
+    row: int, state: RowState, logits: tuple[Tensor | None, Tensor], rules: Rules, generator: torch.Generator
 ) -> tuple[RowState, Step]:
     index = state.ramp.columns if state.ramp else 0
     token, sampled = next_step(state, *logits, rules, generator)
@@ -340,11 +342,11 @@ def _take_step(
     return state, Step(row, token, column, None if column is None else index, state.finish_reason)
 
 
-def _next_feed(steps: Sequence[Step], inputs: _Inputs) -> dict[str, Tensor]:
+def _next_feed(steps: Sequence[Step], inputs: _Inputs) -> dict[str, Any]:
     """One position for every row: the new token or column of a live row, padding for a finished one.
 
-    Where every live row is in audio, the position is given by its column alone. Otherwise a row in audio gives
-    placeholder and column, a row in text its token.
+    Where every live row is in audio, the position is given by its column alone, and no text can follow it. Otherwise a
+    row in audio gives placeholder and column, a row in text its token.
     """
     config, device = inputs.config, inputs.input_ids.device
     num_rows = len(inputs.input_ids)
@@ -357,7 +359,7 @@ def _next_feed(steps: Sequence[Step], inputs: _Inputs) -> dict[str, Tensor]:
             columns[step.row, 0] = torch.tensor(step.column, device=device)
             in_audio[step.row] = True
     if all(step.column is not None for step in steps):
-        return {"audio_input_ids": columns}
+        return {"audio_input_ids": columns, "with_text": False}
     if not in_audio.any():
         return {"input_ids": tokens}
     return {"input_ids": tokens, "audio_input_ids": columns, "audio_input_ids_mask": in_audio}

@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import CodesError, PromptError
 from higgs_audio.layers import AudioEmbeddings, DualFFNLayer, RMSNorm, RotaryEmbedding, Route, route
+from higgs_audio.quantize import keep_policy
 
 IGNORED = -100  # label of a position that is not trained
 
@@ -62,6 +63,19 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = False  # the mixed pass has data-dependent shapes; the audio step has not
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, quantization_config: Any = None, **options: Any) -> Any:
+        """transformers' own, in which a `quantization_config` leaves embeddings and heads as they are."""
+        if quantization_config is not None:
+            options["quantization_config"] = keep_policy(quantization_config)
+        return super().from_pretrained(*args, **options)
+
+    @property
+    def device(self) -> torch.device:
+        """Where audio is written, and where inputs belong; text weights may be elsewhere (`offload_text`)."""
+        trunk: Any = getattr(self, self.base_model_prefix, self)
+        return trunk.embed_audio_tokens.embed_audio_tokens.weight.device
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -249,6 +263,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         logits_to_keep: int = 0,
         codebook_weights: Tensor | None = None,
         only_loss: bool = False,
+        with_text: bool = True,
         **options: Any,
     ) -> HiggsAudioOutput:
         """Runs the trunk and both heads; see `HiggsAudioModel.forward` for the inputs.
@@ -260,6 +275,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
             logits_to_keep: last positions to compute logits for; 0 = all.
             codebook_weights: `[K]`, weights of the codebooks in `audio_loss`; equal when None.
             only_loss: compute logits at labelled positions alone and return none (for training).
+            with_text: compute `text_logits`, which a step whose rows are all in audio has no use for.
 
         Returns:
             HiggsAudioOutput. The loss is None without labels.
@@ -280,7 +296,8 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         result = HiggsAudioOutput(past_key_values=out.past_key_values, hidden_states=out.hidden_states)
         if not only_loss:
             result["logits"] = self.audio_logits(kept)
-            result["text_logits"] = self.text_lm_head(kept)
+            if with_text:
+                result["text_logits"] = self.text_lm_head(kept)
         if labels is not None:
             result["text_loss"] = self._text_loss(hidden, labels)
         if audio_labels is not None and input_ids is not None:
