@@ -54,7 +54,7 @@ class HiggsAudioConfig(PreTrainedConfig):
 
     model_type = "higgs_audio"
     sub_configs = {"text_config": LlamaConfig}
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache"]
 
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     audio_adapter_type: str = "dual_ffn_fast_forward"

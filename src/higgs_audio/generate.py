@@ -318,7 +318,7 @@ def _walk(
     while True:
         with torch.no_grad():
             output = model(**feed, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
+        cache = output.cache
         steps = []
         for row, state in enumerate(states):
             if state.finish_reason is None:

@@ -18,17 +18,28 @@ from higgs_audio.quantize import keep_policy
 IGNORED = -100  # label of a position that is not trained
 
 
+class _WithCache(ModelOutput):
+    """The cache's older name, which transformers gave up in 5.24 and its users' programs have not."""
+
+    cache: Cache | None
+
+    @property
+    def past_key_values(self) -> Cache | None:
+        """`cache`."""
+        return self.cache
+
+
 @dataclass
-class HiggsAudioModelOutput(ModelOutput):
+class HiggsAudioModelOutput(_WithCache):
     """Of `HiggsAudioModel`: `last_hidden_state [B, T, D]` after the final norm, the cache, and every layer's input."""
 
     last_hidden_state: Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
-class HiggsAudioOutput(ModelOutput):
+class HiggsAudioOutput(_WithCache):
     """Of `HiggsAudioForConditionalGeneration`; fields that were not asked for are None.
 
     loss: scalar, `text_loss + audio_loss`.
@@ -45,7 +56,7 @@ class HiggsAudioOutput(ModelOutput):
     codebook_losses: Tensor | None = None
     logits: Tensor | None = None
     text_logits: Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -141,7 +152,7 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
             past_key_values: a transformers cache, extended in place; made when None and `use_cache`.
 
         Returns:
-            `last_hidden_state [B, T, D]`, `past_key_values`, and with `output_hidden_states` each layer's input and
+            `last_hidden_state [B, T, D]`, `cache`, and with `output_hidden_states` each layer's input and
             the final states.
 
         Raises:
@@ -153,13 +164,8 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         way, embeds = self._embed(input_ids, attention_mask, audio_input_ids, audio_input_ids_mask)  # [B, T, D]
         if position_ids is None:
             position_ids = _positions(embeds, attention_mask, past_key_values)
-        mask = create_causal_mask(
-            config=self.text_config,
-            inputs_embeds=embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        # By position: the fourth parameter is `past_key_values` before transformers 5.24 and `cache` from there on.
+        mask = create_causal_mask(self.text_config, embeds, attention_mask, past_key_values, position_ids)
         rotary = self.rotary_emb(position_ids, embeds.dtype)
         rows, states = way.take(embeds), []
         for layer in self.layers:
@@ -293,7 +299,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         )
         hidden = out.last_hidden_state  # [B, T, D]
         kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-        result = HiggsAudioOutput(past_key_values=out.past_key_values, hidden_states=out.hidden_states)
+        result = HiggsAudioOutput(cache=out.cache, hidden_states=out.hidden_states)
         if not only_loss:
             result["logits"] = self.audio_logits(kept)
             if with_text:
