@@ -233,25 +233,31 @@ def _check_output(path: Path, formats: Collection[str]) -> None:
 
 
 def _load(model: str, device: str | None, **options: Any) -> "HiggsAudio":
+    _quiet()
     from higgs_audio.tts import HiggsAudio
 
-    _quiet()
     return HiggsAudio.from_pretrained(model, device=device, **options)
 
 
 def _load_codec(model: str, device: str | None) -> "HiggsAudioTokenizer":
+    _quiet()
     from higgs_audio.tts import load_codec
 
-    _quiet()
     return load_codec(model, device)
 
 
 def _quiet() -> None:
-    """transformers shows a progress bar and a report for each file it loads."""
-    from transformers.utils import logging
+    """transformers shows a progress bar and a report for each file it loads; torchao, where it is installed, is imported
+    by transformers, and reports kernels for other machines.
+    """
+    import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from transformers.utils import logging as transformers_logging
+
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def offload_text(model: Any, device: torch.device | str) -> TextOffload:
 
 
 def _move(module: nn.Module, device: torch.device) -> None:
-    """Moves what the module itself holds. `Module.to` would take its children along, and fails on some 4-bit weights."""
+    """Moves what the module itself holds; `Module.to` would take its children along."""
     for name, weight in module._parameters.items():
         module._parameters[name] = None if weight is None else _sent(weight, device)
     for name, buffer in module._buffers.items():

@@ -8,9 +8,6 @@ are a few thousand numbers, and neither is worth its error.
 import copy
 import importlib.util
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +47,9 @@ def quantization_config(weights: str, dtype: torch.dtype) -> Any:
 
 def _int8() -> Any:
     require("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    with _quietly():
-        from torchao.quantization import Int8WeightOnlyConfig
     # Its inductor settings would also lower the precision of every other float32 product in the process.
     return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False), modules_to_not_convert=[KEPT])
 
@@ -114,14 +110,3 @@ def require(package: str) -> None:
     """Raises MissingExtraError where a package of the extra is not installed."""
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(package, EXTRA)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """torchao's first import reports kernels for other machines and torch's plans, four lines on stderr."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
