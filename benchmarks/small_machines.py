@@ -6,7 +6,8 @@ Random weights in the published architecture, on a CPU. Each kind of weights is 
 other, since two do not fit into 24 GiB; what OUT.json has is not measured again. One decoder layer is quantised, by
 the same `from_pretrained` as any checkpoint, and then copied, which takes the memory of 28 and not the time.
 
-Seconds are of the processor, on one thread by default, so that other work on the machine does not count.
+Seconds are of the processor, on one thread by default, so that other work on the machine does not count. Layers are
+alike: what one and four of them take gives what 28 take (`--whole` runs them all).
 """
 
 import argparse
@@ -32,7 +33,7 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     if args.only:
-        print(json.dumps(measure(args.only, args.steps, args.prompt)))
+        print(json.dumps(measure(args.only, args.steps, args.prompt, args.whole)))
         return
     path = Path(args.out)
     done = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -40,6 +41,7 @@ def main() -> None:
         if weights not in done:
             done[weights] = in_own_process(weights, sys.argv[1:])
             path.write_text(json.dumps(done, indent=1), encoding="utf-8")
+    done = {weights: done[weights] for weights in WEIGHTS if weights in done}
     print(*measured_rows(done), "", *fitting_rows(done), sep="\n")
 
 
@@ -50,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="audio steps that are timed, after one that is not")
     parser.add_argument("--prompt", type=int, default=100, help="text tokens of the prefill")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--whole", action="store_true", help="time all layers: minutes for each kind of weights")
     parser.add_argument("--only", choices=WEIGHTS, help=argparse.SUPPRESS)  # a process of its own
     return parser.parse_args()
 
@@ -63,14 +66,14 @@ def in_own_process(weights: str, arguments: list[str]) -> dict[str, Any]:
 # One kind of weights.
 
 
-def measure(weights: str, num_steps: int, num_tokens: int) -> dict[str, Any]:
+def measure(weights: str, num_steps: int, num_tokens: int, whole: bool) -> dict[str, Any]:
     """Bytes and seconds of one kind of weights; then its text weights are taken home, and the bytes counted again."""
     from higgs_audio.offload import num_bytes, offload_text
 
     before = resident_bytes()
     model = full_size(weights)
     resident = resident_bytes() - before
-    seconds = time_model(model, num_steps, num_tokens)
+    seconds = time_model(model, num_steps, num_tokens) if whole else extrapolate(model, num_steps, num_tokens)
     total = sum(num_bytes(parameter) for parameter in model.parameters())
     layer = sum(num_bytes(parameter) for parameter in model.model.layers[0].mlp.parameters())
     offload_text(model, "meta")
@@ -81,6 +84,7 @@ def measure(weights: str, num_steps: int, num_tokens: int) -> dict[str, Any]:
         "resident_bytes": resident,
         "home_bytes": home,
         "text_layer_bytes": layer,
+        "whole": whole,
         "threads": torch.get_num_threads(),
         **seconds,
     }
@@ -117,6 +121,17 @@ def small_shapes() -> list[torch.Tensor]:
 
     with torch.device("meta"):
         return list(HiggsAudioForConditionalGeneration(HiggsAudioConfig()).parameters())
+
+
+def extrapolate(model: Any, num_steps: int, num_tokens: int) -> dict[str, float]:
+    """`time_model` from its first and its first four layers."""
+    layers, times = model.model.layers, {}
+    for count in (1, 4):
+        model.model.layers = layers[:count]
+        times[count] = time_model(model, num_steps, num_tokens)
+    model.model.layers = layers
+    rest = len(layers) - 1
+    return {name: t + rest * (times[4][name] - t) / 3 for name, t in times[1].items()}
 
 
 @torch.no_grad()

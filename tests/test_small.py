@@ -159,9 +159,12 @@ def test_with_text_weights_at_home_the_codes_are_the_same_and_each_layer_travels
     tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", weights=weights)
     codes = tts.generate(TEXT, seed=1).codes
     offload = offload_text(tts.model, "cpu")
+    heads = []
+    tts.model.text_lm_head.register_forward_hook(lambda module, args, output: heads.append(output.shape))
     assert (tts.generate(TEXT, seed=1).codes == codes).all()
     assert codes.shape[1] > 2
     assert offload.layers_sent == offload.num_layers == 2  # by the prompt; no step of audio sends anything
+    assert len(heads) == 1
     sizes = [num_bytes(p) for name, p in tts.model.named_parameters() if ".mlp." in name]
     assert offload.bytes_sent == sum(sizes)
 

@@ -247,8 +247,8 @@ def _load_codec(model: str, device: str | None) -> "HiggsAudioTokenizer":
 
 
 def _quiet() -> None:
-    """transformers shows a progress bar and a report for each file it loads; torchao, where it is installed, is imported
-    by transformers, and reports kernels for other machines.
+    """transformers shows a progress bar and a report for each file; torchao, which it imports where it is installed,
+    reports kernels for other machines.
     """
     import logging
 
