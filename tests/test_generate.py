@@ -44,7 +44,7 @@ class BiasedModel(HiggsAudioForConditionalGeneration):
     def forward(self, *args, **kwargs):
         self.fed = sorted(name for name in ("input_ids", "audio_input_ids") if kwargs.get(name) is not None)
         output = super().forward(*args, **kwargs)
-        for token, bias in self.text_bias.items():
+        for token, bias in self.text_bias.items() if output.text_logits is not None else ():
             output.text_logits[..., token] += bias
         return output
 

@@ -66,6 +66,9 @@ def speak(
     temperature: Annotated[float | None, typer.Option(help="Below 1 is calmer.", show_default=False)] = None,
     file: Annotated[Path | None, typer.Option(help="Read the text from this file.", show_default=False)] = None,
     device: Device = None,
+    codec_device: Annotated[str | None, typer.Option(help="Of the audio tokenizer; --device when left out.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="int8|nf4", help="Quantise: 8 or 4 bits a weight.")] = None,
+    offload_text: Annotated[bool, typer.Option("--offload-text", help="Text weights stay in host memory.")] = False,
 ) -> None:
     """Speak a text into a file."""
     from higgs_audio.audio import FORMATS, write
@@ -76,7 +79,7 @@ def speak(
     if transcript is not None and voice is None:
         raise VoiceError("--transcript belongs to a recording: give it with --voice")
     began = time.perf_counter()
-    tts = _load(model, device)
+    tts = _load(model, device, codec_device=codec_device, weights=weights, offload_text=offload_text)
     chosen = None if voice is None else tts.voice(voice, transcript)
     options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     loaded = time.perf_counter()
@@ -242,26 +245,32 @@ def _check_output(path: Path, formats: Collection[str]) -> None:
         raise OptionError(f"-o {str(path)!r} does not end in a known format; {nearest(suffix, formats)}")
 
 
-def _load(model: str, device: str | None) -> "HiggsAudio":
+def _load(model: str, device: str | None, **options: Any) -> "HiggsAudio":
+    _quiet()
     from higgs_audio.tts import HiggsAudio
 
-    _quiet()
-    return HiggsAudio.from_pretrained(model, device=device)
+    return HiggsAudio.from_pretrained(model, device=device, **options)
 
 
 def _load_codec(model: str, device: str | None) -> "HiggsAudioTokenizer":
+    _quiet()
     from higgs_audio.tts import load_codec
 
-    _quiet()
     return load_codec(model, device)
 
 
 def _quiet() -> None:
-    """transformers shows a progress bar and a report for each file it loads."""
-    from transformers.utils import logging
+    """transformers shows a progress bar and a report for each file; torchao, which it imports where it is installed,
+    reports kernels for other machines.
+    """
+    import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from transformers.utils import logging as transformers_logging
+
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 @contextmanager

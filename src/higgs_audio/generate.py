@@ -97,7 +97,7 @@ def next_step(
 
     Args:
         state: the row before the step.
-        text_logits: [V_text] at the row's last position; None without a text head.
+        text_logits: [V_text] at the row's last position; None without a text head, and for a row in audio.
         audio_logits: [K, V + 2] at the row's last position.
         rules: of the call.
         generator: of this row. Forced steps draw nothing from it.
@@ -362,11 +362,11 @@ def _take_step(
     return state, Step(row, token, column, None if column is None else index, state.finish_reason)
 
 
-def _next_feed(steps: Sequence[Step], inputs: _Inputs) -> dict[str, Tensor]:
+def _next_feed(steps: Sequence[Step], inputs: _Inputs) -> dict[str, Any]:
     """One position for every row: the new token or column of a live row, padding for a finished one.
 
-    Where every live row is in audio, the position is given by its column alone. Otherwise a row in audio gives
-    placeholder and column, a row in text its token.
+    Where every live row is in audio, the position is given by its column alone, and no text can follow it. Otherwise a
+    row in audio gives placeholder and column, a row in text its token.
     """
     config, device = inputs.config, inputs.input_ids.device
     num_rows = len(inputs.input_ids)
@@ -379,7 +379,7 @@ def _next_feed(steps: Sequence[Step], inputs: _Inputs) -> dict[str, Tensor]:
             columns[step.row, 0] = torch.tensor(step.column, device=device)
             in_audio[step.row] = True
     if all(step.column is not None for step in steps):
-        return {"audio_input_ids": columns}
+        return {"audio_input_ids": columns, "with_text": False}
     if not in_audio.any():
         return {"input_ids": tokens}
     return {"input_ids": tokens, "audio_input_ids": columns, "audio_input_ids_mask": in_audio}

@@ -15,6 +15,7 @@ from higgs_audio import checkpoint
 from higgs_audio.config import HiggsAudioConfig, HiggsAudioEncoderConfig
 from higgs_audio.errors import CodesError, PromptError
 from higgs_audio.layers import AudioEmbeddings, DualFFNLayer, RMSNorm, RotaryEmbedding, Route, route
+from higgs_audio.quantize import keep_policy
 from higgs_audio.tower import AudioTower, FeatureProjector, FrozenPositions, check_places, real_features, sinusoids
 
 IGNORED = -100  # label of a position that is not trained
@@ -90,7 +91,7 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
 
         Returns:
             The model in eval mode, with the sampling of the checkpoint's `generation_config.json`. Host memory holds
-            each weight once.
+            each weight once. A `quantization_config` leaves embeddings, heads and norms as they are.
 
         Raises:
             CheckpointError: no such checkpoint, or files that do not fit; the message lists the weights.
@@ -101,6 +102,8 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
         build = super().from_pretrained
         if pretrained_model_name_or_path is None or args:
             return build(pretrained_model_name_or_path, *args, **options)
+        if options.get("quantization_config") is not None:
+            options["quantization_config"] = keep_policy(options["quantization_config"])
         return checkpoint.load_language_model(cls, build, pretrained_model_name_or_path, options)
 
     def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **options: Any) -> None:
@@ -120,6 +123,12 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
             checkpoint.write_generation_config(getattr(self, "generation_config", None), part)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+    @property
+    def device(self) -> torch.device:
+        """Where audio is written, and where inputs belong; text weights may be elsewhere (`offload_text`)."""
+        trunk: Any = getattr(self, self.base_model_prefix, self)
+        return trunk.embed_audio_tokens.embed_audio_tokens.weight.device
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -390,6 +399,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         input_features: Tensor | None = None,
         feature_attention_mask: Tensor | None = None,
         feature_positions: Tensor | None = None,
+        with_text: bool = True,
         **options: Any,
     ) -> HiggsAudioOutput:
         """Runs the trunk and both heads; see `HiggsAudioModel.forward` for the inputs.
@@ -401,6 +411,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
             logits_to_keep: last positions to compute logits for; 0 = all.
             codebook_weights: `[K]`, weights of the codebooks in `audio_loss`; equal when None.
             only_loss: compute logits at labelled positions alone and return none (for training).
+            with_text: compute `text_logits`, which a step whose rows are all in audio has no use for.
 
         Returns:
             HiggsAudioOutput. The loss is None without labels.
@@ -439,7 +450,8 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         result = HiggsAudioOutput(cache=out.cache, hidden_states=out.hidden_states)
         if not only_loss:
             result["logits"] = self.audio_logits(kept)
-            result["text_logits"] = None if self.text_lm_head is None else self.text_lm_head(kept)
+            if with_text and self.text_lm_head is not None:
+                result["text_logits"] = self.text_lm_head(kept)
         if labels is not None:
             result["text_loss"] = self._text_loss(hidden, labels)
         if audio_labels is not None and input_ids is not None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from higgs_audio import checkpoint
+from higgs_audio import checkpoint, quantize
 from higgs_audio.audio import Waveform, from_array, read
 from higgs_audio.codec import HiggsAudioTokenizer, StreamDecoder
 from higgs_audio.delay import FrameAligner
@@ -24,6 +24,7 @@ from higgs_audio.errors import (
 )
 from higgs_audio.generate import stream as stream_steps
 from higgs_audio.model import HiggsAudioForConditionalGeneration
+from higgs_audio.offload import offload_text as keep_text_home
 from higgs_audio.pace import count_phones, frame_bounds
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Turn, Voice, compose, to_messages
@@ -111,26 +112,44 @@ class HiggsAudio:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = "nano", device: str | torch.device | None = None, dtype: torch.dtype | None = None
+        cls,
+        name: str | Path = "nano",
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        codec_device: str | torch.device | None = None,
+        weights: str | None = None,
+        offload_text: bool = False,
     ) -> "HiggsAudio":
-        """Loads a checkpoint.
+        """Loads a checkpoint. What a small machine can do with the last three is in docs/small-machines.md.
 
         Args:
             name: as in `checkpoint.resolve`: "nano", a folder, or a hub repository.
             device: "cpu", "cuda", ...; when None a GPU if torch finds one.
             dtype: of the language model; when None float32 on a CPU, where it is faster than bfloat16, and bfloat16
                 elsewhere. The audio tokenizer is always float32.
+            codec_device: of the audio tokenizer; when None that of the language model.
+            weights: "int8" or "nf4" (4 bits) quantises the matrices of the decoder layers while they are loaded.
+            offload_text: leaves the weights that only text needs in host memory. Changes nothing on a CPU, where
+                they are.
 
         Raises:
             CheckpointError: no such checkpoint, or files that do not fit.
-            OptionError: no such device.
+            OptionError: no such device or weights; weights for a checkpoint that was saved quantised; a model whose
+                text weights audio needs too.
+            MissingExtraError: torchao (int8) or bitsandbytes (nf4) is not installed.
         """
-        place = _device(device)
+        place, codec_place = _device(device), _device(codec_device or device)
         folder = checkpoint.resolve(name)
         dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
-        model = checkpoint.load(HiggsAudioForConditionalGeneration, folder, dtype=dtype)
-        model.to(place)  # type: ignore[arg-type]
-        return cls(model, _load_processor(folder, place), checkpoint.read_voices(folder))
+        model = checkpoint.load(
+            HiggsAudioForConditionalGeneration, folder, dtype=dtype, **_weight_options(folder, weights, dtype)
+        )
+        if offload_text and place.type != "cpu":
+            keep_text_home(model, place)
+        else:
+            model.to(place)  # type: ignore[arg-type]
+        return cls(model, _load_processor(folder, codec_place), checkpoint.read_voices(folder))
 
     @property
     def codec(self) -> HiggsAudioTokenizer:
@@ -370,6 +389,18 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise OptionError(f"no device {str(device)!r}: use 'cpu', 'cuda' or 'cuda:0'") from error
+
+
+def _weight_options(folder: Path, weights: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What loading has to know of quantised weights: those asked for, or those the checkpoint was saved with."""
+    saved = quantize.saved_method(folder)
+    if weights is not None and saved is not None:
+        raise OptionError(f"weights={weights!r}: {folder} was saved quantised by {saved}; leave weights out")
+    if weights is None and saved is None:
+        return {}
+    # Quantised in host memory, then moved: transformers would otherwise pick a GPU, with or without room for it.
+    asked = {} if weights is None else {"quantization_config": quantize.quantization_config(weights, dtype)}
+    return {**asked, "device_map": {"": "cpu"}}
 
 
 def load_codec(name: str | Path, device: str | torch.device | None = None) -> HiggsAudioTokenizer:
