@@ -147,7 +147,9 @@ class HiggsAudioTokenizer(PreTrainedModel):
         # Copies: the stored tensors lie in their file, which may be written to while the tokenizer lives.
         state = {name: value.clone() for name, value in state.items()}
         loaded: Any = super().from_pretrained(None, config=config, state_dict=state, dtype=dtype, **options)
-        (loaded[0] if options.get("output_loading_info") else loaded).to(place)
+        tokenizer = loaded[0] if options.get("output_loading_info") else loaded
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
+        tokenizer.to(place)
         return loaded
 
     @torch.no_grad()

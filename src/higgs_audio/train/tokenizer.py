@@ -104,9 +104,11 @@ def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
     """A tokenizer with the teacher's HuBERT inside."""
     teacher = HubertForCTC.from_pretrained(recipe.teacher)
     torch.manual_seed(recipe.seed)
+    semantic = teacher.hubert.config.to_dict()
+    semantic.pop("_name_or_path", None)  # where the teacher lay on the machine that trained
     config = HiggsAudioTokenizerConfig(
         acoustic_model_config=dict(recipe.body),
-        semantic_model_config=teacher.hubert.config.to_dict(),
+        semantic_model_config=semantic,
         codebook_dim=recipe.codebook_dim,
     )
     tokenizer = HiggsAudioTokenizer(config)
