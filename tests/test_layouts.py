@@ -697,7 +697,10 @@ print(peak() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux' /proc")
 def test_loading_needs_hardly_more_memory_than_the_checkpoint(model, tmp_path):
-    """A second copy of every weight would double it. getrusage would not see it: a child begins with its parent's peak."""
+    """A second copy of every weight would double it.
+
+    getrusage would not see it: a child begins with its parent's peak.
+    """
     write_layout(tmp_path / "tiny", model, "boson")
     text = {**BOSON_CONFIG["text_config"], "vocab_size": 50_000, "hidden_size": 256}
     config = {**BOSON_CONFIG, "text_config": text}
