@@ -235,9 +235,13 @@ def test_up_to_the_pooling_the_tower_is_the_encoder_of_transformers(model):
         torch.testing.assert_close(tower(mels, torch.tensor([WINDOW] * 2)), wanted, rtol=0, atol=1e-5)
 
 
-def test_new_positions_are_whispers(model):
-    fresh = WhisperEncoder(WhisperConfig(**TOWER)).embed_positions.weight
-    torch.testing.assert_close(model.model.audio_tower.embed_positions.weight, fresh, rtol=0, atol=1e-5)
+def test_new_positions_are_whispers(tokenizer):
+    model, fresh = make_model(tokenizer), WhisperEncoder(WhisperConfig(**TOWER)).embed_positions.weight
+    positions = model.model.audio_tower.embed_positions
+    torch.testing.assert_close(positions.weight, fresh, rtol=0, atol=1e-5)
+    positions.weight.zero_()
+    model._init_weights(positions)
+    torch.testing.assert_close(positions.weight, fresh, rtol=0, atol=1e-5)
 
 
 def test_the_formula_for_the_features_is_what_the_tower_gives(model):
@@ -516,7 +520,7 @@ def test_eight_sounds_are_learnt_with_their_words(tokenizer, processor):
     conv = model.model.audio_tower.conv1.weight.detach().clone()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
-    for _ in range(80):
+    for _ in range(60):
         out = model(**batch, only_loss=True)
         out.text_loss.backward()
         optimizer.step()

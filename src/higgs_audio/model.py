@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, LlamaConfig, PreTrainedModel, initialization
+from transformers import Cache, DynamicCache, LlamaConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
@@ -140,7 +140,7 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
         elif isinstance(module, AudioEmbeddings):
             module.offsets.copy_(module.first_rows())
         elif isinstance(module, FrozenPositions):
-            initialization.copy_(module.weight, sinusoids(*module.weight.shape))
+            module.weight.copy_(sinusoids(*module.weight.shape))
         else:
             super()._init_weights(module)
 
@@ -367,6 +367,12 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
     >>> model = HiggsAudioForConditionalGeneration.from_pretrained(NANO)
     >>> model.audio_lm_head.out_features == 8 * 1026
     True
+
+    With the audio tower (`config.skip_audio_tower` False) it answers what it hears:
+
+    >>> question = {"role": "user", "content": ["What is said?", {"type": "audio", "path": "a.wav"}]}  # doctest: +SKIP
+    >>> inputs = processor.apply_chat_template([question])  # doctest: +SKIP
+    >>> processor.decode(*model.generate(**inputs), inputs.input_ids.shape[1]).generated_text  # doctest: +SKIP
     """
 
     def __init__(self, config: HiggsAudioConfig) -> None:
