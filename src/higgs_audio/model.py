@@ -368,11 +368,8 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
     >>> model.audio_lm_head.out_features == 8 * 1026
     True
 
-    With the audio tower (`config.skip_audio_tower` False) it answers what it hears:
-
-    >>> question = {"role": "user", "content": ["What is said?", {"type": "audio", "path": "a.wav"}]}  # doctest: +SKIP
-    >>> inputs = processor.apply_chat_template([question])  # doctest: +SKIP
-    >>> processor.decode(*model.generate(**inputs), inputs.input_ids.shape[1]).generated_text  # doctest: +SKIP
+    With the audio tower (`config.skip_audio_tower` False) it answers in text what it hears in a user turn:
+    `{"role": "user", "content": ["What is said?", {"type": "audio", "path": "question.wav"}]}`.
     """
 
     def __init__(self, config: HiggsAudioConfig) -> None:
