@@ -145,6 +145,7 @@ def silence(model, codebooks, id):
 
 # The audio tokenizer.
 
+RESIDUES = (0, 118, 119, 631, 632, 959)  # the edges of the lengths at which the acoustic branch lacks a frame
 TOKENIZER_MODULE = "transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer"
 DAC_FIELDS = ("encoder_hidden_size", "decoder_hidden_size", "downsampling_ratios", "upsampling_ratios", "hidden_size")
 HUBERT = {

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import soxr
 import torch
-from oracle import make_sound, make_tokenizer, randomize, stand_in_torchaudio, tokenizer_twin
+from oracle import RESIDUES, make_sound, make_tokenizer, randomize, stand_in_torchaudio, tokenizer_twin
 from torch import nn
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig, StreamDecoder, dac, decode_stream, vocos
 from higgs_audio.codec import resample as resample_module
 from higgs_audio.codec.resample import resample
 from higgs_audio.errors import AudioError, CodesError, OptionError
-
-RESIDUES = (0, 118, 119, 631, 632, 959)  # the edges of the lengths at which the acoustic branch lacks a frame
 
 
 def make_codes(num_frames, batch=1, seed=0):

@@ -2,7 +2,6 @@
 
 import doctest
 import importlib
-import importlib.util
 import io
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import HfApi
+from oracle import RESIDUES, TOKENIZER_MODULE, make_sound, make_tokenizer, stand_in_torchaudio
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -38,25 +38,14 @@ PUBLISHED_ORIGINAL = {
 }
 
 
-def codec_tests():
-    """The module of tests/test_codec.py: its makers of tiny tokenizers, sounds and twins serve here as well."""
-    spec = importlib.util.spec_from_file_location("codec_tests", Path(__file__).with_name("test_codec.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tools = codec_tests()
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tools.make_tokenizer("dac")
+    return make_tokenizer("dac")
 
 
 @pytest.fixture(scope="module")
 def torchaudio():
-    with tools.stand_in_torchaudio():
+    with stand_in_torchaudio():
         yield
 
 
@@ -149,7 +138,7 @@ def test_codes_and_samples_are_the_same_from_every_layout_and_after_a_walk_throu
     for name in ("transformers", "native", "boson"):
         layout.write(*layout.read(walk), tmp_path / name, name)
         walk = tmp_path / name
-    sounds = [tools.make_sound(4 * 960 + residue) for residue in (0, 119, 631)]
+    sounds = [make_sound(4 * 960 + residue) for residue in (0, 119, 631)]
     codes = [tokenizer.encode(sound).audio_codes for sound in sounds]
     for folder in (*stored.values(), walk):
         other = HiggsAudioTokenizer.from_pretrained(folder, acoustic_padding=tokenizer.config.acoustic_padding)
@@ -195,7 +184,7 @@ def test_shards_are_read_as_one(tokenizer, tmp_path):
 
 
 def test_the_body_that_only_this_package_has_stays_in_our_layout(tmp_path):
-    fast = tools.make_tokenizer("vocos")
+    fast = make_tokenizer("vocos")
     for name in ("boson", "transformers"):
         with pytest.raises(CheckpointError, match="'native'"):
             layout.write(fast.config, fast.state_dict(), tmp_path / name, name)
@@ -363,7 +352,7 @@ def original_decoder(width=32, hidden=8):
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_a_network_with_the_originals_weight_norm_gives_the_same_from_our_model_pth(tmp_path):
-    tokenizer = tools.make_tokenizer("dac")
+    tokenizer = make_tokenizer("dac")
     with torch.no_grad():  # weaker layers: random ones make a sound so loud that the sines turn rounding into 1e-3
         for name, value in tokenizer.named_parameters():
             value.mul_(0.7 if name.startswith("acoustic") and not name.endswith("alpha") else 1)
@@ -373,7 +362,7 @@ def test_a_network_with_the_originals_weight_norm_gives_the_same_from_our_model_
     for network, prefix in ((encoder, "encoder.block."), (decoder, "decoder_2.model.")):
         part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         network.load_state_dict(part, strict=True)
-    sound, features = tools.make_sound(9600), torch.randn(2, 8, 5)
+    sound, features = make_sound(9600), torch.randn(2, 8, 5)
     with torch.no_grad():
         torch.testing.assert_close(encoder(sound), tokenizer.acoustic_encoder(sound), rtol=0, atol=1e-5)
         torch.testing.assert_close(decoder(features), tokenizer.acoustic_decoder(features), rtol=0, atol=1e-6)
@@ -414,7 +403,7 @@ def test_a_mask_embedding_is_ignored_and_masking_is_off(folder, tokenizer):
 @pytest.fixture
 def theirs(torchaudio, stored):
     """transformers' tokenizer, loaded from our export."""
-    module = importlib.import_module(tools.TOKENIZER_MODULE)
+    module = importlib.import_module(TOKENIZER_MODULE)
     model, report = module.HiggsAudioV2TokenizerModel.from_pretrained(
         stored["transformers"], output_loading_info=True, dtype=torch.float32
     )
@@ -422,10 +411,10 @@ def theirs(torchaudio, stored):
     return model.eval()
 
 
-@pytest.mark.parametrize("residue", tools.RESIDUES)
+@pytest.mark.parametrize("residue", RESIDUES)
 def test_transformers_reads_our_export_and_gives_our_codes_and_samples(theirs, stored, residue):
     ours = HiggsAudioTokenizer.from_pretrained(stored["transformers"])
-    sound = tools.make_sound(6 * 960 + residue, seed=residue)
+    sound = make_sound(6 * 960 + residue, seed=residue)
     with torch.no_grad():
         codes = theirs.encode(sound).audio_codes
         values = theirs.decode(codes).audio_values
@@ -445,10 +434,10 @@ def original_codes(model, sound):
     return model.quantizer.encode(model.fc(joined.transpose(1, 2)).transpose(1, 2)).transpose(0, 1)
 
 
-@pytest.mark.parametrize("residue", tools.RESIDUES)
+@pytest.mark.parametrize("residue", RESIDUES)
 def test_a_tokenizer_of_the_original_layout_gives_the_originals_codes(theirs, stored, residue):
     ours = HiggsAudioTokenizer.from_pretrained(stored["boson"])
-    sound = tools.make_sound(6 * 960 + residue, seed=residue)
+    sound = make_sound(6 * 960 + residue, seed=residue)
     with torch.no_grad():
         wanted = original_codes(theirs, sound)
     assert torch.equal(ours.encode(sound).audio_codes, wanted)
