@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests see no network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers side by side: two threads each take ten times as long
 
 import pytest
 import torch
