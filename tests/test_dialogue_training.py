@@ -150,6 +150,42 @@ def test_labels_are_the_frames_of_the_trained_turns_alone(dialogues, processor):
         assert np.array_equal(trained, np.concatenate(wanted))
 
 
+def test_references_are_labelled_from_a_column_on_where_the_recipe_says_so(dialogues, processor):
+    chosen = [d for d in dialogues if d.first_trained][:6]
+    without, batch = collate(chosen, processor), collate(chosen, processor, reference_labels_after=25)
+    assert torch.equal(batch.turn_labels, without.inputs["audio_labels"])
+    for row, dialogue in enumerate(chosen):
+        labels, columns = batch.inputs["audio_labels"][row], batch.inputs["audio_input_ids"][row]
+        start = 0
+        for number, turn in enumerate(dialogue.turns):
+            length = turn.num_frames + 9
+            first = start + (25 if number < dialogue.first_trained else 0)
+            labelled = labels[first : start + length]
+            assert bool((labels[start:first] == IGNORED).all())
+            codes = labelled[(labelled[:, 0] != IGNORED) & (labelled[:, 0] < 1024), 0]
+            skipped = max(0, first - start - 1)  # the first column is the stream's beginning
+            assert np.array_equal(codes.numpy(), turn.codes[0, skipped:])
+            ends = (labelled == 1025).sum(0)
+            assert ends.tolist() == [1] * 8
+            cells = labelled != IGNORED
+            assert torch.equal(labelled[cells], columns[first : start + length][cells])
+            start += length
+
+
+def test_padding_is_behind_and_what_is_padded_there_changes_nothing(dialogues, processor, tiny_checkpoint):
+    model = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
+    chosen = sorted(dialogues[:40], key=lambda dialogue: dialogue.num_positions)[::13]
+    batch = collate(chosen, processor)
+    attended = batch.inputs["attention_mask"]
+    assert bool((attended[:, 1:] <= attended[:, :-1]).all()) and not bool(attended.all())
+    with torch.no_grad():
+        together = model(**batch.inputs).logits
+        for row, dialogue in enumerate(chosen):
+            inputs = collate([dialogue], processor).inputs
+            alone = model(**inputs).logits[0]
+            torch.testing.assert_close(together[row, : len(alone)], alone, rtol=1e-4, atol=1e-4)
+
+
 def test_the_guide_looks_at_the_text_of_the_turn_that_sounds(dialogues, processor):
     """Not at the reference's, nor, in a joined turn, at the sentence before.
 
@@ -226,6 +262,25 @@ def test_a_batch_is_filled_by_what_its_conversations_turned_out_to_be(samples):
 def test_reference_frames_are_a_least_and_a_most(frames):
     with pytest.raises(RecipeError, match="least and the most"):
         lm.mix_of(lm.LanguageModelRecipe("", "", "", "", reference_frames=tuple(frames)))
+
+
+@pytest.mark.parametrize("turns", [(), (0.0, 0.0), (0.5, -0.1)])
+def test_more_turns_are_shares(turns):
+    with pytest.raises(RecipeError, match="more_turns"):
+        lm.mix_of(lm.LanguageModelRecipe("", "", "", "", more_turns=turns))
+
+
+def test_as_many_turns_are_heard_between_as_the_mix_says(samples):
+    mix = Mix(reference=1.0, reference_frames=(20, 30), more_turns=(0.0, 0.0, 0.0, 1.0))
+    composer = Composer(samples, {}, "", mix)
+    turns = [len(composer.compose(n, torch.Generator().manual_seed(n)).turns) for n in range(len(samples))]
+    assert set(turns) == {5}
+
+
+def test_a_speaker_who_is_not_named_is_never_asked_for_by_nothing(samples):
+    """Where every other clip is longer than a reference may be, the longest reference is better than none."""
+    composer = Composer(samples, {}, "", Mix(reference_frames=(1, 2)))
+    assert all(composer.compose(n, torch.Generator().manual_seed(n)).first_trained for n in range(len(samples)))
 
 
 def test_the_shares_of_forms_and_kinds_are_shares():

@@ -240,7 +240,8 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         if position_ids is None:
             position_ids = _positions(embeds, attention_mask, past_key_values)
         # By position: the fourth parameter is `past_key_values` before transformers 5.24 and `cache` from there on.
-        mask = create_causal_mask(self.text_config, embeds, attention_mask, past_key_values, position_ids)
+        hiding = None if past_key_values is None and padded_behind(attention_mask) else attention_mask
+        mask = create_causal_mask(self.text_config, embeds, hiding, past_key_values, position_ids)
         rotary = self.rotary_emb(position_ids, embeds.dtype)
         rows, states = way.take(embeds), []
         for layer in self.layers:
@@ -347,6 +348,11 @@ def _check_counts(audio: Tensor, real: Tensor) -> None:
     wanted, given = audio.sum(1).tolist(), real.sum(1).tolist()
     if wanted != given:
         raise PromptError(f"audio placeholders per row {wanted}, columns of codes per row {given}: they must be equal")
+
+
+def padded_behind(attended: Tensor | None) -> bool:
+    """Whether `attended [B, T]` is 1 and then 0: being causal hides that, and a kernel skips half of the square."""
+    return attended is None or bool((attended[:, 1:] <= attended[:, :-1]).all())
 
 
 def _positions(embeds: Tensor, attended: Tensor | None, cache: Cache | None) -> Tensor:

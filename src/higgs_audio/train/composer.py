@@ -37,7 +37,6 @@ SEVERAL_FORMS: Forms = (
     (0.1, SINGLE_SPEAKER, QUIET_ROOM),
 )
 NUM_SPEAKERS = (0.75, 0.17, 0.08)  # shares of two, three and four in a conversation
-MORE_TURNS = 0.4  # share of conversations with one turn more than they need
 MAX_TURN_FRAMES = 200  # of two sentences that are said as one turn
 TRIES, MANY_CLIPS = 6, 50  # a clip is drawn so many times; where there are few, all are looked at after that
 
@@ -53,6 +52,8 @@ class Mix:
         cast: of a named speaker's samples, those among named speakers, with tags.
         joined: of all samples, those with another sentence of the speaker before them, in one turn.
         reference_frames: least and most; several clips make one reference where one is too short.
+        more_turns: shares of conversations with no turn, one, two ... between what must be heard and the last one;
+            they are trained as well, so a reference is read once for several answers.
     """
 
     reference: float = 0.15
@@ -61,6 +62,7 @@ class Mix:
     cast: float = 0.0
     joined: float = 0.0
     reference_frames: tuple[int, int] = (1, 60)
+    more_turns: tuple[float, ...] = (0.6, 0.4)
 
 
 class Composer:
@@ -86,34 +88,39 @@ class Composer:
 
     def compose(self, number: int, generator: torch.Generator) -> Dialogue:
         """The conversation whose last turn is, or ends with, sample `number`. No clip occurs in it twice."""
-        return _Draft(self._samples, self._clips, generator, number).compose(
-            self._mix, self._profiles, self._default, self._named
-        )
+        draft = _Draft(self._samples, self._clips, self._mix, generator, number)
+        return draft.compose(self._profiles, self._default, self._named)
 
 
 class _Draft:
     """One conversation being drawn; `used` are the numbers of the clips that it has already."""
 
     def __init__(
-        self, samples: Sequence[Sample], clips: Mapping[str, list[int]], generator: torch.Generator, number: int
+        self,
+        samples: Sequence[Sample],
+        clips: Mapping[str, list[int]],
+        mix: Mix,
+        generator: torch.Generator,
+        number: int,
     ) -> None:
-        self._samples, self._clips, self._generator = samples, clips, generator
+        self._samples, self._clips, self._mix, self._generator = samples, clips, mix, generator
         self._used = {number}
         self._target = samples[number]
 
-    def compose(self, mix: Mix, profiles: Mapping[str, str], default: str, named: Sequence[str]) -> Dialogue:
+    def compose(self, profiles: Mapping[str, str], default: str, named: Sequence[str]) -> Dialogue:
         """Chooses the kind of conversation."""
+        mix = self._mix
         speaker = self._target.speaker
         profile = profiles.get(speaker)
         if self._chance(mix.joined) and len(self._clips[speaker]) > 2:  # one is left to be the reference
             self._lengthen()
-        if self._chance(mix.several) and (dialogue := self._several(mix.reference_frames)):
+        if self._chance(mix.several) and (dialogue := self._several()):
             return dialogue
         if profile and self._chance(mix.cast) and len(named) > 1:
             return self._cast(profiles, named)
         if profile is None or self._chance(mix.reference):
             kept = profile if self._chance(0.5) else None
-            if dialogue := self._clone(mix.reference_frames, kept):
+            if dialogue := self._clone(kept):
                 return dialogue
         if speaker == default and self._chance(mix.plain):
             return Dialogue((self._target,))
@@ -125,18 +132,18 @@ class _Draft:
         if other is not None:
             self._target = join([other, self._target])
 
-    def _clone(self, frames: tuple[int, int], profile: str | None) -> Dialogue | None:
+    def _clone(self, profile: str | None) -> Dialogue | None:
         """The target after a reference of its speaker; None where the speaker has no other clip."""
-        reference = self._reference(self._target.speaker, *frames)
+        reference = self._reference(self._target.speaker, *self._mix.reference_frames)
         if reference is None:
             return None
-        more = self._clip(self._target.speaker, frames[1]) if frames[0] > 1 and self._chance(MORE_TURNS) else None
-        turns = (reference, *([more] if more else []), self._target)
+        said, _ = self._more([self._target.speaker])
         system, scene = (None, None) if profile else self._form(CLONE_FORMS)
-        return Dialogue(turns, profile, system=system, scene=scene)
+        return Dialogue((reference, *said, self._target), profile, system=system, scene=scene)
 
-    def _several(self, frames: tuple[int, int]) -> Dialogue | None:
+    def _several(self) -> Dialogue | None:
         """The target after references of two to four speakers, its own among them, in any order."""
+        frames = self._mix.reference_frames
         count = 2 + self._choose(NUM_SPEAKERS)
         others = [speaker for speaker in self._clips if speaker != self._target.speaker]
         others = [others[i] for i in self._permutation(len(others))[: count - 1]]
@@ -149,7 +156,7 @@ class _Draft:
         if len(references) < len(cast) or len(cast) < 2:
             self._used = used_before
             return None
-        said, speakers = self._more(cast, frames[1])
+        said, speakers = self._more(cast)
         system, scene = self._form(SEVERAL_FORMS)
         tags = (*range(len(cast)), *speakers, cast.index(self._target.speaker))
         return Dialogue((*references, *said, self._target), speakers=tags, system=system, scene=scene)
@@ -159,18 +166,18 @@ class _Draft:
         others = [speaker for speaker in named if speaker != self._target.speaker]
         cast = [self._target.speaker, others[self._permutation(len(others))[0]]]
         cast = [cast[i] for i in self._permutation(len(cast))]
-        said, speakers = self._more(cast, MAX_TURN_FRAMES)
+        said, speakers = self._more(cast)
         lines = {place: profiles[speaker] for place, speaker in enumerate(cast)}
         tags = (*speakers, cast.index(self._target.speaker))
         return Dialogue((*said, self._target), speakers=tags, profiles=lines, system=MULTI_SPEAKER)
 
-    def _more(self, cast: Sequence[str], most: int) -> tuple[list[Sample], list[int]]:
-        """A turn more by one of the cast, or none: clips and their speakers' places."""
-        if not self._chance(MORE_TURNS):
-            return [], []
-        place = self._permutation(len(cast))[0]
-        clip = self._clip(cast[place], most)
-        return ([clip], [place]) if clip else ([], [])
+    def _more(self, cast: Sequence[str]) -> tuple[list[Sample], list[int]]:
+        """Turns more by any of the cast: clips and their speakers' places."""
+        count = self._choose(self._mix.more_turns)
+        places = torch.randint(len(cast), (count,), generator=self._generator).tolist()
+        drawn = [(place, self._clip(cast[place], MAX_TURN_FRAMES)) for place in places]
+        said = [(place, clip) for place, clip in drawn if clip is not None]
+        return [clip for _, clip in said], [place for place, _ in said]
 
     def _reference(self, speaker: str, least: int, most: int) -> Sample | None:
         """Clips of the speaker, joined until they are as long as drawn; shorter ones are drawn more often."""
@@ -180,7 +187,15 @@ class _Draft:
         while length < wanted and (clip := self._clip(speaker, most - length)) is not None:
             clips.append(clip)
             length += clip.num_frames
-        return join(clips) if clips else None
+        clip = None if clips else self._any_clip(speaker)  # a long reference is better than none
+        return join([*clips, *([clip] if clip else [])]) if clips or clip else None
+
+    def _any_clip(self, speaker: str) -> Sample | None:
+        """A clip of the speaker of any length that the conversation does not have."""
+        pool = self._clips[speaker]
+        unused = [pool[i] for i in self._permutation(len(pool)) if pool[i] not in self._used]
+        self._used.update(unused[:1])
+        return self._samples[unused[0]] if unused else None
 
     def _clip(self, speaker: str, most: int) -> Sample | None:
         """A clip of the speaker of at most `most` frames that the conversation does not have."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from higgs_audio.delay import delay_labels
 from higgs_audio.model import IGNORED
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Prompt, Turn, to_messages
@@ -67,26 +68,64 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step needs. `inputs` are the model's; `look [B, T]` and `phones [B, T]` the guide's targets."""
+    """What a step needs.
+
+    `inputs` are the model's; `look [B, T]` and `phones [B, T]` the guide's targets; `turn_labels [B, F, K]` the audio
+    labels of the trained turns alone, where `inputs` may have labels of references too.
+    """
 
     inputs: dict[str, Tensor]
     look: Tensor
     phones: Tensor
+    turn_labels: Tensor
     num_frames: int
 
 
-def collate(dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor) -> Batch:
-    """Conversations to a padded batch with labels and the guide's targets."""
+def collate(dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor, reference_labels_after: int = 0) -> Batch:
+    """Conversations to a batch, padded on the right, with labels and the guide's targets.
+
+    With `reference_labels_after` (0: never) a turn whose voice nothing tells is labelled too, from that column on: by
+    then it has been heard in the turn itself, and what follows teaches as much as another turn would.
+    """
     conversations = [dialogue.messages() for dialogue in dialogues]
     starts = [len(m) - 2 * (len(d.turns) - d.first_trained) for m, d in zip(conversations, dialogues, strict=True)]
-    inputs = dict(processor.apply_chat_template(conversations, add_generation_prompt=False, start_index=starts))
+    rendered = processor.apply_chat_template(conversations, add_generation_prompt=False, start_index=starts)
+    inputs = pad_behind(dict(rendered))
+    turn_labels = inputs["audio_labels"]
+    if reference_labels_after:
+        inputs["audio_labels"] = with_reference_labels(turn_labels, dialogues, processor, reference_labels_after)
     ids = inputs["input_ids"]
     look, phones = torch.full_like(ids, IGNORED), torch.full_like(ids, IGNORED)
     finder = TurnFinder(processor.tokenizer)
     for row, dialogue in enumerate(dialogues):
         for sample, spoken_at, audio_at in zip(dialogue.turns, *finder.find(ids[row]), strict=True):
             point(sample, spoken_at, finder.phones[ids[row, spoken_at]], audio_at, look[row], phones[row])
-    return Batch(inputs, look, phones, sum(s.num_frames for d in dialogues for s in d.turns[d.first_trained :]))
+    return Batch(
+        inputs, look, phones, turn_labels, sum(s.num_frames for d in dialogues for s in d.turns[d.first_trained :])
+    )
+
+
+def with_reference_labels(
+    labels: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor, after: int
+) -> Tensor:
+    """`labels [B, F, K]` with those of the turns before `first_trained`, each from its column number `after` on."""
+    labels, eos = labels.clone(), processor.config.audio_codebook_size + 1
+    for row, dialogue in enumerate(dialogues):
+        start = 0
+        for turn in dialogue.turns[: dialogue.first_trained]:
+            own = delay_labels(torch.from_numpy(turn.codes), eos, IGNORED).T  # [L, K]
+            labels[row, start + after : start + len(own)] = own[after:]
+            start += len(own)
+    return labels
+
+
+def pad_behind(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Moves the padding of every row of tokens from the left to the right, where being causal hides it."""
+    attended = inputs["attention_mask"]  # [B, T]
+    num_pads = (1 - attended).sum(1, keepdim=True)  # [B, 1]
+    order = (torch.arange(attended.shape[1]) + num_pads) % attended.shape[1]  # [B, T]
+    moved = {name: inputs[name].gather(1, order) for name in ("input_ids", "attention_mask", "labels")}
+    return inputs | moved
 
 
 class TurnFinder:

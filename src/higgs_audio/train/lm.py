@@ -62,6 +62,8 @@ class LanguageModelRecipe:
     cast_share: float = 0.0
     joined_share: float = 0.0
     reference_frames: tuple[int, ...] = (1, 60)
+    more_turns: tuple[float, ...] = (0.6, 0.4)
+    reference_labels_after: int = 0  # columns; 0: references are not trained
     num_steps: int = 5000
     batch_positions: int = 3000
     short_share: float = 0.15  # of the steps, on the shorter half of the clips alone
@@ -90,13 +92,15 @@ class LanguageModelRecipe:
 def mix_of(recipe: LanguageModelRecipe) -> Mix:
     """The recipe's shares.
 
-    Raises RecipeError where `reference_frames` is not a least and a most.
+    Raises RecipeError where `reference_frames` is not a least and a most, or `more_turns` are no shares.
     """
     frames = recipe.reference_frames
     if len(frames) != 2 or not 1 <= frames[0] <= frames[1]:
         raise RecipeError(f"reference_frames={list(frames)} must be the least and the most, such as [75, 250]")
+    if not any(recipe.more_turns) or min(recipe.more_turns) < 0:
+        raise RecipeError(f"more_turns={list(recipe.more_turns)} must be shares of no turn more, one, two: [0.6, 0.4]")
     shares = (recipe.reference_share, recipe.plain_share, recipe.several_share, recipe.cast_share, recipe.joined_share)
-    return Mix(*shares, (frames[0], frames[1]))
+    return Mix(*shares, (frames[0], frames[1]), recipe.more_turns)
 
 
 def first_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
@@ -157,7 +161,7 @@ def train_language_model(recipe: LanguageModelRecipe) -> Path:
     batches = dialogue_batches(composer, samples, recipe, step)
     while step < recipe.num_steps:
         generator = seed_step(recipe.seed, step)
-        batch = collate(next(batches), processor)
+        batch = collate(next(batches), processor, recipe.reference_labels_after)
         losses = training_losses(model, guide, batch, recipe, step, generator)
         rate = learning_rate(step, recipe.num_steps, recipe.peak_rate, recipe.warmup, recipe.final_rate)
         norm = apply_gradients(losses.pop("total"), trained, optimizer, rate, recipe.max_norm)
@@ -218,7 +222,7 @@ def training_losses(
     inputs = dict(batch.inputs)
     share = blend(recipe.corruption, recipe.final_corruption, done)
     size = model.config.audio_codebook_size
-    inputs["audio_input_ids"] = corrupt(inputs["audio_input_ids"], inputs["audio_labels"], share, generator, size)
+    inputs["audio_input_ids"] = corrupt(inputs["audio_input_ids"], batch.turn_labels, share, generator, size)
     output = model(**inputs, codebook_weights=torch.tensor(recipe.codebook_weights), only_loss=True)
     look = guide.attention_loss(batch.look, inputs["attention_mask"])
     phone, accuracy = guide.phone_loss(batch.phones)
