@@ -13,7 +13,8 @@ from oracle import nano_tokenizer
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.processor import HiggsAudioProcessor
-from higgs_audio.train.lm import LanguageModelRecipe, new_model
+from higgs_audio.train.lm_recipe import LanguageModelRecipe
+from higgs_audio.train.start import new_model
 
 VOICES = {
     "ava": {"profile": "Ava", "description": "an American woman"},

@@ -19,11 +19,14 @@ from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import MULTI_SPEAKER
 from higgs_audio.text import phonemize
 from higgs_audio.train import composer as composers
-from higgs_audio.train import lm, teacher
+from higgs_audio.train import teacher
+from higgs_audio.train.batches import Order, dialogue_batches
 from higgs_audio.train.composer import CLONE_FORMS, QUIET_ROOM, SAME_VOICE, SEVERAL_SPEAKERS, Composer, Mix, join
 from higgs_audio.train.dialogue import collate
+from higgs_audio.train.lm_recipe import LanguageModelRecipe, mix_of
 from higgs_audio.train.phones import phone_ids, phones
 from higgs_audio.train.prepare import Sample
+from higgs_audio.train.start import first_model, new_model
 
 ROOT = Path(__file__).parents[1]
 TEXTS = (
@@ -239,11 +242,11 @@ def test_the_only_other_clip_of_a_speaker_is_found(samples):
 
 
 def test_a_conversation_depends_on_seed_epoch_and_sample_alone(samples):
-    recipe = lm.LanguageModelRecipe("", "", "", "", num_steps=30, short_share=0.0, batch_positions=900)
+    order = Order(positions=900, num_short=0, seed=0)
     composer = Composer(samples, {"ava": "Ava"}, "ava", MIX)
 
     def turns(start):
-        batches = itertools.islice(lm.dialogue_batches(composer, samples, recipe, start), 30 - start)
+        batches = itertools.islice(dialogue_batches(composer, samples, order, start), 30 - start)
         return [[tuple(turn.id for turn in dialogue.turns) for dialogue in batch] for batch in batches]
 
     whole = turns(0)
@@ -252,22 +255,22 @@ def test_a_conversation_depends_on_seed_epoch_and_sample_alone(samples):
 
 
 def test_a_batch_is_filled_by_what_its_conversations_turned_out_to_be(samples):
-    recipe = lm.LanguageModelRecipe("", "", "", "", short_share=0.0, batch_positions=900)
+    order = Order(positions=900, num_short=0, seed=0)
     composer = Composer(samples, {"ava": "Ava"}, "ava", MIX)
-    for batch in itertools.islice(lm.dialogue_batches(composer, samples, recipe, 0), 40):
+    for batch in itertools.islice(dialogue_batches(composer, samples, order, 0), 40):
         assert max(d.num_positions for d in batch) * len(batch) <= 900
 
 
 @pytest.mark.parametrize("frames", [[60], [0, 60], [80, 60]])
 def test_reference_frames_are_a_least_and_a_most(frames):
     with pytest.raises(RecipeError, match="least and the most"):
-        lm.mix_of(lm.LanguageModelRecipe("", "", "", "", reference_frames=tuple(frames)))
+        mix_of(LanguageModelRecipe("", "", "", "", reference_frames=tuple(frames)))
 
 
 @pytest.mark.parametrize("turns", [(), (0.0, 0.0), (0.5, -0.1)])
 def test_more_turns_are_shares(turns):
     with pytest.raises(RecipeError, match="more_turns"):
-        lm.mix_of(lm.LanguageModelRecipe("", "", "", "", more_turns=turns))
+        mix_of(LanguageModelRecipe("", "", "", "", more_turns=turns))
 
 
 def test_as_many_turns_are_heard_between_as_the_mix_says(samples):
@@ -292,12 +295,12 @@ def test_the_shares_of_forms_and_kinds_are_shares():
 
 
 def lm_recipe(tiny_checkpoint, **fields):
-    return lm.LanguageModelRecipe("", "", str(tiny_checkpoint), "", **fields)
+    return LanguageModelRecipe("", "", str(tiny_checkpoint), "", **fields)
 
 
 def test_a_run_starts_from_a_checkpoint_in_float32(tiny_checkpoint, processor):
     recipe = lm_recipe(tiny_checkpoint, start=str(tiny_checkpoint), text_config={"hidden_size": 999})
-    model = lm.first_model(recipe, processor)
+    model = first_model(recipe, processor)
     saved = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32)
     weights = dict(model.named_parameters())
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
@@ -306,9 +309,9 @@ def test_a_run_starts_from_a_checkpoint_in_float32(tiny_checkpoint, processor):
 
 def test_a_checkpoint_with_another_vocabulary_is_no_start(tiny_checkpoint, processor, tmp_path):
     text = {**saved_text(tiny_checkpoint), "vocab_size": 40}
-    lm.new_model(lm_recipe(tiny_checkpoint, text_config=text), processor).save_pretrained(tmp_path)
+    new_model(lm_recipe(tiny_checkpoint, text_config=text), processor).save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match="reads 40 text tokens"):
-        lm.first_model(lm_recipe(tiny_checkpoint, start=str(tmp_path)), processor)
+        first_model(lm_recipe(tiny_checkpoint, start=str(tmp_path)), processor)
 
 
 def saved_text(folder):

@@ -18,7 +18,7 @@ from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor, Waveform
 from higgs_audio.template import AUDIO_BOS, AUDIO_EOS, AUDIO_IN
 from higgs_audio.tower import num_encoded, num_features
-from higgs_audio.train.lm import TOKEN_FIELDS
+from higgs_audio.train.start import TOKEN_FIELDS
 
 K, BINS, RATE = 8, 8, 16000
 WINDOW = 200  # mel frames of the tiny tower: 2 seconds

@@ -170,7 +170,8 @@ def convert(
 @train_app.command("lm")
 def train_lm(recipe: Recipe, overrides: Overrides = None) -> None:
     """The language model, on prepared clips."""
-    from higgs_audio.train.lm import LanguageModelRecipe, train_language_model
+    from higgs_audio.train.lm import train_language_model
+    from higgs_audio.train.lm_recipe import LanguageModelRecipe
 
     _train(train_language_model, LanguageModelRecipe, recipe, overrides)
 

@@ -80,6 +80,12 @@ class Batch:
     turn_labels: Tensor
     num_frames: int
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same on `device`."""
+        inputs = {name: value.to(device) for name, value in self.inputs.items()}
+        look, phones, labels = (value.to(device) for value in (self.look, self.phones, self.turn_labels))
+        return Batch(inputs, look, phones, labels, self.num_frames)
+
 
 def collate(dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor, reference_labels_after: int = 0) -> Batch:
     """Conversations to a batch, padded on the right, with labels and the guide's targets.
@@ -169,13 +175,25 @@ def point(sample: Sample, spoken_at: Tensor, names: Tensor, audio_at: int, look:
     phones[columns] = names[heard]
 
 
-def corrupt(columns: Tensor, labels: Tensor, share: float, generator: torch.Generator, codebook_size: int) -> Tensor:
+def corrupt(
+    columns: Tensor, labels: Tensor, share: float, draws: Sequence[torch.Generator], codebook_size: int
+) -> Tensor:
     """Input columns `[B, F, K]` with a random `share` of the trained cells replaced by random codes.
 
-    Without it the model copies the frame before and never learns to read. Seven rows of ten are touched.
+    Without it the model copies the frame before and never learns to read. Seven rows of ten are touched. Each row has
+    a generator of its own in `draws`, so that it does not matter with which others it is in a batch.
     """
-    cells = (torch.rand(columns.shape, generator=generator) < share) & (labels != IGNORED)
-    cells &= columns < codebook_size
-    cells &= torch.rand(len(columns), 1, 1, generator=generator) < 0.7
-    noise = torch.randint(codebook_size, columns.shape, generator=generator)
-    return torch.where(cells, noise, columns)
+    return torch.stack([_corrupt_row(*row, share, codebook_size) for row in zip(columns, labels, draws, strict=True)])
+
+
+def _corrupt_row(columns: Tensor, labels: Tensor, draw: torch.Generator, share: float, codebook_size: int) -> Tensor:
+    """`[F, K]`; nothing is drawn for padding, or a row would depend on the longest of its batch."""
+    if float(torch.rand((), generator=draw)) >= 0.7:
+        return columns
+    trained = (labels != IGNORED) & (columns < codebook_size)  # [F, K]
+    places = trained.nonzero(as_tuple=True)
+    noise = torch.randint(codebook_size, (len(places[0]),), generator=draw)
+    hit = torch.rand(len(noise), generator=draw) < share
+    changed = columns.clone()
+    changed[places] = torch.where(hit, noise, columns[places])
+    return changed

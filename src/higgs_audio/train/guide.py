@@ -44,7 +44,7 @@ class Guide(nn.Module):
             hook.remove()
 
     def attention_loss(self, targets: Tensor, attended: Tensor) -> Tensor:
-        """Mean negative log of the weight that each guided head gives to its target.
+        """Sum, over positions, of the guided heads' mean negative log of the weight that each gives to its target.
 
         Args:
             targets: `[B, T]`, position to look at, IGNORED where there is none.
@@ -57,14 +57,14 @@ class Guide(nn.Module):
         self._seen.clear()
         return torch.stack(losses).mean()
 
-    def phone_loss(self, phones: Tensor) -> tuple[Tensor, float]:
-        """Mean cross-entropy of the phone head against `phones [B, T]`, and its accuracy."""
+    def phone_loss(self, phones: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the phone head's cross-entropy against `phones [B, T]`, and how many it has right."""
         assert self._rows is not None
         wanted = self._way.take(phones)  # [N]
         rows = (wanted != IGNORED).nonzero().squeeze(1)
         logits = self.phone_head(self._rows[rows])
-        accuracy = (logits.argmax(-1) == wanted[rows]).float().mean()
-        return F.cross_entropy(logits, wanted[rows]), float(accuracy)
+        right = (logits.detach().argmax(-1) == wanted[rows]).sum()
+        return F.cross_entropy(logits.float(), wanted[rows], reduction="sum"), right
 
     def _head_loss(
         self, attention: Any, rows: Tensor, way: Route, rotary: Any, targets: Tensor, visible: Tensor
@@ -75,7 +75,7 @@ class Guide(nn.Module):
         scores = query[:, :, 0] @ key[:, :, 0].transpose(1, 2) * width**-0.5  # [B, T, T]
         log_weights = scores.masked_fill(~visible, -torch.inf).log_softmax(-1)  # [B, T, T]
         chosen = (targets != IGNORED).nonzero(as_tuple=True)
-        return F.nll_loss(log_weights[chosen], targets[chosen])
+        return F.nll_loss(log_weights[chosen], targets[chosen], reduction="sum")
 
     def _watch(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if module.training:

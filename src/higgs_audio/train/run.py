@@ -26,16 +26,18 @@ class Run:
         folder: created if missing; a `state.pt` inside is resumed from.
         save_every: steps between checkpoints.
         log_every: steps between metric lines, which hold the means since the last.
+        quiet: write and print nothing: another process of the same run does.
     """
 
-    def __init__(self, folder: str | Path, save_every: int = 200, log_every: int = 20) -> None:
+    def __init__(self, folder: str | Path, save_every: int = 200, log_every: int = 20, quiet: bool = False) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.save_every, self.log_every = save_every, log_every
+        self.save_every, self.log_every, self._quiet = save_every, log_every, quiet
+        self._lines: list[dict[str, float]] = []
         self._sums: dict[str, float] = {}
         self._count = 0
         self._since = time.monotonic()
-        self._board = _tensorboard(self.folder)
+        self._board = None if quiet else _tensorboard(self.folder)
 
     def resume(self, parts: Mapping[str, Any]) -> int:
         """Loads every part's state dict from the last checkpoint; returns the number of steps done."""
@@ -45,9 +47,34 @@ class Run:
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        self._cut_metrics(state["step"])
         print(f"resumed {self.folder} at step {state['step']}", file=sys.stderr)
-        return int(state["step"])
+        return self.continue_from(int(state["step"]))
+
+    def continue_from(self, step: int) -> int:
+        """Forgets the metrics of steps after `step`, which will be done again; returns it."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return step
+        whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        self._lines = [line for line in map(json.loads, whole) if line["step"] <= step]
+        if not self._quiet:
+            temporary = path.with_name("metrics.jsonl.part")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in self._lines), encoding="utf-8")
+            os.replace(temporary, path)
+        return step
+
+    def is_best(self, name: str) -> bool:
+        """Whether the last recorded `name` is lower than all before it."""
+        values = self._values(name)
+        return bool(values) and values[-1] < min(values[:-1], default=math.inf)
+
+    def is_stale(self, name: str, patience: int) -> bool:
+        """Whether none of the last `patience` values of `name` was a new lowest one; never where `patience` is 0."""
+        values = self._values(name)
+        return 0 < patience < len(values) and min(values[-patience:]) >= min(values[:-patience])
+
+    def _values(self, name: str) -> list[float]:
+        return [line[name] for line in self._lines if name in line]
 
     def save(self, step: int, parts: Mapping[str, Any]) -> None:
         """Writes the checkpoint beside the old one, then renames: a kill leaves the old one whole."""
@@ -75,22 +102,15 @@ class Run:
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line of metrics now, to the file, the board and stderr."""
         rounded = {name: round(float(value), 5) for name, value in values.items()}
+        self._lines.append({"step": step, **rounded})
+        if self._quiet:
+            return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"step": step, **rounded}) + "\n")
         for name, value in rounded.items():
             if self._board is not None:
                 self._board.add_scalar(name, value, step)
         print(f"step {step:6d}  " + "  ".join(f"{n} {v:.4g}" for n, v in rounded.items()), file=sys.stderr, flush=True)
-
-    def _cut_metrics(self, step: int) -> None:
-        """Drops metric lines of steps that will be done again."""
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            temporary = path.with_name("metrics.jsonl.part")
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            os.replace(temporary, path)
 
 
 def _tensorboard(folder: Path) -> Any:
@@ -123,11 +143,18 @@ def apply_gradients(
     """Backward, clip, step; returns the gradient norm. Raises NumericsError before anything is changed."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = float(nn.utils.clip_grad_norm_(module.parameters(), max_norm))
-    if not math.isfinite(norm) or not bool(torch.isfinite(loss.detach())):
-        raise NumericsError(
-            f"loss {float(loss.detach())}, gradient norm {norm}: lower the learning rate or find the clip"
-        )
+    return apply_step(float(loss.detach()), module, optimizer, rate, max_norm)
+
+
+def apply_step(loss: float, module: nn.Module, optimizer: torch.optim.Optimizer, rate: float, max_norm: float) -> float:
+    """Clips the gradients that are there and steps; returns their norm.
+
+    Raises NumericsError, before anything is changed, where the loss or the norm is not finite.
+    """
+    length: Any = nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+    norm = float(length.full_tensor() if hasattr(length, "full_tensor") else length)  # of shards: over all processes
+    if not math.isfinite(norm) or not math.isfinite(loss):
+        raise NumericsError(f"loss {loss}, gradient norm {norm}: lower the learning rate or find the clip")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

@@ -1,0 +1,67 @@
+"""The model that a language-model run starts with."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from higgs_audio import template
+from higgs_audio.config import HiggsAudioConfig
+from higgs_audio.errors import RecipeError
+from higgs_audio.layers import FeedForward, RMSNorm
+from higgs_audio.model import HiggsAudioForConditionalGeneration
+from higgs_audio.processor import HiggsAudioProcessor
+from higgs_audio.train.lm_recipe import LanguageModelRecipe
+
+# Fields of HiggsAudioConfig that name a token of the prompt format.
+TOKEN_FIELDS = {
+    "audio_bos_token_id": template.AUDIO_BOS,
+    "audio_eos_token_id": template.AUDIO_EOS,
+    "audio_out_bos_token_id": template.AUDIO_OUT_BOS,
+    "audio_delay_token_id": template.AUDIO_DELAY,
+    "audio_in_token_idx": template.AUDIO_IN,
+    "audio_out_token_idx": template.AUDIO_OUT,
+    "pad_token_id": template.PAD,
+    "bos_token_id": template.BEGIN,
+    "eos_token_id": template.END_OF_TURN,
+}
+
+
+def first_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
+    """The checkpoint that the recipe starts from, in float32, or a new model.
+
+    Raises RecipeError where the checkpoint's vocabulary is not the processor's.
+    """
+    if not recipe.start:
+        return new_model(recipe, processor)
+    model = HiggsAudioForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
+    size, wanted = model.model.text_config.vocab_size, len(processor.tokenizer)
+    if size != wanted:
+        raise RecipeError(
+            f"{recipe.start!r} reads {size} text tokens and the processor writes {wanted}: take the checkpoint's own"
+        )
+    return model
+
+
+def new_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
+    """A model of the recipe's size with the processor's token ids, random weights."""
+    text = {"vocab_size": len(processor.tokenizer), **recipe.text_config}
+    ids: dict[str, Any] = {
+        field: processor.tokenizer.convert_tokens_to_ids(token) for field, token in TOKEN_FIELDS.items()
+    }
+    config = HiggsAudioConfig(text_config=text, audio_adapter_type=recipe.audio_adapter_type, codec="codec", **ids)
+    torch.manual_seed(recipe.seed)
+    model = HiggsAudioForConditionalGeneration(config)
+    scale = (2 * len(model.model.layers)) ** -0.5  # keeps the residual stream's size at the start
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(scale)
+    return model
+
+
+def compile_parts(model: nn.Module) -> None:
+    """Compiles what is elementwise or nearly so, in place, with sizes left open: batches differ in length."""
+    for part in model.modules():
+        if isinstance(part, RMSNorm | FeedForward):
+            part.compile(dynamic=True)

@@ -1,0 +1,357 @@
+"""One step of training cut in any way, in one process or two, whole or with adapters, is the same step."""
+
+import dataclasses
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from test_train import KilledError, kill_at, write_samples
+
+from higgs_audio.errors import NumericsError, OptionError, RecipeError
+from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
+from higgs_audio.processor import HiggsAudioProcessor
+from higgs_audio.text import phonemize
+from higgs_audio.train import lm
+from higgs_audio.train.adapt import LORA_TARGETS, Lora, add_lora, choose_trained, merged
+from higgs_audio.train.batches import Cutter
+from higgs_audio.train.dialogue import Dialogue, collate
+from higgs_audio.train.guide import Guide
+from higgs_audio.train.lesson import Lesson, Weights, counts, weighted
+from higgs_audio.train.lm_recipe import LanguageModelRecipe
+from higgs_audio.train.parallel import World, join_world, shares
+from higgs_audio.train.phones import PHONES, phones
+from higgs_audio.train.prepare import Sample
+from higgs_audio.train.run import Run, apply_step
+from higgs_audio.train.start import first_model, new_model
+
+TEXTS = ("The sun rises in the east.", "Nobody knows.", "We walked along the river.", "Seven men sat down.")
+END = 1025
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 2048,
+}
+
+
+def make_clip(number):
+    text = TEXTS[number % len(TEXTS)]
+    rng, num_frames = np.random.default_rng(number), 10 + 5 * (number % 7)
+    return text, rng.integers(0, 1024, (8, num_frames)), np.linspace(0, len(phones(text)) - 1, num_frames).astype(int)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return write_samples(tmp_path_factory.mktemp("prepared"), [make_clip(n) for n in range(24)])
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_checkpoint):
+    return HiggsAudioProcessor.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture
+def recipe(prepared, tiny_checkpoint, tmp_path):
+    return LanguageModelRecipe(
+        data=str(prepared),
+        heldout=str(prepared),
+        processor=str(tiny_checkpoint),
+        output=str(tmp_path / "run"),
+        text_config=TEXT,
+        profiles={"ava": "Ava"},
+        default_speaker="ava",
+        num_steps=6,
+        batch_positions=700,
+        more_turns=(0.5, 0.5),
+        guide_layers=(0,),
+        phone_layer=1,
+        z_weight=1e-3,
+        warmup=2,
+        peak_rate=3e-3,
+        log_every=1,
+        save_every=3,
+        check_every=3,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def dialogues():
+    samples = [
+        Sample(str(n), text, phonemize(text), "ava", codes, heard.astype(np.uint16))
+        for n, (text, codes, heard) in enumerate(make_clip(n) for n in range(7))
+    ]
+    return [Dialogue((samples[n], samples[n + 1]), "Ava" if n % 2 else None) for n in range(6)]
+
+
+def new_lesson(processor, guided=True):
+    model = new_model(LanguageModelRecipe("", "", "", "", text_config=TEXT), processor).train()
+    return Lesson(model, Guide(model, (0,), 1, len(PHONES) + 1) if guided else None, with_z=True)
+
+
+# The terms of the loss
+
+
+def test_the_terms_are_the_losses_of_the_model(dialogues, processor):
+    lesson = new_lesson(processor, guided=False)
+    batch = collate(dialogues, processor)
+    sums, numbers = lesson(batch), counts(batch, END)
+    out = lesson.model(**batch.inputs)
+    books = torch.stack([sums[f"codebook_{k}"] / numbers[f"codebook_{k}"] for k in range(8)])
+    torch.testing.assert_close(books, out.codebook_losses)
+    torch.testing.assert_close(sums["text"] / numbers["text"], out.text_loss)
+    loss = weighted(sums, numbers, Weights(text=1.0, codebooks=(1.0,) * 8))
+    torch.testing.assert_close(loss, out.loss)
+
+
+def test_ends_and_normalizers_are_those_of_a_loop_over_every_cell(dialogues, processor):
+    lesson = new_lesson(processor, guided=False)
+    batch = collate(dialogues[:2], processor)
+    sums, numbers = lesson(batch), counts(batch, END)
+    logits = lesson.model(**batch.inputs).logits.detach()  # [B, T, K, V + 2]
+    ends = squares = cells = 0
+    audio = lesson.model.model.audio_mask(batch.inputs["input_ids"])
+    for row in range(2):
+        places = audio[row].nonzero().squeeze(1).tolist()
+        for (before, _), labels in zip(itertools.pairwise(places), batch.inputs["audio_labels"][row, 1:], strict=False):
+            for book in (labels != IGNORED).nonzero().squeeze(1).tolist():
+                scores = logits[row, before, book]
+                cells += 1
+                squares += float(scores.logsumexp(0)) ** 2
+                ends -= float(scores.log_softmax(0)[END]) if int(labels[book]) == END else 0.0
+    assert float(sums["z"].detach()) == pytest.approx(squares, rel=1e-4)
+    assert float(sums["end"]) == pytest.approx(ends, rel=1e-4)
+    assert numbers["z"] == cells
+    assert numbers["end"] == 8 * sum(len(d.turns) - d.first_trained for d in dialogues[:2])
+
+
+def test_a_batch_without_labels_adds_nothing(dialogues, processor):
+    lesson = new_lesson(processor)
+    batch = Cutter(processor, 1, 2, 1, 0, 1024, 0).cut(dialogues[:1], 0, 0.0)[0]
+    assert not any(counts(batch, END).values())
+    weighted(lesson(batch), counts(batch, END), Weights(1.0, (1.0,) * 8, 1.0, 1.0, 1.0)).backward()
+    assert not any(bool(w.grad.any()) for w in lesson.parameters() if w.grad is not None)
+
+
+@pytest.mark.parametrize("cuts", [(2, 1), (1, 3), (2, 2), (4, 2)], ids=str)
+def test_a_step_cut_into_pieces_has_the_gradient_of_the_whole(dialogues, processor, cuts):
+    """Means of means would weigh the labels of a short micro-batch more; so every loss is over the labels of all."""
+    lesson, whole = new_lesson(processor), Cutter(processor, 0, 1, 1, 25, 1024, 3)
+    size, accumulate = cuts
+    cutters = [Cutter(processor, rank, size, accumulate, 25, 1024, 3) for rank in range(size)]
+    pieces = [batch for cutter in cutters for batch in cutter.cut(dialogues, 7, 0.2)]
+    assert len(pieces) == size * accumulate
+    weights = Weights(0.5, (4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 1e-3, 0.3, 0.2)
+    gradients = []
+    for batches in (whole.cut(dialogues, 7, 0.2), pieces):
+        lesson.zero_grad()
+        numbers = lm.add_up([counts(batch, END) for batch in batches], World())
+        for batch in batches:
+            weighted(lesson(batch), numbers, weights).backward()
+        gradients.append([weight.grad.clone() for weight in lesson.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_shares_hold_every_item_once_and_are_about_equal():
+    sizes = [5, 1, 9, 4, 4, 2, 7]
+    for count in (1, 2, 3, 10):
+        chosen = shares(sizes, count)
+        assert sorted(itertools.chain(*chosen)) == list(range(7))
+        assert len(chosen) == count
+    halves = [sum(sizes[n] for n in numbers) for numbers in shares(sizes, 2)]
+    assert max(halves) - min(halves) <= 2
+
+
+# One process or two
+
+
+def read_losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "step_seconds"} for line in lines]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+DIE_AT_STEP = """
+import os, sys
+from higgs_audio.cli import main
+from higgs_audio.train import lm
+steps, apply_step = [], lm.apply_step
+def apply_or_die(*args):
+    steps.append(1)
+    if len(steps) == 5:
+        os._exit(9)
+    return apply_step(*args)
+lm.apply_step = apply_or_die
+main()
+"""
+
+
+def run_processes(recipe, count, tmp_path, die=False):
+    """The run under torchrun with `count` gloo processes, which `die` in the fifth step where asked to."""
+    file, script = tmp_path / "recipe.yaml", tmp_path / "die.py"
+    lm.save_recipe(recipe, file)
+    script.write_text(DIE_AT_STEP)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}"]
+    command += [f"--master-port={free_port()}", *([str(script)] if die else ["-m", "higgs_audio"])]
+    done = subprocess.run(
+        [*command, "train", "lm", str(file)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode != 0) == die, done.stderr[-3000:]
+
+
+def assert_same_losses(one, other, tolerance):
+    assert len(one) == len(other)
+    for ours, theirs in zip(one, other, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=tolerance, abs=tolerance)
+
+
+def test_two_processes_have_the_losses_of_one_and_one_goes_on_from_their_state(recipe, tmp_path):
+    """FSDP2 over gloo. The third run is two processes that die in the fifth step, then one from the third on."""
+    one, two, mixed = (tmp_path / name for name in ("one", "two", "mixed"))
+    lm.train_language_model(dataclasses.replace(recipe, output=str(one)))
+    run_processes(dataclasses.replace(recipe, output=str(two)), 2, tmp_path)
+    assert_same_losses(read_losses(one), read_losses(two), 1e-4)
+    weights = [HiggsAudioForConditionalGeneration.from_pretrained(run / "model").state_dict() for run in (one, two)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
+    recipe = dataclasses.replace(recipe, output=str(mixed))
+    run_processes(recipe, 2, tmp_path, die=True)
+    assert [line["step"] for line in read_losses(mixed)][-1] == 4
+    lm.train_language_model(recipe)  # from step 3 on
+    assert_same_losses(read_losses(one), read_losses(mixed), 1e-4)
+
+
+def test_a_state_of_another_model_is_a_recipe_error(recipe):
+    lm.train_language_model(dataclasses.replace(recipe, num_steps=3))
+    wider = {**TEXT, "hidden_size": 64}
+    with pytest.raises(RecipeError, match="another run"):
+        lm.train_language_model(dataclasses.replace(recipe, text_config=wider))
+
+
+def test_a_device_that_is_not_there_is_an_option_error():
+    for device in ("tpu", *(() if torch.cuda.is_available() else ("cuda",))):
+        with pytest.raises(OptionError, match="train on"):
+            join_world(device)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(processor):
+    lesson = new_lesson(processor, guided=False)
+    before = [weight.detach().clone() for weight in lesson.parameters()]
+    optimizer = torch.optim.AdamW(lesson.parameters())
+    for weight in lesson.parameters():
+        weight.grad = torch.ones_like(weight)
+    with pytest.raises(NumericsError):
+        apply_step(float("nan"), lesson, optimizer, 1.0, 1.0)
+    assert all(torch.equal(*pair) for pair in zip(before, lesson.parameters(), strict=True))
+
+
+# Parts and adapters
+
+
+def trained_names(model):
+    return {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def test_the_audio_part_is_what_text_never_touches(processor):
+    model = new_lesson(processor).model
+    choose_trained(model, ["audio"])
+    kinds = {".".join(part for part in name.split(".") if not part.isdigit()) for name in trained_names(model)}
+    feed_forward = {f"model.layers.audio_mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    norms = {f"model.layers.audio_{name}_layernorm.weight" for name in ("input", "post_attention")}
+    tables = {"model.embed_audio_tokens.embed_audio_tokens.weight", "audio_lm_head.weight"}
+    assert kinds == feed_forward | norms | tables
+
+
+def test_every_parameter_is_in_a_part(processor):
+    model = new_lesson(processor).model
+    choose_trained(model, ["audio", "text", "attention"])
+    assert trained_names(model) == {name for name, _ in model.named_parameters()}
+
+
+def test_a_part_that_does_not_exist_is_a_recipe_error_that_names_the_nearest(processor):
+    with pytest.raises(RecipeError, match="did you mean 'audio'"):
+        choose_trained(new_lesson(processor).model, ["audi"])
+
+
+def test_frozen_parts_stay_and_the_others_move(recipe, processor):
+    before = first_model(recipe, processor).state_dict()
+    path = lm.train_language_model(dataclasses.replace(recipe, train=("audio",), guide_weight=0.0, phone_weight=0.0))
+    after = HiggsAudioForConditionalGeneration.from_pretrained(path, dtype=torch.float32).state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("audio" in name for name in moved)
+
+
+@pytest.mark.parametrize("also", [(), ("heads",)], ids=str)
+def test_merged_adapters_are_the_adapters_applied(dialogues, processor, also):
+    model = new_lesson(processor).model.eval()
+    plain = new_lesson(processor).model.eval()
+    lora = Lora(rank=4, alpha=12.0, also=also)
+    add_lora(model, lora)
+    trained = trained_names(model)
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained if ".lora_" in name} == set(LORA_TARGETS)
+    assert any(".audio_mlp." in name for name in trained)
+    assert {name for name in trained if ".lora_" not in name} == (
+        {"audio_lm_head.weight", "text_lm_head.weight"} if also else set()
+    )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_B." in name:
+                weight.normal_(0, 0.1)
+    inputs = collate(dialogues[:2], processor).inputs
+    untouched = plain(**inputs).logits
+    plain.load_state_dict(merged(model.state_dict(), lora))
+    logits = model(**inputs).logits
+    torch.testing.assert_close(plain(**inputs).logits, logits, rtol=1e-4, atol=1e-4)
+    assert float((untouched - logits).detach().abs().max()) > 1e-2
+
+
+def test_a_run_with_adapters_leaves_a_plain_checkpoint_and_resumes(recipe, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(recipe, lora_rank=4, guide_weight=0.0, phone_weight=0.0)
+    path = lm.train_language_model(recipe)
+    model = HiggsAudioForConditionalGeneration.from_pretrained(path)
+    assert not any("lora" in name for name in model.state_dict())
+    broken = dataclasses.replace(recipe, output=str(tmp_path / "again"))
+    with monkeypatch.context() as patch:
+        kill_at(patch, lm, 5)
+        with pytest.raises(KilledError):
+            lm.train_language_model(broken)
+    again = lm.train_language_model(broken)
+    ours, theirs = (HiggsAudioForConditionalGeneration.from_pretrained(p).state_dict() for p in (path, again))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# The best checkpoint
+
+
+def test_a_run_is_stale_after_as_many_checks_without_a_better_one(tmp_path):
+    run = Run(tmp_path)
+    seen = []
+    for step, value in enumerate([3.0, 2.0, 2.5, 2.0, 1.5, 1.6, 1.7], start=1):
+        run.record(step, {"heldout": value})
+        seen.append((run.is_best("heldout"), run.is_stale("heldout", 2), run.is_stale("heldout", 0)))
+    assert [best for best, *_ in seen] == [True, True, False, False, True, False, False]
+    assert [stale for _, stale, _ in seen] == [False, False, False, True, False, False, True]
+    assert not any(never for *_, never in seen)
+    again = Run(tmp_path)
+    again.continue_from(5)
+    assert again.is_best("heldout")
+    assert not again.is_stale("heldout", 2)
