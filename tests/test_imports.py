@@ -35,7 +35,7 @@ def modules() -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         place = path.relative_to(PACKAGE)
-        if place.parts[0] != "__init__.py":
+        if place.parts[0] not in ("__init__.py", "__main__.py"):
             files.setdefault(place.parts[0].removesuffix(".py"), []).append(path)
     return files
 
