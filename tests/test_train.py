@@ -156,6 +156,15 @@ def test_a_recipe_is_read_with_its_defaults_numbers_written_either_way_and_overr
     assert recipe.num_steps == tokenizer.TokenizerRecipe("", "").num_steps
 
 
+def test_an_override_reaches_into_a_mapping(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("{data: a, heldout: b, processor: c, output: d, text_config: {hidden_size: 8, head_dim: 4}}")
+    recipe = load_recipe(path, LanguageModelRecipe, {"text_config.hidden_size": 16, "text_config.mlp.bias": True})
+    assert recipe.text_config == {"hidden_size": 16, "head_dim": 4, "mlp": {"bias": True}}
+    with pytest.raises(RecipeError, match="holds nothing by name"):
+        load_recipe(path, LanguageModelRecipe, {"output.here": 1})
+
+
 def test_an_unknown_key_of_a_recipe_names_the_nearest(tmp_path):
     with pytest.raises(RecipeError, match=r"unknown key 'num_step'; did you mean 'num_steps'\?"):
         read_recipe(tmp_path, RECIPE + "num_step: 3\n")

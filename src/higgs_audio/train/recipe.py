@@ -1,6 +1,7 @@
 """A recipe: one YAML file with everything a training run depends on, read strictly into a frozen dataclass."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -12,7 +13,7 @@ R = TypeVar("R")
 
 
 def load_recipe(path: str | Path, kind: type[R], overrides: dict[str, Any] | None = None) -> R:
-    """Reads the YAML file at `path` into the dataclass `kind`; `overrides` replace single keys.
+    """Reads the YAML file at `path` into the dataclass `kind`; `overrides` replace single keys, `a.b` the b within a.
 
     Raises RecipeError for a missing file, a key the dataclass does not have (naming the nearest) or a missing one.
     Relative paths inside a recipe are relative to the working directory.
@@ -26,7 +27,20 @@ def load_recipe(path: str | Path, kind: type[R], overrides: dict[str, Any] | Non
         raise RecipeError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold `key: value` lines, found {type(values).__name__}")
-    return build(kind, {**values, **(overrides or {})}, str(path))
+    for key, value in (overrides or {}).items():
+        values = _replaced(values, key.split("."), value, key)
+    return build(kind, values, str(path))
+
+
+def _replaced(values: dict[str, Any], path: Sequence[str], value: Any, key: str) -> dict[str, Any]:
+    """`values` with the entry at `path` replaced."""
+    first, *rest = path
+    if not rest:
+        return {**values, first: value}
+    inner = values.get(first, {})
+    if not isinstance(inner, dict):
+        raise RecipeError(f"{key}: {first} is {inner!r} and holds nothing by name")
+    return {**values, first: _replaced(inner, rest, value, key)}
 
 
 def build(kind: type[R], values: dict[str, Any], where: str) -> R:
