@@ -7,11 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_train import KilledError, kill_at, write_samples
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from higgs_audio.errors import NumericsError, OptionError, RecipeError
 from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
@@ -23,10 +25,11 @@ from higgs_audio.train.batches import Cutter
 from higgs_audio.train.dialogue import Dialogue, collate
 from higgs_audio.train.guide import Guide
 from higgs_audio.train.lesson import Lesson, Weights, counts, weighted
-from higgs_audio.train.lm_recipe import LanguageModelRecipe
+from higgs_audio.train.lm_recipe import LanguageModelRecipe, mix_of, weights_of
 from higgs_audio.train.parallel import World, join_world, shares
 from higgs_audio.train.phones import PHONES, phones
 from higgs_audio.train.prepare import Sample
+from higgs_audio.train.recipe import load_recipe
 from higgs_audio.train.run import Run, apply_step
 from higgs_audio.train.start import first_model, new_model
 
@@ -337,6 +340,60 @@ def test_a_run_with_adapters_leaves_a_plain_checkpoint_and_resumes(recipe, tmp_p
     again = lm.train_language_model(broken)
     ours, theirs = (HiggsAudioForConditionalGeneration.from_pretrained(p).state_dict() for p in (path, again))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_frozen_weights_can_be_held_in_half(recipe):
+    half = dataclasses.replace(
+        recipe,
+        lora_rank=4,
+        precision="bfloat16",
+        frozen_precision="bfloat16",
+        guide_weight=0.0,
+        phone_weight=0.0,
+        gradient_checkpointing=True,
+    )
+    state = HiggsAudioForConditionalGeneration.from_pretrained(lm.train_language_model(half)).state_dict()
+    assert {value.dtype for value in state.values()} == {torch.bfloat16}
+    losses = [line["loss"] for line in read_losses(Path(half.output)) if "loss" in line]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["precision", "frozen_precision"])
+def test_a_precision_that_does_not_exist_is_a_recipe_error(recipe, name):
+    with pytest.raises(RecipeError, match="did you mean 'bfloat16'"):
+        lm.train_language_model(dataclasses.replace(recipe, **{name: "bfloat"}))
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes").rglob("lm*.yaml")), ids=str)
+def test_every_recipe_of_the_repository_is_read(path):
+    recipe = load_recipe(path, LanguageModelRecipe)
+    assert mix_of(recipe) and len(recipe.codebook_weights) == 8
+    assert weights_of(recipe, 0).of("codebook_0") > 0
+
+
+# What a run begins with
+
+
+def test_a_llama_becomes_the_trunk_for_text_and_sound(recipe, processor, tmp_path):
+    config = LlamaConfig(**{**TEXT, "vocab_size": 300, "tie_word_embeddings": True})
+    llama = LlamaForCausalLM(config).eval()
+    llama.save_pretrained(tmp_path / "llama")
+    model = first_model(dataclasses.replace(recipe, base=str(tmp_path / "llama"), text_config={}), processor).eval()
+    ids = torch.randint(20, 300, (1, 9))
+    ids[torch.isin(ids, torch.tensor(model.config.audio_placeholder_ids))] = 20
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).text_logits[..., :300], llama(input_ids=ids).logits)
+    layer, given = model.model.layers[0], llama.model.layers[0]
+    assert torch.equal(layer.audio_mlp.gate_proj.weight, given.mlp.gate_proj.weight)
+    assert torch.equal(layer.audio_input_layernorm.weight, given.input_layernorm.weight)
+    rows = model.model.embed_tokens.weight
+    assert len(rows) == len(processor.tokenizer) > 300
+    torch.testing.assert_close(rows[300:], llama.model.embed_tokens.weight.mean(0).expand(len(rows) - 300, -1))
+
+
+def test_a_run_begins_with_a_checkpoint_or_a_llama(recipe, processor):
+    with pytest.raises(RecipeError, match="one of them"):
+        first_model(dataclasses.replace(recipe, start="a", base="b"), processor)
 
 
 # The best checkpoint

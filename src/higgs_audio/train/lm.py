@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from higgs_audio.errors import RecipeError, nearest
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.train.adapt import add_lora, choose_trained, merged
@@ -30,6 +31,9 @@ from higgs_audio.train.start import compile_parts, first_model
 
 def train_language_model(recipe: LanguageModelRecipe) -> Path:
     """Trains the language model; writes a checkpoint to `output/model` and returns that path."""
+    for name in ("precision", "frozen_precision"):
+        if getattr(recipe, name) not in PRECISIONS:
+            raise RecipeError(f"{name}={getattr(recipe, name)!r}; {nearest(getattr(recipe, name), PRECISIONS)}")
     world = join_world(recipe.device)
     try:
         return _train(recipe, world)
@@ -75,16 +79,32 @@ def assemble(model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRec
         add_lora(model, lora)
     else:
         choose_trained(model, recipe.train)
+    hold_frozen(model, recipe.frozen_precision, world)
     if recipe.compile:
         compile_parts(model)
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        renamed = getattr(model, "activation_checkpointing_enable", None)  # by transformers 5.24
+        (renamed or model.gradient_checkpointing_enable)()
     guided = recipe.guide_weight > 0 or recipe.phone_weight > 0
     guide = Guide(model, recipe.guide_layers, recipe.phone_layer, len(PHONES) + 1) if guided else None
     lesson = Lesson(model, guide, with_z=recipe.z_weight > 0).to(world.device)
     if world.size > 1:
         shard(lesson, list(model.model.layers), world, recipe.precision, regather=not guided)
     return lesson
+
+
+def hold_frozen(model: HiggsAudioForConditionalGeneration, precision: str, world: World) -> None:
+    """Converts the parameters that are not trained, in place.
+
+    Raises RecipeError where the model is in shards: those of a layer have one type.
+    """
+    if precision == "float32":
+        return
+    if world.size > 1:
+        raise RecipeError(f"frozen_precision={precision!r} with {world.size} processes: leave it at float32")
+    for weight in model.parameters():
+        if not weight.requires_grad:
+            weight.data = weight.data.to(PRECISIONS[precision])
 
 
 def cutter_of(

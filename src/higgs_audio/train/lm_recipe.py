@@ -15,7 +15,8 @@ class LanguageModelRecipe:
 
     `data` and `heldout` are folders of prepared clips, `processor` a folder with the tokenizer and processor files,
     `output` the run's folder, `profiles` speaker -> profile text. `start` is a checkpoint to train on from; the model
-    is then its size, and `text_config` is not read. The shares are those of `Mix`.
+    is then its size, and `text_config` is not read. `base` is a Llama checkpoint whose weights a new model begins with,
+    for text and sound alike; `text_config` says only what differs. The shares are those of `Mix`.
     """
 
     data: str
@@ -23,6 +24,7 @@ class LanguageModelRecipe:
     processor: str
     output: str
     start: str = ""
+    base: str = ""
     text_config: dict[str, Any] = field(default_factory=dict)
     audio_adapter_type: str = "dual_ffn_fast_forward"
     profiles: dict[str, str] = field(default_factory=dict)
@@ -61,6 +63,7 @@ class LanguageModelRecipe:
     max_norm: float = 1.0
     compile: bool = False  # norms and feed-forwards through torch.compile; on a CPU it needs a C++ compiler
     precision: str = "float32"  # or bfloat16: of the forward and backward pass; weights and sums stay in float32
+    frozen_precision: str = "float32"  # what parameters that are not trained are held in, by one process
     gradient_checkpointing: bool = False
     device: str = ""  # cpu or cuda; "": a GPU where there is one
     seed: int = 0

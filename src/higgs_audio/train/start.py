@@ -1,9 +1,11 @@
 """The model that a language-model run starts with."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 from higgs_audio import template
 from higgs_audio.config import HiggsAudioConfig
@@ -32,6 +34,10 @@ def first_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> 
 
     Raises RecipeError where the checkpoint's vocabulary is not the processor's.
     """
+    if recipe.start and recipe.base:
+        raise RecipeError(f"start={recipe.start!r} and base={recipe.base!r}: a run begins with one of them")
+    if recipe.base:
+        return upcycled(recipe, processor)
     if not recipe.start:
         return new_model(recipe, processor)
     model = HiggsAudioForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
@@ -58,6 +64,33 @@ def new_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> Hi
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 weight.mul_(scale)
     return model
+
+
+def upcycled(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
+    """A new model with the weights of a Llama: its feed-forwards and norms serve text and sound to begin with.
+
+    Rows of tokens that the Llama does not have are the mean of those that it has; what only sound has, embeddings and
+    head, is random. Raises RecipeError where the checkpoint is no Llama.
+    """
+    llama = LlamaForCausalLM.from_pretrained(recipe.base, dtype=torch.float32)
+    text = {**llama.config.to_dict(), "vocab_size": len(processor.tokenizer), **recipe.text_config}
+    model = new_model(replace(recipe, text_config=text), processor)
+    given = llama.state_dict()
+    given["text_lm_head.weight"] = given.pop("lm_head.weight")
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            source = given.get(name.replace(".audio_", "."))
+            if source is not None:
+                copy_rows(source, weight)
+    return model
+
+
+def copy_rows(source: Tensor, target: Tensor) -> None:
+    """Copies `source` into the first rows of `target`; the rest become their mean. Fewer rows are cut off."""
+    num_rows = min(len(source), len(target))
+    target[:num_rows].copy_(source[:num_rows])
+    if len(target) > num_rows:
+        target[num_rows:] = source.mean(0)
 
 
 def compile_parts(model: nn.Module) -> None:
