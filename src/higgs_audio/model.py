@@ -237,11 +237,12 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         heard = self._hear(input_ids, input_features, feature_attention_mask, feature_positions)
         codes = (audio_input_ids, audio_input_ids_mask)
         way, embeds = self._embed(input_ids, attention_mask, *codes, feature_positions, heard)  # [B, T, D]
+        packed = position_ids  # positions that begin anew say where the sequences of a packed row begin
         if position_ids is None:
             position_ids = _positions(embeds, attention_mask, past_key_values)
         # By position: the fourth parameter is `past_key_values` before transformers 5.24 and `cache` from there on.
         hiding = None if past_key_values is None and padded_behind(attention_mask) else attention_mask
-        mask = create_causal_mask(self.text_config, embeds, hiding, past_key_values, position_ids)
+        mask = create_causal_mask(self.text_config, embeds, hiding, past_key_values, packed)
         rotary = self.rotary_emb(position_ids, embeds.dtype)
         rows, states = way.take(embeds), []
         for layer in self.layers:
