@@ -26,6 +26,7 @@ from higgs_audio.train.dialogue import Dialogue, collate
 from higgs_audio.train.guide import Guide
 from higgs_audio.train.lesson import Lesson, Weights, counts, weighted
 from higgs_audio.train.lm_recipe import LanguageModelRecipe, mix_of, weights_of
+from higgs_audio.train.packing import pack
 from higgs_audio.train.parallel import World, join_world, shares
 from higgs_audio.train.phones import PHONES, phones
 from higgs_audio.train.prepare import Sample
@@ -139,7 +140,7 @@ def test_ends_and_normalizers_are_those_of_a_loop_over_every_cell(dialogues, pro
 
 def test_a_batch_without_labels_adds_nothing(dialogues, processor):
     lesson = new_lesson(processor)
-    batch = Cutter(processor, 1, 2, 1, 0, 1024, 0).cut(dialogues[:1], 0, 0.0)[0]
+    batch = Cutter(processor, 1, 2, 1, 0, False, 1024, 0).cut(dialogues[:1], 0, 0.0)[0]
     assert not any(counts(batch, END).values())
     weighted(lesson(batch), counts(batch, END), Weights(1.0, (1.0,) * 8, 1.0, 1.0, 1.0)).backward()
     assert not any(bool(w.grad.any()) for w in lesson.parameters() if w.grad is not None)
@@ -148,9 +149,9 @@ def test_a_batch_without_labels_adds_nothing(dialogues, processor):
 @pytest.mark.parametrize("cuts", [(2, 1), (1, 3), (2, 2), (4, 2)], ids=str)
 def test_a_step_cut_into_pieces_has_the_gradient_of_the_whole(dialogues, processor, cuts):
     """Means of means would weigh the labels of a short micro-batch more; so every loss is over the labels of all."""
-    lesson, whole = new_lesson(processor), Cutter(processor, 0, 1, 1, 25, 1024, 3)
+    lesson, whole = new_lesson(processor), Cutter(processor, 0, 1, 1, 25, False, 1024, 3)
     size, accumulate = cuts
-    cutters = [Cutter(processor, rank, size, accumulate, 25, 1024, 3) for rank in range(size)]
+    cutters = [Cutter(processor, rank, size, accumulate, 25, False, 1024, 3) for rank in range(size)]
     pieces = [batch for cutter in cutters for batch in cutter.cut(dialogues, 7, 0.2)]
     assert len(pieces) == size * accumulate
     weights = Weights(0.5, (4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 1e-3, 0.3, 0.2)
@@ -163,6 +164,27 @@ def test_a_step_cut_into_pieces_has_the_gradient_of_the_whole(dialogues, process
         gradients.append([weight.grad.clone() for weight in lesson.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_packed_row_has_the_loss_and_gradient_of_its_conversations_apart(dialogues, processor, attention):
+    lesson = new_lesson(processor)
+    lesson.model.set_attn_implementation(attention)
+    weights, gradients = Weights(0.5, (2.0, *(1.0,) * 7), 1e-3, 0.3, 0.2), []
+    apart = [collate([dialogue], processor) for dialogue in dialogues]
+    together = pack(collate(dialogues, processor))
+    assert together.inputs["input_ids"].shape[1] == sum(batch.inputs["input_ids"].shape[1] for batch in apart)
+    assert counts(together, END) == lm.add_up([counts(batch, END) for batch in apart], World())
+    for batches in (apart, [together]):
+        lesson.zero_grad()
+        sums = [lesson(batch) for batch in batches]
+        numbers = counts(together, END)
+        sum(weighted(terms, numbers, weights) for terms in sums).backward()
+        gradients.append([weight.grad.clone() for weight in lesson.parameters()])
+        losses = lm.add_up([{name: value.detach() for name, value in terms.items()} for terms in sums], World())
+        gradients[-1].append(torch.tensor(list(losses.values())))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_shares_hold_every_item_once_and_are_about_equal():

@@ -644,7 +644,7 @@ def test_the_guides_attention_is_that_of_the_model(samples, processor, monkeypat
     rows, positions = (batch.look >= 0).nonzero(as_tuple=True)
     targets = batch.look[rows, positions]
     wanted = [-weights[rows, GUIDED_HEAD, positions, targets].log().sum() for _, weights in seen]
-    loss = guide.attention_loss(batch.look, batch.inputs["attention_mask"])
+    loss = guide.attention_loss(batch.look)
     assert len(wanted) == 2
     torch.testing.assert_close(loss, torch.stack(wanted).mean(), rtol=1e-4, atol=1e-5)
     guide.close()

@@ -11,6 +11,7 @@ from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.train.clips import length_batches
 from higgs_audio.train.composer import Composer
 from higgs_audio.train.dialogue import Batch, Dialogue, collate, corrupt
+from higgs_audio.train.packing import pack
 from higgs_audio.train.parallel import shares
 from higgs_audio.train.prepare import Sample
 
@@ -72,6 +73,7 @@ class Cutter:
         rank, size: this process and how many there are.
         accumulate: micro-batches of each process.
         reference_labels_after: see `collate`.
+        packed: one row without padding, see `pack`.
         codebook_size: V; corrupted codes are drawn below it.
         seed: of the run.
     """
@@ -81,6 +83,7 @@ class Cutter:
     size: int
     accumulate: int
     reference_labels_after: int
+    packed: bool
     codebook_size: int
     seed: int
 
@@ -98,7 +101,7 @@ class Cutter:
         draws = [draw_of(self.seed, step, n, 1) for n in numbers]
         columns = batch.inputs["audio_input_ids"]
         batch.inputs["audio_input_ids"] = corrupt(columns, batch.turn_labels, corruption, draws, self.codebook_size)
-        return batch
+        return pack(batch) if self.packed else batch
 
 
 def unlabelled(batch: Batch) -> Batch:

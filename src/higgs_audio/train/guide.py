@@ -43,16 +43,18 @@ class Guide(nn.Module):
         for hook in self._hooks:
             hook.remove()
 
-    def attention_loss(self, targets: Tensor, attended: Tensor) -> Tensor:
+    def attention_loss(self, targets: Tensor, blocks: Tensor | None = None) -> Tensor:
         """Sum, over positions, of the guided heads' mean negative log of the weight that each gives to its target.
 
         Args:
             targets: `[B, T]`, position to look at, IGNORED where there is none.
-            attended: `[B, T]`, the attention mask.
+            blocks: `[B, T]`, the number of the sequence that a position is in, of a packed row; all one where None.
+                Padding is behind and needs no mask.
         """
         length = targets.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        visible = causal[None] & attended.bool()[:, None]  # [B, T, T]
+        visible = torch.ones(length, length, dtype=torch.bool, device=targets.device).tril()[None]
+        if blocks is not None:
+            visible = visible & (blocks[:, :, None] == blocks[:, None])  # [B, T, T]
         losses = [self._head_loss(*seen, targets, visible) for seen in self._seen.values()]
         self._seen.clear()
         return torch.stack(losses).mean()

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
 from higgs_audio.train.dialogue import Batch
 from higgs_audio.train.guide import Guide
+from higgs_audio.train.packing import blocks
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Lesson(nn.Module):
         if self.model.text_lm_head is not None:
             sums["text"] = self._text_sum(hidden, labels)
         if self.guide is not None and self.training:
-            sums["look"] = self.guide.attention_loss(batch.look, inputs["attention_mask"])
+            positions = inputs.get("position_ids")
+            sums["look"] = self.guide.attention_loss(batch.look, None if positions is None else blocks(positions))
             sums["phone"], sums["phone_right"] = self.guide.phone_loss(batch.phones)
         return sums
 

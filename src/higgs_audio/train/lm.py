@@ -80,6 +80,7 @@ def assemble(model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRec
     else:
         choose_trained(model, recipe.train)
     hold_frozen(model, recipe.frozen_precision, world)
+    model.set_attn_implementation(recipe.attention)
     if recipe.compile:
         compile_parts(model)
     if recipe.gradient_checkpointing:
@@ -117,6 +118,7 @@ def cutter_of(
         size=world.size,
         accumulate=recipe.accumulate,
         reference_labels_after=recipe.reference_labels_after,
+        packed=recipe.packed,
         codebook_size=model.config.audio_codebook_size,
         seed=recipe.seed,
     )

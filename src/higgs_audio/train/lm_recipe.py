@@ -39,6 +39,7 @@ class LanguageModelRecipe:
     reference_labels_after: int = 0  # columns; 0: references are not trained
     num_steps: int = 5000
     batch_positions: int = 3000
+    packed: bool = False  # no padding: worth it with flash attention; on a CPU the block mask costs more than padding
     accumulate: int = 1  # micro-batches of a step in each process; the step's positions are divided among them
     short_share: float = 0.15  # of the steps, on the shorter half of the clips alone
     train: tuple[str, ...] = ("all",)  # parts of the model, see `adapt.PARTS`; with LoRA those beside the adapters
@@ -62,6 +63,7 @@ class LanguageModelRecipe:
     weight_decay: float = 0.05
     max_norm: float = 1.0
     compile: bool = False  # norms and feed-forwards through torch.compile; on a CPU it needs a C++ compiler
+    attention: str = "sdpa"  # or eager, flash_attention_2, flex_attention, as transformers names them
     precision: str = "float32"  # or bfloat16: of the forward and backward pass; weights and sums stay in float32
     frozen_precision: str = "float32"  # what parameters that are not trained are held in, by one process
     gradient_checkpointing: bool = False
