@@ -19,8 +19,9 @@ from torch.nn import functional as F
 import higgs_audio.layers
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.quantizer import Codebook, ResidualVectorQuantizer
+from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import revert_delay
-from higgs_audio.errors import NumericsError, RecipeError
+from higgs_audio.errors import CheckpointError, NumericsError, RecipeError
 from higgs_audio.generate import generate
 from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
@@ -868,6 +869,114 @@ def test_a_language_model_killed_and_resumed_equals_one_that_was_not(prepared, t
     """Killed among the short clips, and again among all of them."""
     recipe = lm_recipe(prepared, tiny_checkpoint, num_steps=8, batch_positions=400, short_share=0.5)
     check_resumed(monkeypatch, tmp_path, lm, lm.train_language_model, recipe, deaths=(4, 4))
+
+
+def tiny_run(folder, parts):
+    """A folder with the state of step 3 and a recipe."""
+    run.Run(folder).save(3, parts)
+    (folder / "recipe.yaml").write_text("seed: 7\n")
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def layer_and_optimizer(*sizes):
+    layer = torch.nn.Linear(*sizes)
+    return {"model": layer, "optimizer": torch.optim.AdamW(run.decay_groups(layer, 0.1))}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda parts: {**parts, "model": torch.nn.Linear(3, 2)}, r"model weight is \[3, 3\] there and \[2, 3\] here"),
+        (lambda parts: {**parts, "model": torch.nn.Linear(3, 3, bias=False)}, "model bias is only there"),
+        (lambda parts: {**parts, "judges": torch.nn.Linear(1, 1)}, "judges is only here"),
+        (lambda parts: {"model": parts["model"]}, "optimizer is only there"),
+        (
+            lambda parts: {**parts, "optimizer": torch.optim.AdamW(parts["model"].parameters())},
+            "optimizer group 1 is only there",
+        ),
+    ],
+    ids=["another size", "another layer", "a part more", "a part fewer", "other groups"],
+)
+def test_the_state_of_another_recipes_run_is_not_resumed(tmp_path, change, said):
+    """It was an error of torch, after the recipe in the folder had been overwritten."""
+    tiny_run(tmp_path, layer_and_optimizer(3, 3))
+    parts = change(layer_and_optimizer(3, 3))
+    before = {name: value.clone() for name, value in parts["model"].state_dict().items()}
+    with pytest.raises(RecipeError, match=f"another recipe's run: {said}"):
+        run.Run(tmp_path).resume(parts)
+    assert all(torch.equal(value, before[name]) for name, value in parts["model"].state_dict().items())
+
+
+def test_a_state_that_cannot_be_read_says_which_file(tmp_path):
+    parts = layer_and_optimizer(3, 3)
+    tiny_run(tmp_path, parts)
+    whole = (tmp_path / "state.pt").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"nothing of the kind"):
+        (tmp_path / "state.pt").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"state\.pt' cannot be read"):
+            run.Run(tmp_path).resume(parts)
+    torch.save([1], tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="not the state of a run"):
+        run.Run(tmp_path).resume(parts)
+
+
+def test_a_full_disk_stops_a_run_with_the_state_before_whole(tmp_path, monkeypatch):
+    parts = layer_and_optimizer(3, 3)
+    before = tiny_run(tmp_path, parts)
+
+    def half(state, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run.torch, "save", half)
+    with pytest.raises(CheckpointError, match=r"step 4 cannot be saved .* No space left"):
+        run.Run(tmp_path).save(4, parts)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"guide_layers": (0, 2)}, "guide_layers names layer 2; the model has the layers 0 to 1"),
+        ({"guide_layers": (-1,)}, "guide_layers names layer -1"),
+        ({"guide_layers": ("0",)}, "guide_layers names layer 0"),
+        ({"guide_layers": ()}, "guide_layers names no layer"),
+        ({"phone_layer": 2}, "phone_layer names layer 2; the model has the layers 0 to 1"),
+        ({"codebook_weights": (1.0,) * 7}, "codebook_weights has 7 numbers and the model 8"),
+        ({"codebook_weights": (0.0,) * 8}, "one of them above 0"),
+        ({"codebook_weights": (1.0,) * 7 + (-1.0,)}, "must be 0 or more"),
+        ({"reference_frames": (3,)}, "least and the most"),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_does_not_fit_its_model_is_refused_before_anything_is_written(
+    prepared, tiny_checkpoint, tmp_path, fields, said
+):
+    recipe = lm_recipe(prepared, tiny_checkpoint, **{**fields, "output": str(tmp_path / "run")})
+    with pytest.raises(RecipeError, match=said):
+        lm.train_language_model(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_another_recipes_run_is_left_as_it_is(prepared, tiny_checkpoint, tmp_path):
+    before = tiny_run(tmp_path, layer_and_optimizer(3, 3))
+    with pytest.raises(RecipeError, match="another recipe's run"):
+        lm.train_language_model(lm_recipe(prepared, tiny_checkpoint, output=str(tmp_path)))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("sizes", [{"audio_num_codebooks": 4}, {"audio_codebook_size": 512}], ids=str)
+def test_a_checkpoint_of_another_architecture_is_no_start(prepared, tiny_checkpoint, processor, tmp_path, sizes):
+    """It was loaded, and failed in the first step inside the model."""
+    config = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint).config.to_dict()
+    size = sizes.get("audio_codebook_size", 1024)
+    ids = {"audio_stream_bos_id": size, "audio_stream_eos_id": size + 1}
+    other = HiggsAudioForConditionalGeneration(HiggsAudioConfig(**{**config, **sizes, **ids}))
+    other.save_pretrained(tmp_path / "start")
+    recipe = lm_recipe(prepared, tiny_checkpoint, start=str(tmp_path / "start"), output=str(tmp_path / "run"))
+    with pytest.raises(RecipeError, match="and the processor 8 of 1024"):
+        lm.train_language_model(recipe)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_killed_while_it_saves_keeps_the_state_before(tmp_path, monkeypatch):

@@ -87,6 +87,11 @@ def mix_of(recipe: LanguageModelRecipe) -> Mix:
     return Mix(*shares, (frames[0], frames[1]), recipe.more_turns)
 
 
+def is_guided(recipe: LanguageModelRecipe) -> bool:
+    """Whether the guide teaches."""
+    return recipe.guide_weight > 0 or recipe.phone_weight > 0
+
+
 def lora_of(recipe: LanguageModelRecipe) -> Lora | None:
     """The recipe's adapters, if any."""
     if not recipe.lora_rank:

@@ -119,15 +119,15 @@ def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
 def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     """Trains the tokenizer; writes a checkpoint to `output/model` and returns that path."""
     clips = read_manifests(recipe.data, "train")
-    run = Run(recipe.output, recipe.save_every, recipe.log_every)
-    save_recipe(recipe, run.folder / "recipe.yaml")
     tokenizer = first_tokenizer(recipe)
     optimizer = torch.optim.AdamW(decay_groups(tokenizer, recipe.weight_decay), betas=(0.8, 0.99), fused=True)
     parts: dict[str, Any] = {"model": tokenizer, "optimizer": optimizer}
     court = Court(recipe) if recipe.adversarial_weight else None
     if court is not None:
         parts |= {"judges": court.judges, "judges_optimizer": court.optimizer}
+    run = Run(recipe.output, recipe.save_every, recipe.log_every)
     step = run.resume(parts)
+    save_recipe(recipe, run.folder / "recipe.yaml")
     while step < recipe.num_steps:
         generator = seed_step(recipe.seed, step)
         if is_refit(recipe, step):
