@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from corpus import HUBERT, RATE, TEXTS, hum, write_corpus
 from safetensors.numpy import save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.nn import functional as F
@@ -30,28 +31,20 @@ from higgs_audio.text import phonemize
 from higgs_audio.train import lm, prepare, run, teacher, tokenizer
 from higgs_audio.train.align import align, nearest_phone, viterbi
 from higgs_audio.train.batches import Order, dialogue_batches
-from higgs_audio.train.clips import Clip, batch_order, length_batches, random_crops, read_manifests
+from higgs_audio.train.clips import Clip, batch_order, length_batches, random_crops
 from higgs_audio.train.codebook import DEAD_SHARE, kmeans, perplexity, revive, start_codebooks, update_codebook
 from higgs_audio.train.composer import Composer, Mix
 from higgs_audio.train.dialogue import Dialogue, collate, corrupt
 from higgs_audio.train.guide import GUIDED_HEAD, Guide
 from higgs_audio.train.heldout import with_other_texts
 from higgs_audio.train.lm_recipe import LanguageModelRecipe
+from higgs_audio.train.manifest import read_manifests
 from higgs_audio.train.phones import PHONES, phone_ids, phones
 from higgs_audio.train.recipe import load_recipe, save_recipe
+from higgs_audio.train.shards import read_samples
 from higgs_audio.train.spectral import spectral_losses
 from higgs_audio.train.start import new_model
 
-RATE = 24_000
-HUBERT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": [8] * 7,
-    "num_conv_pos_embeddings": 4,
-    "num_conv_pos_embedding_groups": 2,
-}
 VOCOS = {
     "body": "vocos",
     "hidden_size": 8,
@@ -68,40 +61,6 @@ TEXT = {
     "num_key_value_heads": 1,
     "head_dim": 16,
 }
-TEXTS = (
-    "The sun rises in the east.",
-    "Nobody knows the answer.",
-    "We walked along the river.",
-    "Seven men sat down.",
-    "It rained all day.",
-    "Come and see the garden.",
-)
-
-
-def hum(text):
-    """A sound of a tone for each phone, 80 ms each, and the phones' times; between two phones of a kind is a dip."""
-    spoken, length = phones(text), int(0.08 * RATE)
-    tones = []
-    for phone in spoken:
-        pitch = 100 * 1.06 ** phone_ids(phone)[0]
-        tone = np.sin(2 * np.pi * pitch * np.arange(length) / RATE) * np.hanning(length)
-        tones.append(0.5 * tone)
-    times = [(phone, round(0.08 * i, 3), round(0.08 * (i + 1), 3)) for i, phone in enumerate(spoken)]
-    return np.concatenate(tones).astype(np.float32), times
-
-
-def write_corpus(folder, entries):
-    """`entries` of (id, fields): a manifest and, where the fields have a text to hum, the sound."""
-    lines = []
-    for name, fields in entries:
-        line = {"id": name, "speaker": "ava", "audio": f"{name}.wav", **fields}
-        if "seconds" not in line:
-            sound, times = hum(line["text"])
-            soundfile.write(folder / line["audio"], sound, RATE)
-            line |= {"seconds": len(sound) / RATE} | ({"phones": times} if line.pop("timed", False) else {})
-        lines.append(json.dumps(line))
-    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -451,72 +410,15 @@ def test_aligning_gives_one_phone_for_every_frame_in_order(tiny_teacher, corpus)
 # Preparing
 
 
-def test_preparing_counts_what_it_drops_by_reason(tiny_teacher, tiny_checkpoint, tmp_path):
-    text = TEXTS[0]
-    sound, _ = hum(text)
-    for name in ("slow", "fast", "hurried"):
-        soundfile.write(tmp_path / f"{name}.wav", sound[:RATE], RATE)
-    (tmp_path / "broken.wav").write_bytes(b"no sound")
-    write_corpus(
-        tmp_path,
-        [
-            ("good", {"text": text}),
-            ("long", {"text": text, "seconds": 60.0}),
-            ("short", {"text": text, "seconds": 0.5}),
-            ("missing", {"text": text, "seconds": 1.4}),
-            ("broken", {"text": text, "seconds": 1.4}),
-            ("unspeakable", {"text": "?!", "seconds": 1.4}),
-            ("slow", {"text": "No.", "seconds": 7.0}),
-            ("fast", {"text": text * 4, "seconds": 1.0}),
-            ("hurried", {"text": text * 3, "seconds": 2.3}),  # the manifest errs: one second, too short for its phones
-        ],
-    )
-    recipe = prepare_recipe(tmp_path, tiny_teacher, tiny_checkpoint, tmp_path / "out", min_score=-100.0)
-    counts = prepare.prepare(recipe)
-    wanted = {"kept": 1, "length": 2, "AudioError": 2, "TextError": 1, "pace": 2, "alignment": 1}
-    assert counts == wanted
-    assert json.loads((tmp_path / "out" / "prepared.json").read_text()) == wanted
-    strict = dataclasses.replace(recipe, output=str(tmp_path / "strict"), min_score=-0.01)
-    assert prepare.prepare(strict)["score"] == 1
-    with pytest.raises(RecipeError, match="no prepared clips"):
-        prepare.read_samples(tmp_path / "strict")
-
-
 def test_prepared_clips_are_the_codes_of_their_sounds(prepared, corpus, tiny_checkpoint):
     codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec")
-    clips, samples = read_manifests(corpus), prepare.read_samples(prepared)
+    clips, samples = read_manifests(corpus), read_samples(prepared)
     assert [sample.id for sample in samples] == [clip.id for clip in clips]
     for clip, sample in zip(clips, samples, strict=True):
         sound = torch.from_numpy(soundfile.read(clip.audio, dtype="float32")[0])
         assert np.array_equal(sample.codes, codec.encode(sound[None, None]).audio_codes[0].numpy())
         assert sample.phones.shape == (sample.num_frames,)
         assert (sample.text, sample.phonemes, sample.speaker) == (clip.text, phonemize(clip.text), clip.speaker)
-
-
-def test_preparing_again_does_only_the_parts_that_are_missing(
-    corpus, tiny_teacher, tiny_checkpoint, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(prepare, "CLIPS_PER_PART", 2)
-    recipe = prepare_recipe(corpus, tiny_teacher, tiny_checkpoint, tmp_path, min_score=-100.0)
-    counts = prepare.prepare(recipe)
-    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert sorted(files) == [
-        *(f"part-000{n}.{kind}" for n in range(3) for kind in ("jsonl", "safetensors")),
-        "prepared.json",
-    ]
-    for name in ("part-0001.jsonl", "prepared.json"):  # as after a kill between the two files of a part
-        (tmp_path / name).unlink()
-    (tmp_path / "part-0001.safetensors").write_bytes(b"half")
-    (tmp_path / "part-0002.jsonl.part").write_text("left behind")
-    done = []
-    whole = prepare.prepare_part
-    monkeypatch.setattr(
-        prepare, "prepare_part", lambda clips, path, *rest: done.append(path.name) or whole(clips, path, *rest)
-    )
-    assert prepare.prepare(recipe) == counts == {"kept": 6}
-    assert done == ["part-0001"]
-    assert {name: (tmp_path / name).read_bytes() for name in files} == files
-    assert len(prepare.read_samples(tmp_path)) == 6
 
 
 # Conversations
@@ -529,7 +431,7 @@ def processor(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def samples(prepared):
-    return prepare.read_samples(prepared)
+    return read_samples(prepared)
 
 
 @pytest.mark.parametrize("kind", ["reference", "profile", "plain"])

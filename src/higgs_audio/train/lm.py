@@ -19,13 +19,13 @@ from higgs_audio.train.dialogue import Batch
 from higgs_audio.train.guide import Guide
 from higgs_audio.train.heldout import check
 from higgs_audio.train.lesson import Lesson, counts, weighted
-from higgs_audio.train.lm_recipe import LanguageModelRecipe, blend, is_guided, lora_of, mix_of, weights_of
+from higgs_audio.train.lm_recipe import LanguageModelRecipe, blend, is_guided, lora_of, mix_of, unguided, weights_of
 from higgs_audio.train.parallel import PRECISIONS, World, join_world, shard
 from higgs_audio.train.phones import PHONES
-from higgs_audio.train.prepare import read_samples
 from higgs_audio.train.recipe import save_recipe
 from higgs_audio.train.run import Run, apply_step, decay_groups, learning_rate, seed_step
 from higgs_audio.train.sharded import ShardedState
+from higgs_audio.train.shards import Stamp, read_samples, stamp_of
 from higgs_audio.train.start import check_fit, compile_parts, first_model
 
 
@@ -42,8 +42,11 @@ def train_language_model(recipe: LanguageModelRecipe) -> Path:
 
 
 def _train(recipe: LanguageModelRecipe, world: World) -> Path:
-    samples, heldout = usable(read_samples(recipe.data), recipe.profiles), read_samples(recipe.heldout)
     processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
+    stamp = stamp_for(processor, recipe.processor)
+    samples, heldout = usable(read_samples(recipe.data, stamp), recipe.profiles), read_samples(recipe.heldout, stamp)
+    if not any(len(sample.phones) for sample in samples):
+        recipe = unguided(recipe)
     composer = Composer(samples, recipe.profiles, recipe.default_speaker, mix_of(recipe))
     model = first_model(recipe, processor).train()
     check_fit(recipe, model)
@@ -72,6 +75,14 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
     if lesson.guide is not None:
         lesson.guide.close()
     return export(lesson, recipe, run.folder / "model", world)
+
+
+def stamp_for(processor: HiggsAudioProcessor, folder: str) -> Stamp:
+    """What the codes of the material must be: the processor's sizes, and its audio tokenizer's if that is at hand."""
+    config = processor.config
+    sizes = {"num_codebooks": str(config.audio_num_codebooks), "codebook_size": str(config.audio_codebook_size)}
+    tokenizer = processor.audio_tokenizer if (Path(folder) / config.codec).is_dir() else None
+    return sizes if tokenizer is None else stamp_of(tokenizer)
 
 
 def assemble(model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRecipe, world: World) -> Lesson:

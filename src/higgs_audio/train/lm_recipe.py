@@ -1,6 +1,6 @@
 """The recipe of a language-model run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from higgs_audio.errors import RecipeError
@@ -90,6 +90,11 @@ def mix_of(recipe: LanguageModelRecipe) -> Mix:
 def is_guided(recipe: LanguageModelRecipe) -> bool:
     """Whether the guide teaches."""
     return recipe.guide_weight > 0 or recipe.phone_weight > 0
+
+
+def unguided(recipe: LanguageModelRecipe) -> LanguageModelRecipe:
+    """The same without the guide, for clips that were not aligned."""
+    return replace(recipe, guide_weight=0.0, final_guide_weight=0.0, phone_weight=0.0, final_phone_weight=0.0)
 
 
 def lora_of(recipe: LanguageModelRecipe) -> Lora | None:

@@ -51,7 +51,9 @@ class Run:
             return 0
         state = _load(path)
         own = {name: part.state_dict() for name, part in parts.items()} | {"step": 0}
-        check_same(path, *(dict(kv for name, part in each.items() for kv in _sizes(name, part)) for each in (state, own)))
+        check_same(
+            path, *(dict(kv for name, part in each.items() for kv in _sizes(name, part)) for each in (state, own))
+        )
         for name, part in parts.items():
             part.load_state_dict(state[name])
         print(f"resumed {self.folder} at step {state['step']}", file=sys.stderr)

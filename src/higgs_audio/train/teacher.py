@@ -15,7 +15,8 @@ from transformers import HubertConfig, HubertForCTC
 
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.codec.resample import resample
-from higgs_audio.train.clips import Clip, batch_order, read_manifests, samples
+from higgs_audio.train.clips import Clip, batch_order, samples
+from higgs_audio.train.manifest import read_manifests
 from higgs_audio.train.phones import PHONES, phone_ids, phones
 from higgs_audio.train.recipe import save_recipe
 from higgs_audio.train.run import Run, apply_gradients, decay_groups, learning_rate, seed_step

@@ -14,9 +14,10 @@ from higgs_audio.checkpoint import load
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.model import TokenizerTrainingOutput
 from higgs_audio.errors import RecipeError
-from higgs_audio.train.clips import Clip, random_crops, read_manifests
+from higgs_audio.train.clips import Clip, random_crops
 from higgs_audio.train.codebook import perplexity, rebalance, revive, start_codebooks, update_codebook
 from higgs_audio.train.discriminator import Discriminators, deceiving_loss, feature_loss, judging_loss
+from higgs_audio.train.manifest import read_manifests
 from higgs_audio.train.recipe import save_recipe
 from higgs_audio.train.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
 from higgs_audio.train.spectral import spectral_losses
