@@ -860,10 +860,10 @@ def test_a_recipe_that_does_not_fit_its_model_is_refused_before_anything_is_writ
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_another_recipes_run_is_left_as_it_is(prepared, tiny_checkpoint, tmp_path):
+def test_a_folder_with_another_recipes_run_is_left_as_it_is(corpus, tmp_path):
     before = tiny_run(tmp_path, layer_and_optimizer(3, 3))
     with pytest.raises(RecipeError, match="another recipe's run"):
-        lm.train_language_model(lm_recipe(prepared, tiny_checkpoint, output=str(tmp_path)))
+        teacher.train_teacher(dataclasses.replace(teacher_recipe(corpus), output=str(tmp_path)))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

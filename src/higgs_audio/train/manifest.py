@@ -105,11 +105,11 @@ def _clip(fields: Any, folder: Path) -> Clip:
         raise ValueError(f"no {missing[0]!r}; a clip has {', '.join(NAMES)}")
     known = {name: value for name, value in fields.items() if value is not None}
     text = _word("text", known.get("text", ""))
-    required = {name: _word(name, known.get(name)) for name in ("id", "audio", "speaker")}
+    required: dict[str, Any] = {name: _word(name, known.get(name)) for name in ("id", "audio", "speaker")}
     if empty := [name for name, value in required.items() if not value]:
         raise ValueError(f"{empty[0]!r} is empty")
     audio = folder / required.pop("audio")
-    words = {name: _word(name, known[name]) for name in WORDS if name in known}
+    words: dict[str, Any] = {name: _word(name, known[name]) for name in WORDS if name in known}
     seconds = _seconds(known["seconds"]) if "seconds" in known else header_seconds(audio) or 0.0
     return Clip(audio=audio, text=text, seconds=seconds, phones=_phones(known.get("phones", ())), **required, **words)
 

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
@@ -51,9 +51,7 @@ class Run:
             return 0
         state = _load(path)
         own = {name: part.state_dict() for name, part in parts.items()} | {"step": 0}
-        check_same(
-            path, *(dict(kv for name, part in each.items() for kv in _sizes(name, part)) for each in (state, own))
-        )
+        check_same(path, _sizes(state), _sizes(own))
         for name, part in parts.items():
             part.load_state_dict(state[name])
         print(f"resumed {self.folder} at step {state['step']}", file=sys.stderr)
@@ -159,16 +157,16 @@ def check_same(path: Path, there: Mapping[str, str], here: Mapping[str, str]) ->
         )
 
 
-def _sizes(name: str, part: Any) -> Iterator[tuple[str, str]]:
+def _sizes(state: Mapping[str, Any]) -> dict[str, str]:
     """Every tensor of a module's state with its shape, every group of an optimizer's with its number of parameters."""
-    yield name, "a part"
-    if not isinstance(part, dict):
-        return
-    for number, group in enumerate(part.get("param_groups", ())):
-        yield f"{name} group {number}", f"{len(group['params'])} parameters"
-    for key, value in part.items():
-        if isinstance(value, torch.Tensor):
-            yield f"{name} {key}", str(list(value.shape))
+    sizes = dict.fromkeys(state, "a part")
+    for name, part in state.items():
+        entries = part if isinstance(part, dict) else {}
+        groups = enumerate(entries.get("param_groups", ()))
+        sizes |= {f"{name} group {number}": f"{len(group['params'])} parameters" for number, group in groups}
+        tensors = ((key, value) for key, value in entries.items() if isinstance(value, torch.Tensor))
+        sizes |= {f"{name} {key}": str(list(value.shape)) for key, value in tensors}
+    return sizes
 
 
 def _tensorboard(folder: Path) -> Any:

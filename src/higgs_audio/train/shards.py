@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.errors import RecipeError
 
-KEPT = "kept"
+KEPT, STAMP = "kept", "audio_tokenizer"
 # Parts of an audio tokenizer that no code depends on: those that decode, and what only training reads.
 DECODING = ("acoustic_decoder.", "decoder_semantic.", "fc1.", "fc2.")
 UNUSED = ("cluster_size", "embed_avg", "inited", "masked_spec_embed")
@@ -81,13 +81,18 @@ def stamp_of(tokenizer: HiggsAudioTokenizer) -> dict[str, str]:
     return {"codec": digest.hexdigest()[:16], **{name: f"{getattr(config, name):g}" for name in sizes}}
 
 
+def metadata_of(stamp: Stamp) -> dict[str, str]:
+    """The stamp as a part's metadata: one entry, because safetensors writes several in any order."""
+    return {STAMP: json.dumps(stamp, sort_keys=True)}
+
+
 def write_part(
     path: Path, lines: Sequence[Mapping[str, Any]], codes: np.ndarray, phones: np.ndarray, stamp: Stamp
 ) -> None:
     """One part: the arrays first, the lines last. Raises RecipeError where they cannot be written."""
     temporary = Path(f"{path}.safetensors.part")
     try:
-        save_file({"codes": codes, "phones": phones}, temporary, dict(stamp))
+        save_file({"codes": codes, "phones": phones}, temporary, metadata_of(stamp))
         os.replace(temporary, f"{path}.safetensors")
         text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
         write_atomic(path.with_suffix(".jsonl"), text + "\n")
@@ -104,7 +109,7 @@ def open_part(path: Path) -> Part:
     file = path.with_suffix(".safetensors")
     try:
         with safe_open(file, framework="numpy") as tensors:  # compares the header with the length of the file
-            stamp = tensors.metadata() or {}
+            stamp = json.loads((tensors.metadata() or {}).get(STAMP, "{}"))
         arrays = _mapped(file)
         lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
         spans = [(line["offset"], line["frames"]) for line in lines if line[KEPT] == KEPT]
