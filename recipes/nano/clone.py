@@ -25,6 +25,7 @@ import torch
 from higgs_audio import NANO, HiggsAudioForConditionalGeneration, HiggsAudioProcessor
 from higgs_audio.audio import Waveform, read, write
 from higgs_audio.evaluate.benchmark import heldout
+from higgs_audio.evaluate.judges import SPEAKER, WORDS, check_judges
 from higgs_audio.evaluate.metrics import bootstrap_interval, word_errors
 from higgs_audio.listen.asr import transcribe
 from higgs_audio.listen.speaker import embed, similarity
@@ -38,6 +39,7 @@ PROGRAMS = ("one reference", "two references")
 
 def main() -> None:
     args = parse_arguments()
+    check_judges(judges=WORDS + SPEAKER)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     file = out / "items.jsonl"

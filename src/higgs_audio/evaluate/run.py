@@ -15,6 +15,7 @@ from higgs_audio.audio import Waveform, read
 from higgs_audio.errors import AudioError, HiggsAudioError, MissingExtraError, OptionError, nearest
 from higgs_audio.evaluate.benchmark import Benchmark, Sentence
 from higgs_audio.evaluate.item import Item, Key, Ledger, Spoken, key, measure
+from higgs_audio.evaluate.judges import check_judges
 from higgs_audio.evaluate.table import Row, markdown, rows
 
 Speak = Callable[[str, str, int], Waveform | Spoken]
@@ -53,9 +54,10 @@ def run(
 
     Raises:
         OptionError: no system of the name `source`, a folder that does not exist, or fewer than one draw.
-        MissingExtraError: a model that listens is not installed.
+        MissingExtraError: a model that listens is not installed; said before anything is spoken or measured.
     """
     _check(systems, source, draws)
+    check_judges(model)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)  # its presence says that the rest is complete

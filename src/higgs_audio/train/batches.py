@@ -13,7 +13,7 @@ from higgs_audio.train.composer import Composer
 from higgs_audio.train.dialogue import Batch, Dialogue, collate, corrupt
 from higgs_audio.train.packing import pack
 from higgs_audio.train.parallel import shares
-from higgs_audio.train.prepare import Sample
+from higgs_audio.train.shards import Sample
 
 
 @dataclass(frozen=True)

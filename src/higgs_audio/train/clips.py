@@ -1,7 +1,6 @@
-"""Clips: the lines of a manifest, and the deterministic order in which training reads them."""
+"""Clips: recordings with their texts, and the deterministic order in which training reads them."""
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ class Clip:
     """One recording with its text.
 
     `audio` is a path; `seconds` its length; `split` "train" or "heldout"; `phones` are `(phone, start, end)` in
-    seconds where a synthesizer told them.
+    seconds where a synthesizer told them; `scene` says in words where it was recorded; `reference` is the id of the
+    clip that is to be heard before it.
     """
 
     id: str
@@ -28,28 +28,8 @@ class Clip:
     seconds: float
     split: str = "train"
     phones: tuple[tuple[str, float, float], ...] = ()
-
-
-def read_manifests(folder: str | Path, split: str = "train", max_seconds: float = 30.0) -> list[Clip]:
-    """All clips of `split` in the `manifest*.jsonl` files of a folder, sorted by id.
-
-    Raises RecipeError where there is none.
-    """
-    folder = Path(folder)
-    clips = []
-    for path in sorted(folder.glob("manifest*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            fields = json.loads(line)
-            if fields.get("split", "train") == split and fields["seconds"] <= max_seconds:
-                clips.append(_clip(fields, folder))
-    if not clips:
-        raise RecipeError(f"no {split!r} clips in {str(folder)!r}: expected manifest*.jsonl with that split")
-    return sorted(clips, key=lambda clip: clip.id)
-
-
-def _clip(fields: dict, folder: Path) -> Clip:  # type: ignore[type-arg]
-    kept = {name: fields[name] for name in ("id", "text", "speaker", "seconds", "split", "phones") if name in fields}
-    return Clip(audio=folder / fields["audio"], **kept)
+    scene: str = ""
+    reference: str = ""
 
 
 def samples(clip: Clip, sample_rate: int) -> torch.Tensor:

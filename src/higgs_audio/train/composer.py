@@ -10,7 +10,7 @@ import torch
 from higgs_audio.prompt import MULTI_SPEAKER, SINGLE_SPEAKER
 from higgs_audio.train.dialogue import Dialogue
 from higgs_audio.train.phones import PHONES
-from higgs_audio.train.prepare import Sample
+from higgs_audio.train.shards import Sample
 
 SAME_VOICE = "Generate audio following instruction with the same voice."
 # The system text of the Hugging Face examples for several speakers; that of the original ones is MULTI_SPEAKER.

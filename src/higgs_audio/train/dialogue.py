@@ -14,7 +14,7 @@ from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Prompt, Turn, to_messages
 from higgs_audio.template import AUDIO_OUT_BOS, END_OF_TURN, HEADER_END, HEADER_START
 from higgs_audio.train.phones import PHONES, phone_ids
-from higgs_audio.train.prepare import Sample
+from higgs_audio.train.shards import Sample
 
 # Positions that are neither phonemes nor frames: markers and header of a turn; the system turn with scene and profiles.
 TURN_POSITIONS = 22
@@ -100,15 +100,21 @@ def collate(dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor, refer
     turn_labels = inputs["audio_labels"]
     if reference_labels_after:
         inputs["audio_labels"] = with_reference_labels(turn_labels, dialogues, processor, reference_labels_after)
-    ids = inputs["input_ids"]
-    look, phones = torch.full_like(ids, IGNORED), torch.full_like(ids, IGNORED)
-    finder = TurnFinder(processor.tokenizer)
-    for row, dialogue in enumerate(dialogues):
-        for sample, spoken_at, audio_at in zip(dialogue.turns, *finder.find(ids[row]), strict=True):
-            point(sample, spoken_at, finder.phones[ids[row, spoken_at]], audio_at, look[row], phones[row])
+    look, phones = guide_targets(inputs["input_ids"], dialogues, processor)
     return Batch(
         inputs, look, phones, turn_labels, sum(s.num_frames for d in dialogues for s in d.turns[d.first_trained :])
     )
+
+
+def guide_targets(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor) -> tuple[Tensor, Tensor]:
+    """`look` and `phones` of a batch of token ids `[B, T]`; IGNORED throughout where no clip was aligned."""
+    look, phones = torch.full_like(ids, IGNORED), torch.full_like(ids, IGNORED)
+    if any(len(sample.phones) for dialogue in dialogues for sample in dialogue.turns):
+        finder = TurnFinder(processor.tokenizer)
+        for row, dialogue in enumerate(dialogues):
+            for sample, spoken_at, audio_at in zip(dialogue.turns, *finder.find(ids[row]), strict=True):
+                point(sample, spoken_at, finder.phones[ids[row, spoken_at]], audio_at, look[row], phones[row])
+    return look, phones
 
 
 def with_reference_labels(
@@ -119,7 +125,7 @@ def with_reference_labels(
     for row, dialogue in enumerate(dialogues):
         start = 0
         for turn in dialogue.turns[: dialogue.first_trained]:
-            own = delay_labels(torch.from_numpy(turn.codes), eos, IGNORED).T  # [L, K]
+            own = delay_labels(torch.from_numpy(turn.codes.astype("int64")), eos, IGNORED).T  # [L, K]
             labels[row, start + after : start + len(own)] = own[after:]
             start += len(own)
     return labels
@@ -165,9 +171,10 @@ class TurnFinder:
 def point(sample: Sample, spoken_at: Tensor, names: Tensor, audio_at: int, look: Tensor, phones: Tensor) -> None:
     """Writes the guide's targets of one turn: the column before frame f looks at, and names, the phone of frame f.
 
-    Nothing where sentences that were joined read otherwise than alone, so that their phones are not those aligned.
+    Nothing where nothing was aligned, or where sentences that were joined read otherwise than alone, so that their
+    phones are not those aligned.
     """
-    if len(spoken_at) != sum(p in PHONES for p in sample.phonemes):
+    if not len(sample.phones) or len(spoken_at) != sum(p in PHONES for p in sample.phonemes):
         return
     heard = torch.from_numpy(sample.phones.astype("int64"))  # [F]
     columns = slice(audio_at, audio_at + len(heard))

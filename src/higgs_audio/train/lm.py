@@ -19,14 +19,14 @@ from higgs_audio.train.dialogue import Batch
 from higgs_audio.train.guide import Guide
 from higgs_audio.train.heldout import check
 from higgs_audio.train.lesson import Lesson, counts, weighted
-from higgs_audio.train.lm_recipe import LanguageModelRecipe, blend, lora_of, mix_of, weights_of
+from higgs_audio.train.lm_recipe import LanguageModelRecipe, blend, is_guided, lora_of, mix_of, unguided, weights_of
 from higgs_audio.train.parallel import PRECISIONS, World, join_world, shard
 from higgs_audio.train.phones import PHONES
-from higgs_audio.train.prepare import read_samples
 from higgs_audio.train.recipe import save_recipe
 from higgs_audio.train.run import Run, apply_step, decay_groups, learning_rate, seed_step
 from higgs_audio.train.sharded import ShardedState
-from higgs_audio.train.start import compile_parts, first_model
+from higgs_audio.train.shards import Stamp, read_samples, stamp_of
+from higgs_audio.train.start import check_fit, compile_parts, first_model
 
 
 def train_language_model(recipe: LanguageModelRecipe) -> Path:
@@ -42,17 +42,21 @@ def train_language_model(recipe: LanguageModelRecipe) -> Path:
 
 
 def _train(recipe: LanguageModelRecipe, world: World) -> Path:
-    samples, heldout = usable(read_samples(recipe.data), recipe.profiles), read_samples(recipe.heldout)
     processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
+    stamp = stamp_for(processor, recipe.processor)
+    samples, heldout = usable(read_samples(recipe.data, stamp), recipe.profiles), read_samples(recipe.heldout, stamp)
+    if not any(len(sample.phones) for sample in samples):
+        recipe = unguided(recipe)
     composer = Composer(samples, recipe.profiles, recipe.default_speaker, mix_of(recipe))
     model = first_model(recipe, processor).train()
-    run = Run(recipe.output, recipe.save_every, recipe.log_every, quiet=not world.is_first)
-    if world.is_first:
-        save_recipe(recipe, run.folder / "recipe.yaml")
+    check_fit(recipe, model)
     lesson = assemble(model, recipe, world)
     optimizer = torch.optim.AdamW(decay_groups(lesson, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
+    run = Run(recipe.output, recipe.save_every, recipe.log_every, quiet=not world.is_first)
     state = ShardedState(run.folder, lesson, optimizer, world)
     step = run.continue_from(state.resume())
+    if world.is_first:
+        save_recipe(recipe, run.folder / "recipe.yaml")
     order = Order(recipe.batch_positions, int(recipe.short_share * recipe.num_steps), recipe.seed)
     batches = dialogue_batches(composer, samples, order, step)
     cutter = cutter_of(recipe, model, processor, world)
@@ -73,6 +77,14 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
     return export(lesson, recipe, run.folder / "model", world)
 
 
+def stamp_for(processor: HiggsAudioProcessor, folder: str) -> Stamp:
+    """What the codes of the material must be: the processor's sizes, and its audio tokenizer's if that is at hand."""
+    config = processor.config
+    sizes = {"num_codebooks": str(config.audio_num_codebooks), "codebook_size": str(config.audio_codebook_size)}
+    tokenizer = processor.audio_tokenizer if (Path(folder) / config.codec).is_dir() else None
+    return sizes if tokenizer is None else stamp_of(tokenizer)
+
+
 def assemble(model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRecipe, world: World) -> Lesson:
     """The model with what is not trained of it frozen, its guide, on the device, in shards."""
     if lora := lora_of(recipe):
@@ -86,7 +98,7 @@ def assemble(model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRec
     if recipe.gradient_checkpointing:
         renamed = getattr(model, "activation_checkpointing_enable", None)  # by transformers 5.24
         (renamed or model.gradient_checkpointing_enable)()
-    guided = recipe.guide_weight > 0 or recipe.phone_weight > 0
+    guided = is_guided(recipe)
     guide = Guide(model, recipe.guide_layers, recipe.phone_layer, len(PHONES) + 1) if guided else None
     lesson = Lesson(model, guide, with_z=recipe.z_weight > 0).to(world.device)
     if world.size > 1:

@@ -1,6 +1,6 @@
 """The recipe of a language-model run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from higgs_audio.errors import RecipeError
@@ -87,6 +87,16 @@ def mix_of(recipe: LanguageModelRecipe) -> Mix:
         raise RecipeError(f"more_turns={list(recipe.more_turns)} must be shares of no turn more, one, two: [0.6, 0.4]")
     shares = (recipe.reference_share, recipe.plain_share, recipe.several_share, recipe.cast_share, recipe.joined_share)
     return Mix(*shares, (frames[0], frames[1]), recipe.more_turns)
+
+
+def is_guided(recipe: LanguageModelRecipe) -> bool:
+    """Whether the guide teaches."""
+    return recipe.guide_weight > 0 or recipe.phone_weight > 0
+
+
+def unguided(recipe: LanguageModelRecipe) -> LanguageModelRecipe:
+    """The same without the guide, for clips that were not aligned."""
+    return replace(recipe, guide_weight=0.0, final_guide_weight=0.0, phone_weight=0.0, final_phone_weight=0.0)
 
 
 def lora_of(recipe: LanguageModelRecipe) -> Lora | None:

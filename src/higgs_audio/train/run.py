@@ -10,13 +10,15 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
-from higgs_audio.errors import NumericsError
+from higgs_audio.errors import CheckpointError, NumericsError, RecipeError
 
 
 class Run:
@@ -37,14 +39,19 @@ class Run:
         self._sums: dict[str, float] = {}
         self._count = 0
         self._since = time.monotonic()
-        self._board = None if quiet else _tensorboard(self.folder)
 
     def resume(self, parts: Mapping[str, Any]) -> int:
-        """Loads every part's state dict from the last checkpoint; returns the number of steps done."""
+        """Loads every part's state dict from the last checkpoint; returns the number of steps done.
+
+        Raises RecipeError where the checkpoint is another recipe's, before anything is loaded, and CheckpointError
+        where it cannot be read.
+        """
         path = self.folder / "state.pt"
         if not path.exists():
             return 0
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _load(path)
+        own = {name: part.state_dict() for name, part in parts.items()} | {"step": 0}
+        check_same(path, _sizes(state), _sizes(own))
         for name, part in parts.items():
             part.load_state_dict(state[name])
         print(f"resumed {self.folder} at step {state['step']}", file=sys.stderr)
@@ -77,11 +84,21 @@ class Run:
         return [line[name] for line in self._lines if name in line]
 
     def save(self, step: int, parts: Mapping[str, Any]) -> None:
-        """Writes the checkpoint beside the old one, then renames: a kill leaves the old one whole."""
+        """Writes the checkpoint beside the old one, then renames: a kill leaves the old one whole.
+
+        Raises CheckpointError where it cannot be written, as on a full disk.
+        """
         state = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
         temporary = self.folder / "state.pt.part"
-        torch.save(state, temporary)
-        os.replace(temporary, self.folder / "state.pt")
+        try:
+            torch.save(state, temporary)
+            os.replace(temporary, self.folder / "state.pt")
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"step {step} cannot be saved in {str(self.folder)!r}: {str(error).splitlines()[0]}. What was saved "
+                "before is whole: make room and start the run again"
+            ) from error
 
     def due(self, step: int, num_steps: int) -> bool:
         """Whether a checkpoint belongs after step number `step` (counted from 1)."""
@@ -111,6 +128,45 @@ class Run:
             if self._board is not None:
                 self._board.add_scalar(name, value, step)
         print(f"step {step:6d}  " + "  ".join(f"{n} {v:.4g}" for n, v in rounded.items()), file=sys.stderr, flush=True)
+
+    @cached_property
+    def _board(self) -> Any:
+        """Made with the first number: a run that is refused leaves nothing in the folder."""
+        return _tensorboard(self.folder)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}; delete it to train from the start") from error
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise CheckpointError(f"{str(path)!r} is not the state of a run; delete it to train from the start")
+    return state
+
+
+def check_same(path: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Raises RecipeError, naming the first difference, where the sizes of a saved state are not those of a run's."""
+    said = next((f"{n} is {there[n]} there and {here[n]} here" for n in here if there.get(n, here[n]) != here[n]), "")
+    for names, place in ((there.keys() - here.keys(), "there"), (here.keys() - there.keys(), "here")):
+        if names:
+            said = f"{min(names)} is only {place}"
+    if said:
+        raise RecipeError(
+            f"{str(path)!r} is the state of another recipe's run: {said}. Give another output folder, or that recipe"
+        )
+
+
+def _sizes(state: Mapping[str, Any]) -> dict[str, str]:
+    """Every tensor of a module's state with its shape, every group of an optimizer's with its number of parameters."""
+    sizes = dict.fromkeys(state, "a part")
+    for name, part in state.items():
+        entries = part if isinstance(part, dict) else {}
+        groups = enumerate(entries.get("param_groups", ()))
+        sizes |= {f"{name} group {number}": f"{len(group['params'])} parameters" for number, group in groups}
+        tensors = ((key, value) for key, value in entries.items() if isinstance(value, torch.Tensor))
+        sizes |= {f"{name} {key}": str(list(value.shape)) for key, value in tensors}
+    return sizes
 
 
 def _tensorboard(folder: Path) -> Any:

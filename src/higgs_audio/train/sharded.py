@@ -9,12 +9,15 @@ from typing import Any
 
 from torch import nn, optim
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from higgs_audio.errors import RecipeError
+from higgs_audio.errors import CheckpointError, RecipeError
 from higgs_audio.train.parallel import World
+from higgs_audio.train.run import check_same
 
 FOLDER, PART, OLD = "state", "state.part", "state.old"
 
@@ -30,14 +33,24 @@ class ShardedState:
         self._options = StateDictOptions(ignore_frozen_params=True)
 
     def save(self, step: int) -> None:
-        """Writes beside the last state and takes its place when all processes are done."""
+        """Writes beside the last state and takes its place when all processes are done.
+
+        Raises CheckpointError where it cannot be written, as on a full disk; the last state is whole then.
+        """
         part, old, last = (self._folder / name for name in (PART, OLD, FOLDER))
         if self._world.is_first:
             shutil.rmtree(part, ignore_errors=True)
         self._world.wait()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a process alone is alone
-            save(self._state() | {"step": step}, checkpoint_id=part, no_dist=self._world.size == 1)
+            try:
+                save(self._state() | {"step": step}, checkpoint_id=part, no_dist=self._world.size == 1)
+            except (CheckpointException, OSError, RuntimeError) as error:
+                shutil.rmtree(part, ignore_errors=True)
+                raise CheckpointError(
+                    f"step {step} cannot be saved in {str(self._folder)!r}: {_reason(error)}. What was saved before is "
+                    "whole: make room and start the run again"
+                ) from error
         self._world.wait()
         if self._world.is_first:
             shutil.rmtree(old, ignore_errors=True)
@@ -50,20 +63,19 @@ class ShardedState:
     def resume(self) -> int:
         """Loads the last state, where there is one; returns the number of steps done.
 
-        Raises RecipeError where the folder holds the state of another model.
+        Raises RecipeError where the folder holds the state of another model, naming what differs, or a damaged one.
         """
         found = [self._folder / name for name in (FOLDER, OLD) if (self._folder / name / ".metadata").exists()]
         if not found:
             return 0
         state = self._state() | {"step": 0}
+        check_same(found[0], _saved_sizes(found[0]), {n: str(list(w.shape)) for n, w in state["model"].items()})
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 load(state, checkpoint_id=found[0], no_dist=self._world.size == 1)
         except (CheckpointException, RuntimeError, ValueError) as error:
-            raise RecipeError(
-                f"{found[0]} holds the state of another run, or is damaged: choose another output, or remove it"
-            ) from error
+            raise _damaged(found[0], error) from error
         set_state_dict(
             self._module,
             self._optimizer,
@@ -78,3 +90,24 @@ class ShardedState:
     def _state(self) -> dict[str, Any]:
         model, optimizer = get_state_dict(self._module, self._optimizer, options=self._options)
         return {"model": model, "optimizer": optimizer}
+
+
+def _saved_sizes(path: Path) -> dict[str, str]:
+    """Shape of every parameter in a state, read without its values."""
+    try:
+        entries = FileSystemReader(path).read_metadata().state_dict_metadata
+    except Exception as error:  # whatever unpickling raises
+        raise _damaged(path, error) from error
+    prefix = "model."
+    sizes = {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    return {name.removeprefix(prefix): str(list(size)) for name, size in sizes.items() if name.startswith(prefix)}
+
+
+def _damaged(path: Path, error: BaseException) -> RecipeError:
+    return RecipeError(f"{str(path)!r} cannot be read: {_reason(error)}. Choose another output, or remove it")
+
+
+def _reason(error: BaseException) -> str:
+    """One line of what went wrong; torch wraps one error of each process."""
+    inner = [failure[0] for failure in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+    return next(iter(str(inner[0]).splitlines()), type(inner[0]).__name__)

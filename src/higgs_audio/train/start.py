@@ -1,5 +1,6 @@
 """The model that a language-model run starts with."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from higgs_audio.errors import RecipeError
 from higgs_audio.layers import FeedForward, RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
-from higgs_audio.train.lm_recipe import LanguageModelRecipe
+from higgs_audio.train.lm_recipe import LanguageModelRecipe, is_guided
 
 # Fields of HiggsAudioConfig that name a token of the prompt format.
 TOKEN_FIELDS = {
@@ -32,7 +33,7 @@ TOKEN_FIELDS = {
 def first_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
     """The checkpoint that the recipe starts from, in float32, or a new model.
 
-    Raises RecipeError where the checkpoint's vocabulary is not the processor's.
+    Raises RecipeError where the checkpoint's vocabulary or codebooks are not the processor's.
     """
     if recipe.start and recipe.base:
         raise RecipeError(f"start={recipe.start!r} and base={recipe.base!r}: a run begins with one of them")
@@ -46,7 +47,30 @@ def first_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> 
         raise RecipeError(
             f"{recipe.start!r} reads {size} text tokens and the processor writes {wanted}: take the checkpoint's own"
         )
+    theirs = (model.config.audio_num_codebooks, model.config.audio_codebook_size)
+    ours = (processor.config.audio_num_codebooks, processor.config.audio_codebook_size)
+    if theirs != ours:
+        raise RecipeError(
+            f"{recipe.start!r} has {theirs[0]} codebooks of {theirs[1]} and the processor {ours[0]} of {ours[1]}: "
+            "take the checkpoint's own processor"
+        )
     return model
+
+
+def check_fit(recipe: LanguageModelRecipe, model: HiggsAudioForConditionalGeneration) -> None:
+    """Raises RecipeError where the recipe names layers or weighs codebooks that the model does not have."""
+    num_layers, num_codebooks = len(model.model.layers), model.config.audio_num_codebooks
+    layers = {"guide_layers": recipe.guide_layers, "phone_layer": (recipe.phone_layer,)} if is_guided(recipe) else {}
+    for name, numbers in layers.items():
+        if beyond := [n for n in numbers if not isinstance(n, int) or not 0 <= n < num_layers]:
+            raise RecipeError(f"{name} names layer {beyond[0]}; the model has the layers 0 to {num_layers - 1}")
+        if not numbers:
+            raise RecipeError(f"{name} names no layer; give one, or guide_weight 0 and phone_weight 0 for no guide")
+    weights = recipe.codebook_weights
+    if len(weights) != num_codebooks:
+        raise RecipeError(f"codebook_weights has {len(weights)} numbers and the model {num_codebooks} codebooks")
+    if not all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights) or not any(weights):
+        raise RecipeError(f"codebook_weights={list(weights)} must be 0 or more, and one of them above 0")
 
 
 def new_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:

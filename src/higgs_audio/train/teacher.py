@@ -15,7 +15,8 @@ from transformers import HubertConfig, HubertForCTC
 
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.codec.resample import resample
-from higgs_audio.train.clips import Clip, batch_order, read_manifests, samples
+from higgs_audio.train.clips import Clip, batch_order, samples
+from higgs_audio.train.manifest import read_manifests
 from higgs_audio.train.phones import PHONES, phone_ids, phones
 from higgs_audio.train.recipe import save_recipe
 from higgs_audio.train.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
@@ -99,12 +100,12 @@ def train_teacher(recipe: TeacherRecipe) -> Path:
     """Trains the teacher; writes a transformers checkpoint to `output/model` and returns that path."""
     clips = read_manifests(recipe.data, "train", recipe.max_seconds)
     targets = {clip.id: phone_ids(phones(clip.text)) for clip in clips}
-    run = Run(recipe.output, recipe.save_every, recipe.log_every)
-    save_recipe(recipe, run.folder / "recipe.yaml")
     teacher = teacher_of(recipe.body, recipe.seed) if recipe.body else new_teacher(recipe.hubert, recipe.seed)
     optimizer = torch.optim.AdamW(decay_groups(teacher, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
     parts = {"model": teacher, "optimizer": optimizer}
+    run = Run(recipe.output, recipe.save_every, recipe.log_every)
     step = run.resume(parts)
+    save_recipe(recipe, run.folder / "recipe.yaml")
     timed = [clip for clip in clips if clip.phones]
     timed_order = batches(timed, recipe, step) if timed else None
     order = batches(clips, recipe, max(0, step - (recipe.timed_steps if timed else 0)))

@@ -14,9 +14,10 @@ from higgs_audio.checkpoint import load
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.model import TokenizerTrainingOutput
 from higgs_audio.errors import RecipeError
-from higgs_audio.train.clips import Clip, random_crops, read_manifests
+from higgs_audio.train.clips import Clip, random_crops
 from higgs_audio.train.codebook import perplexity, rebalance, revive, start_codebooks, update_codebook
 from higgs_audio.train.discriminator import Discriminators, deceiving_loss, feature_loss, judging_loss
+from higgs_audio.train.manifest import read_manifests
 from higgs_audio.train.recipe import save_recipe
 from higgs_audio.train.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
 from higgs_audio.train.spectral import spectral_losses
@@ -119,15 +120,15 @@ def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
 def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     """Trains the tokenizer; writes a checkpoint to `output/model` and returns that path."""
     clips = read_manifests(recipe.data, "train")
-    run = Run(recipe.output, recipe.save_every, recipe.log_every)
-    save_recipe(recipe, run.folder / "recipe.yaml")
     tokenizer = first_tokenizer(recipe)
     optimizer = torch.optim.AdamW(decay_groups(tokenizer, recipe.weight_decay), betas=(0.8, 0.99), fused=True)
     parts: dict[str, Any] = {"model": tokenizer, "optimizer": optimizer}
     court = Court(recipe) if recipe.adversarial_weight else None
     if court is not None:
         parts |= {"judges": court.judges, "judges_optimizer": court.optimizer}
+    run = Run(recipe.output, recipe.save_every, recipe.log_every)
     step = run.resume(parts)
+    save_recipe(recipe, run.folder / "recipe.yaml")
     while step < recipe.num_steps:
         generator = seed_step(recipe.seed, step)
         if is_refit(recipe, step):
