@@ -380,6 +380,19 @@ def test_frozen_weights_can_be_held_in_half(recipe):
     assert losses[-1] < losses[0]
 
 
+def test_a_run_speaks_as_it_learns_and_is_the_same_run(recipe, tmp_path):
+    """Speaking changes no weight; the sounds of a step have a folder, and their word error rate a line."""
+    silent = lm.train_language_model(recipe)
+    speaking = dataclasses.replace(recipe, output=str(tmp_path / "speaking"), sample_every=3, num_samples=2)
+    path = lm.train_language_model(speaking)
+    assert (path / "model.safetensors").read_bytes() == (silent / "model.safetensors").read_bytes()
+    files = sorted(p.relative_to(path.parent / "samples").as_posix() for p in path.parent.rglob("samples/*/*"))
+    assert files == ["3/0.wav", "3/1.wav", "6/0.wav", "6/1.wav"]
+    lines = [line for line in read_losses(path.parent) if "sample_wer" in line]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert all(line["sample_seconds"] > 0 for line in lines)
+
+
 @pytest.mark.parametrize("name", ["precision", "frozen_precision"])
 def test_a_precision_that_does_not_exist_is_a_recipe_error(recipe, name):
     with pytest.raises(RecipeError, match="did you mean 'bfloat16'"):

@@ -1,6 +1,7 @@
 """Training the language model: one straight loop, in one process or many."""
 
 import contextlib
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from higgs_audio.train.parallel import PRECISIONS, World, join_world, shard
 from higgs_audio.train.phones import PHONES
 from higgs_audio.train.recipe import save_recipe
 from higgs_audio.train.run import Run, apply_step, decay_groups, learning_rate, seed_step
+from higgs_audio.train.samples import speak_samples
 from higgs_audio.train.sharded import ShardedState
-from higgs_audio.train.shards import Stamp, read_samples, stamp_of
+from higgs_audio.train.shards import Sample, Stamp, read_samples, stamp_of
 from higgs_audio.train.start import check_fit, compile_parts, first_model
 
 
@@ -50,6 +52,8 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
     composer = Composer(samples, recipe.profiles, recipe.default_speaker, mix_of(recipe))
     model = first_model(recipe, processor).train()
     check_fit(recipe, model)
+    if recipe.sample_every and processor.audio_tokenizer is None:
+        raise RecipeError(f"sample_every: {recipe.processor!r} has no audio tokenizer to make sounds with; add one")
     lesson = assemble(model, recipe, world)
     optimizer = torch.optim.AdamW(decay_groups(lesson, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
     run = Run(recipe.output, recipe.save_every, recipe.log_every, quiet=not world.is_first)
@@ -70,6 +74,8 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
             run.record(step, check(lesson, heldout, recipe, processor))
             if recipe.patience and run.is_best("heldout"):
                 export(lesson, recipe, run.folder / "best", world)
+        if recipe.sample_every and step % recipe.sample_every == 0:
+            run.record(step, sample(lesson, recipe, processor, heldout, world, step))
         if run.due(step, recipe.num_steps):
             state.save(step)
     if lesson.guide is not None:
@@ -158,6 +164,26 @@ def train_step(
     rate = learning_rate(step, recipe.num_steps, recipe.peak_rate, recipe.warmup, recipe.final_rate)
     total = sum(weights_of(recipe, step).of(name) * value for name, value in values.items())
     return {"loss": total, **values, "norm": apply_step(total, lesson, optimizer, rate, recipe.max_norm)}
+
+
+def sample(
+    lesson: Lesson,
+    recipe: LanguageModelRecipe,
+    processor: HiggsAudioProcessor,
+    heldout: Sequence[Sample],
+    world: World,
+    step: int,
+) -> dict[str, float]:
+    """What the model says now, in output/samples/STEP. Shards are gathered for it; one process speaks."""
+    folder = Path(recipe.output) / "samples" / str(step)
+    texts = list(dict.fromkeys(sample.text for sample in heldout))[: recipe.num_samples]
+    gathered = export(lesson, recipe, folder / "model", world) if world.size > 1 else None
+    if not world.is_first:
+        return {}
+    model = lesson.model if gathered is None else HiggsAudioForConditionalGeneration.from_pretrained(gathered)
+    if gathered is not None:
+        shutil.rmtree(gathered)
+    return speak_samples(model, processor, texts, recipe.profiles.get(recipe.default_speaker), folder)
 
 
 def add_up(micro: Sequence[Mapping[str, Any]], world: World) -> dict[str, float]:

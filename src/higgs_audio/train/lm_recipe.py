@@ -72,6 +72,8 @@ class LanguageModelRecipe:
     save_every: int = 200
     log_every: int = 20
     check_every: int = 400
+    sample_every: int = 0  # steps between speaking held-out sentences, with their word error rate; 0: never
+    num_samples: int = 4
     patience: int = 0  # checks without a better held-out loss after which the run ends; 0: all steps
 
 
