@@ -149,6 +149,13 @@ def test_a_voice_of_which_everything_is_missing_keeps_its_row() -> None:
     assert "| nano | joe | 0 | 1 | - (- to -) | - |" in markdown(made)
 
 
+def test_a_transcript_may_hold_any_separator(tmp_path: Path) -> None:
+    """Lines were split where Python sees a line end; JSON keeps U+2028 as it is, so the ledger could not be read."""
+    heard = item("source", "heart", 0, transcript="one\u2028two\x85three")
+    Ledger(tmp_path / "items.jsonl").add(heard)
+    assert list(Ledger(tmp_path / "items.jsonl").items.values()) == [heard]
+
+
 def test_the_ledger_drops_a_torn_last_line_and_goes_on_after_it(tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     first, second = item("source", "heart", 0), item("source", "joe", 1)

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -336,6 +337,11 @@ def test_a_killed_workers_parts_are_made_by_the_next_run(recipe, whole, tmp_path
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.stdout == "{'kept': 6}\n"
     assert contents(output) == contents(whole)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes").rglob("prepare*.yaml")), ids=str)
+def test_the_recipes_that_are_shipped_are_possible(path):
+    prepare.check_recipe(load_recipe(path, prepare.PrepareRecipe))
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,6 @@ def _read(path: Path) -> Iterator[Item]:
     if len(whole) < len(lines):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    for line in whole.decode("utf-8").splitlines():
+    for line in whole.split(b"\n")[:-1]:  # a text may hold other separators than line feeds
         fields = json.loads(line)
         yield Item(**{**fields, "key": Key(**fields["key"]), "embedding": tuple(fields["embedding"])})
