@@ -10,29 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracle import make_tokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import HiggsAudioV2ForConditionalGeneration
 
-from higgs_audio import HiggsAudio, HiggsAudioConfig, HiggsAudioForConditionalGeneration, HiggsAudioTokenizer
+from higgs_audio import HiggsAudio, HiggsAudioConfig, HiggsAudioForConditionalGeneration
 from higgs_audio import convert as package
-from higgs_audio.codec import HiggsAudioTokenizerConfig
 from higgs_audio.convert import convert
 from higgs_audio.errors import CheckpointError, OptionError
 from higgs_audio.layouts import LAYOUTS
-from higgs_audio.weights import Weight, open_weights, write_weights
-
-TINY_DAC = {"encoder_hidden_size": 4, "decoder_hidden_size": 64, "hidden_size": 8}
-TINY_HUBERT = {
-    "hidden_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": (8,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
+from higgs_audio.weights import Weight, open_weights
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +34,7 @@ def source(tiny_checkpoint, tmp_path_factory) -> Path:
         for weight in model.parameters():
             weight.copy_(torch.randn(weight.shape) * 0.2 + (weight.dim() == 1))
     model.save_pretrained(folder)
-    codec = HiggsAudioTokenizer(
-        HiggsAudioTokenizerConfig(acoustic_model_config=TINY_DAC, semantic_model_config=TINY_HUBERT, codebook_dim=8)
-    )
-    codec.save_pretrained(folder / "codec")
+    make_tokenizer("dac").save_pretrained(folder / "codec")
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "voices.json"):
         (folder / name).write_bytes((tiny_checkpoint / name).read_bytes())
     sampling = {"do_sample": True, "temperature": 0.7, "ras_win_len": 7, "ras_win_max_num_repeat": 2}
@@ -180,7 +166,7 @@ def test_a_written_file_is_that_of_safetensors(tmp_path):
     tensors["a.number"] = torch.tensor(3.5)
     save_file(tensors, tmp_path / "theirs.safetensors")
     with safe_open(tmp_path / "theirs.safetensors", framework="pt") as file:
-        write_weights(tmp_path / "ours.safetensors", {name: Weight((file.get_slice(name),)) for name in tensors})
+        package._save({name: Weight((file.get_slice(name),)) for name in tensors}, tmp_path / "ours.safetensors")
     again = load_file(tmp_path / "ours.safetensors")
     assert again.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -239,12 +225,12 @@ def test_what_a_layout_has_no_word_for_is_refused(source, tmp_path):
 KILLED = """
 import sys, time
 import higgs_audio.convert as package
-write = package.write_weights
-def slowly(*arguments):
-    write(*arguments)
+save = package.save_file
+def slowly(*arguments, **options):
+    save(*arguments, **options)
     print("written", flush=True)
     time.sleep(60)
-package.write_weights = slowly
+package.save_file = slowly
 package.convert(*sys.argv[1:])
 """
 

@@ -253,7 +253,7 @@ def test_unknown_weights_are_refused(tiny_checkpoint, weights):
 
 
 def test_an_unknown_device_of_the_audio_tokenizer_is_refused(tiny_checkpoint):
-    with pytest.raises(OptionError, match="no device 'gpu9'"):
+    with pytest.raises(OptionError, match="codec_device='gpu9' cannot be used here"):
         HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", codec_device="gpu9")
 
 

@@ -8,13 +8,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from higgs_audio import template
-from higgs_audio.checkpoint import CODEC_FOLDER, GENERATION_FILE, check_weights, read_config, resolve
+from higgs_audio.checkpoint import CODEC_FOLDER, GENERATION_FILE, resolve
 from higgs_audio.codec import layout as codec_layout
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import CheckpointError, OptionError, nearest
 from higgs_audio.layouts import EARLY, LAYOUTS, MODEL_TYPES, NATIVE, TRANSFORMERS, Layout, write_fields
 from higgs_audio.model import HiggsAudioForConditionalGeneration
+from higgs_audio.pretrained import check_weights, read_config
 from higgs_audio.processor_config import PROCESSOR_FILE, ProcessorConfig
 from higgs_audio.weights import (
     CONFIG_FILE,
@@ -22,10 +25,8 @@ from higgs_audio.weights import (
     SINGLE_FILE,
     Weight,
     Weights,
-    num_bytes,
     open_weights,
     read_json,
-    write_weights,
 )
 
 SHARD_BYTES = 5_000_000_000  # of the original, which came in three files; the other layouts are one file
@@ -118,19 +119,24 @@ def _write_weights(weights: Weights, part: Path, layout: Layout) -> None:
     shards: list[dict[str, Weight]] = [{}]
     size = total = 0
     for name, weight in sorted(weights.items()):
-        if layout.sharded and shards[-1] and size + num_bytes(weight) > SHARD_BYTES:
+        if layout.sharded and shards[-1] and size + weight.num_bytes > SHARD_BYTES:
             shards.append({})
             size = 0
         shards[-1][layout.theirs(name)] = weight
-        size, total = size + num_bytes(weight), total + num_bytes(weight)
+        size, total = size + weight.num_bytes, total + weight.num_bytes
     if len(shards) == 1:
-        write_weights(part / SINGLE_FILE, shards[0])
+        _save(shards[0], part / SINGLE_FILE)
         return
     files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards, strict=True):
-        write_weights(part / file, shard)
+        _save(shard, part / file)
     places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     _write_json(part / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _save(weights: Mapping[str, Weight], file: Path) -> None:
+    """Tensors go from file to file as they lie there; tables in two parts alone pass through memory."""
+    save_file({name: weight[...] for name, weight in weights.items()}, file, metadata={"format": "pt"})
 
 
 def _write_generation_config(folder: Path, part: Path, config: HiggsAudioConfig, layout: Layout) -> None:

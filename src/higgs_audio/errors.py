@@ -81,3 +81,12 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}allowed: {', '.join(names) or 'none'}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without the advice and traces that follow its first line; its name where it is mute.
+
+    >>> first_line(KeyError()), first_line(ValueError("no.\nTry this."))
+    ('KeyError', 'no.')
+    """
+    return str(error).strip().split("\n")[0] or type(error).__name__

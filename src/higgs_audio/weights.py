@@ -61,6 +61,12 @@ class Weight:
         """How many numbers it has."""
         return math.prod(self.shape)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in its file: a number has 2 of "BF16", 1 of "F8_E4M3" and of "BOOL"."""
+        bits = re.search(r"\d+", self.get_dtype())
+        return self.numel * (int(bits[0]) // 8 if bits else 1)
+
 
 @dataclass(frozen=True)
 class Weights(Mapping[str, Weight]):
@@ -171,37 +177,3 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds {type(content).__name__}; expected a JSON object")
     return content
-
-
-def write_weights(file: Path, weights: Mapping[str, Weight]) -> None:
-    """Writes a safetensors file; every tensor keeps its bits, and memory holds one of them at a time.
-
-    Args:
-        file: to write.
-        weights: by the names that they shall have there.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    ordered = sorted(weights, key=lambda name: (-_item_bytes(weights[name]), name))  # so that all are aligned
-    end = 0
-    for name in ordered:
-        start, end = end, end + num_bytes(weights[name])
-        shape = weights[name].get_shape()
-        header[name] = {"dtype": weights[name].get_dtype(), "shape": shape, "data_offsets": [start, end]}
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    with file.open("wb") as out:
-        out.write(len(head).to_bytes(8, "little") + head)
-        for name in ordered:
-            for part in weights[name].parts:  # one behind the other is what dimension 0 means
-                out.write(part[...].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def num_bytes(weight: Weight) -> int:
-    """Bytes of a tensor in its file."""
-    return weight.numel * _item_bytes(weight)
-
-
-def _item_bytes(weight: Weight) -> int:
-    """2 of "BF16", 1 of "F8_E4M3" and "BOOL"."""
-    bits = re.search(r"\d+", weight.get_dtype())
-    return int(bits[0]) // 8 if bits else 1

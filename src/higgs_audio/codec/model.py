@@ -16,9 +16,11 @@ from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.codec.quantizer import Codebook, Quantized, ResidualVectorQuantizer, VectorQuantizer
 from higgs_audio.codec.resample import resample
 from higgs_audio.codec.semantic import SemanticDecoder, SemanticEncoder
+from higgs_audio.device import read_device
 from higgs_audio.errors import AudioError, CodesError, OptionError, nearest
+from higgs_audio.weights import read_json
 
-# Of transformers' `from_pretrained`; the last three are added by its Auto classes and by `checkpoint.load`.
+# Of transformers' `from_pretrained`; the last three are added by its Auto classes.
 TRANSFORMERS_OPTIONS = {
     *("attn_implementation", "quantization_config", "output_loading_info"),
     *("trust_remote_code", "adapter_kwargs", "use_safetensors"),
@@ -303,7 +305,7 @@ def _folder(name: str | Path, revision: str | None) -> Path:
     inside = folder / checkpoint.CODEC_FOLDER
     if (inside / checkpoint.CONFIG_FILE).is_file():
         return inside
-    weights = layout.WEIGHTS[layout.recognise(layout.read_config(folder))]
+    weights = layout.WEIGHTS[layout.recognise(read_json(folder / checkpoint.CONFIG_FILE))]
     return checkpoint.resolve(name, revision, (checkpoint.CONFIG_FILE, *weights))
 
 
@@ -319,9 +321,4 @@ def _changed(config: HiggsAudioTokenizerConfig, options: dict[str, Any]) -> Higg
 def _place(device_map: Any) -> torch.device:
     """One device; "auto" is the GPU where there is one, a mapping names it under ""."""
     wanted = device_map.get("") if isinstance(device_map, dict) and len(device_map) == 1 else device_map
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.device("cpu" if wanted is None else wanted)
-    except (RuntimeError, TypeError) as error:
-        raise OptionError(f"device_map={device_map!r}: use 'cpu', 'cuda', 'cuda:0' or 'auto'") from error
+    return read_device("cpu" if wanted is None else wanted, "device_map")
