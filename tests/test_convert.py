@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from higgs_audio import convert as package
 from higgs_audio.convert import convert
 from higgs_audio.errors import CheckpointError, OptionError
 from higgs_audio.layouts import LAYOUTS
+from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.weights import Weight, open_weights
 
 
@@ -175,6 +177,39 @@ def test_a_written_file_is_that_of_safetensors(tmp_path):
         assert torch.equal(again[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
 
 
+def test_an_export_for_transformers_speaks_where_it_was_moved_to(tiny_checkpoint, tmp_path):
+    """Its processor names the audio tokenizer by an absolute path, as transformers knows no other."""
+    convert(tiny_checkpoint, tmp_path / "x", "transformers")
+    named = json.loads((tmp_path / "x" / "processor_config.json").read_text())["audio_tokenizer"]
+    assert named["audio_tokenizer_name_or_path"] == str(tmp_path / "x" / "codec")
+    (tmp_path / "x").rename(tmp_path / "y")
+    processor = HiggsAudioProcessor.from_pretrained(tmp_path / "y")
+    assert processor.audio_tokenizer.name_or_path == str(tmp_path / "y" / "codec")
+
+
+@pytest.mark.parametrize("name", [".", "empty", "new/er"])
+def test_a_folder_may_be_empty_or_the_present_one_or_deep(name, source, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert convert(source, name if name == "." else tmp_path / name, "boson") == Path(
+        name if name == "." else tmp_path / name
+    )
+    folder = tmp_path / ("here" if name == "." else name)
+    assert bits(folder) == bits(source)
+    assert [path.name for path in tmp_path.rglob("*.part")] == []
+
+
+def test_only_files_that_a_checkpoint_has_come_along(source, tmp_path):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(source, mixed)
+    for name in ("README.md", "LICENSE", "diary.md", "tokenizer.backup.json", "LICENSE-of-something-else"):
+        (mixed / name).write_text(name)
+    (mixed / "chat_template.jinja").mkdir()  # no file
+    names = {path.name for path in convert(mixed, tmp_path / "x", "native").iterdir()}
+    assert names == {path.name for path in source.iterdir()} | {"README.md", "LICENSE"}
+
+
 # What is refused.
 
 
@@ -186,8 +221,6 @@ def test_a_folder_with_something_in_it_is_not_written_into(source, tmp_path):
     with pytest.raises(CheckpointError, match="not empty"):
         convert(source, tmp_path / "mine" / "notes.txt", "boson")
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
-    (tmp_path / "empty").mkdir()
-    assert convert(source, tmp_path / "empty", "boson").is_dir()
 
 
 def test_no_such_layout_and_no_such_model_are_refused(source, tmp_path):
@@ -251,8 +284,11 @@ def test_a_conversion_that_was_killed_leaves_no_folder_and_can_be_run_again(sour
 def test_the_command_prints_the_folder_and_refuses_in_one_line(source, tmp_path, capsys):
     from higgs_audio.cli import main
 
-    main_ends = pytest.raises(SystemExit)
-    with main_ends as ended:
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", "--help"])
+    said = capsys.readouterr().out
+    assert [name for name in LAYOUTS if name not in said] == []
+    with pytest.raises(SystemExit) as ended:
         main(["convert", str(source), str(tmp_path / "x"), "--to", "boson"])
     assert (ended.value.code, capsys.readouterr().out) == (0, f"{tmp_path / 'x'}\n")
     with pytest.raises(SystemExit) as ended:

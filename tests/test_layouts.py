@@ -667,7 +667,7 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(before, model, tmp_path, 
         raise OSError("No space left on device")
 
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match="No space left"):
         make_model(eos_token_id=7).save_pretrained(tmp_path / "x")
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == files
     assert (tmp_path / "x").exists() == before

@@ -1,8 +1,11 @@
 """Names and paths of checkpoints to folders, strict loading, whole saving, and what a folder holds."""
 
+import glob
 import json
 import os
+import platform
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +19,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from higgs_audio import NANO
@@ -103,41 +107,103 @@ def _weights_wanted(folder: Path) -> list[list[str]]:
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into; its files come into `folder` when all of them are written.
+    """A new folder to write into; its files, and those in its folders, come into `folder` when all are written.
 
-    When something goes wrong before, `folder` is what it was. Weights that an earlier save left there are removed.
+    When something goes wrong before, or the process is killed, `folder` is what it was. Other files that are there
+    stay, but weights of an earlier save go. Files get the rights that the process gives to new ones.
+
+    Args:
+        folder: made where it is missing.
 
     Raises:
-        CheckpointError: `folder` is a file.
+        CheckpointError: `folder` is a file, or cannot be written: no right to, a full disk.
     """
-    folder = Path(folder)
-    if folder.is_file():
+    folder = Path(os.path.abspath(folder))
+    if os.path.isfile(folder):
         raise CheckpointError(f"{folder} is a file; give a folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
     try:
+        part = _new_part(folder)
+        try:
+            yield part
+            _move_in(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be written: {first_line(error)}; give another folder, or room"
+        ) from error
+
+
+@contextmanager
+def saved_model(model: Any, folder: str | Path, push_to_hub: bool, options: dict[str, Any]) -> Iterator[Path]:
+    """`whole_folder` for a model's `save_pretrained`, whose folder is uploaded afterwards if it is asked for.
+
+    Args:
+        model: that is saved.
+        push_to_hub: whether to upload it, to the `repo_id` in the options or one of the folder's name.
+        options: of the caller; those of the upload are taken out.
+    """
+    hub = {name: options.pop(name) for name in PUSH_OPTIONS if name in options}
+    with whole_folder(folder) as part:
         yield part
-        _move_in(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    if push_to_hub:
+        model.push_to_hub(hub.pop("repo_id", Path(os.path.abspath(folder)).name), **hub)
+
+
+def _new_part(folder: Path) -> Path:
+    """A hidden folder beside `folder`, or inside where that is another disk or may not be written.
+
+    Its name ends in node, process and a random token, so that nobody else writes there; those that processes of this
+    node left behind when they were killed are removed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = folder.parent
+    if folder.exists() and (folder.stat().st_dev != place.stat().st_dev or not os.access(place, os.W_OK)):
+        place = folder
+    begin = f".{folder.name:.30}.{platform.node():.30}"  # in bytes it may be four times as long, and 255 are allowed
+    for left in place.glob(f"{glob.escape(begin)}.*.*.part"):
+        if not _is_running(left.name.split(".")[-3]):
+            shutil.rmtree(left, ignore_errors=True)
+    part = place / f"{begin}.{os.getpid()}.{secrets.token_hex(4)}.part"
+    part.mkdir()
+    return part
+
+
+def _is_running(process: str) -> bool:
+    """Whether a process id of this machine is taken; where that cannot be asked harmlessly, it is."""
+    if os.name != "posix" or not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _move_in(part: Path, folder: Path) -> None:
-    """Files of `part` into `folder`, config.json last."""
-    names = sorted((path.name for path in part.iterdir()), key=lambda name: (name == CONFIG_FILE, name))
-    if not names:
-        return
+    """Files of `part` into `folder`, each folder's config.json after its other files."""
+    files = sorted((file for file in part.rglob("*") if file.is_file()), key=lambda file: file.name == CONFIG_FILE)
+    rights = part.stat().st_mode & 0o666
+    for file in files:
+        file.chmod(rights)  # safetensors writes files that nobody else may read
     if not folder.exists():
         os.replace(part, folder)
         return
-    for name in names:
-        os.replace(part / name, folder / name)
-    if INDEX_FILE in names or SINGLE_FILE in names:
-        for old in (*folder.glob("model-*-of-*.safetensors"), folder / SINGLE_FILE, folder / INDEX_FILE):
-            if old.name not in names:
-                old.unlink(missing_ok=True)
+    for inside in {file.parent.relative_to(part) for file in files}:
+        (folder / inside).mkdir(parents=True, exist_ok=True)
+    for file in files:
+        os.replace(file, folder / file.relative_to(part))
+    for written in {file.parent for file in files if file.name in (INDEX_FILE, SINGLE_FILE)}:
+        _remove_old_weights(folder / written.relative_to(part), {file.name for file in files if file.parent == written})
+
+
+def _remove_old_weights(folder: Path, written: set[str]) -> None:
+    """Weights in a folder that are not those that were written."""
+    for old in (*folder.glob("model-*-of-*.safetensors"), folder / SINGLE_FILE, folder / INDEX_FILE):
+        if old.name not in written:
+            old.unlink(missing_ok=True)
 
 
 def write_generation_config(sampling: GenerationConfig | None, folder: Path) -> None:

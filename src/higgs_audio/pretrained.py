@@ -89,14 +89,11 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
             **options: of transformers' `save_pretrained`, such as `max_shard_size`.
 
         Raises:
-            CheckpointError: `save_directory` is a file.
+            CheckpointError: `save_directory` is a file, or cannot be written.
         """
-        hub = {name: options.pop(name) for name in checkpoint.PUSH_OPTIONS if name in options}
-        with checkpoint.whole_folder(save_directory) as part:
+        with checkpoint.saved_model(self, save_directory, push_to_hub, options) as part:
             super().save_pretrained(part, *args, **options)
             checkpoint.write_generation_config(getattr(self, "generation_config", None), part)
-        if push_to_hub:
-            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
     @property
     def device(self) -> torch.device:

@@ -22,7 +22,7 @@ from higgs_audio.checkpoint import whole_folder
 from higgs_audio.codec import boson, huggingface
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.codec.model import HiggsAudioTokenizer
-from higgs_audio.errors import CheckpointError, OptionError, nearest
+from higgs_audio.errors import CheckpointError, OptionError, first_line, nearest
 from higgs_audio.weights import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, open_slices, read_json
 
 # Layout -> the files that its weights may lie in.
@@ -207,4 +207,7 @@ def _write_weights(config: HiggsAudioTokenizerConfig, state: State, folder: Path
     for name, parts in boson.names(state, len(config.acoustic["downsampling_ratios"])).items():
         values = boson.split(state[name]) if len(parts) == 2 else (state[name].float(),)
         stored |= dict(zip(parts, values, strict=True))
-    torch.save(stored, folder / boson.WEIGHTS_FILE)
+    try:
+        torch.save(stored, folder / boson.WEIGHTS_FILE)
+    except RuntimeError as error:  # a full disk, in torch's words
+        raise CheckpointError(f"{boson.WEIGHTS_FILE} cannot be written: {first_line(error)}") from error

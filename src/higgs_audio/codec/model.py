@@ -154,6 +154,20 @@ class HiggsAudioTokenizer(PreTrainedModel):
         tokenizer.to(place)
         return loaded
 
+    def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **options: Any) -> None:
+        """Writes our layout; what was in the folder before stays until all files are written.
+
+        Args:
+            save_directory: a folder, made where there is none.
+            push_to_hub: upload it as well, to `repo_id` or the folder's name.
+            **options: of transformers' `save_pretrained`, such as `max_shard_size`.
+
+        Raises:
+            CheckpointError: `save_directory` is a file, or cannot be written.
+        """
+        with checkpoint.saved_model(self, save_directory, push_to_hub, options) as part:
+            super().save_pretrained(part, *args, **options)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Small normal weights for linears, torch's own for convolutions; codebooks wait for k-means."""
