@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from higgs_audio import NANO
-from higgs_audio.errors import CheckpointError, first_line, nearest
+from higgs_audio.errors import CheckpointError, checkpoint_errors, first_line, nearest
 from higgs_audio.weights import CONFIG_FILE as CONFIG_FILE
 from higgs_audio.weights import INDEX_FILE, SINGLE_FILE, prefers_index, read_index, read_json
 
@@ -34,12 +34,17 @@ VOICES_FILE = "voices.json"
 DOWNLOADED = ("*.json", "*.jinja", "codec/*")  # what every checkpoint may need; weights are asked for by name
 PICKLE_FILE = "model.pth"  # of the original audio tokenizer alone
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+FOLDER_OPTIONS = (*HUB_OPTIONS, "subfolder")  # which folder is meant
 PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def resolve(
-    name_or_path: str | Path, revision: str | None = None, patterns: Sequence[str] | None = None, **hub: Any
+    name_or_path: str | Path,
+    revision: str | None = None,
+    patterns: Sequence[str] | None = None,
+    subfolder: str | None = None,
+    **hub: Any,
 ) -> Path:
     """The folder of a checkpoint.
 
@@ -48,6 +53,7 @@ def resolve(
             files, and of its weights those that its config asks for.
         revision: branch, tag or commit of a repository; has no meaning for the others.
         patterns: of the files that are downloaded from a repository instead.
+        subfolder: in which the checkpoint lies there.
         **hub: cache_dir, token, local_files_only, force_download, as in huggingface_hub.
 
     Raises:
@@ -56,29 +62,36 @@ def resolve(
     >>> resolve("nano") == NANO  # doctest: +SKIP
     True
     """
-    name = str(name_or_path)
+    name, inside = str(name_or_path), subfolder or ""
     if name in NAMES:
-        return _checked(NAMES[name], "this installation lacks the checkpoint that comes with the package")
-    if name and Path(name).is_dir():
-        return _checked(Path(name), f"{name!r} is a folder without {CONFIG_FILE}; give the folder of a checkpoint")
+        return _checked(NAMES[name] / inside, "this installation lacks the checkpoint that comes with the package")
+    if name and os.path.isdir(name):
+        folder = Path(name) / inside
+        return _checked(folder, f"{str(folder)!r} is a folder without {CONFIG_FILE}; give the folder of a checkpoint")
     if isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name):
-        return _checked(_download(name, revision, patterns, hub), f"the repository {name!r} holds no {CONFIG_FILE}")
-    raise CheckpointError(f"no model {name!r}; {nearest(name, NAMES)}, a folder, or a hub repository 'org/name'")
+        folder = _download(name, revision, patterns, inside, hub)
+        return _checked(folder, f"the repository {name!r} holds no {os.path.join(inside, CONFIG_FILE)}")
+    raise CheckpointError(f"no model {name!r:.300}; {nearest(name, NAMES)}, a folder, or a hub repository 'org/name'")
 
 
 def _checked(folder: Path, complaint: str) -> Path:
-    if not (folder / CONFIG_FILE).is_file():
+    if not os.path.isfile(folder / CONFIG_FILE):
         raise CheckpointError(complaint)
     return folder
 
 
-def _download(repository: str, revision: str | None, patterns: Sequence[str] | None, hub: Mapping[str, Any]) -> Path:
+def _download(
+    repository: str, revision: str | None, patterns: Sequence[str] | None, inside: str, hub: Mapping[str, Any]
+) -> Path:
     """Config first, then the weights of its layout: the published repository holds those of two, 11.5 GB each."""
+    begin = f"{inside}/" if inside else ""
     try:
-        small = list(patterns or DOWNLOADED)
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=small, **hub))
+        small = [begin + pattern for pattern in patterns or DOWNLOADED]
+        whole = Path(snapshot_download(repository, revision=revision, allow_patterns=small, **hub))
+        folder = whole / inside
         for names in [] if patterns else _weights_wanted(folder):
-            snapshot_download(repository, revision=folder.name, allow_patterns=names, **hub)  # of the same commit
+            wanted = [begin + name for name in names]
+            snapshot_download(repository, revision=whole.name, allow_patterns=wanted, **hub)  # of the same commit
             if any((folder / name).is_file() for name in names):
                 break
         return folder
@@ -240,10 +253,10 @@ def read_generation_config(folder: str | Path) -> GenerationConfig | None:
         CheckpointError: the file does not load.
     """
     path = Path(folder) / GENERATION_FILE
-    try:
-        return GenerationConfig.from_pretrained(folder) if path.is_file() else None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} does not load: {first_line(error)}") from error
+    if not path.is_file():
+        return None
+    with checkpoint_errors(f"{path} does not load"):
+        return GenerationConfig.from_dict(read_json(path))
 
 
 def num_bytes(folder: str | Path) -> int:

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PreTrainedConfig
 
 from higgs_audio import layouts
-from higgs_audio.errors import OptionError, nearest
+from higgs_audio.errors import OptionError, checkpoint_errors, nearest
 
 ADAPTERS = ("dual_ffn_fast_forward", "dual_ffn", "stack")
 
@@ -133,7 +133,18 @@ class HiggsAudioConfig(PreTrainedConfig):
             CheckpointError: another model's config, or an architecture that is not built.
         """
         found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return layouts.read_fields(found, str(pretrained_model_name_or_path)), rest
+        with checkpoint_errors(f"the config.json of {pretrained_model_name_or_path} does not fit"):
+            return layouts.read_fields(found, str(pretrained_model_name_or_path)), rest
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The config of these fields, as transformers reads it from a file.
+
+        Raises:
+            CheckpointError: a field of another type. OptionError: fields that contradict one another.
+        """
+        with checkpoint_errors("the fields of a HiggsAudioConfig do not fit"):
+            return super().from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.text_config, LlamaConfig):

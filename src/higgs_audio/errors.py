@@ -17,7 +17,8 @@ A message says what was given, what is allowed and what to do.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class HiggsAudioError(Exception):
@@ -90,3 +91,19 @@ def first_line(error: BaseException) -> str:
     ('KeyError', 'no.')
     """
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def checkpoint_errors(complaint: str) -> Iterator[None]:
+    """Whatever goes wrong inside is about a file: a field of another type or size fails in a dozen ways.
+
+    Raises:
+        CheckpointError: begins with the complaint. Errors of this package pass as they are.
+    """
+    try:
+        yield
+    except HiggsAudioError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{complaint}: {reason:.300}") from error

@@ -250,14 +250,14 @@ def write_fields(fields: Mapping[str, Any], layout: Layout, where: str) -> Field
 
 def _codebook_size(fields: Mapping[str, Any], where: str) -> int:
     """Codes of a codebook, markers not counted."""
-    size = int(fields.get("audio_codebook_size", 1024))
+    size = fields.get("audio_codebook_size", 1024)
     bos, eos = fields.get("audio_stream_bos_id", size), fields.get("audio_stream_eos_id", size + 1)
     if eos != bos + 1 or size not in (bos, bos + 2):
         raise CheckpointError(
             f"{where}: codebooks of {size} with markers {bos} and {eos}; allowed: markers that follow one another "
             "right behind the codes, which are counted with or without them"
         )
-    return int(bos)
+    return bos
 
 
 def _from_nested(config: Mapping[str, Any], where: str) -> Fields:

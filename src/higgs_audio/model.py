@@ -174,7 +174,7 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         if bool((places.bool() & (input_ids != self.config.audio_in_token_idx)).any()):
             raise PromptError(f"feature_positions marks ids other than {self.config.audio_in_token_idx}, audio in")
         features, counts = self.audio_features(mels, mels_mask)
-        check_places(places, counts)
+        check_places(places, input_ids == self.config.audio_in_token_idx, counts)
         return features
 
     def audio_features(
@@ -211,6 +211,8 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
             raise CodesError(
                 f"audio_input_ids of shape {tuple(codes.shape)}: expected [batch, columns, {num_codebooks}]"
             )
+        if codes.is_floating_point():
+            raise CodesError(f"audio_input_ids of {codes.dtype}: expected integers")
         if with_range and codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < num_rows:
             raise CodesError(
                 f"audio_input_ids between {int(codes.min())} and {int(codes.max())}: allowed are 0 to {num_rows - 1}"
@@ -300,7 +302,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
             HiggsAudioOutput. The loss is None without labels.
 
         Raises:
-            PromptError, CodesError: as `HiggsAudioModel.forward`.
+            PromptError, CodesError: as `HiggsAudioModel.forward`, and labels of another shape than what they label.
 
         Source: the losses of the model's page: text plus the mean over codebooks, one eos of each trained.
 
@@ -314,6 +316,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         (torch.Size([8, 1026]), torch.Size([8]))
         >>> out.loss.backward()
         """
+        _check_labels(labels, input_ids, audio_labels, audio_input_ids)
         out = self.model(
             input_ids,
             attention_mask,
@@ -337,7 +340,8 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
                 result["text_logits"] = self.text_lm_head(kept)
         if labels is not None:
             result["text_loss"] = self._text_loss(hidden, labels)
-        if audio_labels is not None and input_ids is not None:
+        if audio_labels is not None:
+            assert input_ids is not None
             audio = self.model.audio_mask(input_ids, feature_positions)
             placed = _place(audio, audio_labels, audio_input_ids_mask)  # [B, T, K]
             result["codebook_losses"] = self._codebook_losses(hidden, placed)
@@ -397,6 +401,24 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
         counts = (targets != IGNORED).sum(0).clamp(min=1)
         return losses.view(targets.shape).sum(0) / counts
+
+
+def _check_labels(
+    labels: Tensor | None, input_ids: Tensor | None, audio_labels: Tensor | None, codes: Tensor | None
+) -> None:
+    """Raises PromptError or CodesError where labels are of another shape than what they label."""
+    if input_ids is None and (labels is not None or audio_labels is not None):
+        raise PromptError("labels without input_ids: give the token ids, whose placeholders say where columns stand")
+    if labels is not None and input_ids is not None and labels.shape != input_ids.shape:
+        raise PromptError(f"labels {tuple(labels.shape)} for input_ids {tuple(input_ids.shape)}: give one for each id")
+    if audio_labels is None:
+        return
+    wanted = None if codes is None else tuple(codes.shape)
+    if tuple(audio_labels.shape) != wanted:
+        raise CodesError(
+            f"audio_labels {tuple(audio_labels.shape)} for audio_input_ids {wanted}: give one for each code, -100 "
+            "where it is not trained"
+        )
 
 
 def _place(audio: Tensor, audio_labels: Tensor, codes_mask: Tensor | None) -> Tensor:

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from higgs_audio import checkpoint, layouts
-from higgs_audio.checkpoint import HUB_OPTIONS, resolve
+from higgs_audio.checkpoint import FOLDER_OPTIONS, resolve
 from higgs_audio.config import HiggsAudioConfig
-from higgs_audio.errors import CheckpointError, HiggsAudioError, OptionError, first_line, nearest
+from higgs_audio.errors import CheckpointError, OptionError, checkpoint_errors, first_line, nearest
 from higgs_audio.layers import AudioEmbeddings, RMSNorm, RotaryEmbedding
 from higgs_audio.quantize import keep_policy
 from higgs_audio.tower import FrozenPositions, sinusoids
-from higgs_audio.weights import Weights, open_weights
+from higgs_audio.weights import FLOATS, Weights, open_weights, read_dtype
 
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -27,14 +27,13 @@ PASSED_OPTIONS = (
     *("attn_implementation", "device_map", "dtype", "torch_dtype", "max_memory", "offload_folder", "offload_buffers"),
     *("quantization_config", "output_loading_info", "distributed_config", "use_kernels", "kernel_config"),
 )
-LOAD_OPTIONS = (*PASSED_OPTIONS, "config", "generation_config", "subfolder")
+LOAD_OPTIONS = (*PASSED_OPTIONS, "config", "generation_config")
 # Accepted and without effect: weights are always safetensors, always strict, and no code comes with a checkpoint.
 UNUSED_OPTIONS = (
     *("use_safetensors", "low_cpu_mem_usage", "trust_remote_code", "weights_only", "ignore_mismatched_sizes"),
     *("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwargs"),
 )
 LISTED = 20  # names of a complaint; a whole layout gone wrong would list 397
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class HiggsAudioPreTrainedModel(PreTrainedModel):
@@ -58,10 +57,10 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: "nano", a folder, or a hub repository "org/name".
-            **options: revision, cache_dir, token, local_files_only and force_download of a repository; dtype (or
-                torch_dtype; "auto", the default, is the checkpoint's own), device_map, attn_implementation ("sdpa",
-                "eager", "flex_attention", "flash_attention_2"), quantization_config, output_loading_info, config and
-                the rest of `LOAD_OPTIONS`, as in transformers; and fields of the config.
+            **options: revision, cache_dir, token, local_files_only and force_download of a repository; subfolder;
+                dtype (or torch_dtype; "auto", the default, is the checkpoint's own), device_map, attn_implementation
+                ("sdpa", "eager", "flex_attention", "flash_attention_2"), quantization_config, output_loading_info,
+                config and the rest of `LOAD_OPTIONS`, as in transformers; and fields of the config.
 
         Returns:
             The model in eval mode, with the sampling of the checkpoint's `generation_config.json`. Host memory holds
@@ -74,8 +73,10 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
         >>> model = HiggsAudioForConditionalGeneration.from_pretrained("nano", dtype="float32")  # doctest: +SKIP
         """
         build = super().from_pretrained
-        if pretrained_model_name_or_path is None or args:
-            return build(pretrained_model_name_or_path, *args, **options)
+        if pretrained_model_name_or_path is None and isinstance(options.get("state_dict"), Mapping):
+            return build(None, *args, **options)  # a model in memory, in transformers' own way
+        if args:
+            raise OptionError(f"from_pretrained takes options by keyword; {args[0]!r:.60} has none")
         if options.get("quantization_config") is not None:
             options["quantization_config"] = keep_policy(options["quantization_config"])
         return load_language_model(cls, build, pretrained_model_name_or_path, options)
@@ -132,8 +133,7 @@ def load_language_model(kind: type[M], build: Callable[..., Any], name: str | Pa
         OptionError: an unknown option, or one whose package is not installed.
     """
     overrides = _check_options(options)
-    folder = resolve(name, **{option: options[option] for option in HUB_OPTIONS if option in options})
-    folder = folder / (options.get("subfolder") or "")
+    folder = resolve(name, **{option: options[option] for option in FOLDER_OPTIONS if option in options})
     weights = open_weights(folder)
     config = options.get("config")
     if not isinstance(config, HiggsAudioConfig):
@@ -157,7 +157,7 @@ def load_language_model(kind: type[M], build: Callable[..., Any], name: str | Pa
 
 def read_config(folder: str | Path, weights: Weights, **overrides: Any) -> HiggsAudioConfig:
     """The config of a language model, and whether it has a text head, which transformers' config does not say."""
-    with _typed(f"the config of {folder} does not load"):
+    with checkpoint_errors(f"the config of {folder} does not load"):
         config = HiggsAudioConfig.from_pretrained(folder, **overrides)
     if weights.layout is layouts.TRANSFORMERS:
         config.use_text_head = "text_lm_head.weight" in weights
@@ -167,9 +167,9 @@ def read_config(folder: str | Path, weights: Weights, **overrides: Any) -> Higgs
 def _check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are fields of the config; complains about those that are nothing."""
     fields = set(HiggsAudioConfig.__dataclass_fields__)
-    known = {*HUB_OPTIONS, *LOAD_OPTIONS, *UNUSED_OPTIONS}
+    known = {*FOLDER_OPTIONS, *LOAD_OPTIONS, *UNUSED_OPTIONS}
     if unknown := sorted(set(options) - known - fields):
-        public = [name for name in (*HUB_OPTIONS, *LOAD_OPTIONS) if name not in UNUSED_OPTIONS]
+        public = [name for name in (*FOLDER_OPTIONS, *LOAD_OPTIONS) if name not in UNUSED_OPTIONS]
         raise OptionError(f"from_pretrained has no option {unknown[0]!r}; {nearest(unknown[0], public)}, config fields")
     attention = options.get("attn_implementation")
     offered = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
@@ -182,22 +182,19 @@ def _dtype(options: Mapping[str, Any], config: HiggsAudioConfig, weights: Weight
     """The dtype asked for; with "auto" or none that of the config, else that of the weights."""
     given = options.get("dtype") or options.get("torch_dtype") or "auto"
     if given == "auto":
-        stored = (dtype for weight in weights.values() if (dtype := _FLOATS.get(weight.get_dtype())))
+        stored = (dtype for weight in weights.values() if (dtype := FLOATS.get(weight.get_dtype())))
         given = config.dtype or next(stored, torch.float32)
-    dtype = getattr(torch, given, None) if isinstance(given, str) else given
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        names = ["auto", *(str(known).removeprefix("torch.") for known in _FLOATS.values())]
-        raise OptionError(f"dtype={given!r}; {nearest(str(given), names)}")
-    return dtype
+    return read_dtype(given)
 
 
 def check_weights(kind: type[M], config: HiggsAudioConfig, weights: Weights, folder: Path) -> dict[str, Any]:
     """Name in a model of this class -> unread weight.
 
     Raises:
-        CheckpointError: weights that are missing, unexpected or of another shape, by the names that the files have.
+        CheckpointError: weights that are missing, unexpected, of another shape or not floating-point, by the names that
+            the files have; or sizes of which no model can be built.
     """
-    with torch.device("meta"):
+    with checkpoint_errors(f"{folder} has a config.json of which no model can be built"), torch.device("meta"):
         tensors = kind(copy.deepcopy(config)).state_dict()
     trunk = f"{kind.base_model_prefix}."
     prefix = "" if any(name.startswith(trunk) for name in tensors) else trunk  # what a trunk's names lack
@@ -211,7 +208,9 @@ def check_weights(kind: type[M], config: HiggsAudioConfig, weights: Weights, fol
     ]
     missing = [theirs(name) for name in shapes.keys() - given.keys()]
     unexpected = [*weights.unknown, *(theirs(name) for name in given.keys() - shapes.keys())]
-    _complain({"missing": missing, "unexpected": unexpected, "mismatched": mismatched}, str(folder), kind)
+    integers = [f"{theirs(name)} {w.get_dtype()}" for name, w in given.items() if w.get_dtype() not in FLOATS]
+    complaints = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
+    _complain({**complaints, "not floating-point": integers}, str(folder), kind)
     return {name.removeprefix(prefix): weight for name, weight in given.items()}
 
 
@@ -234,12 +233,9 @@ def _complain(found: Mapping[str, list[str]], folder: str, kind: type) -> None:
 
 @contextmanager
 def _typed(complaint: str) -> Iterator[None]:
-    """What goes wrong inside is an error of this package."""
-    try:
-        yield
-    except HiggsAudioError:
-        raise
-    except ImportError as error:
-        raise OptionError(f"{complaint} with these options: {first_line(error)}") from error
-    except Exception as error:  # a field of another type or size fails in a dozen ways
-        raise CheckpointError(f"{complaint}: {first_line(error)}") from error
+    """What goes wrong inside is an error of this package; a package that an option needs is the option's affair."""
+    with checkpoint_errors(complaint):
+        try:
+            yield
+        except ImportError as error:
+            raise OptionError(f"{complaint} with these options: {first_line(error)}") from error
