@@ -24,8 +24,9 @@ from transformers.utils import import_utils
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.resample import resample
-from higgs_audio.config import PUBLISHED_TEXT_CONFIG, HiggsAudioConfig
+from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import apply_delay
+from higgs_audio.layouts import PUBLISHED_TRUNK
 
 ROOT = Path(__file__).parents[1]
 K, V = 8, 16
@@ -33,7 +34,7 @@ BOS, EOS = V, V + 1
 AUDIO_IN, AUDIO_OUT, AUDIO_OUT_BOS, AUDIO_EOS, DELAY = 300, 301, 302, 303, 307
 PAD, BEGIN, EOT = 304, 305, 308
 TEXT = {
-    **PUBLISHED_TEXT_CONFIG,
+    **PUBLISHED_TRUNK,
     "vocab_size": 320,
     "hidden_size": 64,
     "intermediate_size": 96,

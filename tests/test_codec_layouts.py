@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import shutil
+import traceback
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,10 @@ from torch.nn import functional as F
 
 from higgs_audio import NANO, checkpoint
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig, boson, huggingface, layout
+from higgs_audio.describe import describe
 from higgs_audio.errors import CheckpointError, OptionError
 from higgs_audio.tts import load_codec
+from higgs_audio.weights import read_json
 
 LAYOUTS = ("boson", "transformers", "native")
 PADDINGS = {"boson": 320, "transformers": 480, "native": 320}
@@ -149,7 +152,7 @@ def test_codes_and_samples_are_the_same_from_every_layout_and_after_a_walk_throu
 def test_a_layout_is_told_by_its_config_whatever_its_folder_is_called(folder, tmp_path):
     for name in (*LAYOUTS, "early"):
         path = folder(name).rename(tmp_path / f"no-{name}-higgs_audio_v2_tokenizer")
-        assert layout.recognise(layout.read_config(path)) == name
+        assert layout.recognise(read_json(path / "config.json")) == name
 
 
 def test_the_padding_is_that_of_the_implementation_that_a_layout_is_of_and_stays_when_it_is_saved(stored, tmp_path):
@@ -166,7 +169,7 @@ def test_a_saved_tokenizer_is_native_and_loads_where_it_lies_beside_its_old_file
     tokenizer = HiggsAudioTokenizer.from_pretrained(path)
     wanted = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     tokenizer.save_pretrained(path)
-    assert layout.recognise(layout.read_config(path)) == "native"
+    assert layout.recognise(read_json(path / "config.json")) == "native"
     assert same_bits(wanted, tokenizer.state_dict())
     assert same_bits(wanted, layout.read(path)[1])
 
@@ -389,7 +392,7 @@ def test_a_pickle_of_torchs_older_form_is_read_as_well(folder, tokenizer):
 
 def test_a_mask_embedding_is_ignored_and_masking_is_off(folder, tokenizer):
     path = folder("transformers")
-    hubert = layout.read_config(path)["semantic_model_config"]
+    hubert = read_json(path / "config.json")["semantic_model_config"]
     change_config(path, semantic_model_config={**hubert, "mask_time_prob": 0.05, "mask_feature_prob": 0.1})
     change_weights(path, lambda state: state.update({"semantic_model.masked_spec_embed": torch.zeros(24)}))
     config, state = layout.read(path)
@@ -509,6 +512,43 @@ def test_a_repository_gives_config_first_and_then_the_weights_of_its_layout_and_
     assert not any("pth" in pattern for pattern in checkpoint.DOWNLOADED)
 
 
+def test_the_options_of_a_repository_are_those_of_the_model(monkeypatch, stored, tokenizer, tmp_path):
+    """And `subfolder` is where everything is asked for."""
+    shutil.copytree(stored["native"], tmp_path / "inner")
+    asked = []
+
+    def snapshot_download(repository, **options):
+        asked.append(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot_download)
+    hub = {"revision": "v1", "cache_dir": "x", "token": "y", "local_files_only": True, "force_download": False}
+    loaded = HiggsAudioTokenizer.from_pretrained("someone/tokenizer", **hub, subfolder="inner")
+    assert same_bits(tokenizer.state_dict(), loaded.state_dict())
+    weights = [f"inner/{name}" for name in layout.WEIGHTS["native"]]
+    patterns = ["inner/*.json", "inner/codec/*"], ["inner/config.json", *weights]
+    assert asked == [{**hub, "allow_patterns": names} for names in patterns]
+    local = HiggsAudioTokenizer.from_pretrained(tmp_path, subfolder="inner")
+    assert same_bits(tokenizer.state_dict(), local.state_dict())
+    assert HiggsAudioTokenizer.from_pretrained("nano", subfolder="codec").config.body == "vocos"
+
+
+@pytest.mark.parametrize("name", [None, 3, "", "x" * 300])
+def test_what_names_no_tokenizer_is_a_checkpoint_error(name):
+    with pytest.raises(CheckpointError, match="no model "):
+        HiggsAudioTokenizer.from_pretrained(name)
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, "early"])
+def test_info_describes_a_tokenizer_of_every_layout(stored, tokenizer, name):
+    told = describe(stored[name])
+    assert told["audio tokenizer"]["layout"] == name
+    assert told["audio tokenizer"]["codebooks"] == "8 of 1024"
+    counts = told["parameters of the audio tokenizer"]
+    assert counts["total"] == f"{sum(value.numel() for value in tokenizer.state_dict().values()):,}"
+    assert "other" not in counts
+
+
 def test_a_pushed_tokenizer_is_what_a_reader_of_the_repository_gets(monkeypatch, tokenizer, tmp_path):
     def create_commit(self, repo_id, operations, **_):
         for operation in operations:
@@ -521,17 +561,21 @@ def test_a_pushed_tokenizer_is_what_a_reader_of_the_repository_gets(monkeypatch,
     assert same_bits(tokenizer.state_dict(), HiggsAudioTokenizer.from_pretrained(tmp_path).state_dict())
 
 
-def test_checkpoint_load_reads_every_layout_too(stored, tokenizer):
-    for path in stored.values():
-        assert same_bits(tokenizer.state_dict(), checkpoint.load(HiggsAudioTokenizer, path).state_dict())
-
-
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ({"acoustic_paddin": 480}, "did you mean 'acoustic_padding'"),
         ({"device_map": "gpu:0"}, "'cuda:0'"),
         ({"device_map": {"fc": "cpu", "fc1": "cpu"}}, "device_map"),
+        ({"dtype": "nonsense"}, "dtype='nonsense'; allowed: auto, bfloat16"),
+        ({"dtype": "bflot16"}, "did you mean 'bfloat16'"),
+        ({"torch_dtype": torch.int8}, "dtype=torch.int8"),
+        ({"dtype": 16}, "dtype=16"),
+        ({"attn_implementation": "nonsense"}, "does not load with these options"),
+        ({"acoustic_padding": "wide"}, "acoustic_padding cannot be used"),
+        ({"block_dilations": 3}, "block_dilations cannot be used"),
+        ({"acoustic_model_config": "dac"}, "acoustic_model_config cannot be used"),
+        ({"cachedir": "x"}, "did you mean 'cache_dir'"),
     ],
 )
 def test_an_unknown_option_is_an_option_error(stored, option, message):
@@ -683,8 +727,10 @@ def test_a_pickle_with_code_in_it_is_refused_and_nothing_of_it_runs(folder, tmp_
         (path / "model.pth").write_bytes(pickle.dumps({"weights": Exploit(witness)}, protocol=2))
     else:
         torch.save(state, path / "model.pth", _use_new_zipfile_serialization=form == "torch")
-    with pytest.raises(CheckpointError, match="nothing of it was run"):
+    with pytest.raises(CheckpointError, match=r"tensors \(posix.mkdir\), and nothing of it was run") as refused:
         HiggsAudioTokenizer.from_pretrained(path)
+    told = "".join(traceback.format_exception(refused.value))
+    assert "weights_only" not in told and "add_safe_globals" not in told, "torch tells how to run it all the same"
     assert not witness.exists()
     torch.load(path / "model.pth", weights_only=False) if form == "torch" else None
     assert witness.exists() == (form == "torch"), "the exploit works where pickles are trusted"

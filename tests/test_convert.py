@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,29 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracle import make_tokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import HiggsAudioV2ForConditionalGeneration
 
-from higgs_audio import HiggsAudio, HiggsAudioConfig, HiggsAudioForConditionalGeneration, HiggsAudioTokenizer
+from higgs_audio import HiggsAudio, HiggsAudioConfig, HiggsAudioForConditionalGeneration
 from higgs_audio import convert as package
-from higgs_audio.codec import HiggsAudioTokenizerConfig
 from higgs_audio.convert import convert
 from higgs_audio.errors import CheckpointError, OptionError
 from higgs_audio.layouts import LAYOUTS
-from higgs_audio.weights import Weight, open_weights, write_weights
-
-TINY_DAC = {"encoder_hidden_size": 4, "decoder_hidden_size": 64, "hidden_size": 8}
-TINY_HUBERT = {
-    "hidden_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": (8,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
+from higgs_audio.processor import HiggsAudioProcessor
+from higgs_audio.weights import Weight, open_weights
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +36,7 @@ def source(tiny_checkpoint, tmp_path_factory) -> Path:
         for weight in model.parameters():
             weight.copy_(torch.randn(weight.shape) * 0.2 + (weight.dim() == 1))
     model.save_pretrained(folder)
-    codec = HiggsAudioTokenizer(
-        HiggsAudioTokenizerConfig(acoustic_model_config=TINY_DAC, semantic_model_config=TINY_HUBERT, codebook_dim=8)
-    )
-    codec.save_pretrained(folder / "codec")
+    make_tokenizer("dac").save_pretrained(folder / "codec")
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "voices.json"):
         (folder / name).write_bytes((tiny_checkpoint / name).read_bytes())
     sampling = {"do_sample": True, "temperature": 0.7, "ras_win_len": 7, "ras_win_max_num_repeat": 2}
@@ -180,13 +168,46 @@ def test_a_written_file_is_that_of_safetensors(tmp_path):
     tensors["a.number"] = torch.tensor(3.5)
     save_file(tensors, tmp_path / "theirs.safetensors")
     with safe_open(tmp_path / "theirs.safetensors", framework="pt") as file:
-        write_weights(tmp_path / "ours.safetensors", {name: Weight((file.get_slice(name),)) for name in tensors})
+        package._save({name: Weight((file.get_slice(name),)) for name in tensors}, tmp_path / "ours.safetensors")
     again = load_file(tmp_path / "ours.safetensors")
     assert again.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert again[name].dtype == tensor.dtype
         assert again[name].shape == tensor.shape
         assert torch.equal(again[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+
+
+def test_an_export_for_transformers_speaks_where_it_was_moved_to(tiny_checkpoint, tmp_path):
+    """Its processor names the audio tokenizer by an absolute path, as transformers knows no other."""
+    convert(tiny_checkpoint, tmp_path / "x", "transformers")
+    named = json.loads((tmp_path / "x" / "processor_config.json").read_text())["audio_tokenizer"]
+    assert named["audio_tokenizer_name_or_path"] == str(tmp_path / "x" / "codec")
+    (tmp_path / "x").rename(tmp_path / "y")
+    processor = HiggsAudioProcessor.from_pretrained(tmp_path / "y")
+    assert processor.audio_tokenizer.name_or_path == str(tmp_path / "y" / "codec")
+
+
+@pytest.mark.parametrize("name", [".", "empty", "new/er"])
+def test_a_folder_may_be_empty_or_the_present_one_or_deep(name, source, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert convert(source, name if name == "." else tmp_path / name, "boson") == Path(
+        name if name == "." else tmp_path / name
+    )
+    folder = tmp_path / ("here" if name == "." else name)
+    assert bits(folder) == bits(source)
+    assert [path.name for path in tmp_path.rglob("*.part")] == []
+
+
+def test_only_files_that_a_checkpoint_has_come_along(source, tmp_path):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(source, mixed)
+    for name in ("README.md", "LICENSE", "diary.md", "tokenizer.backup.json", "LICENSE-of-something-else"):
+        (mixed / name).write_text(name)
+    (mixed / "chat_template.jinja").mkdir()  # no file
+    names = {path.name for path in convert(mixed, tmp_path / "x", "native").iterdir()}
+    assert names == {path.name for path in source.iterdir()} | {"README.md", "LICENSE"}
 
 
 # What is refused.
@@ -200,8 +221,6 @@ def test_a_folder_with_something_in_it_is_not_written_into(source, tmp_path):
     with pytest.raises(CheckpointError, match="not empty"):
         convert(source, tmp_path / "mine" / "notes.txt", "boson")
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
-    (tmp_path / "empty").mkdir()
-    assert convert(source, tmp_path / "empty", "boson").is_dir()
 
 
 def test_no_such_layout_and_no_such_model_are_refused(source, tmp_path):
@@ -239,12 +258,12 @@ def test_what_a_layout_has_no_word_for_is_refused(source, tmp_path):
 KILLED = """
 import sys, time
 import higgs_audio.convert as package
-write = package.write_weights
-def slowly(*arguments):
-    write(*arguments)
+save = package.save_file
+def slowly(*arguments, **options):
+    save(*arguments, **options)
     print("written", flush=True)
     time.sleep(60)
-package.write_weights = slowly
+package.save_file = slowly
 package.convert(*sys.argv[1:])
 """
 
@@ -265,8 +284,11 @@ def test_a_conversion_that_was_killed_leaves_no_folder_and_can_be_run_again(sour
 def test_the_command_prints_the_folder_and_refuses_in_one_line(source, tmp_path, capsys):
     from higgs_audio.cli import main
 
-    main_ends = pytest.raises(SystemExit)
-    with main_ends as ended:
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", "--help"])
+    said = capsys.readouterr().out
+    assert [name for name in LAYOUTS if name not in said] == []
+    with pytest.raises(SystemExit) as ended:
         main(["convert", str(source), str(tmp_path / "x"), "--to", "boson"])
     assert (ended.value.code, capsys.readouterr().out) == (0, f"{tmp_path / 'x'}\n")
     with pytest.raises(SystemExit) as ended:

@@ -532,6 +532,17 @@ def test_nan_from_the_model_is_an_error_of_its_own():
         ({"seed": [1, 2]}, "list of 1"),
         ({"seed": "x"}, "seed='x'"),
         ({"seed": -1}, "seed=-1"),
+        ({"eos_token_id": "stop"}, "eos_token_id='stop'.*0 to 319"),
+        ({"eos_token_id": [EOT, "stop"]}, "eos_token_id="),
+        ({"eos_token_id": 320}, "eos_token_id=320"),
+        ({"eos_token_id": -1}, "eos_token_id=-1"),
+        ({"eos_token_id": 3.0}, "eos_token_id=3.0"),
+        ({"eos_token_id": True}, "eos_token_id=True"),
+        ({"stop_strings": 3}, "stop_strings=3"),
+        ({"stop_strings": b"stop"}, "stop_strings=b'stop'"),
+        ({"stop_strings": ["stop", None]}, "stop_strings="),
+        ({"stop_strings": ["stop", ""]}, "none of them empty"),
+        ({"stop_strings": "stop", "tokenizer": "nano"}, "needs tokenizer="),
     ],
 )
 def test_a_wrong_option_is_refused_before_the_first_step(model, options, message):
@@ -545,6 +556,16 @@ def test_inputs_that_do_not_fit_are_refused_before_the_first_step(model):
         stream(model, torch.zeros(1, 0, dtype=torch.long))
     with pytest.raises(PromptError, match="at least one token"):
         stream(model, [1, 2, 3])
+    for strange in (320, -1):
+        with pytest.raises(PromptError, match="this model knows 0 to 319: use its own tokenizer"):
+            stream(model, torch.tensor([[BEGIN, strange, AUDIO_OUT_BOS]]))
+    for kind in (torch.float32, torch.bool):
+        with pytest.raises(PromptError, match="must hold integers"):
+            stream(model, ids.to(kind))
+    with pytest.raises(PromptError, match="without audio tower"):
+        stream(model, ids, input_features=torch.zeros(1, 8, 100), feature_positions=torch.zeros_like(ids))
+    with pytest.raises(PromptError, match="belong together"):
+        stream(model, ids, feature_positions=torch.ones_like(ids))
     with pytest.raises(PromptError, match="padded on the left"):
         stream(model, ids, torch.tensor([[1, 1, 0]]))
     with pytest.raises(PromptError, match="does not fit"):

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -454,6 +455,44 @@ def test_a_config_that_cannot_be_built_says_which_field_it_is(fields, said, mode
         HiggsAudioForConditionalGeneration.from_pretrained(folder)
 
 
+TEXT = BOSON_CONFIG["text_config"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "fields"),
+    [
+        ("boson", {"audio_num_codebooks": "8"}),
+        ("boson", {"audio_num_codebooks": 10**12}),
+        ("boson", {"audio_codebook_size": []}),
+        ("boson", {"audio_codebook_size": None}),
+        ("boson", {"audio_stream_bos_id": None}),
+        ("boson", {"audio_dual_ffn_layers": 3}),
+        ("boson", {"audio_dual_ffn_layers": ["0", "1"]}),
+        ("boson", {"audio_adapter_type": ["dual_ffn"]}),
+        ("boson", {"audio_encoder_config": {"d_model": "wide"}}),
+        ("boson", {"torch_dtype": 16}),
+        ("boson", {"text_config": {"vocab_size": 320}}),
+        ("boson", {"text_config": {**TEXT, "vocab_size": "320"}}),
+        ("boson", {"text_config": {**TEXT, "hidden_size": "x"}}),
+        ("boson", {"text_config": {**TEXT, "num_attention_heads": 0}}),
+        ("boson", {"text_config": {**TEXT, "num_hidden_layers": None}}),
+        ("boson", {"text_config": {**TEXT, "rope_scaling": "llama3"}}),
+        ("boson", {"text_config": {**TEXT, "rope_scaling": {"rope_type": "spiral"}}}),
+        ("boson", {"text_config": {**TEXT, "rope_theta": [5e5]}}),
+        ("transformers", {"codebook_size": "18"}),
+        ("transformers", {"num_codebooks": None}),
+        ("transformers", {"hidden_size": -32}),
+        ("transformers", {"rope_parameters": [1]}),
+        ("transformers", {"higgs_audio": 3}),
+    ],
+)
+def test_a_field_of_another_type_is_an_error_of_the_checkpoint(layout, fields, model, tmp_path):
+    folder = set_config(write_layout(tmp_path / "x", model, layout), **fields)
+    refuses(folder, ".", HiggsAudioError)
+    with suppress(HiggsAudioError):  # some fields say nothing wrong before a model is built from them
+        HiggsAudioConfig.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("layout", NAMES)
 def test_weights_that_do_not_fit_are_listed_by_the_names_in_the_files(layout, model, tmp_path):
     folder = write_layout(tmp_path / "x", model, layout)
@@ -502,6 +541,10 @@ def claims_more(folder):
         (indexed("{"), "cannot be read as JSON"),
         (indexed('{"weight_map": {"norm.weight": "../model.safetensors"}}'), "must hold"),
         (indexed('{"weight_map": []}'), "must hold"),
+        (indexed('{"weight_map": {}}'), "must hold"),
+        (indexed('{"weight_map": {"norm.weight": ""}}'), "must hold"),
+        (indexed(json.dumps({"weight_map": {"norm.weight": "x" * 300}})), "must hold"),
+        (indexed(json.dumps({"weight_map": {"norm.weight": "a\0b"}})), "must hold"),
         (claims_more, "names 1 weights that no file has: norm.bias"),
         (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object"),
     ],
@@ -520,8 +563,54 @@ def test_half_of_a_frozen_table_is_refused(model, tmp_path):
 
 def test_parts_of_a_table_that_do_not_fit_together_are_refused(model, tmp_path):
     folder = split(write_layout(tmp_path / "x", model, "boson"))
-    change(folder, embed_tokens__embedding_trainable__weight=torch.zeros(220, 31))
-    refuses(folder, "do not fit together")
+    for part in (torch.zeros(220, 31), torch.zeros(220), torch.zeros(220, 32, 1)):
+        change(folder, embed_tokens__embedding_trainable__weight=part)
+        refuses(folder, "embed_tokens.embedding_frozen.weight F32.*do not fit together|do not fit together")
+
+
+def test_parts_of_a_table_of_two_types_are_refused(model, tmp_path):
+    """Joined, one of them would change its bits, and a conversion promises that none does."""
+    folder = split(write_layout(tmp_path / "x", model, "boson"))
+    change(folder, embed_tokens__embedding_trainable__weight=torch.zeros(220, 32, dtype=torch.bfloat16))
+    refuses(folder, r"embedding_frozen.weight F32 \[100, 32\], .*embedding_trainable.weight BF16 \[220, 32\]")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
+def test_weights_of_integers_are_refused(dtype, model, tmp_path):
+    folder = write_layout(tmp_path / "x", model, "boson")
+    change(folder, norm__weight=torch.ones(32, dtype=dtype))
+    refuses(folder, "1 not floating-point weights for .*: norm.weight (I8|I64|BOOL)")
+
+
+@pytest.mark.parametrize("name", [None, 3, "", "x" * 300, "a/b/c", "one/two" * 100, b"nano"])
+def test_what_names_no_checkpoint_is_a_checkpoint_error(name):
+    refuses(name, "no model ")
+
+
+def test_options_have_names(model, tmp_path):
+    with pytest.raises(OptionError, match="by keyword"):
+        HiggsAudioForConditionalGeneration.from_pretrained(write_layout(tmp_path / "x", model, "boson"), model.config)
+
+
+def test_a_model_in_memory_loads_in_the_way_of_transformers(model):
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loaded = HiggsAudioForConditionalGeneration.from_pretrained(None, config=model.config, state_dict=state)
+    assert_same_weights(loaded, model.state_dict())
+
+
+def test_a_checkpoint_may_lie_in_a_folder_of_a_folder(model, tmp_path):
+    write_layout(tmp_path / "x" / "inner", model, "boson")
+    loaded = HiggsAudioForConditionalGeneration.from_pretrained(tmp_path / "x", subfolder="inner")
+    assert_same_weights(loaded, model.state_dict())
+    refuses(tmp_path / "x", "without config.json")
+    refuses(tmp_path / "x", "without config.json", subfolder="outer")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '"hot"', "{"])
+def test_a_sampling_file_of_another_form_is_a_checkpoint_error(content, model, tmp_path):
+    folder = write_layout(tmp_path / "x", model, "boson")
+    (folder / "generation_config.json").write_text(content)
+    refuses(folder, "generation_config.json")
 
 
 def test_a_config_of_one_layout_and_weights_of_another_are_refused(model, tmp_path):
@@ -667,7 +756,7 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(before, model, tmp_path, 
         raise OSError("No space left on device")
 
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match="No space left"):
         make_model(eos_token_id=7).save_pretrained(tmp_path / "x")
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == files
     assert (tmp_path / "x").exists() == before

@@ -561,6 +561,29 @@ def test_ids_outside_a_codebook_are_a_codes_error(model, given):
         model(**batch)
 
 
+def test_columns_of_numbers_with_fractions_are_a_codes_error(model):
+    batch = collate(with_one_reference())
+    with pytest.raises(CodesError, match="expected integers"):
+        model(batch["input_ids"], audio_input_ids=batch["audio_input_ids"].float())
+
+
+def test_labels_of_another_shape_than_what_they_label_are_refused(model):
+    """Unchecked, labels one short were the neighbours' of those that were meant."""
+    batch = collate(with_one_reference())
+    ids, columns = batch["input_ids"], batch["audio_input_ids"]
+    for labels in (ids[:, 1:], ids[0], ids.repeat(2, 1), ids[..., None]):
+        with pytest.raises(PromptError, match=r"labels .* for input_ids"):
+            model(**batch, labels=labels)
+    for labels in (columns[:, 1:], columns[..., 1:], columns[0], columns[..., 0]):
+        with pytest.raises(CodesError, match=r"audio_labels .* for audio_input_ids"):
+            model(**batch, audio_labels=labels)
+    with pytest.raises(CodesError, match="for audio_input_ids None"):
+        model(ids[:, :1], audio_labels=columns)
+    for labels in ({"labels": ids[:, :1]}, {"audio_labels": columns[:, :1]}):
+        with pytest.raises(PromptError, match="labels without input_ids"):
+            model(audio_input_ids=columns[:, :1], **labels)
+
+
 def test_a_contradiction_in_the_config_is_an_option_error():
     with pytest.raises(OptionError, match="did you mean 'dual_ffn'"):
         make_config(audio_adapter_type="dual_fnn")

@@ -51,7 +51,7 @@ DOCUMENT = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
 CODES = 1024  # entries of a codebook where the audio tokenizer takes part
 # The cache's name in a call of transformers' model, before 5.24 and from there on.
 CACHE = "cache" if "cache" in inspect.signature(HiggsAudioV2Model.forward).parameters else "past_key_values"
-# The Hugging Face chat template as spec'd by its rendered prompts, written anew: trimmed texts, a scene inside the
+# The Hugging Face chat template as its rendered prompts show it, written anew: trimmed texts, a scene inside the
 # system turn, audio as <|AUDIO_OUT|> everywhere, none in user turns, and an answer that is always sound.
 CHAT_TEMPLATE = r"""
 {%- set head = '<|start_header_id|>%s<|end_header_id|>\n\n' -%}

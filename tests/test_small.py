@@ -11,7 +11,7 @@ from bitsandbytes.functional import get_4bit_type
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 
-from higgs_audio import HiggsAudio, HiggsAudioForConditionalGeneration
+from higgs_audio import HiggsAudio, HiggsAudioConfig, HiggsAudioForConditionalGeneration
 from higgs_audio.cli import main
 from higgs_audio.codec import StreamDecoder
 from higgs_audio.errors import MissingExtraError, OptionError
@@ -226,6 +226,22 @@ def test_a_model_whose_audio_needs_the_text_weights_keeps_them(tiny_checkpoint):
 # The audio tokenizer elsewhere.
 
 
+def test_a_model_that_answers_in_sound_alone_has_no_head_to_keep(tiny_checkpoint):
+    config = HiggsAudioConfig.from_pretrained(tiny_checkpoint, use_text_head=False)
+    model = HiggsAudioForConditionalGeneration(config).eval()
+    columns = torch.zeros(1, 1, config.audio_num_codebooks, dtype=torch.long)
+    before = model(audio_input_ids=columns).logits
+    offload = offload_text(model, "cpu")
+    assert torch.equal(model(audio_input_ids=columns).logits, before)
+    assert offload.layers_sent == 0
+
+
+def test_text_is_not_kept_from_a_device_that_is_not_there(tiny_checkpoint):
+    model = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    with pytest.raises(OptionError, match="device='gpu9' cannot be used here"):
+        offload_text(model, "gpu9")
+
+
 def test_the_audio_tokenizer_is_on_its_own_device_and_codes_are_brought_there(tiny_checkpoint, monkeypatch):
     codes = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu").generate(TEXT, seed=1).codes
     tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", codec_device="meta")
@@ -253,7 +269,7 @@ def test_unknown_weights_are_refused(tiny_checkpoint, weights):
 
 
 def test_an_unknown_device_of_the_audio_tokenizer_is_refused(tiny_checkpoint):
-    with pytest.raises(OptionError, match="no device 'gpu9'"):
+    with pytest.raises(OptionError, match="codec_device='gpu9' cannot be used here"):
         HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", codec_device="gpu9")
 
 
@@ -287,6 +303,33 @@ def test_a_config_that_cannot_leave_heads_alone_is_refused():
         keep_policy(object())
     with pytest.raises(OptionError, match="embeddings and heads stay as they are"):
         keep_policy(TorchAoConfig(Int8WeightOnlyConfig(), include_input_output_embeddings=True))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"quant_method": "magic"},
+        {"quant_method": 4},
+        {"quant_method": "bitsandbytes", "load_in_4bit": "yes"},
+        {"quant_method": "torchao"},
+        "int8",
+        4,
+    ],
+)
+def test_what_is_no_config_is_an_option_error(config, tiny_checkpoint):
+    with pytest.raises(OptionError, match="quantization_config"):
+        keep_policy(config)
+    with pytest.raises(OptionError, match="quantization_config"):
+        HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint, quantization_config=config)
+
+
+def test_modules_that_are_left_alone_have_names():
+    for named in ("lm_head", [3]):
+        config = BitsAndBytesConfig(load_in_8bit=True)
+        config.llm_int8_skip_modules = named
+        with pytest.raises(OptionError, match=r"llm_int8_skip_modules=.*names of modules"):
+            keep_policy(config)
 
 
 def test_somebody_elses_config_is_added_to_and_not_changed():

@@ -14,6 +14,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import AudioError, CodesError, HiggsAudioError, OptionError, PromptError
 from higgs_audio.features import mel_windows
+from higgs_audio.generate import stream
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor, Waveform
 from higgs_audio.template import AUDIO_BOS, AUDIO_EOS, AUDIO_IN
@@ -462,6 +463,11 @@ def test_half_precision_hears(tokenizer, processor):
         (lambda i: i.update(input_features=i["input_features"].repeat(1, 1, 2)), "at most 200 frames"),
         (lambda i: i.update(feature_positions=~i["feature_positions"]), "audio in"),
         (lambda i: i.update(input_ids=None), "belong together"),
+        (lambda i: i.update(input_features=i["input_features"][:0]), "one window at least"),
+        (lambda i: i.update(input_features=i["input_features"][:, :, :0]), "one window at least"),
+        (lambda i: i.update(feature_positions=i["feature_positions"].roll(1, 1)), "audio in"),
+        (lambda i: i.update(feature_positions=i["feature_positions"].roll(-1, 1)), "audio in"),
+        (lambda i: i.update(feature_positions=i["feature_positions"] & False), "whole windows"),
     ],
 )
 def test_features_that_do_not_fit_are_refused(model, processor, change, words):
@@ -471,6 +477,23 @@ def test_features_that_do_not_fit_are_refused(model, processor, change, words):
         inputs["feature_attention_mask"] = inputs["feature_attention_mask"][:1]
     with pytest.raises(PromptError, match=words):
         model(**inputs)
+
+
+@pytest.mark.parametrize("shift", [1, 4, 17])
+def test_features_that_have_moved_into_the_codes_of_their_audio_are_refused(shift, model, processor_of_both):
+    """Both have the same placeholder, so that their numbers still fit: a shift would go unheard."""
+    inputs = without_labels(encode(processor_of_both, ask(audio(0.8, codes=make_codes(20)))))
+    model(**inputs)
+    inputs["feature_positions"] = inputs["feature_positions"].roll(shift, 1)
+    assert (inputs["input_ids"][inputs["feature_positions"]] == model.config.audio_in_token_idx).all()
+    with pytest.raises(PromptError, match="features behind codes of the same audio"):
+        model(**inputs)
+
+
+def test_a_stream_that_cannot_hear_is_refused_when_it_is_made(tokenizer, processor):
+    deaf = make_model(tokenizer, skip_audio_tower=True, encode_whisper_embed=False)
+    with pytest.raises(PromptError, match="without audio tower"):
+        stream(deaf, **without_labels(encode(processor, ask(audio(0.4)))))
 
 
 def test_a_model_without_tower_refuses_features(tokenizer, processor):

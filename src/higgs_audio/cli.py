@@ -157,8 +157,8 @@ def info(model: Annotated[str, typer.Argument(help="nano, a folder, or a hub rep
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="As --model of speak.", show_default=False)],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new folder.", show_default=False)],
-    to: Annotated[str, typer.Option(help="boson, transformers or native.", show_default=False)],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new or empty folder.", show_default=False)],
+    to: Annotated[str, typer.Option(help="boson, early, transformers or native.", show_default=False)],
     revision: Annotated[str | None, typer.Option(help="Of a hub repository.", show_default=False)] = None,
 ) -> None:
     """Write a checkpoint in another layout; every tensor keeps its bits."""

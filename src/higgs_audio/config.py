@@ -6,32 +6,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PreTrainedConfig
 
 from higgs_audio import layouts
-from higgs_audio.errors import OptionError, nearest
+from higgs_audio.errors import OptionError, checkpoint_errors, nearest
 
 ADAPTERS = ("dual_ffn_fast_forward", "dual_ffn", "stack")
-
-# The text trunk of the published checkpoint: Llama-3.2-3B.
-PUBLISHED_TEXT_CONFIG = {
-    "vocab_size": 128256,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-    "rope_parameters": {
-        "rope_type": "llama3",
-        "rope_theta": 500000.0,
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-}
 
 
 @strict
@@ -156,13 +133,24 @@ class HiggsAudioConfig(PreTrainedConfig):
             CheckpointError: another model's config, or an architecture that is not built.
         """
         found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return layouts.read_fields(found, str(pretrained_model_name_or_path)), rest
+        with checkpoint_errors(f"the config.json of {pretrained_model_name_or_path} does not fit"):
+            return layouts.read_fields(found, str(pretrained_model_name_or_path)), rest
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The config of these fields, as transformers reads it from a file.
+
+        Raises:
+            CheckpointError: a field of another type. OptionError: fields that contradict one another.
+        """
+        with checkpoint_errors("the fields of a HiggsAudioConfig do not fit"):
+            return super().from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.text_config, LlamaConfig):
             given = self.text_config or {}
             given = given.to_dict() if isinstance(given, PreTrainedConfig) else given
-            self.text_config = LlamaConfig(**{**(given or PUBLISHED_TEXT_CONFIG), "tie_word_embeddings": False})
+            self.text_config = LlamaConfig(**{**(given or layouts.PUBLISHED_TRUNK), "tie_word_embeddings": False})
         if self.audio_dual_ffn_layers is None:
             dual = self.audio_adapter_type != "stack"
             self.audio_dual_ffn_layers = list(range(self.text_config.num_hidden_layers)) if dual else []

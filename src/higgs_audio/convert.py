@@ -8,13 +8,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from higgs_audio import template
-from higgs_audio.checkpoint import CODEC_FOLDER, GENERATION_FILE, check_weights, read_config, resolve
+from higgs_audio.checkpoint import CODEC_FOLDER, GENERATION_FILE, resolve, whole_folder
 from higgs_audio.codec import layout as codec_layout
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import CheckpointError, OptionError, nearest
 from higgs_audio.layouts import EARLY, LAYOUTS, MODEL_TYPES, NATIVE, TRANSFORMERS, Layout, write_fields
 from higgs_audio.model import HiggsAudioForConditionalGeneration
+from higgs_audio.pretrained import check_weights, read_config
 from higgs_audio.processor_config import PROCESSOR_FILE, ProcessorConfig
 from higgs_audio.weights import (
     CONFIG_FILE,
@@ -22,35 +25,32 @@ from higgs_audio.weights import (
     SINGLE_FILE,
     Weight,
     Weights,
-    num_bytes,
     open_weights,
     read_json,
-    write_weights,
 )
 
 SHARD_BYTES = 5_000_000_000  # of the original, which came in three files; the other layouts are one file
 # Beside config and weights: what every layout has, spelled in the same way.
 COPIED = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.jinja",
-    "voices.json",
-    "*.md",
-    "LICENSE*",
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "voices.json", "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md"),
 )
 
 
 def convert(source: str | Path, destination: str | Path, to: str, revision: str | None = None) -> Path:
     """Writes a checkpoint in another layout: language model, tokenizer, processor, and the audio tokenizer inside it.
 
-    Tensors are copied one by one and keep their bits; partially frozen tables are joined. The folder appears when it is
-    complete; a run that was killed can be run again. An audio tokenizer with a body that only this package has, as
-    nano's, stays as it is.
+    Tensors keep their bits; partially frozen tables are joined. Of the other files, those that every layout has come
+    along (`COPIED`). The folder appears when it is complete; a run that was killed can be run again. An audio tokenizer
+    with a body that only this package has, as nano's, stays as it is.
+
+    transformers knows no path inside a checkpoint: in its layout the processor names the audio tokenizer inside by its
+    absolute path. Where the folder moves, `audio_tokenizer_name_or_path` in processor_config.json has to follow; this
+    package's own processor finds the one inside wherever the folder is.
 
     Args:
         source: as in `checkpoint.resolve`; a language model or an audio tokenizer.
-        destination: a folder that does not exist, or is empty.
+        destination: a folder that does not exist, or is empty; "." too.
         to: "boson", "early", "transformers" or "native".
         revision: of a repository.
 
@@ -58,30 +58,24 @@ def convert(source: str | Path, destination: str | Path, to: str, revision: str 
         `destination`.
 
     Raises:
-        CheckpointError: a source that does not load, a destination with something in it, or a model that the layout
-            has no word for. OptionError: no such layout.
+        CheckpointError: a source that does not load, a destination with something in it or that cannot be written,
+            or a model that the layout has no word for. OptionError: no such layout.
 
     >>> convert("nano", "nano-for-transformers", to="transformers")  # doctest: +SKIP
     PosixPath('nano-for-transformers')
     """
     if to not in LAYOUTS:
         raise OptionError(f"no layout {to!r}; {nearest(to, LAYOUTS)}")
-    destination = Path(destination)
-    if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
-        raise CheckpointError(f"{destination} is there already and not empty; give a new folder")
+    target = Path(os.path.abspath(destination))
+    if os.path.isfile(target) or (os.path.isdir(target) and os.listdir(target)):
+        raise CheckpointError(f"{target} is there already and not empty; give a new folder")
     folder = resolve(source, revision)
-    part = destination.absolute().with_name(f".{destination.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    part.mkdir(parents=True)
-    try:
+    with whole_folder(target) as part:
         if read_json(folder / CONFIG_FILE).get("model_type") in MODEL_TYPES:
-            _convert_model(folder, part, LAYOUTS[to], destination.absolute())
+            _convert_model(folder, part, LAYOUTS[to], target)
         else:
             _convert_codec(folder, part, LAYOUTS[to])
-        os.replace(part, destination)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return destination
+    return Path(destination)
 
 
 def _convert_model(folder: Path, part: Path, layout: Layout, destination: Path) -> None:
@@ -93,11 +87,10 @@ def _convert_model(folder: Path, part: Path, layout: Layout, destination: Path) 
     _write_json(part / CONFIG_FILE, write_fields(_fields(config), layout, str(folder)))
     _write_generation_config(folder, part, config, layout)
     _write_processor_config(folder, part, config, layout, destination)
-    for pattern in COPIED:
-        for file in folder.glob(pattern):
-            shutil.copyfile(file, part / file.name)
+    for name in COPIED:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, part / name)
     if (folder / CODEC_FOLDER).is_dir():
-        (part / CODEC_FOLDER).mkdir()
         _convert_codec(folder / CODEC_FOLDER, part / CODEC_FOLDER, layout)
     _write_weights(weights, part, layout)
 
@@ -118,19 +111,24 @@ def _write_weights(weights: Weights, part: Path, layout: Layout) -> None:
     shards: list[dict[str, Weight]] = [{}]
     size = total = 0
     for name, weight in sorted(weights.items()):
-        if layout.sharded and shards[-1] and size + num_bytes(weight) > SHARD_BYTES:
+        if layout.sharded and shards[-1] and size + weight.num_bytes > SHARD_BYTES:
             shards.append({})
             size = 0
         shards[-1][layout.theirs(name)] = weight
-        size, total = size + num_bytes(weight), total + num_bytes(weight)
+        size, total = size + weight.num_bytes, total + weight.num_bytes
     if len(shards) == 1:
-        write_weights(part / SINGLE_FILE, shards[0])
+        _save(shards[0], part / SINGLE_FILE)
         return
     files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards, strict=True):
-        write_weights(part / file, shard)
+        _save(shard, part / file)
     places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     _write_json(part / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _save(weights: Mapping[str, Weight], file: Path) -> None:
+    """Tensors go from file to file as they lie there; tables in two parts alone pass through memory."""
+    save_file({name: weight[...] for name, weight in weights.items()}, file, metadata={"format": "pt"})
 
 
 def _write_generation_config(folder: Path, part: Path, config: HiggsAudioConfig, layout: Layout) -> None:

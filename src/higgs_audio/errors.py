@@ -17,7 +17,8 @@ A message says what was given, what is allowed and what to do.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class HiggsAudioError(Exception):
@@ -81,3 +82,28 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}allowed: {', '.join(names) or 'none'}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without the advice and traces that follow its first line; its name where it is mute.
+
+    >>> first_line(KeyError()), first_line(ValueError("no.\nTry this."))
+    ('KeyError', 'no.')
+    """
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def checkpoint_errors(complaint: str) -> Iterator[None]:
+    """Whatever goes wrong inside is about a file: a field of another type or size fails in a dozen ways.
+
+    Raises:
+        CheckpointError: begins with the complaint. Errors of this package pass as they are.
+    """
+    try:
+        yield
+    except HiggsAudioError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{complaint}: {reason:.300}") from error

@@ -281,6 +281,7 @@ def stream(
     limits = read_limits(options, inputs.attention_mask.sum(dim=1).tolist())
     generators = read_generators(options.get("seed"), len(inputs.input_ids), input_ids.device)
     states = [_start(inputs, row, limit, rules) for row, limit in enumerate(limits)]
+    _check_heard(model.config, input_features, feature_positions)
     heard = {
         "input_features": input_features,
         "feature_attention_mask": feature_attention_mask,
@@ -407,6 +408,7 @@ def _check_inputs(
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or 0 in input_ids.shape:
         shape = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
         raise PromptError(f"input_ids is {shape}; it must be a tensor [B, T] with at least one token a row")
+    _check_ids(input_ids, config)
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     if attention_mask.shape != input_ids.shape or not bool(attention_mask[:, -1].all()):
@@ -423,3 +425,23 @@ def _check_inputs(
     if audio_mask.shape != audio.shape[:2]:
         raise CodesError(f"audio_input_ids_mask is {tuple(audio_mask.shape)}; it must be {tuple(audio.shape[:2])}")
     return _Inputs(input_ids, attention_mask, audio, audio_mask, config)
+
+
+def _check_ids(input_ids: Tensor, config: HiggsAudioConfig) -> None:
+    """Raises PromptError where an id has no row in the table of embeddings."""
+    text: Any = config.text_config
+    if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
+        raise PromptError(f"input_ids is of {input_ids.dtype}; it must hold integers")
+    low, high = int(input_ids.min()), int(input_ids.max())
+    if low < 0 or high >= text.vocab_size:
+        raise PromptError(
+            f"input_ids from {low} to {high}; this model knows 0 to {text.vocab_size - 1}: use its own tokenizer"
+        )
+
+
+def _check_heard(config: HiggsAudioConfig, features: Tensor | None, places: Tensor | None) -> None:
+    """Raises PromptError where there is something to hear and no audio tower, or nothing for the positions to take."""
+    if features is not None and config.skip_audio_tower:
+        raise PromptError("input_features for a model without audio tower (skip_audio_tower=True); give codes")
+    if (features is None) != (places is None or not bool(places.any())):
+        raise PromptError("input_features and feature_positions belong together; pass all that the processor returns")

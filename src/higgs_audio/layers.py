@@ -189,7 +189,7 @@ class DualFFNLayer(GradientCheckpointingLayer):
         self.audio_post_attention_layernorm = RMSNorm(width, eps) if dual else None
 
     def forward(self, rows: Tensor, way: Route, *attention: Any, **options: Any) -> Tensor:
-        """Rows `[N, D]` to rows `[N, D]`; the order of the operations is that of spec'd DualFFN checkpoints."""
+        """Rows `[N, D]` to rows `[N, D]`; the order of the operations is that of the published DualFFN."""
         normed = way.apply(self.input_layernorm, self.audio_input_layernorm, rows)
         rows = rows + self.self_attn(normed, way, *attention, **options)
         normed = way.apply(self.post_attention_layernorm, self.audio_post_attention_layernorm, rows)

@@ -174,13 +174,8 @@ _SHARED = (
 _KEPT_UNDER = "higgs_audio"
 _KEPT = ("audio_bos_token_id", "audio_eos_token_id", "audio_in_token_idx", "codec")
 
-# transformers wrote the same rotary frequencies with numbers eight times smaller; to the bit, as eight is a power of 2.
-_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-_ROPE_OF_TRANSFORMERS = {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
-_POSITIONS, _POSITIONS_OF_TRANSFORMERS = 131072, 2048
-_BOS, _BOS_OF_TRANSFORMERS, _EOS = 128000, 1, 128009  # <|begin_of_text|>, an ordinary token, <|eot_id|>
-# Fields that transformers leaves out of a file where they have its default.
-_DEFAULTS_OF_TRANSFORMERS: Fields = {
+# The text trunk of the published checkpoint: Llama-3.2-3B.
+PUBLISHED_TRUNK: Fields = {
     "vocab_size": 128256,
     "hidden_size": 3072,
     "intermediate_size": 8192,
@@ -188,7 +183,28 @@ _DEFAULTS_OF_TRANSFORMERS: Fields = {
     "num_attention_heads": 24,
     "num_key_value_heads": 8,
     "head_dim": 128,
+    "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-5,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+# transformers wrote the same rotary frequencies with numbers eight times smaller; to the bit, as eight is a power of 2.
+_ROPE_OF_TRANSFORMERS = {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
+_ROPE = {name: PUBLISHED_TRUNK["rope_parameters"][name] for name in _ROPE_OF_TRANSFORMERS}
+_POSITIONS_OF_TRANSFORMERS = 2048
+_BOS, _EOS = PUBLISHED_TRUNK["bos_token_id"], 128009  # <|begin_of_text|>, <|eot_id|>
+_BOS_OF_TRANSFORMERS = 1  # an ordinary token
+# Fields that transformers leaves out of a file where they have its default.
+_DEFAULTS_OF_TRANSFORMERS: Fields = {
+    **PUBLISHED_TRUNK,
     "max_position_embeddings": _POSITIONS_OF_TRANSFORMERS,
     "codebook_size": 1024,
     "num_codebooks": 8,
@@ -197,10 +213,10 @@ _DEFAULTS_OF_TRANSFORMERS: Fields = {
     "audio_delay_token_id": 128014,
     "audio_stream_bos_id": 1024,
     "audio_stream_eos_id": 1025,
-    "bos_token_id": 1,
-    "eos_token_id": 128009,
+    "bos_token_id": _BOS_OF_TRANSFORMERS,
+    "eos_token_id": _EOS,
     "pad_token_id": 128001,
-    "rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, **_ROPE_OF_TRANSFORMERS},
+    "rope_parameters": {**PUBLISHED_TRUNK["rope_parameters"], **_ROPE_OF_TRANSFORMERS},
 }
 
 
@@ -234,14 +250,14 @@ def write_fields(fields: Mapping[str, Any], layout: Layout, where: str) -> Field
 
 def _codebook_size(fields: Mapping[str, Any], where: str) -> int:
     """Codes of a codebook, markers not counted."""
-    size = int(fields.get("audio_codebook_size", 1024))
+    size = fields.get("audio_codebook_size", 1024)
     bos, eos = fields.get("audio_stream_bos_id", size), fields.get("audio_stream_eos_id", size + 1)
     if eos != bos + 1 or size not in (bos, bos + 2):
         raise CheckpointError(
             f"{where}: codebooks of {size} with markers {bos} and {eos}; allowed: markers that follow one another "
             "right behind the codes, which are counted with or without them"
         )
-    return int(bos)
+    return bos
 
 
 def _from_nested(config: Mapping[str, Any], where: str) -> Fields:
@@ -289,7 +305,7 @@ def _from_flat(config: Mapping[str, Any]) -> Fields:
     if _ROPE_OF_TRANSFORMERS.items() <= text["rope_parameters"].items():
         text["rope_parameters"] = {**text["rope_parameters"], **_ROPE}
         if text["max_position_embeddings"] == _POSITIONS_OF_TRANSFORMERS:
-            text["max_position_embeddings"] = _POSITIONS
+            text["max_position_embeddings"] = PUBLISHED_TRUNK["max_position_embeddings"]
     fields = {name: given[name] for name in _SHARED if name in given}
     fields |= {ours: given[theirs] for ours, theirs in _RENAMED.items()}
     fields["audio_codebook_size"] = given["codebook_size"]

@@ -1,148 +1,21 @@
 """The language model: a Llama trunk whose layers have a second feed-forward network for audio positions (DualFFN)."""
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, LlamaConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, LlamaConfig
 from transformers.masking_utils import create_causal_mask
-from transformers.utils import ModelOutput
 
-from higgs_audio import checkpoint
 from higgs_audio.config import HiggsAudioConfig, HiggsAudioEncoderConfig
 from higgs_audio.errors import CodesError, PromptError
 from higgs_audio.layers import AudioEmbeddings, DualFFNLayer, RMSNorm, RotaryEmbedding, Route, route
-from higgs_audio.quantize import keep_policy
-from higgs_audio.tower import AudioTower, FeatureProjector, FrozenPositions, check_places, real_features, sinusoids
+from higgs_audio.outputs import HiggsAudioModelOutput, HiggsAudioOutput
+from higgs_audio.pretrained import HiggsAudioPreTrainedModel
+from higgs_audio.tower import AudioTower, FeatureProjector, check_places, real_features
 
 IGNORED = -100  # label of a position that is not trained
-
-
-class _WithCache(ModelOutput):
-    """The cache's older name, which transformers gave up in 5.24 and its users' programs have not."""
-
-    cache: Cache | None
-
-    @property
-    def past_key_values(self) -> Cache | None:
-        """`cache`."""
-        return self.cache
-
-
-@dataclass
-class HiggsAudioModelOutput(_WithCache):
-    """Of `HiggsAudioModel`: `last_hidden_state [B, T, D]` after the final norm, the cache, and every layer's input."""
-
-    last_hidden_state: Tensor | None = None
-    cache: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class HiggsAudioOutput(_WithCache):
-    """Of `HiggsAudioForConditionalGeneration`; fields that were not asked for are None.
-
-    loss: scalar, `text_loss + audio_loss`.
-    text_loss: mean cross-entropy of the labelled text positions.
-    audio_loss: mean over codebooks of `codebook_losses`, or the mean by the weights given.
-    codebook_losses: `[K]`, mean cross-entropy of each codebook's labelled cells.
-    logits: audio logits `[B, T, K, V + 2]`, of the column that follows each position.
-    text_logits: `[B, T, vocabulary]`, of the token that follows each position.
-    """
-
-    loss: Tensor | None = None
-    text_loss: Tensor | None = None
-    audio_loss: Tensor | None = None
-    codebook_losses: Tensor | None = None
-    logits: Tensor | None = None
-    text_logits: Tensor | None = None
-    cache: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-
-
-class HiggsAudioPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know to build, load, place and save the model."""
-
-    config: HiggsAudioConfig
-    config_class = HiggsAudioConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["DualFFNLayer", "WhisperEncoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = False  # the mixed pass has data-dependent shapes; the audio step has not
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
-        """Loads a checkpoint of any layout that `layouts` knows; every weight must be there, fit, and be asked for.
-
-        Args:
-            pretrained_model_name_or_path: "nano", a folder, or a hub repository "org/name".
-            **options: revision, cache_dir, token, local_files_only and force_download of a repository; dtype (or
-                torch_dtype; "auto", the default, is the checkpoint's own), device_map, attn_implementation ("sdpa",
-                "eager", "flex_attention", "flash_attention_2"), quantization_config, output_loading_info, config and
-                the rest of `checkpoint.LOAD_OPTIONS`, as in transformers; and fields of the config.
-
-        Returns:
-            The model in eval mode, with the sampling of the checkpoint's `generation_config.json`. Host memory holds
-            each weight once. A `quantization_config` leaves embeddings, heads and norms as they are.
-
-        Raises:
-            CheckpointError: no such checkpoint, or files that do not fit; the message lists the weights.
-            OptionError: an unknown option, or one whose package is not installed.
-
-        >>> model = HiggsAudioForConditionalGeneration.from_pretrained("nano", dtype="float32")  # doctest: +SKIP
-        """
-        build = super().from_pretrained
-        if pretrained_model_name_or_path is None or args:
-            return build(pretrained_model_name_or_path, *args, **options)
-        if options.get("quantization_config") is not None:
-            options["quantization_config"] = keep_policy(options["quantization_config"])
-        return checkpoint.load_language_model(cls, build, pretrained_model_name_or_path, options)
-
-    def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **options: Any) -> None:
-        """Writes our layout, sampling included; what was in the folder before stays until all files are written.
-
-        Args:
-            save_directory: a folder, made where there is none.
-            push_to_hub: upload it as well, to `repo_id` or the folder's name.
-            **options: of transformers' `save_pretrained`, such as `max_shard_size`.
-
-        Raises:
-            CheckpointError: `save_directory` is a file.
-        """
-        hub = {name: options.pop(name) for name in checkpoint.PUSH_OPTIONS if name in options}
-        with checkpoint.whole_folder(save_directory) as part:
-            super().save_pretrained(part, *args, **options)
-            checkpoint.write_generation_config(getattr(self, "generation_config", None), part)
-        if push_to_hub:
-            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
-
-    @property
-    def device(self) -> torch.device:
-        """Where audio is written, and where inputs belong; text weights may be elsewhere (`offload_text`)."""
-        trunk: Any = getattr(self, self.base_model_prefix, self)
-        return trunk.embed_audio_tokens.embed_audio_tokens.weight.device
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """N(0, initializer_range) for matrices, ones for norms, and the buffers that no checkpoint holds."""
-        if isinstance(module, RMSNorm):
-            module.weight.fill_(1.0)
-        elif isinstance(module, RotaryEmbedding):
-            module.inv_freq.copy_(module.frequencies())
-        elif isinstance(module, AudioEmbeddings):
-            module.offsets.copy_(module.first_rows())
-        elif isinstance(module, FrozenPositions):
-            module.weight.copy_(sinusoids(*module.weight.shape))
-        else:
-            super()._init_weights(module)
 
 
 class HiggsAudioModel(HiggsAudioPreTrainedModel):
@@ -301,7 +174,7 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         if bool((places.bool() & (input_ids != self.config.audio_in_token_idx)).any()):
             raise PromptError(f"feature_positions marks ids other than {self.config.audio_in_token_idx}, audio in")
         features, counts = self.audio_features(mels, mels_mask)
-        check_places(places, counts)
+        check_places(places, input_ids == self.config.audio_in_token_idx, counts)
         return features
 
     def audio_features(
@@ -338,6 +211,8 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
             raise CodesError(
                 f"audio_input_ids of shape {tuple(codes.shape)}: expected [batch, columns, {num_codebooks}]"
             )
+        if codes.is_floating_point():
+            raise CodesError(f"audio_input_ids of {codes.dtype}: expected integers")
         if with_range and codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < num_rows:
             raise CodesError(
                 f"audio_input_ids between {int(codes.min())} and {int(codes.max())}: allowed are 0 to {num_rows - 1}"
@@ -427,9 +302,9 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
             HiggsAudioOutput. The loss is None without labels.
 
         Raises:
-            PromptError, CodesError: as `HiggsAudioModel.forward`.
+            PromptError, CodesError: as `HiggsAudioModel.forward`, and labels of another shape than what they label.
 
-        Source: the losses of the mission's model page: text plus the mean over codebooks, one eos of each trained.
+        Source: the losses of the model's page: text plus the mean over codebooks, one eos of each trained.
 
         >>> processor = HiggsAudioProcessor.from_pretrained(NANO)
         >>> model = HiggsAudioForConditionalGeneration.from_pretrained(NANO)
@@ -441,6 +316,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         (torch.Size([8, 1026]), torch.Size([8]))
         >>> out.loss.backward()
         """
+        _check_labels(labels, input_ids, audio_labels, audio_input_ids)
         out = self.model(
             input_ids,
             attention_mask,
@@ -464,7 +340,8 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
                 result["text_logits"] = self.text_lm_head(kept)
         if labels is not None:
             result["text_loss"] = self._text_loss(hidden, labels)
-        if audio_labels is not None and input_ids is not None:
+        if audio_labels is not None:
+            assert input_ids is not None
             audio = self.model.audio_mask(input_ids, feature_positions)
             placed = _place(audio, audio_labels, audio_input_ids_mask)  # [B, T, K]
             result["codebook_losses"] = self._codebook_losses(hidden, placed)
@@ -494,7 +371,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         Raises:
             OptionError, PromptError, CodesError, NumericsError: see `higgs_audio.generate.generate`.
 
-        Source: `generate` of boson-ai/higgs-audio and the call of the mission's model page.
+        Source: `generate` of boson-ai/higgs-audio and the call of the model's page.
 
         >>> processor = HiggsAudioProcessor.from_pretrained(NANO)
         >>> model = HiggsAudioForConditionalGeneration.from_pretrained(NANO)
@@ -524,6 +401,24 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
         counts = (targets != IGNORED).sum(0).clamp(min=1)
         return losses.view(targets.shape).sum(0) / counts
+
+
+def _check_labels(
+    labels: Tensor | None, input_ids: Tensor | None, audio_labels: Tensor | None, codes: Tensor | None
+) -> None:
+    """Raises PromptError or CodesError where labels are of another shape than what they label."""
+    if input_ids is None and (labels is not None or audio_labels is not None):
+        raise PromptError("labels without input_ids: give the token ids, whose placeholders say where columns stand")
+    if labels is not None and input_ids is not None and labels.shape != input_ids.shape:
+        raise PromptError(f"labels {tuple(labels.shape)} for input_ids {tuple(input_ids.shape)}: give one for each id")
+    if audio_labels is None:
+        return
+    wanted = None if codes is None else tuple(codes.shape)
+    if tuple(audio_labels.shape) != wanted:
+        raise CodesError(
+            f"audio_labels {tuple(audio_labels.shape)} for audio_input_ids {wanted}: give one for each code, -100 "
+            "where it is not trained"
+        )
 
 
 def _place(audio: Tensor, audio_labels: Tensor, codes_mask: Tensor | None) -> Tensor:

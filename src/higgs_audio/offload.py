@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from higgs_audio.device import read_device
 from higgs_audio.errors import OptionError
 
 HOME = torch.device("cpu")
@@ -45,20 +46,21 @@ def offload_text(model: Any, device: torch.device | str) -> TextOffload:
         The count of what is sent, kept up to date.
 
     Raises:
-        OptionError: a model without DualFFN, whose audio needs the text feed-forward too.
+        OptionError: a model without DualFFN, whose audio needs the text feed-forward too; or no such device.
     """
     trunk = model.model
     feeds = [layer.mlp for layer in trunk.layers if layer.audio_mlp is not None]
     if not feeds:
         raise OptionError("offload_text=True: no layer of this model has a feed-forward for audio alone; leave it out")
-    offload = TextOffload(torch.device(device), len(feeds))
-    at_home = {part for module in (*feeds, trunk.embed_tokens, model.text_lm_head) for part in module.modules()}
+    offload = TextOffload(read_device(device), len(feeds))
+    tables = [module for module in (trunk.embed_tokens, model.text_lm_head) if module is not None]
+    at_home = {part for module in (*feeds, *tables) for part in module.modules()}
     for module in model.modules():
         if module not in at_home:
             _move(module, offload.device)
     for feed in feeds:
         _send_weights(feed, offload)
-    for module in (trunk.embed_tokens, model.text_lm_head):
+    for module in tables:
         _send_rows(module, offload.device)
     return offload
 

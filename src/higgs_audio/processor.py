@@ -1,6 +1,7 @@
 """HiggsAudioProcessor: chat messages to the inputs and labels of the language model, and its output back to sound."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -192,10 +193,19 @@ class HiggsAudioProcessor:
 
         With `save_audio_tokenizer=False` the written config names the folder or repository that it came from.
         With `push_to_hub=True` the folder's files then go to the repository `repo_id`, by default the folder's name.
-        Further options go to the tokenizer's own `save_pretrained`.
+        Further options go to the tokenizer's own `save_pretrained`. What was in the folder before stays until all files
+        are written.
+
+        Raises:
+            CheckpointError: `save_directory` is a file, or cannot be written.
         """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(os.path.abspath(save_directory))
+        with checkpoint.whole_folder(folder) as part:
+            self._write(part, save_audio_tokenizer, options)
+        if push_to_hub:
+            _upload(folder, repo_id or folder.name, {})
+
+    def _write(self, folder: Path, save_audio_tokenizer: bool, options: Mapping[str, Any]) -> None:
         self.tokenizer.save_pretrained(folder, **options)
         config = self.config
         if save_audio_tokenizer and self.audio_tokenizer is not None:
@@ -205,8 +215,6 @@ class HiggsAudioProcessor:
             config = replace(config, codec=self._audio_tokenizer.name_or_path or config.codec)
         fields = {"processor_class": type(self).__name__, **asdict(config)}
         (folder / PROCESSOR_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        if push_to_hub:
-            _upload(folder, repo_id or folder.name, {})
 
     def push_to_hub(self, repo_id: str, *, save_audio_tokenizer: bool = True, **options: Any) -> str:
         """Writes the processor's files to a repository of the hub, which is made where there is none.

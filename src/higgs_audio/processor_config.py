@@ -57,9 +57,12 @@ class ProcessorConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ProcessorConfig":
-        """Our own file, or the one that transformers writes for the published checkpoint."""
+        """Our own file, the one that transformers writes for the published checkpoint, or both in one.
+
+        Our `codec` comes first: theirs is an absolute path, which is wrong once the folder has moved.
+        """
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
-        if isinstance(tokenizer := fields.get("audio_tokenizer"), Mapping):
+        if "codec" not in known and isinstance(tokenizer := fields.get("audio_tokenizer"), Mapping):
             known["codec"] = tokenizer.get("audio_tokenizer_name_or_path") or CODEC_FOLDER
         if "audio_stream_bos_id" in fields:
             known["audio_codebook_size"] = fields["audio_stream_bos_id"]

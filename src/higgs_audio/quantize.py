@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from higgs_audio.errors import MissingExtraError, OptionError
+from higgs_audio.errors import MissingExtraError, OptionError, first_line
 
 WEIGHTS = ("int8", "nf4")
 EXTRA = "quantize"
@@ -71,11 +71,17 @@ def keep_policy(config: Any) -> Any:
         config: transformers' `TorchAoConfig`, `BitsAndBytesConfig` or another that can leave modules out; or its dict.
 
     Raises:
-        OptionError: a config that cannot, or that asks for quantised embeddings.
+        OptionError: something else, a config that cannot, or that asks for quantised embeddings.
     """
     from transformers.quantizers import AutoQuantizationConfig
 
-    config = AutoQuantizationConfig.from_dict(config) if isinstance(config, dict) else copy.copy(config)
+    try:
+        config = AutoQuantizationConfig.from_dict(config) if isinstance(config, dict) else copy.copy(config)
+    except Exception as error:  # a dict that lacks a key, names no method, or whose values are of another type
+        raise OptionError(
+            f"quantization_config={config!r:.100} cannot be read ({type(error).__name__}: {first_line(error)}); use "
+            "transformers' TorchAoConfig or BitsAndBytesConfig"
+        ) from error
     skipped = next((name for name in _SKIPPED if hasattr(config, name)), None)
     if skipped is None:
         raise OptionError(
@@ -84,7 +90,10 @@ def keep_policy(config: Any) -> Any:
         )
     if getattr(config, "include_input_output_embeddings", False):
         raise OptionError("include_input_output_embeddings=True: embeddings and heads stay as they are; leave it out")
-    setattr(config, skipped, list(dict.fromkeys([*(getattr(config, skipped) or ()), KEPT])))
+    named = getattr(config, skipped) or ()
+    if isinstance(named, str) or not all(isinstance(name, str) for name in named):
+        raise OptionError(f"{skipped}={named!r:.100} of the quantization_config; give a list of names of modules")
+    setattr(config, skipped, list(dict.fromkeys([*named, KEPT])))
     return config
 
 

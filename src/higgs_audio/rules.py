@@ -51,19 +51,46 @@ def read_rules(config: HiggsAudioConfig, generation_config: Any, options: Mappin
     if max_frames is not None:
         check_count("max_frames", max_frames, 1)
     check_count("min_frames", min_frames, 0, max_frames)
-    stop_strings, tokenizer = options.get("stop_strings") or (), options.get("tokenizer")
-    if stop_strings and tokenizer is None:
+    stop_strings, tokenizer = _stop_strings(options.get("stop_strings")), options.get("tokenizer")
+    if stop_strings and not callable(getattr(tokenizer, "decode", None)):
         raise OptionError("stop_strings needs tokenizer= to read the new text; pass the processor's tokenizer")
-    eos = options.get("eos_token_id", config.eos_token_id)
     return Rules(
         config=config,
         sampling=read_sampling(options, generation_config, config.codebook_rows),
-        eos_token_ids=frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos),
+        eos_token_ids=_end_tokens(options.get("eos_token_id", config.eos_token_id), config),
         min_frames=min_frames,
         max_frames=max_frames,
-        stop_strings=(stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings),
+        stop_strings=stop_strings,
         tokenizer=tokenizer,
     )
+
+
+def _end_tokens(given: Any, config: HiggsAudioConfig) -> frozenset[int]:
+    """Ids that end a row. What the config names may lie beyond a small vocabulary, and is then never chosen."""
+    text: Any = config.text_config
+    named = {*_listed(config.eos_token_id), config.audio_eos_token_id}
+    ids = _listed(given)
+    if not all(type(id) is int and (0 <= id < text.vocab_size or id in named) for id in ids):
+        raise OptionError(
+            f"eos_token_id={given!r:.100}; allowed: an id from 0 to {text.vocab_size - 1}, a list of them, or None for "
+            "no end but a limit"
+        )
+    return frozenset(ids)
+
+
+def _stop_strings(given: Any) -> tuple[str, ...]:
+    """Strings that end a row; an empty one is none."""
+    strings = [] if given == "" else _listed(given)
+    if not all(isinstance(string, str) and string for string in strings):
+        raise OptionError(f"stop_strings={given!r:.100}; allowed: a string, or a list of strings, none of them empty")
+    return tuple(strings)
+
+
+def _listed(given: Any) -> list[Any]:
+    """What is given once, several times or (None) not at all."""
+    if isinstance(given, list | tuple | set | frozenset):
+        return list(given)
+    return [] if given is None else [given]
 
 
 def read_limits(options: Mapping[str, Any], lengths: Sequence[int]) -> list[int]:

@@ -97,9 +97,10 @@ class AudioTower(nn.Module):
             PromptError: windows of another shape, a mask that does not fit them, or a window with too little in it.
         """
         bins, most = self.config.num_mel_bins, 2 * self.config.max_source_positions
-        if mels.dim() != 3 or mels.shape[1] != bins or mels.shape[2] > most:
+        if mels.dim() != 3 or 0 in mels.shape or mels.shape[1] != bins or mels.shape[2] > most:
             raise PromptError(
-                f"input_features of shape {tuple(mels.shape)}: expected [windows, {bins}, at most {most} frames]"
+                f"input_features of shape {tuple(mels.shape)}: expected [windows, {bins}, at most {most} frames], one "
+                "window at least; leave them out where nothing is heard"
             )
         if mask is None:
             mask = torch.ones_like(mels[:, 0])
@@ -131,12 +132,24 @@ def real_features(features: Tensor, counts: Tensor) -> Tensor:
     return features[_first(num_features(counts), features.shape[1])]
 
 
-def check_places(places: Tensor, counts: Tensor) -> None:
-    """Every run of `places [B, T]` is filled by whole windows with `counts [N]` mel frames.
+def check_places(places: Tensor, heard: Tensor, counts: Tensor) -> None:
+    """Features stand at the beginning of runs of audio-in placeholders, and each run of them holds whole windows.
+
+    Args:
+        places: `[B, T]`, positions that take features.
+        heard: `[B, T]`, positions of audio-in placeholders, whether they take features or columns.
+        counts: `[N]`, mel frames of the windows.
 
     Raises:
-        PromptError: it is not: a shift would go unheard until much later.
+        PromptError: one does not: a shift would go unheard until much later.
     """
+    places = places.bool()
+    before = F.pad(heard & ~places, (1, 0))[:, :-1]  # whether a column's placeholder stands one position earlier
+    if bool((places & before).any()):
+        raise PromptError(
+            "feature_positions has features behind codes of the same audio: they take the first placeholders of each, "
+            "and codes the rest; pass what the processor returns"
+        )
     edges = F.pad(places.long(), (1, 1)).diff(dim=1)  # [B, T + 1]
     runs = ((edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]).cumsum(0).tolist()
     windows = num_features(counts).cumsum(0).tolist()

@@ -14,6 +14,7 @@ from higgs_audio import checkpoint, quantize
 from higgs_audio.audio import Waveform, from_array, read
 from higgs_audio.codec import HiggsAudioTokenizer, StreamDecoder
 from higgs_audio.delay import FrameAligner
+from higgs_audio.device import read_device
 from higgs_audio.errors import (
     AudioError,
     CheckpointError,
@@ -139,16 +140,17 @@ class HiggsAudio:
                 text weights audio needs too.
             MissingExtraError: torchao (int8) or bitsandbytes (nf4) is not installed.
         """
-        place, codec_place = _device(device), _device(codec_device or device)
+        place = read_device(device)
+        codec_place = place if codec_device is None else read_device(codec_device, "codec_device")
         folder = checkpoint.resolve(name)
         dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
-        model = checkpoint.load(
-            HiggsAudioForConditionalGeneration, folder, dtype=dtype, **_weight_options(folder, weights, dtype)
+        model = HiggsAudioForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, **_weight_options(folder, weights, dtype)
         )
         if offload_text and place.type != "cpu":
             keep_text_home(model, place)
         else:
-            model.to(place)  # type: ignore[arg-type]
+            model.to(place)
         return cls(model, _load_processor(folder, codec_place), checkpoint.read_voices(folder))
 
     @property
@@ -384,13 +386,6 @@ def _is_recording(source: str, voices: tuple[str, ...]) -> bool:
     return source not in voices and (len(path.parts) > 1 or bool(path.suffix) or path.is_file())
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise OptionError(f"no device {str(device)!r}: use 'cpu', 'cuda' or 'cuda:0'") from error
-
-
 def _weight_options(folder: Path, weights: str | None, dtype: torch.dtype) -> dict[str, Any]:
     """What loading has to know of quantised weights: those asked for, or those the checkpoint was saved with."""
     saved = quantize.saved_method(folder)
@@ -413,7 +408,7 @@ def load_codec(name: str | Path, device: str | torch.device | None = None) -> Hi
         CheckpointError: no such checkpoint, or files that do not fit.
         OptionError: no such device.
     """
-    return HiggsAudioTokenizer.from_pretrained(name, device_map=_device(device))
+    return HiggsAudioTokenizer.from_pretrained(name, device_map=read_device(device))
 
 
 def _load_processor(folder: Path, place: torch.device) -> HiggsAudioProcessor:

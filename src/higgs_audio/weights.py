@@ -14,12 +14,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from higgs_audio import layouts
-from higgs_audio.errors import CheckpointError
+from higgs_audio.errors import CheckpointError, OptionError, nearest
 from higgs_audio.layouts import Layout
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MAX_NAME = 255  # bytes of a file's name, as common file systems have it
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,8 @@ class Weight:
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """Its shape; of parts, with dimension 0 added up.
-
-        Raises:
-            CheckpointError: parts whose other dimensions differ.
-        """
+        """Its shape; of parts, with dimension 0 added up."""
         first, *others = (tuple(part.get_shape()) for part in self.parts)
-        if any(other[1:] != first[1:] for other in others):
-            raise CheckpointError(f"the parts of a weight have the shapes {[first, *others]}: they do not fit together")
         return (first[0] + sum(other[0] for other in others), *first[1:]) if others else first
 
     def get_shape(self) -> list[int]:
@@ -60,6 +56,12 @@ class Weight:
     def numel(self) -> int:
         """How many numbers it has."""
         return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in its file: a number has 2 of "BF16", 1 of "F8_E4M3" and of "BOOL"."""
+        bits = re.search(r"\d+", self.get_dtype())
+        return self.numel * (int(bits[0]) // 8 if bits else 1)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def open_weights(folder: str | Path) -> Weights:
     """The weights of a language model in any layout; their headers alone are read.
 
     Raises:
-        CheckpointError: no config.json, no weights, damaged files, or files of more than one layout.
+        CheckpointError: no config.json, no weights, damaged files, files of more than one layout, or parts of a table
+            that do not fit together.
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG_FILE)
@@ -97,8 +100,19 @@ def open_weights(folder: str | Path) -> Weights:
     slices = open_slices(folder)
     layout = layouts.recognise(config, slices, str(folder))
     parts, unknown = layouts.place(slices, layout)
+    for names in parts.values():
+        _check_parts({name: slices[name] for name in names})
     by_name = {ours: Weight(tuple(slices[name] for name in names)) for ours, names in parts.items()}
     return Weights(layout, by_name, tuple(unknown))
+
+
+def _check_parts(parts: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where the parts of a table differ in type, of which one would be lost, or in width."""
+    kinds = [(name, part.get_dtype(), list(part.get_shape())) for name, part in parts.items()]
+    rows = {(dtype, len(shape), *shape[1:]) for _, dtype, shape in kinds}
+    if len(kinds) > 1 and (len(rows) > 1 or not kinds[0][2]):
+        listed = ", ".join(f"{name} {dtype} {shape}" for name, dtype, shape in kinds)
+        raise CheckpointError(f"the parts of a table do not fit together: {listed}; they need one type and one width")
 
 
 def open_slices(folder: str | Path) -> dict[str, Any]:
@@ -153,9 +167,27 @@ def read_index(folder: Path) -> dict[str, str]:
         CheckpointError: not an index, or one that leads out of the folder.
     """
     names = read_json(folder / INDEX_FILE).get("weight_map")
-    if isinstance(names, dict) and all(isinstance(file, str) and file == Path(file).name for file in names.values()):
+    if isinstance(names, dict) and names and all(map(_is_file_name, names.values())):
         return names
     raise CheckpointError(f'{folder / INDEX_FILE} must hold {{"weight_map": {{weight: file beside it, ...}}}}')
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether a value from a file can be the name of one beside it."""
+    return isinstance(name, str) and name == Path(name).name and 0 < len(name.encode()) <= MAX_NAME and "\0" not in name
+
+
+def read_dtype(given: Any) -> torch.dtype:
+    """A type of weights, by its name or itself.
+
+    Raises:
+        OptionError: none of floating-point numbers.
+    """
+    dtype = getattr(torch, given, None) if isinstance(given, str) else given
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        names = ["auto", *(str(known).removeprefix("torch.") for known in FLOATS.values())]
+        raise OptionError(f"dtype={given!r}; {nearest(str(given), names)}")
+    return dtype
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -171,37 +203,3 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds {type(content).__name__}; expected a JSON object")
     return content
-
-
-def write_weights(file: Path, weights: Mapping[str, Weight]) -> None:
-    """Writes a safetensors file; every tensor keeps its bits, and memory holds one of them at a time.
-
-    Args:
-        file: to write.
-        weights: by the names that they shall have there.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    ordered = sorted(weights, key=lambda name: (-_item_bytes(weights[name]), name))  # so that all are aligned
-    end = 0
-    for name in ordered:
-        start, end = end, end + num_bytes(weights[name])
-        shape = weights[name].get_shape()
-        header[name] = {"dtype": weights[name].get_dtype(), "shape": shape, "data_offsets": [start, end]}
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    with file.open("wb") as out:
-        out.write(len(head).to_bytes(8, "little") + head)
-        for name in ordered:
-            for part in weights[name].parts:  # one behind the other is what dimension 0 means
-                out.write(part[...].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def num_bytes(weight: Weight) -> int:
-    """Bytes of a tensor in its file."""
-    return weight.numel * _item_bytes(weight)
-
-
-def _item_bytes(weight: Weight) -> int:
-    """2 of "BF16", 1 of "F8_E4M3" and "BOOL"."""
-    bits = re.search(r"\d+", weight.get_dtype())
-    return int(bits[0]) // 8 if bits else 1

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
-from higgs_audio.errors import CheckpointError
+from higgs_audio.errors import CheckpointError, first_line
 
 WEIGHTS_FILE = "model.pth"
 KEYS = ("D", "ratios", "semantic_techer")  # that no other layout has; the second "a" is missing in the published file
@@ -212,11 +212,13 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([io.BytesIO]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is damaged or holds more than tensors, and nothing of it was run: {error}"
-        ) from error
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        more = f"more than tensors ({asked[1]})" if asked else "more than tensors"
+        raise CheckpointError(  # without torch's own text, which tells how to run what is in the file
+            f"{path} is damaged or holds {more}, and nothing of it was run; fetch it again, or a safetensors form of it"
+        ) from None
     except Exception as error:  # a damaged file fails in torch, zipfile or the unpickler, in a dozen ways
-        raise CheckpointError(f"{path} does not load: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{path} does not load: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}: expected a mapping of names to tensors")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}

@@ -8,8 +8,7 @@ from higgs_audio.codec.config import DAC_BODY, HiggsAudioTokenizerConfig
 from higgs_audio.errors import CheckpointError
 
 MODEL_TYPE = "higgs_audio_v2_tokenizer"
-EARLY_MODEL_TYPE = "higgs_audio_tokenizer"  # ours as well; the early form counts "quantizers", ours "codebooks"
-EARLY_KEYS = ("num_quantizers", "target_bandwidths")
+EARLY_KEYS = ("num_quantizers", "target_bandwidths")  # the early form has our model type, and "codebooks" are ours
 UNUSED = "semantic_model.masked_spec_embed"  # made where mask_time_prob > 0, read in training only
 # The early implementation adds 160 samples on each side and then fails on a fifth of all lengths, where it has no
 # codes: ours are those of the original, whose weights it holds.

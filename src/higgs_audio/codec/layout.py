@@ -10,32 +10,29 @@ A layout stands for an implementation, and codes are those of the implementation
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from higgs_audio.checkpoint import whole_folder
 from higgs_audio.codec import boson, huggingface
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.codec.model import HiggsAudioTokenizer
-from higgs_audio.errors import CheckpointError, OptionError, nearest
+from higgs_audio.errors import CheckpointError, OptionError, first_line, nearest
+from higgs_audio.weights import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, open_slices, read_json
 
-CONFIG_FILE = "config.json"
-SAFETENSORS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # Layout -> the files that its weights may lie in.
 WEIGHTS = {
     "boson": (boson.WEIGHTS_FILE,),
-    "early": ("*.safetensors", INDEX),
-    "transformers": ("*.safetensors", INDEX),
-    "native": ("*.safetensors", INDEX),
+    "early": ("*.safetensors", INDEX_FILE),
+    "transformers": ("*.safetensors", INDEX_FILE),
+    "native": ("*.safetensors", INDEX_FILE),
 }
+MODEL_TYPES = (huggingface.MODEL_TYPE, HiggsAudioTokenizerConfig.model_type)  # the original has none
 WRITTEN = ("boson", "transformers", "native")
 LISTED = 12  # names in an error message
 OWN_KEYS = ("num_codebooks", "acoustic_padding")  # of our config, and of no other
@@ -65,25 +62,9 @@ def recognise(config: Mapping[str, Any]) -> str:
         early = any(key in config for key in huggingface.EARLY_KEYS) and not any(key in config for key in OWN_KEYS)
         return "early" if early else "native"
     raise CheckpointError(
-        f"config.json of model_type {kind!r} is no audio tokenizer's; known: {huggingface.MODEL_TYPE}, "
-        f"{HiggsAudioTokenizerConfig.model_type}, and the original's without a model_type, with {', '.join(boson.KEYS)}"
+        f"config.json of model_type {kind!r} is no audio tokenizer's; known: {', '.join(MODEL_TYPES)}, "
+        f"and the original's without a model_type, with {', '.join(boson.KEYS)}"
     )
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """Content of the folder's `config.json`.
-
-    Raises:
-        CheckpointError: no such file, or not a JSON object.
-    """
-    path = Path(folder) / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} does not load: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}: expected an object")
-    return config
 
 
 def read(folder: str | Path) -> tuple[HiggsAudioTokenizerConfig, State]:
@@ -97,9 +78,9 @@ def read(folder: str | Path) -> tuple[HiggsAudioTokenizerConfig, State]:
             not floating-point, all of which are listed. Nothing is half read.
     """
     folder = Path(folder)
-    content = read_config(folder)
+    content = read_json(folder / CONFIG_FILE)
     layout = recognise(content)
-    state = boson.read_pickle(folder / boson.WEIGHTS_FILE) if layout == "boson" else _read_safetensors(folder)
+    state = boson.read_pickle(folder / boson.WEIGHTS_FILE) if layout == "boson" else _read_slices(folder)
     config = _from_config(folder, lambda: _translate(content, layout, state))
     shapes = _from_config(folder, lambda: expected(config))
     if layout == "boson":
@@ -108,6 +89,10 @@ def read(folder: str | Path) -> tuple[HiggsAudioTokenizerConfig, State]:
         state = {name: value for name, value in state.items() if name != huggingface.UNUSED}
     check(folder, state, shapes)
     return config, state
+
+
+def _read_slices(folder: Path) -> State:
+    return {name: part[...] for name, part in open_slices(folder).items()}
 
 
 def _from_config(folder: Path, make: Callable[[], T]) -> T:
@@ -178,30 +163,6 @@ def _from_boson(folder: Path, config: HiggsAudioTokenizerConfig, state: State, s
     }
 
 
-def _read_safetensors(folder: Path) -> State:
-    state: State = {}
-    for file in _shards(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} is not a complete safetensors file: {error}") from error
-    return state
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The single file, or else those that the index names."""
-    if (folder / SAFETENSORS).is_file():
-        return [folder / SAFETENSORS]
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return sorted({folder / Path(file).name for file in index["weight_map"].values()})
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds neither {SAFETENSORS} nor {INDEX}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / INDEX} does not load: {error}") from error
-
-
 def write(config: HiggsAudioTokenizerConfig, state: State, folder: str | Path, layout: str = "native") -> None:
     """Stores an audio tokenizer; `read` gives the same tensors, bit by bit.
 
@@ -218,19 +179,11 @@ def write(config: HiggsAudioTokenizerConfig, state: State, folder: str | Path, l
     if layout not in WRITTEN:
         raise OptionError(f"layout={layout!r}; {nearest(layout, WRITTEN)}")
     check("the state to write", state, expected(config))
-    folder = Path(os.path.abspath(folder))
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     documents = _documents(config, state, layout)
-    part.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as part:
         _write_weights(config, state, part, layout)
         for name, content in documents.items():
             (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in sorted(part.iterdir(), key=lambda file: file.name == CONFIG_FILE):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _documents(config: HiggsAudioTokenizerConfig, state: State, layout: str) -> dict[str, dict[str, Any]]:
@@ -248,10 +201,13 @@ def _documents(config: HiggsAudioTokenizerConfig, state: State, layout: str) -> 
 def _write_weights(config: HiggsAudioTokenizerConfig, state: State, folder: Path, layout: str) -> None:
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     if layout != "boson":
-        save_file(state, folder / SAFETENSORS, metadata={"format": "pt"})
+        save_file(state, folder / SINGLE_FILE, metadata={"format": "pt"})
         return
     stored: State = {}
     for name, parts in boson.names(state, len(config.acoustic["downsampling_ratios"])).items():
         values = boson.split(state[name]) if len(parts) == 2 else (state[name].float(),)
         stored |= dict(zip(parts, values, strict=True))
-    torch.save(stored, folder / boson.WEIGHTS_FILE)
+    try:
+        torch.save(stored, folder / boson.WEIGHTS_FILE)
+    except RuntimeError as error:  # a full disk, in torch's words
+        raise CheckpointError(f"{boson.WEIGHTS_FILE} cannot be written: {first_line(error)}") from error

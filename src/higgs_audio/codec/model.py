@@ -16,9 +16,11 @@ from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.codec.quantizer import Codebook, Quantized, ResidualVectorQuantizer, VectorQuantizer
 from higgs_audio.codec.resample import resample
 from higgs_audio.codec.semantic import SemanticDecoder, SemanticEncoder
-from higgs_audio.errors import AudioError, CodesError, OptionError, nearest
+from higgs_audio.device import read_device
+from higgs_audio.errors import AudioError, CodesError, OptionError, first_line, nearest
+from higgs_audio.weights import read_dtype, read_json
 
-# Of transformers' `from_pretrained`; the last three are added by its Auto classes and by `checkpoint.load`.
+# Of transformers' `from_pretrained`; the last three are added by its Auto classes.
 TRANSFORMERS_OPTIONS = {
     *("attn_implementation", "quantization_config", "output_loading_info"),
     *("trust_remote_code", "adapter_kwargs", "use_safetensors"),
@@ -124,12 +126,13 @@ class HiggsAudioTokenizer(PreTrainedModel):
             torch_dtype: the same, by its older name.
             device_map: "cpu", "cuda:0", ..., or "auto" for a GPU where there is one; the tokenizer is never split.
             config: to be used instead of the stored one.
-            **options: fields of the config, such as `acoustic_padding`; and `attn_implementation`,
-                `quantization_config` and `output_loading_info` of transformers.
+            **options: fields of the config, such as `acoustic_padding`; subfolder, and cache_dir, token,
+                local_files_only and force_download of a repository; and `attn_implementation`, `quantization_config`
+                and `output_loading_info` of transformers.
 
         Raises:
             CheckpointError: no such tokenizer, or files that are damaged or do not fit one another.
-            OptionError: an unknown option or device.
+            OptionError: an unknown option, device or type.
 
         >>> HiggsAudioTokenizer.from_pretrained("nano", acoustic_padding=480).config.acoustic_padding
         480
@@ -137,20 +140,38 @@ class HiggsAudioTokenizer(PreTrainedModel):
         from higgs_audio.codec import layout  # which makes tokenizers to know their tensors
 
         place = _place(device_map)
-        folder = _folder(pretrained_model_name_or_path, revision)
+        hub = {name: options.pop(name) for name in checkpoint.FOLDER_OPTIONS if name in options}
+        folder = _folder(pretrained_model_name_or_path, revision=revision, **hub)
         stored, state = layout.read(folder)
         config = _changed(config or stored, options)
         if config is not stored:
             layout.check(folder, state, layout.expected(config))
         dtype = dtype or torch_dtype or torch.float32
-        dtype = state["fc.weight"].dtype if dtype == "auto" else dtype
+        dtype = state["fc.weight"].dtype if dtype == "auto" else read_dtype(dtype)
         # Copies: the stored tensors lie in their file, which may be written to while the tokenizer lives.
         state = {name: value.clone() for name, value in state.items()}
-        loaded: Any = super().from_pretrained(None, config=config, state_dict=state, dtype=dtype, **options)
+        try:
+            loaded: Any = super().from_pretrained(None, config=config, state_dict=state, dtype=dtype, **options)
+        except (ImportError, ValueError, TypeError, AttributeError) as error:  # the tensors fit, so that it is options
+            raise OptionError(f"the audio tokenizer does not load with these options: {first_line(error)}") from error
         tokenizer = loaded[0] if options.get("output_loading_info") else loaded
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
         tokenizer.to(place)
         return loaded
+
+    def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **options: Any) -> None:
+        """Writes our layout; what was in the folder before stays until all files are written.
+
+        Args:
+            save_directory: a folder, made where there is none.
+            push_to_hub: upload it as well, to `repo_id` or the folder's name.
+            **options: of transformers' `save_pretrained`, such as `max_shard_size`.
+
+        Raises:
+            CheckpointError: `save_directory` is a file, or cannot be written.
+        """
+        with checkpoint.saved_model(self, save_directory, push_to_hub, options) as part:
+            super().save_pretrained(part, *args, **options)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -295,16 +316,16 @@ class HiggsAudioTokenizer(PreTrainedModel):
             raise CodesError(f"codes from {low} to {high}: allowed are 0 to {v - 1}; stream markers must be removed")
 
 
-def _folder(name: str | Path, revision: str | None) -> Path:
+def _folder(name: str | Path, **place: Any) -> Path:
     """The tokenizer's folder: config.json first, then the weights that its layout has, and no other."""
     from higgs_audio.codec import layout
 
-    folder = checkpoint.resolve(name, revision, ("*.json", f"{checkpoint.CODEC_FOLDER}/*"))
+    folder = checkpoint.resolve(name, patterns=("*.json", f"{checkpoint.CODEC_FOLDER}/*"), **place)
     inside = folder / checkpoint.CODEC_FOLDER
     if (inside / checkpoint.CONFIG_FILE).is_file():
         return inside
-    weights = layout.WEIGHTS[layout.recognise(layout.read_config(folder))]
-    return checkpoint.resolve(name, revision, (checkpoint.CONFIG_FILE, *weights))
+    weights = layout.WEIGHTS[layout.recognise(read_json(folder / checkpoint.CONFIG_FILE))]
+    return checkpoint.resolve(name, patterns=(checkpoint.CONFIG_FILE, *weights), **place)
 
 
 def _changed(config: HiggsAudioTokenizerConfig, options: dict[str, Any]) -> HiggsAudioTokenizerConfig:
@@ -312,16 +333,15 @@ def _changed(config: HiggsAudioTokenizerConfig, options: dict[str, Any]) -> Higg
     known = config.to_dict()
     fields = {name: options.pop(name) for name in list(options) if name in known}
     if unknown := {name for name in options if not name.startswith("_")} - TRANSFORMERS_OPTIONS:
-        raise OptionError(f"option {min(unknown)!r}; {nearest(min(unknown), {*TRANSFORMERS_OPTIONS, *known})}")
-    return HiggsAudioTokenizerConfig.from_dict(known | fields) if fields else config
+        allowed = {*TRANSFORMERS_OPTIONS, *checkpoint.FOLDER_OPTIONS, *known}
+        raise OptionError(f"option {min(unknown)!r}; {nearest(min(unknown), allowed)}")
+    try:
+        return HiggsAudioTokenizerConfig.from_dict(known | fields) if fields else config
+    except Exception as error:  # a value of another type or size fails in a dozen ways
+        raise OptionError(f"{', '.join(fields)} cannot be used: {' '.join(str(error).split())}") from error
 
 
 def _place(device_map: Any) -> torch.device:
     """One device; "auto" is the GPU where there is one, a mapping names it under ""."""
     wanted = device_map.get("") if isinstance(device_map, dict) and len(device_map) == 1 else device_map
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.device("cpu" if wanted is None else wanted)
-    except (RuntimeError, TypeError) as error:
-        raise OptionError(f"device_map={device_map!r}: use 'cpu', 'cuda', 'cuda:0' or 'auto'") from error
+    return read_device("cpu" if wanted is None else wanted, "device_map")

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import HubertForCTC
 
-from higgs_audio.checkpoint import load
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.model import TokenizerTrainingOutput
 from higgs_audio.errors import RecipeError
@@ -88,7 +87,7 @@ def first_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
             f"start={recipe.start!r}, teacher={recipe.teacher!r}, decoder_only={recipe.decoder_only}: give a teacher "
             "for a new tokenizer, or the start of one to train on; the decoder alone is trained from a start only"
         )
-    tokenizer = load(HiggsAudioTokenizer, recipe.start).float() if recipe.start else new_tokenizer(recipe)
+    tokenizer = HiggsAudioTokenizer.from_pretrained(recipe.start) if recipe.start else new_tokenizer(recipe)
     if recipe.decoder_only:
         tokenizer.requires_grad_(False)
         tokenizer.acoustic_decoder.requires_grad_(True)
