@@ -60,7 +60,7 @@ class AutoTokenizer:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "PreTrainedTokenizerBase":
         """See `transformers.AutoTokenizer` for options. CheckpointError: no such checkpoint of ours."""
         if is_ours(pretrained_model_name_or_path, options.get("revision")):
-            from higgs_audio.processor import load_tokenizer
+            from higgs_audio.processor_parts import load_tokenizer
 
             return load_tokenizer(pretrained_model_name_or_path, **options)
         import transformers

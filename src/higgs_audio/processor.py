@@ -10,35 +10,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from higgs_audio import audio as audio_io
-from higgs_audio import checkpoint, template
+from higgs_audio import template
 from higgs_audio.audio import AudioLimits, Waveform
 from higgs_audio.delay import revert_delay
-from higgs_audio.errors import AudioError, CheckpointError, CodesError, OptionError, PromptError, nearest
-from higgs_audio.features import mel_windows
-from higgs_audio.inputs import Heard, PromptEncoder
+from higgs_audio.errors import AudioError, CheckpointError, OptionError, PromptError, nearest
+from higgs_audio.hearing import Hearing, hear
+from higgs_audio.inputs import PromptEncoder
 from higgs_audio.processor_config import (
     CODEC_FOLDER,
     PROCESSOR_FILE,
     ProcessorConfig,
     read_processor_config,
 )
-from higgs_audio.sources import as_sources, read_source, source_key
-from higgs_audio.template import AudioSource, Piece
-from higgs_audio.tower import MIN_MELS, num_features
+from higgs_audio.processor_parts import find_codec, find_folder, load_codec, load_tokenizer
+from higgs_audio.sources import as_sources
+from higgs_audio.template import Piece
 
 if TYPE_CHECKING:
     from higgs_audio.codec import HiggsAudioTokenizer
 
-ROUNDING = 2  # frames by which the codes of a recording may be more or fewer than its features
 # Accepted and without effect: the audio tokenizer is fp32, because in half precision the nearest entry changes, and no
 # code comes with a checkpoint.
 UNUSED_OPTIONS = ("dtype", "torch_dtype", "trust_remote_code", "_from_auto")
 OPTIONS = ("audio_tokenizer", "device_map", "revision", "limits", *UNUSED_OPTIONS[:-1])
+UPLOAD_OPTIONS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 Conversation = Sequence[Mapping[str, Any]]
 
@@ -75,7 +74,7 @@ class HiggsAudioProcessor:
         CheckpointError: the tokenizer lacks a special token, or the audio tokenizer has other codebooks.
         OptionError: an unknown field.
 
-    Source: the prompt format of boson-ai/higgs-audio, the calls of the mission's model page.
+    Source: the prompt format of boson-ai/higgs-audio, the calls of the published model page.
     """
 
     def __init__(
@@ -167,14 +166,14 @@ class HiggsAudioProcessor:
         """
         if unknown := sorted(set(options) - set(UNUSED_OPTIONS)):
             raise OptionError(f"unknown option {unknown[0]!r}; {nearest(unknown[0], OPTIONS)}")
-        folder = _folder(pretrained_model_name_or_path, revision)
+        folder = find_folder(pretrained_model_name_or_path, revision)
         config = read_processor_config(folder)
         tokenizer = load_tokenizer(folder)
         source: Any = audio_tokenizer
         if isinstance(audio_tokenizer, (str, Path)):
-            source = _load_codec(audio_tokenizer, device_map)
+            source = load_codec(audio_tokenizer, device_map)
         elif audio_tokenizer is None:
-            source = _find_codec(folder, config.codec, device_map)
+            source = find_codec(folder, config.codec, device_map)
         elif device_map is not None:
             source = audio_tokenizer.to(_device(device_map))
         return cls(tokenizer, source, limits, **asdict(config))
@@ -291,7 +290,7 @@ class HiggsAudioProcessor:
             PromptError: a conversation that cannot be rendered. AudioError, CodesError: audio that cannot be used.
             TextError: a text that cannot be spoken (with phonemes). OptionError: an option that is not offered.
 
-        Source: spec of the original `prepare_chatml_sample` and its collator; the mission's model page.
+        Source: the original's `prepare_chatml_sample` and its collator; the published model page.
 
         >>> processor = HiggsAudioProcessor.from_pretrained("nano")
         >>> processor.apply_chat_template([{"role": "user", "content": "Hello."}]).input_ids.shape[0]
@@ -349,7 +348,7 @@ class HiggsAudioProcessor:
             PromptError: another number of audios than placeholders. AudioError, CodesError: audio not usable.
             CheckpointError: audio, and no audio tokenizer to encode it.
 
-        Source: `HiggsAudioProcessor.__call__` of the mission's model page.
+        Source: `HiggsAudioProcessor.__call__` of the published model page.
 
         >>> processor = HiggsAudioProcessor.from_pretrained("nano")
         >>> prompt = "<|begin_of_text|><|audio_bos|><|AUDIO|><|audio_eos|><|eot_id|>"
@@ -399,55 +398,15 @@ class HiggsAudioProcessor:
         piecewise: bool = False,
         allow_private_urls: bool | None = None,
     ) -> BatchFeature:
-        rate = sampling_rate or self.sampling_rate
         limits = self.limits
         if allow_private_urls is not None:
             limits = replace(limits, allow_private_urls=allow_private_urls)
+        hearing = Hearing(self.config, self.encode_audio, sampling_rate or self.sampling_rate, limits)
         rows = []
         for pieces in prompts:
-            audios = [piece for piece in pieces if piece.kind == "audio"]
-            _check_sources([piece.source or {} for piece in audios])
-            sounds = [self._hear(piece, rate, limits) for piece in audios]
+            sounds = hear([piece for piece in pieces if piece.kind == "audio"], hearing)
             rows.append(self._encoder.encode(pieces, sounds, piecewise))
         return self._encoder.collate(rows, output_labels)
-
-    def _hear(self, piece: Piece, rate: int, limits: AudioLimits) -> list[Heard]:
-        """An audio -> its codes; or the windows that the audio tower hears, with codes where the model reads both."""
-        source, config = piece.source or {}, self.config
-        sound = {key: value for key, value in source.items() if key != "codes"}
-        if piece.content == template.AUDIO_OUT or not config.encode_whisper_embed:
-            return [Heard(self._resolve(source, rate, limits))]
-        if not sound and config.encode_audio_in_tokens:
-            return [Heard(self._resolve(source, rate, limits))]
-        if "codes" in source and not config.encode_audio_in_tokens:
-            raise PromptError("this model reads no codes in user and system turns; give the recording alone")
-        waveform = read_source(sound, rate, limits)
-        windows = self._windows(waveform)
-        if not config.encode_audio_in_tokens:
-            return windows
-        codes = self._resolve({"codes": source["codes"]} if "codes" in source else {"audio": waveform}, rate, limits)
-        return _with_codes(windows, codes)
-
-    def _windows(self, waveform: Waveform) -> list[Heard]:
-        """The windows of a recording, but for a rest too short to be heard."""
-        windows = mel_windows(waveform, self.config.num_mel_bins, self.config.window_seconds)
-        heard = [Heard(None, mels, count) for mels, count in windows if count >= MIN_MELS]
-        if not heard:
-            raise AudioError(f"the audio has less than {10 * MIN_MELS} ms, too little to be heard; give a longer one")
-        return heard
-
-    def _resolve(self, source: AudioSource, rate: int, limits: AudioLimits) -> Tensor:
-        """An audio item -> its codes [K, F], on the CPU."""
-        if source_key(source) == "codes":
-            codes = torch.as_tensor(source["codes"]).cpu()
-        else:
-            codes = torch.from_numpy(self.encode_audio(read_source(source, rate, limits)))
-        num_codebooks = self.config.audio_num_codebooks
-        if codes.dim() != 2 or len(codes) != num_codebooks or codes.dtype.is_floating_point:
-            raise CodesError(f"codes of shape {tuple(codes.shape)}, {codes.dtype}; give integers [{num_codebooks}, F]")
-        if codes.shape[1] == 0:
-            raise PromptError("an audio item holds no frames; give a recording, or leave the item out")
-        return codes.long()
 
     # Answers out.
 
@@ -479,7 +438,7 @@ class HiggsAudioProcessor:
             PromptError: several sequences (see `batch_decode`). CodesError: not segments. CheckpointError: codes, and
             no audio tokenizer to decode them.
 
-        Source: `HiggsAudioProcessor.decode` of the mission's model page, whose text lacked its beginning.
+        Source: `HiggsAudioProcessor.decode` of the published model page, whose text lacked its beginning.
 
         >>> processor = HiggsAudioProcessor.from_pretrained("nano")
         >>> ids = processor.tokenizer.encode("prompt<|audio_out_bos|>said<|eot_id|>", add_special_tokens=False)
@@ -542,76 +501,6 @@ class HiggsAudioProcessor:
         for sound, path in zip(sounds, paths, strict=True):
             samples = sound.detach().float().cpu().numpy() if isinstance(sound, Tensor) else np.asarray(sound)
             audio_io.write(audio_io.from_array(samples, self.sampling_rate), path, format=format)
-
-
-def _with_codes(windows: Sequence[Heard], codes: Tensor) -> list[Heard]:
-    """Windows with each its part of the recording's codes [K, F]; the audio tower gives a feature for each frame.
-
-    Raises:
-        CodesError: the codes are not of this recording: a second of them is another than a second of it.
-    """
-    counts = [num_features(window.num_mels) for window in windows]
-    if abs(codes.shape[1] - sum(counts)) > ROUNDING:
-        raise CodesError(
-            f"codes of {codes.shape[1]} frames beside a recording of about {sum(counts)}; give the recording's own, or "
-            "leave them out"
-        )
-    parts = codes.split([*counts[:-1], codes.shape[1] - sum(counts[:-1])], dim=1)
-    return [replace(heard, codes=part if part.shape[1] else None) for heard, part in zip(windows, parts, strict=True)]
-
-
-def load_tokenizer(name_or_path: str | Path, revision: str | None = None, **options: Any) -> PreTrainedTokenizerFast:
-    """The fast text tokenizer of a checkpoint; options are those of transformers' own `from_pretrained`.
-
-    Raises:
-        CheckpointError: no such checkpoint, or none of its files is a tokenizer.
-    """
-    folder = _folder(name_or_path, revision)
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} has no tokenizer that loads: {str(error).strip().splitlines()[0]}") from error
-
-
-def _folder(name_or_path: str | Path, revision: str | None) -> Path:
-    """A folder with a tokenizer needs no model; anything else is looked for as a checkpoint."""
-    folder = Path(name_or_path)
-    return folder if (folder / "tokenizer.json").is_file() else checkpoint.resolve(name_or_path, revision)
-
-
-def _find_codec(folder: Path, name: str, device_map: Any) -> "HiggsAudioTokenizer | Callable[[], Any] | None":
-    """The audio tokenizer called `name` in a checkpoint: a folder inside it is loaded, a path or repository of its own
-    is put off until it is needed. None where the checkpoint has no such folder, as those of training runs."""
-    if (folder / name).is_dir():
-        return _load_codec(folder / name, device_map)
-    if name == CODEC_FOLDER:
-        return None
-    return lambda: _load_codec(name, device_map)
-
-
-def _load_codec(name_or_path: str | Path, device_map: Any) -> "HiggsAudioTokenizer":
-    from higgs_audio.codec import HiggsAudioTokenizer
-
-    try:
-        codec = HiggsAudioTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the audio tokenizer {str(name_or_path)!r} does not load: {str(error).strip().splitlines()[0]} Pass "
-            "audio_tokenizer= with one that is loaded, or its folder"
-        ) from error
-    return codec.eval() if device_map is None else codec.eval().to(_device(device_map))
-
-
-def _check_sources(sources: Sequence[AudioSource]) -> None:
-    """Every audio item has its recording."""
-    if lacking := [number for number, source in enumerate(sources) if not source]:
-        raise PromptError(
-            f"{len(sources) - len(lacking)} recordings for {len(sources)} audio items: item {lacking[0]} has none, so "
-            f"no audio in it; give it one of {', '.join(template.AUDIO_KEYS)}"
-        )
-
-
-UPLOAD_OPTIONS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 
 def _upload(folder: str | Path, repo_id: str, options: Mapping[str, Any]) -> str:

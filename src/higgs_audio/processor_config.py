@@ -1,15 +1,14 @@
 """ProcessorConfig: what `processor_config.json` holds, in our layout and in transformers'."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from higgs_audio.errors import CheckpointError, OptionError, nearest
+from higgs_audio.errors import OptionError, nearest
+from higgs_audio.weights import CONFIG_FILE, read_json
 
 PROCESSOR_FILE = "processor_config.json"
-MODEL_FILE = "config.json"
 TEXT_FRONTENDS = ("none", "phonemes")
 CODEC_FOLDER = "codec"
 PUBLISHED_CODEC = "bosonai/higgs-audio-v2-tokenizer"  # of checkpoints in the original layout, which name none
@@ -87,16 +86,6 @@ def read_processor_config(folder: Path) -> ProcessorConfig:
     file = folder / PROCESSOR_FILE
     if not file.is_file():
         codec = CODEC_FOLDER if (folder / CODEC_FOLDER).is_dir() else PUBLISHED_CODEC
-        model = folder / MODEL_FILE
-        return ProcessorConfig.of_model(_read_object(model) if model.is_file() else {}, codec)
-    return ProcessorConfig.from_dict(_read_object(file))
-
-
-def _read_object(file: Path) -> Mapping[str, Any]:
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
-    if not isinstance(fields, Mapping):
-        raise CheckpointError(f"{file} holds a {type(fields).__name__}; expected an object of fields")
-    return fields
+        model = folder / CONFIG_FILE
+        return ProcessorConfig.of_model(read_json(model) if model.is_file() else {}, codec)
+    return ProcessorConfig.from_dict(read_json(file))
