@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from higgs_audio import audio as audio_io
-from higgs_audio import template
+from higgs_audio import checkpoint, template
 from higgs_audio.audio import AudioLimits, Waveform
 from higgs_audio.delay import revert_delay
 from higgs_audio.errors import AudioError, CheckpointError, OptionError, PromptError, nearest
@@ -26,7 +26,7 @@ from higgs_audio.processor_config import (
     ProcessorConfig,
     read_processor_config,
 )
-from higgs_audio.processor_parts import find_codec, find_folder, load_codec, load_tokenizer
+from higgs_audio.processor_parts import FOLDER_OPTIONS, find_codec, find_folder, load_codec, load_tokenizer
 from higgs_audio.sources import as_sources
 from higgs_audio.template import Piece
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Accepted and without effect: the audio tokenizer is fp32, because in half precision the nearest entry changes, and no
 # code comes with a checkpoint.
 UNUSED_OPTIONS = ("dtype", "torch_dtype", "trust_remote_code", "_from_auto")
-OPTIONS = ("audio_tokenizer", "device_map", "revision", "limits", *UNUSED_OPTIONS[:-1])
+OPTIONS = ("audio_tokenizer", "device_map", "limits", *FOLDER_OPTIONS, *UNUSED_OPTIONS[:-1])
 UPLOAD_OPTIONS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -139,7 +139,6 @@ class HiggsAudioProcessor:
         *,
         audio_tokenizer: "HiggsAudioTokenizer | str | Path | None" = None,
         device_map: Any = None,
-        revision: str | None = None,
         limits: AudioLimits | None = None,
         **options: Any,
     ) -> "HiggsAudioProcessor":
@@ -154,9 +153,9 @@ class HiggsAudioProcessor:
                 finds: "nano", a checkpoint, a repository.
             audio_tokenizer: one that is loaded already, or the folder or repository of one.
             device_map: device of the audio tokenizer: "cpu", "cuda", "auto" ...
-            revision: of a repository.
             limits: see the class.
-            **options: those of `UNUSED_OPTIONS`.
+            **options: `subfolder` of the files; of a repository revision, cache_dir, token, local_files_only and
+                force_download; and those of `UNUSED_OPTIONS`.
 
         Raises:
             OptionError: an unknown option. CheckpointError: no such checkpoint, or files that do not fit.
@@ -164,16 +163,17 @@ class HiggsAudioProcessor:
         >>> HiggsAudioProcessor.from_pretrained("nano", device_map="cpu", torch_dtype="auto").text_frontend
         'phonemes'
         """
-        if unknown := sorted(set(options) - set(UNUSED_OPTIONS)):
+        if unknown := sorted(set(options) - {*FOLDER_OPTIONS, *UNUSED_OPTIONS}):
             raise OptionError(f"unknown option {unknown[0]!r}; {nearest(unknown[0], OPTIONS)}")
-        folder = find_folder(pretrained_model_name_or_path, revision)
+        hub = {name: options[name] for name in checkpoint.HUB_OPTIONS if name in options}
+        folder = find_folder(pretrained_model_name_or_path, options.get("subfolder"), **hub)
         config = read_processor_config(folder)
         tokenizer = load_tokenizer(folder)
         source: Any = audio_tokenizer
         if isinstance(audio_tokenizer, (str, Path)):
-            source = load_codec(audio_tokenizer, device_map)
+            source = load_codec(audio_tokenizer, device_map, **hub)
         elif audio_tokenizer is None:
-            source = find_codec(folder, config.codec, device_map)
+            source = find_codec(folder, config.codec, device_map, **hub)
         elif device_map is not None:
             source = audio_tokenizer.to(_device(device_map))
         return cls(tokenizer, source, limits, **asdict(config))

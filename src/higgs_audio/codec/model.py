@@ -1,5 +1,6 @@
 """HiggsAudioTokenizer: waveforms to codes and back, 25 frames a second of 8 codebooks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,9 @@ class HiggsAudioTokenizer(PreTrainedModel):
             torch_dtype: the same, by its older name.
             device_map: "cpu", "cuda:0", ..., or "auto" for a GPU where there is one; the tokenizer is never split.
             config: to be used instead of the stored one.
-            **options: fields of the config, such as `acoustic_padding`; and `attn_implementation`,
-                `quantization_config` and `output_loading_info` of transformers.
+            **options: fields of the config, such as `acoustic_padding`; cache_dir, token, local_files_only and
+                force_download of a repository; and `attn_implementation`, `quantization_config` and
+                `output_loading_info` of transformers.
 
         Raises:
             CheckpointError: no such tokenizer, or files that are damaged or do not fit one another.
@@ -137,7 +139,8 @@ class HiggsAudioTokenizer(PreTrainedModel):
         from higgs_audio.codec import layout  # which makes tokenizers to know their tensors
 
         place = _place(device_map)
-        folder = _folder(pretrained_model_name_or_path, revision)
+        hub = {name: options.pop(name) for name in checkpoint.HUB_OPTIONS if name in options}
+        folder = _folder(pretrained_model_name_or_path, revision, hub)
         stored, state = layout.read(folder)
         config = _changed(config or stored, options)
         if config is not stored:
@@ -295,16 +298,16 @@ class HiggsAudioTokenizer(PreTrainedModel):
             raise CodesError(f"codes from {low} to {high}: allowed are 0 to {v - 1}; stream markers must be removed")
 
 
-def _folder(name: str | Path, revision: str | None) -> Path:
+def _folder(name: str | Path, revision: str | None, hub: Mapping[str, Any]) -> Path:
     """The tokenizer's folder: config.json first, then the weights that its layout has, and no other."""
     from higgs_audio.codec import layout
 
-    folder = checkpoint.resolve(name, revision, ("*.json", f"{checkpoint.CODEC_FOLDER}/*"))
+    folder = checkpoint.resolve(name, revision, ("*.json", f"{checkpoint.CODEC_FOLDER}/*"), **hub)
     inside = folder / checkpoint.CODEC_FOLDER
     if (inside / checkpoint.CONFIG_FILE).is_file():
         return inside
     weights = layout.WEIGHTS[layout.recognise(layout.read_config(folder))]
-    return checkpoint.resolve(name, revision, (checkpoint.CONFIG_FILE, *weights))
+    return checkpoint.resolve(name, revision, (checkpoint.CONFIG_FILE, *weights), **hub)
 
 
 def _changed(config: HiggsAudioTokenizerConfig, options: dict[str, Any]) -> HiggsAudioTokenizerConfig:
@@ -312,7 +315,8 @@ def _changed(config: HiggsAudioTokenizerConfig, options: dict[str, Any]) -> Higg
     known = config.to_dict()
     fields = {name: options.pop(name) for name in list(options) if name in known}
     if unknown := {name for name in options if not name.startswith("_")} - TRANSFORMERS_OPTIONS:
-        raise OptionError(f"option {min(unknown)!r}; {nearest(min(unknown), {*TRANSFORMERS_OPTIONS, *known})}")
+        allowed = {*TRANSFORMERS_OPTIONS, *checkpoint.HUB_OPTIONS, *known}
+        raise OptionError(f"option {min(unknown)!r}; {nearest(min(unknown), allowed)}")
     return HiggsAudioTokenizerConfig.from_dict(known | fields) if fields else config
 
 
