@@ -59,6 +59,60 @@ def test_a_subfolder_of_a_folder_is_read(cache):
         HiggsAudioProcessor.from_pretrained(folder, subfolder="third")
 
 
+# Saving.
+
+
+def test_a_processor_is_saved_whole_or_not_at_all(tiny_checkpoint, tmp_path, monkeypatch):
+    processor = HiggsAudioProcessor.from_pretrained(tiny_checkpoint)
+    processor.save_pretrained(tmp_path / "saved")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir() if path.is_file()}
+    assert not any(b".part" in content for content in files.values())
+
+    def fail(folder):
+        (folder / "tokenizer.json").touch()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(processor.tokenizer, "save_pretrained", fail)
+    with pytest.raises(OSError, match="no space left"):
+        processor.save_pretrained(tmp_path / "saved")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir() if path.is_file()} == files
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_processor_is_saved_in_a_folder_with_options_that_exist(tiny_checkpoint, tmp_path):
+    processor = HiggsAudioProcessor.from_pretrained(tiny_checkpoint)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        processor.save_pretrained(tmp_path / "file")
+    with pytest.raises(OptionError, match="did you mean 'private'"):
+        processor.save_pretrained(tmp_path / "folder", privat=True)
+
+
+def test_what_is_saved_and_uploaded_takes_the_options_of_an_upload(tiny_checkpoint, tmp_path, monkeypatch):
+    """`private=True` went nowhere: the repository became a public one."""
+    made = []
+
+    class Hub:
+        def __init__(self, token=None):
+            self.token = token
+
+        def create_repo(self, repo_id, private, exist_ok):
+            made.append((self.token, repo_id, private))
+            return self
+
+        repo_id = "org/voice"
+
+        def upload_folder(self, **options):
+            made.append(options["commit_message"])
+
+    monkeypatch.setattr("higgs_audio.processor.HfApi", Hub)
+    options = {"private": True, "token": "t", "commit_message": "A voice"}
+    HiggsAudioProcessor.from_pretrained(tiny_checkpoint).save_pretrained(
+        tmp_path / "saved", push_to_hub=True, repo_id="org/voice", **options
+    )
+    assert made == [("t", "org/voice", True), "A voice"]
+
+
 # Files of another form.
 
 

@@ -14,6 +14,7 @@ from higgs_audio.errors import AudioError, CodesError, PromptError
 from higgs_audio.features import mel_windows
 from higgs_audio.inputs import Heard
 from higgs_audio.processor_config import ProcessorConfig
+from higgs_audio.prompt import read_codes
 from higgs_audio.sources import read_source, source_key
 from higgs_audio.template import Piece
 from higgs_audio.tower import MIN_MELS, num_features
@@ -106,12 +107,12 @@ def _with_codes(windows: Sequence[Heard], codes: Tensor) -> list[Heard]:
 def _codes(source: Mapping[str, Any], hearing: Hearing) -> Tensor:
     """An audio item -> its codes [K, F], on the CPU."""
     if source_key(source) == "codes":
-        codes = torch.as_tensor(source["codes"]).cpu()
+        codes = read_codes(source["codes"], "an audio item")
     else:
-        codes = torch.from_numpy(hearing.encode(read_source(source, hearing.sampling_rate, hearing.limits)))
+        codes = hearing.encode(read_source(source, hearing.sampling_rate, hearing.limits))
     num_codebooks = hearing.config.audio_num_codebooks
-    if codes.dim() != 2 or len(codes) != num_codebooks or codes.dtype.is_floating_point:
-        raise CodesError(f"codes of shape {tuple(codes.shape)}, {codes.dtype}; give integers [{num_codebooks}, F]")
+    if len(codes) != num_codebooks:
+        raise CodesError(f"an audio item has codes of {len(codes)} codebooks; give integers [{num_codebooks}, F]")
     if codes.shape[1] == 0:
         raise PromptError("an audio item holds no frames; give a recording, or leave the item out")
-    return codes.long()
+    return torch.from_numpy(codes)

@@ -2,9 +2,10 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from higgs_audio import audio as audio_io
 from higgs_audio import checkpoint, template
-from higgs_audio.audio import AudioLimits, Waveform
+from higgs_audio.audio import MAX_RATE, MIN_RATE, AudioLimits, Waveform
 from higgs_audio.delay import revert_delay
-from higgs_audio.errors import AudioError, CheckpointError, OptionError, PromptError, nearest
+from higgs_audio.errors import AudioError, CheckpointError, CodesError, OptionError, PromptError, nearest
 from higgs_audio.hearing import Hearing, hear
 from higgs_audio.inputs import PromptEncoder
 from higgs_audio.processor_config import (
@@ -27,6 +28,8 @@ from higgs_audio.processor_config import (
     read_processor_config,
 )
 from higgs_audio.processor_parts import FOLDER_OPTIONS, find_codec, find_folder, load_codec, load_tokenizer
+from higgs_audio.prompt import read_codes
+from higgs_audio.sampling import check_count
 from higgs_audio.sources import as_sources
 from higgs_audio.template import Piece
 
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 # Accepted and without effect: the audio tokenizer is fp32, because in half precision the nearest entry changes, and no
 # code comes with a checkpoint.
 UNUSED_OPTIONS = ("dtype", "torch_dtype", "trust_remote_code", "_from_auto")
-OPTIONS = ("audio_tokenizer", "device_map", "limits", *FOLDER_OPTIONS, *UNUSED_OPTIONS[:-1])
+OPTIONS = ("audio_tokenizer", "device_map", "limits", *FOLDER_OPTIONS, *UNUSED_OPTIONS)
 UPLOAD_OPTIONS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -72,7 +75,7 @@ class HiggsAudioProcessor:
 
     Raises:
         CheckpointError: the tokenizer lacks a special token, or the audio tokenizer has other codebooks.
-        OptionError: an unknown field.
+        OptionError: an unknown field, or something else than a tokenizer, an audio tokenizer or limits.
 
     Source: the prompt format of boson-ai/higgs-audio, the calls of the published model page.
     """
@@ -84,10 +87,12 @@ class HiggsAudioProcessor:
         limits: AudioLimits | None = None,
         **config: Any,
     ) -> None:
-        if unknown := sorted(set(config) - set(ProcessorConfig.__dataclass_fields__)):
-            known = nearest(unknown[0], ProcessorConfig.__dataclass_fields__)
-            raise OptionError(f"unknown field {unknown[0]!r}; {known}")
+        _check_names(config, ProcessorConfig.__dataclass_fields__)
         self.config = ProcessorConfig(**config)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
+            raise OptionError(f"the tokenizer is a {type(tokenizer).__name__}; give the fast one of a checkpoint")
+        if not isinstance(limits, (AudioLimits, NoneType)):
+            raise OptionError(f"limits is a {type(limits).__name__}; give AudioLimits(...), or None")
         self.tokenizer = tokenizer
         self.limits = limits or AudioLimits()
         self._encoder = PromptEncoder(tokenizer, self.config.audio_num_codebooks, self.config.audio_codebook_size)
@@ -111,6 +116,11 @@ class HiggsAudioProcessor:
         return self._audio_tokenizer
 
     def _checked(self, audio_tokenizer: Any) -> "HiggsAudioTokenizer":
+        if not hasattr(getattr(audio_tokenizer, "config", None), "codebook_size"):
+            raise OptionError(
+                f"the audio tokenizer is a {type(audio_tokenizer).__name__}; give a HiggsAudioTokenizer, or a function "
+                "that loads one"
+            )
         theirs = (audio_tokenizer.config.num_codebooks, audio_tokenizer.config.codebook_size)
         ours = (self.config.audio_num_codebooks, self.config.audio_codebook_size)
         if theirs != ours or audio_tokenizer.config.sample_rate != self.config.sampling_rate:
@@ -163,8 +173,7 @@ class HiggsAudioProcessor:
         >>> HiggsAudioProcessor.from_pretrained("nano", device_map="cpu", torch_dtype="auto").text_frontend
         'phonemes'
         """
-        if unknown := sorted(set(options) - {*FOLDER_OPTIONS, *UNUSED_OPTIONS}):
-            raise OptionError(f"unknown option {unknown[0]!r}; {nearest(unknown[0], OPTIONS)}")
+        _check_names(options, OPTIONS)
         hub = {name: options[name] for name in checkpoint.HUB_OPTIONS if name in options}
         folder = find_folder(pretrained_model_name_or_path, options.get("subfolder"), **hub)
         config = read_processor_config(folder)
@@ -174,7 +183,7 @@ class HiggsAudioProcessor:
             source = load_codec(audio_tokenizer, device_map, **hub)
         elif audio_tokenizer is None:
             source = find_codec(folder, config.codec, device_map, **hub)
-        elif device_map is not None:
+        elif device_map is not None and isinstance(audio_tokenizer, torch.nn.Module):
             source = audio_tokenizer.to(_device(device_map))
         return cls(tokenizer, source, limits, **asdict(config))
 
@@ -191,21 +200,24 @@ class HiggsAudioProcessor:
 
         With `save_audio_tokenizer=False` the written config names the folder or repository that it came from.
         With `push_to_hub=True` the folder's files then go to the repository `repo_id`, by default the folder's name.
-        Further options go to the tokenizer's own `save_pretrained`.
+        Further options are those of `push_to_hub`.
+
+        Raises:
+            OptionError: an unknown option. CheckpointError: `save_directory` is a file.
         """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save_pretrained(folder, **options)
-        config = self.config
-        if save_audio_tokenizer and self.audio_tokenizer is not None:
-            config = replace(config, codec=CODEC_FOLDER)
-            self.audio_tokenizer.save_pretrained(folder / config.codec)
-        elif self._audio_tokenizer is not None:
-            config = replace(config, codec=self._audio_tokenizer.name_or_path or config.codec)
-        fields = {"processor_class": type(self).__name__, **asdict(config)}
-        (folder / PROCESSOR_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        _check_names(options, UPLOAD_OPTIONS)
+        folder, config = Path(save_directory), self.config
+        with checkpoint.whole_folder(folder) as part:
+            self.tokenizer.save_pretrained(part)
+            if save_audio_tokenizer and self.audio_tokenizer is not None:
+                config = replace(config, codec=CODEC_FOLDER)
+                self.audio_tokenizer.save_pretrained(folder / CODEC_FOLDER)
+            elif self._audio_tokenizer is not None:
+                config = replace(config, codec=self._audio_tokenizer.name_or_path or config.codec)
+            fields = {"processor_class": type(self).__name__, **asdict(config)}
+            (part / PROCESSOR_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         if push_to_hub:
-            _upload(folder, repo_id or folder.name, {})
+            _upload(folder, repo_id or folder.name, options)
 
     def push_to_hub(self, repo_id: str, *, save_audio_tokenizer: bool = True, **options: Any) -> str:
         """Writes the processor's files to a repository of the hub, which is made where there is none.
@@ -221,8 +233,7 @@ class HiggsAudioProcessor:
         Raises:
             OptionError: an unknown option. huggingface_hub's own errors: no network, or no right to write there.
         """
-        if unknown := sorted(set(options) - set(UPLOAD_OPTIONS)):
-            raise OptionError(f"unknown option {unknown[0]!r}; {nearest(unknown[0], UPLOAD_OPTIONS)}")
+        _check_names(options, UPLOAD_OPTIONS)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, save_audio_tokenizer=save_audio_tokenizer)
             return _upload(folder, repo_id, options)
@@ -298,18 +309,16 @@ class HiggsAudioProcessor:
         """
         if return_tensors != "pt" or not return_dict:
             raise OptionError(f"{return_tensors=}, {return_dict=}; only return_tensors='pt' and return_dict=True exist")
-        is_batch = bool(conversation) and isinstance(conversation[0], Sequence) and not isinstance(conversation[0], str)
+        is_batch = _is_list(conversation) and len(conversation) > 0 and _is_list(conversation[0])
         conversations: Sequence[Any] = conversation if is_batch else [conversation]
-        starts = list(start_index) if isinstance(start_index, Sequence) else [start_index] * len(conversations)
-        if len(starts) != len(conversations):
-            raise OptionError(f"start_index has {len(starts)} entries for {len(conversations)} conversations")
+        starts = _read_starts(start_index, len(conversations))
         prompts = [
             template.render(
                 template.read_conversation(messages, allow_special, style),
                 add_generation_prompt=add_generation_prompt,
                 force_audio=force_audio,
                 start_index=start,
-                speak=template.to_phonemes if self.text_frontend == "phonemes" else str,
+                speak=template.to_phonemes if self.text_frontend == "phonemes" else None,
                 style=style,
             )
             for messages, start in zip(conversations, starts, strict=True)
@@ -345,8 +354,8 @@ class HiggsAudioProcessor:
             [B, F, K] where asked for.
 
         Raises:
-            PromptError: another number of audios than placeholders. AudioError, CodesError: audio not usable.
-            CheckpointError: audio, and no audio tokenizer to encode it.
+            PromptError: no prompt, or another number of audios than placeholders. AudioError, CodesError: audio that
+            cannot be used. CheckpointError: audio, and no audio tokenizer to encode it.
 
         Source: `HiggsAudioProcessor.__call__` of the published model page.
 
@@ -358,7 +367,10 @@ class HiggsAudioProcessor:
         """
         if return_tensors != "pt":
             raise OptionError(f"{return_tensors=}; only return_tensors='pt' exists")
-        prompts = [template.parse(prompt) for prompt in ([text] if isinstance(text, str) else text)]
+        texts = [text] if isinstance(text, str) else text
+        if not _is_list(texts) or not texts or not all(isinstance(prompt, str) and prompt for prompt in texts):
+            raise PromptError(f"the prompts are {text!r:.60}; give a string, or a list of strings, none of them empty")
+        prompts = [template.parse(prompt) for prompt in texts]
         sources = as_sources(audio)
         wanted = sum(piece.kind == "audio" for pieces in prompts for piece in pieces)
         if len(sources) != wanted:
@@ -374,8 +386,12 @@ class HiggsAudioProcessor:
         """A recording -> its codes, int64 [K, F]. Any rate.
 
         Raises:
-            AudioError: too short. CheckpointError: the processor has no audio tokenizer.
+            AudioError: too short, or no `Waveform`. CheckpointError: the processor has no audio tokenizer.
         """
+        if not isinstance(waveform, Waveform):
+            raise AudioError(
+                f"the recording is a {type(waveform).__name__}; make a Waveform with read() or from_array()"
+            )
         codec = self._codec()
         samples = torch.from_numpy(audio_io.resample(waveform, self.sampling_rate).samples)  # [S]
         codes = codec.encode(samples.to(codec.device)[None, None]).audio_codes  # [1, K, F]
@@ -398,10 +414,11 @@ class HiggsAudioProcessor:
         piecewise: bool = False,
         allow_private_urls: bool | None = None,
     ) -> BatchFeature:
-        limits = self.limits
+        rate, limits = self.sampling_rate if sampling_rate is None else sampling_rate, self.limits
+        check_count("sampling_rate", rate, MIN_RATE, MAX_RATE, "None for that of the processor")
         if allow_private_urls is not None:
             limits = replace(limits, allow_private_urls=allow_private_urls)
-        hearing = Hearing(self.config, self.encode_audio, sampling_rate or self.sampling_rate, limits)
+        hearing = Hearing(self.config, self.encode_audio, rate, limits)
         rows = []
         for pieces in prompts:
             sounds = hear([piece for piece in pieces if piece.kind == "audio"], hearing)
@@ -410,9 +427,16 @@ class HiggsAudioProcessor:
 
     # Answers out.
 
-    def get_prompt_len(self, input_ids: Tensor) -> int:
-        """Tokens of a prompt [B, T], placeholders and padding included."""
-        return int(input_ids.shape[-1])
+    def get_prompt_len(self, input_ids: Tensor | Sequence[Any]) -> int:
+        """Tokens of a prompt [B, T] or [T], placeholders and padding included.
+
+        Raises:
+            PromptError: not ids of the tokenizer's vocabulary, or of another shape.
+        """
+        ids = self._read_ids(input_ids)
+        if ids.dim() not in (1, 2):
+            raise PromptError(f"the prompt's ids have the shape {tuple(ids.shape)}; give [B, T] or [T]")
+        return ids.shape[-1]
 
     def decode(
         self,
@@ -435,8 +459,9 @@ class HiggsAudioProcessor:
             frame), None where no segment has a complete frame; `generated_text` without the prompt.
 
         Raises:
-            PromptError: several sequences (see `batch_decode`). CodesError: not segments. CheckpointError: codes, and
-            no audio tokenizer to decode them.
+            PromptError: several sequences (see `batch_decode`), or ids that are not of the vocabulary. CodesError: not
+            segments, or of another number of codebooks. OptionError: a prompt longer than the sequence.
+            CheckpointError: codes, and no audio tokenizer to decode them.
 
         Source: `HiggsAudioProcessor.decode` of the published model page, whose text lacked its beginning.
 
@@ -449,13 +474,16 @@ class HiggsAudioProcessor:
         >>> response.generated_text, response.audio.shape
         ('said', (1920,))
         """
-        ids = torch.as_tensor(decoder_text_ids)
+        ids = self._read_ids(decoder_text_ids)
         ids = ids[0] if ids.dim() == 2 and len(ids) == 1 else ids  # [T]
         if ids.dim() != 1:
             raise PromptError(f"decode takes one sequence and got ids of shape {tuple(ids.shape)}; use batch_decode")
+        check_count("prompt_token_length", prompt_token_length, 0, len(ids))
         text = self.tokenizer.decode(ids[prompt_token_length:].tolist(), skip_special_tokens=skip_special_tokens)
-        segments = [decoder_audio_ids] if isinstance(decoder_audio_ids, Tensor) else decoder_audio_ids or []
-        codes = [revert_delay(torch.as_tensor(segment)) for segment in segments]  # each [K, F]
+        segments = [decoder_audio_ids] if isinstance(decoder_audio_ids, (Tensor, np.ndarray)) else decoder_audio_ids
+        if segments is not None and not _is_list(segments):
+            raise CodesError(f"the segments are a {type(segments).__name__}; give a list of delayed columns [K, n]")
+        codes = [self._read_segment(segment) for segment in segments or ()]  # each [K, F]
         sounds = [self._decode_codes(segment) for segment in codes if segment.shape[1]]  # each [S]
         return HiggsAudioResponse(np.concatenate(sounds) if sounds else None, str(text), self.sampling_rate)
 
@@ -466,7 +494,15 @@ class HiggsAudioProcessor:
         prompt_token_length: int = 0,
         skip_special_tokens: bool = True,
     ) -> list[HiggsAudioResponse]:
-        """`decode` for each row of ids [B, T] with its list of segments."""
+        """`decode` for each row of ids [B, T] with its list of segments.
+
+        Raises:
+            PromptError: another number of lists than rows. Those of `decode`.
+        """
+        if not isinstance(decoder_text_ids, Tensor):
+            decoder_text_ids = self._read_ids(decoder_text_ids)
+        if decoder_text_ids.dim() != 2 or not _is_list(decoder_audio_ids):
+            raise PromptError("batch_decode takes ids [B, T] and a list with the segments of each row; see decode")
         if len(decoder_text_ids) != len(decoder_audio_ids):
             raise PromptError(f"{len(decoder_text_ids)} sequences and {len(decoder_audio_ids)} lists of segments")
         return [
@@ -474,12 +510,37 @@ class HiggsAudioProcessor:
             for ids, segments in zip(decoder_text_ids, decoder_audio_ids, strict=True)
         ]
 
+    def _read_ids(self, given: Any) -> Tensor:
+        """Token ids of any shape, int64."""
+        try:
+            ids = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise PromptError(f"the token ids are {given!r:.60}; give integers [T] or [B, T]") from error
+        if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+            raise PromptError(f"the token ids are {ids.dtype}; give integers [T] or [B, T]")
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= len(self.tokenizer)):
+            raise PromptError(
+                f"token ids run from {int(ids.min())} to {int(ids.max())}; allowed: 0 to {len(self.tokenizer) - 1}, "
+                "the tokenizer's vocabulary. Give ids, not labels, of the model that goes with it"
+            )
+        return ids.long()
+
+    def _read_segment(self, segment: Any) -> Tensor:
+        """Delayed columns [K, n] from the bos column on -> codes [K, F]."""
+        delayed = torch.from_numpy(read_codes(segment, "a segment"))
+        num_codebooks, bos = self.config.audio_num_codebooks, self.config.audio_codebook_size
+        if len(delayed) != num_codebooks:
+            raise CodesError(f"a segment has {len(delayed)} codebooks; the processor's model has {num_codebooks}")
+        if delayed.shape[1] and int(delayed[0, 0]) != bos:
+            raise CodesError(f"a segment begins with {int(delayed[0, 0])}; pass it whole, from its column of {bos} on")
+        return revert_delay(delayed)
+
     def _decode_codes(self, codes: Tensor) -> np.ndarray:
-        """[K, F] -> float32 [S]."""
+        """[K, F] -> float32 [S] in [-1, 1]: what the audio tokenizer says may go a little over."""
         codec = self._codec()
         samples = codec.decode(codes.to(codec.device)[None]).audio_values  # [1, 1, S]
         assert samples is not None
-        return np.asarray(samples[0, 0].float().cpu().numpy())
+        return np.asarray(samples[0, 0].float().clamp(-1, 1).cpu().numpy())
 
     def save_audio(self, audio: Any, saving_path: Any, format: str | None = None) -> None:
         """Writes one sound, or a list of sounds to a list of files. A file appears when it is complete.
@@ -490,10 +551,12 @@ class HiggsAudioProcessor:
             format: the format, where the suffix does not.
 
         Raises:
-            AudioError: no audio (None). PromptError: another number of files than sounds.
+            AudioError: no audio (None). PromptError: another number of files than sounds. OptionError: no path.
         """
         sounds = audio if isinstance(audio, (list, tuple)) else [audio]
-        paths = [saving_path] if isinstance(saving_path, (str, Path)) else list(saving_path)
+        paths = saving_path if isinstance(saving_path, (list, tuple)) else [saving_path]
+        if not all(isinstance(path, (str, Path)) for path in paths):
+            raise OptionError(f"saving_path={saving_path!r:.60}; give a path, or a list with one for each sound")
         if len(sounds) != len(paths):
             raise PromptError(f"{len(sounds)} sounds and {len(paths)} files; give one path for each sound")
         if any(sound is None for sound in sounds):
@@ -501,6 +564,27 @@ class HiggsAudioProcessor:
         for sound, path in zip(sounds, paths, strict=True):
             samples = sound.detach().float().cpu().numpy() if isinstance(sound, Tensor) else np.asarray(sound)
             audio_io.write(audio_io.from_array(samples, self.sampling_rate), path, format=format)
+
+
+def _check_names(options: Iterable[str], known: Collection[str]) -> None:
+    if unknown := sorted(set(options) - set(known)):
+        public = [name for name in known if not name.startswith("_")]
+        raise OptionError(f"unknown option {unknown[0]!r}; {nearest(unknown[0], public)}")
+
+
+def _is_list(given: Any) -> bool:
+    return isinstance(given, Sequence) and not isinstance(given, (str, bytes))
+
+
+def _read_starts(start_index: Any, count: int) -> list[int | None]:
+    """One start for each conversation."""
+    starts = list(start_index) if _is_list(start_index) else [start_index] * count
+    if len(starts) != count:
+        raise OptionError(f"start_index has {len(starts)} entries for {count} conversations")
+    for start in starts:
+        if start is not None:
+            check_count("start_index", start, 0, None, "None to train every assistant turn")
+    return starts
 
 
 def _upload(folder: str | Path, repo_id: str, options: Mapping[str, Any]) -> str:
