@@ -376,3 +376,30 @@ def test_a_prompt_does_not_change_with_what_it_was_made_of():
     assert (prompt.turns, prompt.scene, dict(prompt.profiles)) == (HELLO, None, {"SPEAKER0": "feminine"})
     with pytest.raises(TypeError):
         prompt.profiles["SPEAKER0"] = "masculine"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Prompt(None),
+        lambda: Prompt(Turn("Hi.")),
+        lambda: Prompt({"text": "Hi."}),
+        lambda: Prompt((5,)),
+        lambda: Prompt((Turn("Hi."),), scene=5),
+        lambda: Prompt((Turn("Hi."),), system=5),
+        lambda: Prompt((Turn("Hi."),), profiles=["SPEAKER0"]),
+        lambda: compose("Hi."),
+        lambda: compose([Turn("Hi.")], "ava"),
+        lambda: compose([Turn("Hi.")], {"SPEAKER0": "ava"}),
+        lambda: compose([Turn("Hi.")], spoken=None),
+    ],
+)
+def test_a_prompt_of_something_else_is_refused(make):
+    with pytest.raises(PromptError, match=r"give a|give None"):
+        make()
+
+
+@pytest.mark.parametrize("script", [None, 5, ["Hi."]])
+def test_a_script_is_a_text(script):
+    with pytest.raises(TextError, match="give a text"):
+        parse_script(script)

@@ -20,6 +20,7 @@ from higgs_audio.errors import (
     VoiceError,
 )
 from higgs_audio.pace import count_phones, frame_bounds
+from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Voice
 from higgs_audio.tts import UTTERANCE_CHARS, HiggsAudio
 
@@ -222,6 +223,9 @@ def test_text_that_cannot_be_spoken_is_refused_before_the_first_sound(tts, text,
         ({"seed": 1.5}, "seed=1.5"),
         ({"max_seconds": 0}, "max_seconds=0"),
         ({"max_seconds": float("nan")}, "max_seconds=nan"),
+        ({"max_seconds": "5"}, "max_seconds='5'"),
+        ({"max_seconds": True}, "max_seconds=True"),
+        ({"top_k": "5"}, "top_k='5'"),
         ({"max_new_tokens": 5}, "no option 'max_new_tokens'"),
     ],
 )
@@ -366,3 +370,32 @@ def test_the_checkpoint_s_own_sampling_is_the_default(tiny_checkpoint, tmp_path)
     first, again = (calm.generate("Hi there.", max_seconds=0.4).codes for _ in range(2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, calm.generate("Hi there.", max_seconds=0.4, do_sample=True, seed=1).codes)
+
+
+@pytest.mark.parametrize("voice", [5, None, b"ava", ["ava"]])
+def test_a_voice_of_another_type_is_refused(tts, voice):
+    with pytest.raises((VoiceError, AudioError)):
+        tts.voice(voice) if voice is not None else tts.generate("Hello.", voice=5)
+
+
+@pytest.mark.parametrize("voices", [5, ["ava"], {"ava": "Ava"}, {"ava": {"profile": None}}])
+def test_the_parts_of_the_facade_have_their_types(tts, voices):
+    with pytest.raises(OptionError, match="voices="):
+        HiggsAudio(tts.model, tts.processor, voices)
+    with pytest.raises(OptionError, match="give a HiggsAudioForConditionalGeneration"):
+        HiggsAudio(tts.processor, tts.model)
+
+
+def test_a_scene_and_progress_have_their_types(tts):
+    with pytest.raises(PromptError, match="the scene is a int"):
+        tts.stream("Hello.", scene=5)
+    with pytest.raises(OptionError, match="progress=5"):
+        tts.generate("Hello.", progress=5)
+
+
+def test_a_sound_in_brackets_is_a_token_where_the_model_reads_written_text(tts):
+    """As its error message and the published examples promise; a model of phonemes reads the word."""
+    written = HiggsAudio(tts.model, HiggsAudioProcessor(tts.processor.tokenizer, tts.codec))
+    for speaker, expected in ((written, True), (tts, False)):
+        request = speaker._check("Well [laugh]. Yes.", None, None, None, None, {})
+        assert any("<SE>[Laughter]</SE>" in utterance for utterance in request.utterances) == expected

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from higgs_audio.audio import Waveform
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import AudioError, CodesError, HiggsAudioError, OptionError, PromptError
 from higgs_audio.features import mel_windows
 from higgs_audio.generate import stream
 from higgs_audio.model import HiggsAudioForConditionalGeneration
-from higgs_audio.processor import HiggsAudioProcessor, Waveform
+from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.template import AUDIO_BOS, AUDIO_EOS, AUDIO_IN
 from higgs_audio.tower import num_encoded, num_features
 from higgs_audio.train.start import TOKEN_FIELDS

@@ -4,12 +4,14 @@ Everything inside the package is mono float32 in [-1, 1]; other layouts, types a
 """
 
 import io
+import math
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -24,6 +26,7 @@ MAX_CHANNELS = 32
 MIN_RATE, MAX_RATE = 1_000, 192_000  # libvorbis crashes the process above 200 kHz
 # A float file may go a little over full scale; sixteen times over, its samples are integers that nobody divided.
 MAX_PEAK = 16.0
+MAX_TIMEOUT_SECONDS = 86_400.0  # sockets count in a C integer
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,16 @@ class AudioLimits:
     allow_private_urls: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_seconds", "timeout_seconds"):
-            if not getattr(self, name) > 0:
-                raise OptionError(f"{name} is {getattr(self, name)!r}; give a number above 0")
-        if self.max_redirects < 0:
-            raise OptionError(f"max_redirects is {self.max_redirects!r}; give 0 or more")
+        for name, least in (("max_bytes", 1), ("max_redirects", 0)):
+            value: object = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise OptionError(f"{name} is {value!r}; give a whole number of at least {least}")
+        for name, most in (("max_seconds", math.inf), ("timeout_seconds", MAX_TIMEOUT_SECONDS)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= most:
+                raise OptionError(f"{name} is {value!r}; give a number above 0, at most {most:g}")
+        if not isinstance(self.allow_private_urls, (bool, NoneType)):
+            raise OptionError(f"allow_private_urls is {self.allow_private_urls!r}; give True, False or None")
 
 
 @dataclass(frozen=True, eq=False)

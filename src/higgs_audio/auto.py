@@ -10,7 +10,7 @@ such an import is too early: what surrounds it is half a module. The finder leav
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -26,6 +26,7 @@ MODEL_TYPES = ("higgs_audio", "higgs_audio_v2")  # language models: ours and Bos
 PROCESSOR_CLASSES = ("HiggsAudioProcessor", "HiggsAudioV2Processor")
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "processor_config.json"
+PLACE_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
 class AutoProcessor:
@@ -40,7 +41,7 @@ class AutoProcessor:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "HiggsAudioProcessor":
         """See `HiggsAudioProcessor.from_pretrained`, or `transformers.AutoProcessor`, for options and errors."""
-        if is_ours(pretrained_model_name_or_path, options.get("revision")):
+        if is_ours(pretrained_model_name_or_path, **_place(options)):
             from higgs_audio.processor import HiggsAudioProcessor
 
             return HiggsAudioProcessor.from_pretrained(pretrained_model_name_or_path, **options)
@@ -59,8 +60,8 @@ class AutoTokenizer:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "PreTrainedTokenizerBase":
         """See `transformers.AutoTokenizer` for options. CheckpointError: no such checkpoint of ours."""
-        if is_ours(pretrained_model_name_or_path, options.get("revision")):
-            from higgs_audio.processor import load_tokenizer
+        if is_ours(pretrained_model_name_or_path, **_place(options)):
+            from higgs_audio.processor_parts import load_tokenizer
 
             return load_tokenizer(pretrained_model_name_or_path, **options)
         import transformers
@@ -68,33 +69,39 @@ class AutoTokenizer:
         return transformers.AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **options)
 
 
-def is_ours(name_or_path: str | Path, revision: str | None = None) -> bool:
+def _place(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that say which files are meant."""
+    return {name: options[name] for name in PLACE_OPTIONS if name in options}
+
+
+def is_ours(name_or_path: str | Path, **place: Any) -> bool:
     """Whether a name, folder or repository holds a Higgs Audio language model or processor, told by its files.
 
-    A repository that cannot be reached is not ours: transformers then says what is the matter with it.
+    `place` is of `PLACE_OPTIONS`, as in `from_pretrained`. A repository that cannot be reached is not ours:
+    transformers then says what is the matter with it.
     """
     from higgs_audio.checkpoint import NAMES
 
     if str(name_or_path) in NAMES:
         return True
-    found = _read(name_or_path, CONFIG_FILE, revision).get("model_type")
+    found = _read(name_or_path, CONFIG_FILE, place).get("model_type")
     return found in MODEL_TYPES or (
-        _read(name_or_path, PROCESSOR_FILE, revision).get("processor_class") in PROCESSOR_CLASSES
+        _read(name_or_path, PROCESSOR_FILE, place).get("processor_class") in PROCESSOR_CLASSES
     )
 
 
-def _read(name_or_path: str | Path, file: str, revision: str | None) -> dict[str, Any]:
+def _read(name_or_path: str | Path, file: str, place: Mapping[str, Any]) -> dict[str, Any]:
     """One JSON file of a folder or repository; empty where there is none."""
     import json
 
     from transformers.utils import cached_file
 
-    folder = Path(name_or_path)
+    folder, inside = Path(name_or_path), place.get("subfolder") or ""
     try:
         if folder.is_dir():
-            path: str | Path | None = folder / file
+            path: str | Path | None = folder / inside / file
         else:
-            path = cached_file(os.fspath(name_or_path), file, revision=revision)
+            path = cached_file(os.fspath(name_or_path), file, **{**place, "subfolder": inside})
         found = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
         return {}

@@ -1,7 +1,6 @@
 """Names and paths of checkpoints to folders, strict loading, whole saving, and what a folder holds."""
 
 import glob
-import json
 import os
 import platform
 import re
@@ -239,11 +238,16 @@ def read_voices(folder: str | Path) -> dict[str, dict[str, str]]:
     path = Path(folder) / VOICES_FILE
     if not path.is_file():
         return {}
-    try:
-        voices = json.loads(path.read_text(encoding="utf-8"))
-        return {name: {"description": "", **entry, "profile": str(entry["profile"])} for name, entry in voices.items()}
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise CheckpointError(f'{path} must be like {{"ava": {{"profile": "Ava", "description": "..."}}}}') from error
+    voices = read_json(path)
+    if not all(name and _is_voice(entry) for name, entry in voices.items()):
+        raise CheckpointError(f'{path} must be like {{"ava": {{"profile": "Ava", "description": "..."}}}}')
+    return {name: {"description": "", **entry} for name, entry in voices.items()}
+
+
+def _is_voice(entry: Any) -> bool:
+    """Strings throughout, the profile one line among them."""
+    texts = isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values())
+    return texts and len(entry.get("profile", "").splitlines()) == 1
 
 
 def read_generation_config(folder: str | Path) -> GenerationConfig | None:

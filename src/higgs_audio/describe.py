@@ -12,7 +12,7 @@ from higgs_audio.codec import layout as codec_layout
 from higgs_audio.errors import CheckpointError
 from higgs_audio.layouts import MODEL_TYPES
 from higgs_audio.pretrained import read_config
-from higgs_audio.processor import load_tokenizer
+from higgs_audio.processor_parts import load_tokenizer
 from higgs_audio.weights import CONFIG_FILE, open_weights, read_json
 
 Section = dict[str, str]

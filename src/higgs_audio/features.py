@@ -10,13 +10,9 @@ from higgs_audio import audio as audio_io
 from higgs_audio.audio import Waveform
 
 SAMPLE_RATE = 16000
-MELS_PER_SECOND = 100
-WINDOW_SECONDS = 30
 
 
-def mel_windows(
-    waveform: Waveform, num_mel_bins: int = 128, window_seconds: int = WINDOW_SECONDS
-) -> list[tuple[Tensor, int]]:
+def mel_windows(waveform: Waveform, num_mel_bins: int = 128, window_seconds: int = 30) -> list[tuple[Tensor, int]]:
     """A recording at any rate -> of each window of it the features `[num_mel_bins, M]` and how many frames are real.
 
     A frame is 10 ms, so that M is 100 * window_seconds; the last window is padded with silence, as Whisper does.

@@ -126,6 +126,8 @@ class _Target:
 
 
 def _parse(url: str) -> _Target:
+    if not isinstance(url, str):
+        raise AudioError(f"the URL is a {type(url).__name__}; give a string like https://example.org/voice.wav")
     if len(url) > MAX_URL or "\\" in url or re.search(r"[\x00-\x20\x7f]", url):
         raise AudioError(f"a URL of {len(url)} characters is too long, or holds a space, a backslash or a control code")
     try:

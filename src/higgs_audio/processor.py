@@ -3,43 +3,46 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from higgs_audio import audio as audio_io
 from higgs_audio import checkpoint, template
-from higgs_audio.audio import AudioLimits, Waveform
+from higgs_audio.audio import MAX_RATE, MIN_RATE, AudioLimits, Waveform
 from higgs_audio.delay import revert_delay
+from higgs_audio.device import read_device
 from higgs_audio.errors import AudioError, CheckpointError, CodesError, OptionError, PromptError, nearest
-from higgs_audio.features import mel_windows
-from higgs_audio.inputs import Heard, PromptEncoder
+from higgs_audio.hearing import Hearing, hear
+from higgs_audio.inputs import PromptEncoder
 from higgs_audio.processor_config import (
     CODEC_FOLDER,
     PROCESSOR_FILE,
     ProcessorConfig,
     read_processor_config,
 )
-from higgs_audio.sources import as_sources, read_source, source_key
-from higgs_audio.template import AudioSource, Piece
-from higgs_audio.tower import MIN_MELS, num_features
+from higgs_audio.processor_parts import find_codec, find_folder, load_codec, load_tokenizer
+from higgs_audio.prompt import read_codes
+from higgs_audio.sampling import check_count
+from higgs_audio.sources import as_sources
+from higgs_audio.template import Piece
 
 if TYPE_CHECKING:
     from higgs_audio.codec import HiggsAudioTokenizer
 
-ROUNDING = 2  # frames by which the codes of a recording may be more or fewer than its features
 # Accepted and without effect: the audio tokenizer is fp32, because in half precision the nearest entry changes, and no
 # code comes with a checkpoint.
 UNUSED_OPTIONS = ("dtype", "torch_dtype", "trust_remote_code", "_from_auto")
-OPTIONS = ("audio_tokenizer", "device_map", "revision", "limits", *UNUSED_OPTIONS[:-1])
+OPTIONS = ("audio_tokenizer", "device_map", "limits", *checkpoint.FOLDER_OPTIONS, *UNUSED_OPTIONS)
+UPLOAD_OPTIONS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 Conversation = Sequence[Mapping[str, Any]]
 
@@ -74,9 +77,9 @@ class HiggsAudioProcessor:
 
     Raises:
         CheckpointError: the tokenizer lacks a special token, or the audio tokenizer has other codebooks.
-        OptionError: an unknown field.
+        OptionError: an unknown field, or something else than a tokenizer, an audio tokenizer or limits.
 
-    Source: the prompt format of boson-ai/higgs-audio, the calls of the mission's model page.
+    Source: the prompt format of boson-ai/higgs-audio, the calls of the published model page.
     """
 
     def __init__(
@@ -86,10 +89,12 @@ class HiggsAudioProcessor:
         limits: AudioLimits | None = None,
         **config: Any,
     ) -> None:
-        if unknown := sorted(set(config) - set(ProcessorConfig.__dataclass_fields__)):
-            known = nearest(unknown[0], ProcessorConfig.__dataclass_fields__)
-            raise OptionError(f"unknown field {unknown[0]!r}; {known}")
+        _check_names(config, ProcessorConfig.__dataclass_fields__)
         self.config = ProcessorConfig(**config)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
+            raise OptionError(f"the tokenizer is a {type(tokenizer).__name__}; give the fast one of a checkpoint")
+        if not isinstance(limits, (AudioLimits, NoneType)):
+            raise OptionError(f"limits is a {type(limits).__name__}; give AudioLimits(...), or None")
         self.tokenizer = tokenizer
         self.limits = limits or AudioLimits()
         self._encoder = PromptEncoder(tokenizer, self.config.audio_num_codebooks, self.config.audio_codebook_size)
@@ -113,6 +118,11 @@ class HiggsAudioProcessor:
         return self._audio_tokenizer
 
     def _checked(self, audio_tokenizer: Any) -> "HiggsAudioTokenizer":
+        if not hasattr(getattr(audio_tokenizer, "config", None), "codebook_size"):
+            raise OptionError(
+                f"the audio tokenizer is a {type(audio_tokenizer).__name__}; give a HiggsAudioTokenizer, or a function "
+                "that loads one"
+            )
         theirs = (audio_tokenizer.config.num_codebooks, audio_tokenizer.config.codebook_size)
         ours = (self.config.audio_num_codebooks, self.config.audio_codebook_size)
         if theirs != ours or audio_tokenizer.config.sample_rate != self.config.sampling_rate:
@@ -141,7 +151,6 @@ class HiggsAudioProcessor:
         *,
         audio_tokenizer: "HiggsAudioTokenizer | str | Path | None" = None,
         device_map: Any = None,
-        revision: str | None = None,
         limits: AudioLimits | None = None,
         **options: Any,
     ) -> "HiggsAudioProcessor":
@@ -156,9 +165,9 @@ class HiggsAudioProcessor:
                 finds: "nano", a checkpoint, a repository.
             audio_tokenizer: one that is loaded already, or the folder or repository of one.
             device_map: device of the audio tokenizer: "cpu", "cuda", "auto" ...
-            revision: of a repository.
             limits: see the class.
-            **options: those of `UNUSED_OPTIONS`.
+            **options: `subfolder` of the files; of a repository revision, cache_dir, token, local_files_only and
+                force_download; and those of `UNUSED_OPTIONS`.
 
         Raises:
             OptionError: an unknown option. CheckpointError: no such checkpoint, or files that do not fit.
@@ -166,18 +175,18 @@ class HiggsAudioProcessor:
         >>> HiggsAudioProcessor.from_pretrained("nano", device_map="cpu", torch_dtype="auto").text_frontend
         'phonemes'
         """
-        if unknown := sorted(set(options) - set(UNUSED_OPTIONS)):
-            raise OptionError(f"unknown option {unknown[0]!r}; {nearest(unknown[0], OPTIONS)}")
-        folder = _folder(pretrained_model_name_or_path, revision)
+        _check_names(options, OPTIONS)
+        hub = {name: options[name] for name in checkpoint.HUB_OPTIONS if name in options}
+        folder = find_folder(pretrained_model_name_or_path, options.get("subfolder"), **hub)
         config = read_processor_config(folder)
         tokenizer = load_tokenizer(folder)
         source: Any = audio_tokenizer
         if isinstance(audio_tokenizer, (str, Path)):
-            source = _load_codec(audio_tokenizer, device_map)
+            source = load_codec(audio_tokenizer, device_map, **hub)
         elif audio_tokenizer is None:
-            source = _find_codec(folder, config.codec, device_map)
-        elif device_map is not None:
-            source = audio_tokenizer.to(_device(device_map))
+            source = find_codec(folder, config.codec, device_map, **hub)
+        elif device_map is not None and isinstance(audio_tokenizer, torch.nn.Module):
+            source = audio_tokenizer.to(read_device(_only(device_map), "device_map"))
         return cls(tokenizer, source, limits, **asdict(config))
 
     def save_pretrained(
@@ -193,20 +202,20 @@ class HiggsAudioProcessor:
 
         With `save_audio_tokenizer=False` the written config names the folder or repository that it came from.
         With `push_to_hub=True` the folder's files then go to the repository `repo_id`, by default the folder's name.
-        Further options go to the tokenizer's own `save_pretrained`. What was in the folder before stays until all files
-        are written.
+        Further options are those of `push_to_hub`. What was in the folder before stays until all files are written.
 
         Raises:
-            CheckpointError: `save_directory` is a file, or cannot be written.
+            OptionError: an unknown option. CheckpointError: `save_directory` is a file, or cannot be written.
         """
+        _check_names(options, UPLOAD_OPTIONS)
         folder = Path(os.path.abspath(save_directory))
         with checkpoint.whole_folder(folder) as part:
-            self._write(part, save_audio_tokenizer, options)
+            self._write(part, save_audio_tokenizer)
         if push_to_hub:
-            _upload(folder, repo_id or folder.name, {})
+            _upload(folder, repo_id or folder.name, options)
 
-    def _write(self, folder: Path, save_audio_tokenizer: bool, options: Mapping[str, Any]) -> None:
-        self.tokenizer.save_pretrained(folder, **options)
+    def _write(self, folder: Path, save_audio_tokenizer: bool) -> None:
+        self.tokenizer.save_pretrained(folder)
         config = self.config
         if save_audio_tokenizer and self.audio_tokenizer is not None:
             config = replace(config, codec=CODEC_FOLDER)
@@ -230,8 +239,7 @@ class HiggsAudioProcessor:
         Raises:
             OptionError: an unknown option. huggingface_hub's own errors: no network, or no right to write there.
         """
-        if unknown := sorted(set(options) - set(UPLOAD_OPTIONS)):
-            raise OptionError(f"unknown option {unknown[0]!r}; {nearest(unknown[0], UPLOAD_OPTIONS)}")
+        _check_names(options, UPLOAD_OPTIONS)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, save_audio_tokenizer=save_audio_tokenizer)
             return _upload(folder, repo_id, options)
@@ -299,7 +307,7 @@ class HiggsAudioProcessor:
             PromptError: a conversation that cannot be rendered. AudioError, CodesError: audio that cannot be used.
             TextError: a text that cannot be spoken (with phonemes). OptionError: an option that is not offered.
 
-        Source: spec of the original `prepare_chatml_sample` and its collator; the mission's model page.
+        Source: the original's `prepare_chatml_sample` and its collator; the published model page.
 
         >>> processor = HiggsAudioProcessor.from_pretrained("nano")
         >>> processor.apply_chat_template([{"role": "user", "content": "Hello."}]).input_ids.shape[0]
@@ -307,18 +315,16 @@ class HiggsAudioProcessor:
         """
         if return_tensors != "pt" or not return_dict:
             raise OptionError(f"{return_tensors=}, {return_dict=}; only return_tensors='pt' and return_dict=True exist")
-        is_batch = bool(conversation) and isinstance(conversation[0], Sequence) and not isinstance(conversation[0], str)
+        is_batch = _is_list(conversation) and len(conversation) > 0 and _is_list(conversation[0])
         conversations: Sequence[Any] = conversation if is_batch else [conversation]
-        starts = list(start_index) if isinstance(start_index, Sequence) else [start_index] * len(conversations)
-        if len(starts) != len(conversations):
-            raise OptionError(f"start_index has {len(starts)} entries for {len(conversations)} conversations")
+        starts = _read_starts(start_index, len(conversations))
         prompts = [
             template.render(
                 template.read_conversation(messages, allow_special, style),
                 add_generation_prompt=add_generation_prompt,
                 force_audio=force_audio,
                 start_index=start,
-                speak=template.to_phonemes if self.text_frontend == "phonemes" else str,
+                speak=template.to_phonemes if self.text_frontend == "phonemes" else None,
                 style=style,
             )
             for messages, start in zip(conversations, starts, strict=True)
@@ -354,10 +360,10 @@ class HiggsAudioProcessor:
             [B, F, K] where asked for.
 
         Raises:
-            PromptError: another number of audios than placeholders. AudioError, CodesError: audio not usable.
-            CheckpointError: audio, and no audio tokenizer to encode it.
+            PromptError: no prompt, or another number of audios than placeholders. AudioError, CodesError: audio that
+            cannot be used. CheckpointError: audio, and no audio tokenizer to encode it.
 
-        Source: `HiggsAudioProcessor.__call__` of the mission's model page.
+        Source: `HiggsAudioProcessor.__call__` of the published model page.
 
         >>> processor = HiggsAudioProcessor.from_pretrained("nano")
         >>> prompt = "<|begin_of_text|><|audio_bos|><|AUDIO|><|audio_eos|><|eot_id|>"
@@ -367,7 +373,10 @@ class HiggsAudioProcessor:
         """
         if return_tensors != "pt":
             raise OptionError(f"{return_tensors=}; only return_tensors='pt' exists")
-        prompts = [template.parse(prompt) for prompt in ([text] if isinstance(text, str) else text)]
+        texts = [text] if isinstance(text, str) else text
+        if not _is_list(texts) or not texts or not all(isinstance(prompt, str) and prompt for prompt in texts):
+            raise PromptError(f"the prompts are {text!r:.60}; give a string, or a list of strings, none of them empty")
+        prompts = [template.parse(prompt) for prompt in texts]
         sources = as_sources(audio)
         wanted = sum(piece.kind == "audio" for pieces in prompts for piece in pieces)
         if len(sources) != wanted:
@@ -383,8 +392,12 @@ class HiggsAudioProcessor:
         """A recording -> its codes, int64 [K, F]. Any rate.
 
         Raises:
-            AudioError: too short. CheckpointError: the processor has no audio tokenizer.
+            AudioError: too short, or no `Waveform`. CheckpointError: the processor has no audio tokenizer.
         """
+        if not isinstance(waveform, Waveform):
+            raise AudioError(
+                f"the recording is a {type(waveform).__name__}; make a Waveform with read() or from_array()"
+            )
         codec = self._codec()
         samples = torch.from_numpy(audio_io.resample(waveform, self.sampling_rate).samples)  # [S]
         codes = codec.encode(samples.to(codec.device)[None, None]).audio_codes  # [1, K, F]
@@ -407,61 +420,29 @@ class HiggsAudioProcessor:
         piecewise: bool = False,
         allow_private_urls: bool | None = None,
     ) -> BatchFeature:
-        rate = sampling_rate or self.sampling_rate
-        limits = self.limits
+        rate, limits = self.sampling_rate if sampling_rate is None else sampling_rate, self.limits
+        check_count("sampling_rate", rate, MIN_RATE, MAX_RATE, "None for that of the processor")
         if allow_private_urls is not None:
             limits = replace(limits, allow_private_urls=allow_private_urls)
+        hearing = Hearing(self.config, self.encode_audio, rate, limits)
         rows = []
         for pieces in prompts:
-            audios = [piece for piece in pieces if piece.kind == "audio"]
-            _check_sources([piece.source or {} for piece in audios])
-            sounds = [self._hear(piece, rate, limits) for piece in audios]
+            sounds = hear([piece for piece in pieces if piece.kind == "audio"], hearing)
             rows.append(self._encoder.encode(pieces, sounds, piecewise))
         return self._encoder.collate(rows, output_labels)
 
-    def _hear(self, piece: Piece, rate: int, limits: AudioLimits) -> list[Heard]:
-        """An audio -> its codes; or the windows that the audio tower hears, with codes where the model reads both."""
-        source, config = piece.source or {}, self.config
-        sound = {key: value for key, value in source.items() if key != "codes"}
-        if piece.content == template.AUDIO_OUT or not config.encode_whisper_embed:
-            return [Heard(self._resolve(source, rate, limits))]
-        if not sound and config.encode_audio_in_tokens:
-            return [Heard(self._resolve(source, rate, limits))]
-        if "codes" in source and not config.encode_audio_in_tokens:
-            raise PromptError("this model reads no codes in user and system turns; give the recording alone")
-        waveform = read_source(sound, rate, limits)
-        windows = self._windows(waveform)
-        if not config.encode_audio_in_tokens:
-            return windows
-        codes = self._resolve({"codes": source["codes"]} if "codes" in source else {"audio": waveform}, rate, limits)
-        return _with_codes(windows, codes)
-
-    def _windows(self, waveform: Waveform) -> list[Heard]:
-        """The windows of a recording, but for a rest too short to be heard."""
-        windows = mel_windows(waveform, self.config.num_mel_bins, self.config.window_seconds)
-        heard = [Heard(None, mels, count) for mels, count in windows if count >= MIN_MELS]
-        if not heard:
-            raise AudioError(f"the audio has less than {10 * MIN_MELS} ms, too little to be heard; give a longer one")
-        return heard
-
-    def _resolve(self, source: AudioSource, rate: int, limits: AudioLimits) -> Tensor:
-        """An audio item -> its codes [K, F], on the CPU."""
-        if source_key(source) == "codes":
-            codes = torch.as_tensor(source["codes"]).cpu()
-        else:
-            codes = torch.from_numpy(self.encode_audio(read_source(source, rate, limits)))
-        num_codebooks = self.config.audio_num_codebooks
-        if codes.dim() != 2 or len(codes) != num_codebooks or codes.dtype.is_floating_point:
-            raise CodesError(f"codes of shape {tuple(codes.shape)}, {codes.dtype}; give integers [{num_codebooks}, F]")
-        if codes.shape[1] == 0:
-            raise PromptError("an audio item holds no frames; give a recording, or leave the item out")
-        return codes.long()
-
     # Answers out.
 
-    def get_prompt_len(self, input_ids: Tensor) -> int:
-        """Tokens of a prompt [B, T], placeholders and padding included."""
-        return int(input_ids.shape[-1])
+    def get_prompt_len(self, input_ids: Tensor | Sequence[Any]) -> int:
+        """Tokens of a prompt [B, T] or [T], placeholders and padding included.
+
+        Raises:
+            PromptError: not ids of the tokenizer's vocabulary, or of another shape.
+        """
+        ids = self._read_ids(input_ids)
+        if ids.dim() not in (1, 2):
+            raise PromptError(f"the prompt's ids have the shape {tuple(ids.shape)}; give [B, T] or [T]")
+        return ids.shape[-1]
 
     def decode(
         self,
@@ -484,10 +465,11 @@ class HiggsAudioProcessor:
             frame), None where no segment has a complete frame; `generated_text` without the prompt.
 
         Raises:
-            PromptError: several sequences (see `batch_decode`). CodesError: not segments. CheckpointError: codes, and
-            no audio tokenizer to decode them.
+            PromptError: several sequences (see `batch_decode`), or ids that are not of the vocabulary. CodesError: not
+            segments, or of another number of codebooks. OptionError: a prompt longer than the sequence.
+            CheckpointError: codes, and no audio tokenizer to decode them.
 
-        Source: `HiggsAudioProcessor.decode` of the mission's model page, whose text lacked its beginning.
+        Source: `HiggsAudioProcessor.decode` of the published model page, whose text lacked its beginning.
 
         >>> processor = HiggsAudioProcessor.from_pretrained("nano")
         >>> ids = processor.tokenizer.encode("prompt<|audio_out_bos|>said<|eot_id|>", add_special_tokens=False)
@@ -498,13 +480,16 @@ class HiggsAudioProcessor:
         >>> response.generated_text, response.audio.shape
         ('said', (1920,))
         """
-        ids = torch.as_tensor(decoder_text_ids)
+        ids = self._read_ids(decoder_text_ids)
         ids = ids[0] if ids.dim() == 2 and len(ids) == 1 else ids  # [T]
         if ids.dim() != 1:
             raise PromptError(f"decode takes one sequence and got ids of shape {tuple(ids.shape)}; use batch_decode")
+        check_count("prompt_token_length", prompt_token_length, 0, len(ids))
         text = self.tokenizer.decode(ids[prompt_token_length:].tolist(), skip_special_tokens=skip_special_tokens)
-        segments = [decoder_audio_ids] if isinstance(decoder_audio_ids, Tensor) else decoder_audio_ids or []
-        codes = [revert_delay(torch.as_tensor(segment)) for segment in segments]  # each [K, F]
+        segments = [decoder_audio_ids] if isinstance(decoder_audio_ids, (Tensor, np.ndarray)) else decoder_audio_ids
+        if segments is not None and not _is_list(segments):
+            raise CodesError(f"the segments are a {type(segments).__name__}; give a list of delayed columns [K, n]")
+        codes = [self._read_segment(segment) for segment in segments or ()]  # each [K, F]
         sounds = [self._decode_codes(segment) for segment in codes if segment.shape[1]]  # each [S]
         return HiggsAudioResponse(np.concatenate(sounds) if sounds else None, str(text), self.sampling_rate)
 
@@ -515,7 +500,15 @@ class HiggsAudioProcessor:
         prompt_token_length: int = 0,
         skip_special_tokens: bool = True,
     ) -> list[HiggsAudioResponse]:
-        """`decode` for each row of ids [B, T] with its list of segments."""
+        """`decode` for each row of ids [B, T] with its list of segments.
+
+        Raises:
+            PromptError: another number of lists than rows. Those of `decode`.
+        """
+        if not isinstance(decoder_text_ids, Tensor):
+            decoder_text_ids = self._read_ids(decoder_text_ids)
+        if decoder_text_ids.dim() != 2 or not _is_list(decoder_audio_ids):
+            raise PromptError("batch_decode takes ids [B, T] and a list with the segments of each row; see decode")
         if len(decoder_text_ids) != len(decoder_audio_ids):
             raise PromptError(f"{len(decoder_text_ids)} sequences and {len(decoder_audio_ids)} lists of segments")
         return [
@@ -523,12 +516,37 @@ class HiggsAudioProcessor:
             for ids, segments in zip(decoder_text_ids, decoder_audio_ids, strict=True)
         ]
 
+    def _read_ids(self, given: Any) -> Tensor:
+        """Token ids of any shape, int64."""
+        try:
+            ids = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise PromptError(f"the token ids are {given!r:.60}; give integers [T] or [B, T]") from error
+        if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+            raise PromptError(f"the token ids are {ids.dtype}; give integers [T] or [B, T]")
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= len(self.tokenizer)):
+            raise PromptError(
+                f"token ids run from {int(ids.min())} to {int(ids.max())}; allowed: 0 to {len(self.tokenizer) - 1}, "
+                "the tokenizer's vocabulary. Give ids, not labels, of the model that goes with it"
+            )
+        return ids.long()
+
+    def _read_segment(self, segment: Any) -> Tensor:
+        """Delayed columns [K, n] from the bos column on -> codes [K, F]."""
+        delayed = torch.from_numpy(read_codes(segment, "a segment"))
+        num_codebooks, bos = self.config.audio_num_codebooks, self.config.audio_codebook_size
+        if len(delayed) != num_codebooks:
+            raise CodesError(f"a segment has {len(delayed)} codebooks; the processor's model has {num_codebooks}")
+        if delayed.shape[1] and int(delayed[0, 0]) != bos:
+            raise CodesError(f"a segment begins with {int(delayed[0, 0])}; pass it whole, from its column of {bos} on")
+        return revert_delay(delayed)
+
     def _decode_codes(self, codes: Tensor) -> np.ndarray:
-        """[K, F] -> float32 [S]."""
+        """[K, F] -> float32 [S] in [-1, 1]: what the audio tokenizer says may go a little over."""
         codec = self._codec()
         samples = codec.decode(codes.to(codec.device)[None]).audio_values  # [1, 1, S]
         assert samples is not None
-        return np.asarray(samples[0, 0].float().cpu().numpy())
+        return np.asarray(samples[0, 0].float().clamp(-1, 1).cpu().numpy())
 
     def save_audio(self, audio: Any, saving_path: Any, format: str | None = None) -> None:
         """Writes one sound, or a list of sounds to a list of files. A file appears when it is complete.
@@ -539,10 +557,12 @@ class HiggsAudioProcessor:
             format: the format, where the suffix does not.
 
         Raises:
-            AudioError: no audio (None). PromptError: another number of files than sounds.
+            AudioError: no audio (None). PromptError: another number of files than sounds. OptionError: no path.
         """
         sounds = audio if isinstance(audio, (list, tuple)) else [audio]
-        paths = [saving_path] if isinstance(saving_path, (str, Path)) else list(saving_path)
+        paths = saving_path if isinstance(saving_path, (list, tuple)) else [saving_path]
+        if not all(isinstance(path, (str, Path)) for path in paths):
+            raise OptionError(f"saving_path={saving_path!r:.60}; give a path, or a list with one for each sound")
         if len(sounds) != len(paths):
             raise PromptError(f"{len(sounds)} sounds and {len(paths)} files; give one path for each sound")
         if any(sound is None for sound in sounds):
@@ -552,74 +572,25 @@ class HiggsAudioProcessor:
             audio_io.write(audio_io.from_array(samples, self.sampling_rate), path, format=format)
 
 
-def _with_codes(windows: Sequence[Heard], codes: Tensor) -> list[Heard]:
-    """Windows with each its part of the recording's codes [K, F]; the audio tower gives a feature for each frame.
-
-    Raises:
-        CodesError: the codes are not of this recording: a second of them is another than a second of it.
-    """
-    counts = [num_features(window.num_mels) for window in windows]
-    if abs(codes.shape[1] - sum(counts)) > ROUNDING:
-        raise CodesError(
-            f"codes of {codes.shape[1]} frames beside a recording of about {sum(counts)}; give the recording's own, or "
-            "leave them out"
-        )
-    parts = codes.split([*counts[:-1], codes.shape[1] - sum(counts[:-1])], dim=1)
-    return [replace(heard, codes=part if part.shape[1] else None) for heard, part in zip(windows, parts, strict=True)]
+def _check_names(options: Iterable[str], known: Collection[str]) -> None:
+    if unknown := sorted(set(options) - set(known)):
+        public = [name for name in known if not name.startswith("_")]
+        raise OptionError(f"unknown option {unknown[0]!r}; {nearest(unknown[0], public)}")
 
 
-def load_tokenizer(name_or_path: str | Path, revision: str | None = None, **options: Any) -> PreTrainedTokenizerFast:
-    """The fast text tokenizer of a checkpoint; options are those of transformers' own `from_pretrained`.
-
-    Raises:
-        CheckpointError: no such checkpoint, or none of its files is a tokenizer.
-    """
-    folder = _folder(name_or_path, revision)
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} has no tokenizer that loads: {str(error).strip().splitlines()[0]}") from error
+def _is_list(given: Any) -> bool:
+    return isinstance(given, Sequence) and not isinstance(given, (str, bytes))
 
 
-def _folder(name_or_path: str | Path, revision: str | None) -> Path:
-    """A folder with a tokenizer needs no model; anything else is looked for as a checkpoint."""
-    folder = Path(name_or_path)
-    return folder if (folder / "tokenizer.json").is_file() else checkpoint.resolve(name_or_path, revision)
-
-
-def _find_codec(folder: Path, name: str, device_map: Any) -> "HiggsAudioTokenizer | Callable[[], Any] | None":
-    """The audio tokenizer called `name` in a checkpoint: a folder inside it is loaded, a path or repository of its own
-    is put off until it is needed. None where the checkpoint has no such folder, as those of training runs."""
-    if (folder / name).is_dir():
-        return _load_codec(folder / name, device_map)
-    if name == CODEC_FOLDER:
-        return None
-    return lambda: _load_codec(name, device_map)
-
-
-def _load_codec(name_or_path: str | Path, device_map: Any) -> "HiggsAudioTokenizer":
-    from higgs_audio.codec import HiggsAudioTokenizer
-
-    try:
-        codec = HiggsAudioTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the audio tokenizer {str(name_or_path)!r} does not load: {str(error).strip().splitlines()[0]} Pass "
-            "audio_tokenizer= with one that is loaded, or its folder"
-        ) from error
-    return codec.eval() if device_map is None else codec.eval().to(_device(device_map))
-
-
-def _check_sources(sources: Sequence[AudioSource]) -> None:
-    """Every audio item has its recording."""
-    if lacking := [number for number, source in enumerate(sources) if not source]:
-        raise PromptError(
-            f"{len(sources) - len(lacking)} recordings for {len(sources)} audio items: item {lacking[0]} has none, so "
-            f"no audio in it; give it one of {', '.join(template.AUDIO_KEYS)}"
-        )
-
-
-UPLOAD_OPTIONS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
+def _read_starts(start_index: Any, count: int) -> list[int | None]:
+    """One start for each conversation."""
+    starts = list(start_index) if _is_list(start_index) else [start_index] * count
+    if len(starts) != count:
+        raise OptionError(f"start_index has {len(starts)} entries for {count} conversations")
+    for start in starts:
+        if start is not None:
+            check_count("start_index", start, 0, None, "None to train every assistant turn")
+    return starts
 
 
 def _upload(folder: str | Path, repo_id: str, options: Mapping[str, Any]) -> str:
@@ -631,8 +602,6 @@ def _upload(folder: str | Path, repo_id: str, options: Mapping[str, Any]) -> str
     return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, **rest))
 
 
-def _device(device_map: Any) -> Any:
-    """Where "auto" means the GPU if there is one, and a dict names its first device."""
-    if device_map == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return next(iter(device_map.values())) if isinstance(device_map, Mapping) else device_map
+def _only(device_map: Any) -> Any:
+    """A mapping names one device, whatever its key."""
+    return next(iter(device_map.values())) if isinstance(device_map, Mapping) and device_map else device_map

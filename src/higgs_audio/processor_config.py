@@ -1,17 +1,17 @@
 """ProcessorConfig: what `processor_config.json` holds, in our layout and in transformers'."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from higgs_audio.errors import CheckpointError, OptionError, nearest
+from higgs_audio.weights import CONFIG_FILE, read_json
 
 PROCESSOR_FILE = "processor_config.json"
-MODEL_FILE = "config.json"
 TEXT_FRONTENDS = ("none", "phonemes")
 CODEC_FOLDER = "codec"
+POSITIONS_PER_SECOND = 50  # of the audio tower: two mel frames of 10 ms each
 PUBLISHED_CODEC = "bosonai/higgs-audio-v2-tokenizer"  # of checkpoints in the original layout, which name none
 
 
@@ -30,7 +30,7 @@ class ProcessorConfig:
         num_mel_bins, window_seconds: of these features; longer audio is several windows.
 
     Raises:
-        OptionError: another text frontend, or audio that becomes nothing.
+        OptionError: a value of another type, a number below 1, another text frontend, or audio that becomes nothing.
 
     Source: the fields of the published `config.json` and of transformers' `processor_config.json`; `text_frontend` and
     `codec` are ours.
@@ -50,6 +50,10 @@ class ProcessorConfig:
     window_seconds: int = 30  # as Whisper's
 
     def __post_init__(self) -> None:
+        for name, kind in _TYPES.items():
+            value: Any = getattr(self, name)
+            if type(value) is not kind or (kind is int and value < 1) or value == "":
+                raise OptionError(f"{name}={value!r:.60}; allowed: {_ALLOWED[kind]}")
         if self.text_frontend not in TEXT_FRONTENDS:
             raise OptionError(f"text_frontend={self.text_frontend!r}; {nearest(self.text_frontend, TEXT_FRONTENDS)}")
         if not self.encode_whisper_embed and not self.encode_audio_in_tokens:
@@ -73,11 +77,19 @@ class ProcessorConfig:
     @classmethod
     def of_model(cls, fields: Mapping[str, Any], codec: str) -> "ProcessorConfig":
         """What a language model's `config.json` says about audio in user turns."""
-        tower = {"num_mel_bins": 128, "max_source_positions": 1500, **(fields.get("audio_encoder_config") or {})}
+        tower = fields.get("audio_encoder_config") or {}
+        if not isinstance(tower, Mapping):
+            raise OptionError(f"audio_encoder_config={tower!r:.60}; give an object of fields")
         known = {name: fields[name] for name in ("encode_whisper_embed", "encode_audio_in_tokens") if name in fields}
-        # Two mel frames of 10 ms a position.
-        seconds = tower["max_source_positions"] // 50
-        return cls(**known, codec=codec, num_mel_bins=tower["num_mel_bins"], window_seconds=seconds)
+        positions = tower.get("max_source_positions", POSITIONS_PER_SECOND * cls.window_seconds)
+        if type(positions) is not int:
+            raise OptionError(f"max_source_positions={positions!r:.60}; give {POSITIONS_PER_SECOND} for each second")
+        num_mel_bins = tower.get("num_mel_bins", cls.num_mel_bins)
+        return cls(**known, codec=codec, num_mel_bins=num_mel_bins, window_seconds=positions // POSITIONS_PER_SECOND)
+
+
+_TYPES: dict[str, Any] = {field.name: type(field.default) for field in fields(ProcessorConfig)}
+_ALLOWED = {int: "a whole number of at least 1", str: "a string that is not empty", bool: "True or False"}
 
 
 def read_processor_config(folder: Path) -> ProcessorConfig:
@@ -87,19 +99,11 @@ def read_processor_config(folder: Path) -> ProcessorConfig:
     Raises:
         CheckpointError: not a JSON object, or a field that does not fit.
     """
-    file = folder / PROCESSOR_FILE
-    if not file.is_file():
-        codec = CODEC_FOLDER if (folder / CODEC_FOLDER).is_dir() else PUBLISHED_CODEC
-        model = folder / MODEL_FILE
-        return ProcessorConfig.of_model(_read_object(model) if model.is_file() else {}, codec)
-    return ProcessorConfig.from_dict(_read_object(file))
-
-
-def _read_object(file: Path) -> Mapping[str, Any]:
+    file, model = folder / PROCESSOR_FILE, folder / CONFIG_FILE
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
-    if not isinstance(fields, Mapping):
-        raise CheckpointError(f"{file} holds a {type(fields).__name__}; expected an object of fields")
-    return fields
+        if file.is_file():
+            return ProcessorConfig.from_dict(read_json(file))
+        codec = CODEC_FOLDER if (folder / CODEC_FOLDER).is_dir() else PUBLISHED_CODEC
+        return ProcessorConfig.of_model(read_json(model) if model.is_file() else {}, codec)
+    except OptionError as error:
+        raise CheckpointError(f"{file if file.is_file() else model} does not fit: {error}") from error

@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,10 @@ class Prompt:
     system: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "turns", tuple(self.turns))
+        object.__setattr__(self, "turns", _check_turns(self.turns))
+        for name in ("scene", "system"):
+            if not isinstance(getattr(self, name), (str, NoneType)):
+                raise PromptError(f"the {name} is a {type(getattr(self, name)).__name__}; give a text, or None")
         object.__setattr__(self, "scene", (self.scene or "").strip() or None)
         object.__setattr__(self, "profiles", MappingProxyType(_check_profiles(self.profiles)))
         if not self.turns:
@@ -150,16 +153,32 @@ class Prompt:
 # Checks.
 
 
+def read_codes(codes: Any, where: str) -> Codes:
+    """An array, a tensor or nested lists -> a copy as int64 [K, F]; F may be 0.
+
+    Raises:
+        CodesError: another shape or type, or a negative number; the message begins with `where`.
+    """
+    try:
+        array = np.asarray(codes.detach().cpu() if hasattr(codes, "detach") else codes)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, types that numpy has not
+        raise CodesError(f"{where} has codes in a {type(codes).__name__}; give integers [K, F]: {error}") from error
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+        raise CodesError(f"{where} has codes of {array.dtype} {list(array.shape)}; give integers [K, F]")
+    read = np.array(array, dtype=np.int64, order="C")  # [K, F]
+    if read.size and int(read.min()) < 0:
+        raise CodesError(f"{where} has the code {int(read.min())}; codes start at 0")
+    return read
+
+
 def _check_codes(codes: Any, where: str) -> Codes | None:
-    """A copy as int64."""
+    """A copy, at least a frame of it."""
     if codes is None:
         return None
-    array = np.asarray(codes)
-    if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.integer):
-        raise CodesError(f"{where} has codes of {array.dtype} {list(array.shape)}; give integers [K, F], F at least 1")
-    if int(array.min()) < 0:
-        raise CodesError(f"{where} has the code {int(array.min())}; codes start at 0")
-    return np.array(array, dtype=np.int64, order="C")  # [K, F]
+    read = read_codes(codes, where)
+    if not read.size:
+        raise CodesError(f"{where} has codes of the shape {list(read.shape)}; give integers [K, F], F at least 1")
+    return read
 
 
 def _check_codebooks(given: Iterable[str | Codes | None]) -> None:
@@ -168,7 +187,15 @@ def _check_codebooks(given: Iterable[str | Codes | None]) -> None:
         raise CodesError(f"the prompt mixes codes of {sorted(counts)} codebooks; encode all with one audio tokenizer")
 
 
+def _check_turns(turns: Any) -> tuple[Turn, ...]:
+    if not isinstance(turns, Sequence) or not all(isinstance(turn, Turn) for turn in turns):
+        raise PromptError(f"the turns are {turns!r:.60}; give a list of Turn, or parse_script(text)")
+    return tuple(turns)
+
+
 def _check_profiles(profiles: Mapping[str, Any]) -> dict[str, str | Codes]:
+    if not isinstance(profiles, Mapping):
+        raise PromptError(f"the profiles are a {type(profiles).__name__}; give a dict: speaker to words or codes")
     checked: dict[str, str | Codes] = {}
     for speaker in sorted(profiles, key=_number):
         profile = profiles[speaker]
@@ -178,6 +205,13 @@ def _check_profiles(profiles: Mapping[str, Any]) -> dict[str, str | Codes]:
             raise PromptError(f"the profile of {speaker} is None; leave it out, or give a line of words or codes")
         checked[speaker] = profile
     return checked
+
+
+def _check_voices(voices: Any) -> dict[str, Voice]:
+    given = {} if voices is None else voices
+    if not isinstance(given, Mapping) or not all(isinstance(voice, Voice) for voice in given.values()):
+        raise PromptError(f"the voices are {voices!r:.60}; give a Voice, or a dict: speaker to Voice")
+    return dict(given)
 
 
 def _check_line(text: str, what: str, error: type[Exception]) -> None:
@@ -221,6 +255,8 @@ def parse_script(text: str) -> list[Turn]:
     >>> [(turn.speaker, turn.text) for turn in parse_script("[SPEAKER0] Hello.\\n[SPEAKER1] Hi.")]
     [('SPEAKER0', 'Hello.'), ('SPEAKER1', 'Hi.')]
     """
+    if not isinstance(text, str):
+        raise TextError(f"the script is a {type(text).__name__}; give a text")
     first, *rest = _TAG.split(text)
     turns = [Turn(_tidy(first))] if first.strip() else []
     for number, said in zip(rest[::2], rest[1::2], strict=True):
@@ -255,9 +291,10 @@ def compose(
             what they were without them.
 
     Raises:
-        PromptError: as `Prompt`.
+        PromptError: as `Prompt`; or voices of another form.
     """
-    voices = {"SPEAKER0": voices} if isinstance(voices, Voice) else dict(voices or {})
+    voices = {"SPEAKER0": voices} if isinstance(voices, Voice) else _check_voices(voices)
+    spoken, turns = _check_turns(spoken), _check_turns(turns)
     heard: list[Turn] = []
     profiles: dict[str, str | Codes] = {}
     in_scene = any(voice.profile is not None for voice in voices.values())

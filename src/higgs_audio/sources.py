@@ -6,19 +6,19 @@
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
-import numpy as np
-
 from higgs_audio import audio as audio_io
 from higgs_audio.audio import AudioLimits, Waveform
-from higgs_audio.errors import AudioError, PromptError
+from higgs_audio.errors import AudioError, PromptError, nearest
 from higgs_audio.fetch import fetch
-from higgs_audio.template import AUDIO_KEYS, AudioSource
+from higgs_audio.template import AUDIO_KEYS, AUDIO_OPTIONS, AudioSource
 
+LOCATION_KEYS = ("audio_url", "url", "path")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # two letters at least: C: is a drive
 
 
@@ -26,8 +26,11 @@ def source_key(source: AudioSource) -> str:
     """The one key of `AUDIO_KEYS` that an audio item has.
 
     Raises:
-        PromptError: it has none, or several.
+        PromptError: it has none, or several, or a key that is not known.
     """
+    known = ("type", *AUDIO_KEYS, *AUDIO_OPTIONS)
+    if unknown := [str(key) for key in source if key not in known]:
+        raise PromptError(f"an audio item has the key {unknown[0]!r}; {nearest(unknown[0], known)}")
     given = [key for key in AUDIO_KEYS if key in source]
     if len(given) != 1:
         found = " and ".join(given) or "no audio in it"
@@ -49,7 +52,10 @@ def read_source(source: AudioSource, sample_rate: int, limits: AudioLimits | Non
     """
     limits = limits or AudioLimits()
     key = source_key(source)
-    found = _from_base64(source[key], limits) if key == "raw_audio" else _find(source[key], source, sample_rate, limits)
+    value = source[key]
+    if key in LOCATION_KEYS and not isinstance(value, (str, Path)):
+        raise AudioError(f"{key} is a {type(value).__name__}; give a path or a URL, or the sound itself as audio")
+    found = _from_base64(value, limits) if key == "raw_audio" else _find(value, source, sample_rate, limits)
     if isinstance(found, Waveform):
         if found.seconds > limits.max_seconds:
             raise AudioError(f"the sound lasts {found.seconds:.1f} seconds; give at most {limits.max_seconds:g}")
@@ -63,9 +69,9 @@ def _find(value: Any, options: Mapping[str, Any], sample_rate: int, limits: Audi
         return _find(_feature_content(value), {"sampling_rate": sample_rate, **value}, sample_rate, limits)
     if isinstance(value, str):
         return locate(value, limits)
-    if isinstance(value, (Waveform, Path, bytes)) or hasattr(value, "read"):
+    if isinstance(value, (Waveform, Path, bytes, bytearray, memoryview)) or hasattr(value, "read"):
         return value
-    samples = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    samples = value.detach().cpu() if hasattr(value, "detach") else value
     return audio_io.from_array(samples, options.get("sampling_rate", sample_rate))
 
 
@@ -101,13 +107,14 @@ def locate(url: str, limits: AudioLimits | None = None) -> Path | bytes:
     return Path(url)
 
 
-def _from_base64(text: str | bytes, limits: AudioLimits) -> bytes:
-    if isinstance(text, (str, bytes)):
-        _check_length(text, 4 * (limits.max_bytes // 3 + 1), limits)  # four characters hold three bytes
+def _from_base64(text: Any, limits: AudioLimits) -> bytes:
+    if not isinstance(text, (str, bytes)):
+        raise AudioError(f"the audio is a {type(text).__name__}; give a file's bytes as base64, a string")
+    _check_length(text, 4 * (limits.max_bytes // 3 + 1), limits)  # four characters hold three bytes
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise AudioError(f"the audio is not base64 ({error}): {text!r:.40}") from error
+    except (binascii.Error, ValueError) as error:
+        raise AudioError(f"the audio {text[:40]!r} is not base64: {error}. Encode a file's bytes anew") from error
 
 
 def _check_length(text: str | bytes, allowed: int, limits: AudioLimits) -> None:
@@ -120,6 +127,10 @@ def as_sources(audio: Any) -> list[AudioSource]:
     """What a caller gives for "audio": nothing, one of them, or a list -> audio items."""
     if audio is None:
         return []
-    is_list = isinstance(audio, Sequence) and not isinstance(audio, (str, bytes))
-    many = audio if is_list and not (len(audio) and isinstance(audio[0], (int, float))) else [audio]
-    return [item if isinstance(item, Mapping) and "array" not in item else {"audio": item} for item in many]
+    is_one = not isinstance(audio, (list, tuple)) or (len(audio) > 0 and isinstance(audio[0], Real))  # of samples
+    return [item if _is_item(item) else {"audio": item} for item in ([audio] if is_one else audio)]
+
+
+def _is_item(given: Any) -> bool:
+    """A dict like an audio item of a message, and not the audio feature of Hugging Face datasets."""
+    return isinstance(given, Mapping) and not {"array", "bytes"} & set(given)

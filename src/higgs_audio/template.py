@@ -55,6 +55,8 @@ AUDIO_OPTIONS = ("sampling_rate",)
 # How a conversation becomes a prompt: as Boson's own code does it, or as the template published for transformers does.
 STYLES = ("original", "transformers")
 
+Speak = Callable[[str, bool], str]  # a text, and whether it stands beside tags -> what the model reads
+
 AudioSource = Mapping[str, Any]  # the keys of an audio item without its type; empty for an audio given elsewhere
 
 
@@ -106,7 +108,7 @@ def read_conversation(
     """
     if style not in STYLES:
         raise OptionError(f"style={style!r}; {nearest(str(style), STYLES)}")
-    if isinstance(conversation, (str, Mapping)) or not conversation:
+    if not isinstance(conversation, Sequence) or isinstance(conversation, (str, bytes)) or not conversation:
         raise PromptError(f"the conversation is {conversation!r:.60}; give a list with at least one message")
     messages = [_read_message(message, index) for index, message in enumerate(conversation)]
     if not allow_special:
@@ -153,8 +155,11 @@ def _read_item(item: str | Mapping[str, Any], where: str) -> str | AudioSource:
             raise PromptError(f"{where} has a text item whose 'text' is {item.get('text')!r:.60}; give a string")
         return str(item["text"])
     # The original examples write audio_url="placeholder" (or "") beside raw_audio.
-    unset = {key for key in item if item[key] is None or (key == "audio_url" and item[key] in ("", "placeholder"))}
-    return {key: value for key, value in item.items() if key != "type" and key not in unset}
+    return {key: value for key, value in item.items() if key != "type" and not _is_unset(key, value)}
+
+
+def _is_unset(key: str, value: Any) -> bool:
+    return value is None or (key == "audio_url" and isinstance(value, str) and value in ("", "placeholder"))
 
 
 def _refuse_special(message: Message) -> None:
@@ -241,7 +246,7 @@ def render(
     add_generation_prompt: bool = False,
     force_audio: bool = False,
     start_index: int | None = None,
-    speak: Callable[[str], str] = str,
+    speak: Speak | None = None,
     style: str = "original",
 ) -> tuple[Piece, ...]:
     """Turns -> the pieces of the prompt.
@@ -255,7 +260,7 @@ def render(
         force_audio: and with the token that opens an audio segment.
         start_index: index of the first message that is trained; every assistant turn is when None. Trained are, of
             such a turn, its text, its audio with the tokens around it, and its closing token; a recipient always is.
-        speak: applied to what user turns say, outside of tags.
+        speak: makes of what user turns say, outside of tags, what the model reads; as it is when None.
         style: one of `STYLES`. In that of transformers the generation prompt always opens an audio segment, every turn
             ends with <|eot_id|>, and the audio of a scene has the tokens of an answer.
     """
@@ -289,39 +294,50 @@ def _header(role: str) -> list[Piece]:
 
 
 def _render_item(
-    item: str | AudioSource, role: str, trained: bool, speak: Callable[[str], str], published: bool
+    item: str | AudioSource, role: str, trained: bool, speak: Speak | None, published: bool
 ) -> list[Piece]:
     if isinstance(item, str):
         tags = (*SOUND_TAGS, *(_SYSTEM_TAGS if role == "system" else _INSTRUCTION_TAGS))
-        return list(_split_tags(item, tags, trained, speak if role == "user" else str))
+        return list(_split_tags(item, tags, trained, speak if role == "user" else None))
     is_output = role == "assistant" or published
     opening, placeholder = (AUDIO_OUT_BOS, AUDIO_OUT) if is_output else (AUDIO_BOS, AUDIO_IN)
     audio = Piece("audio", placeholder, trained, item)
     return [_special(opening, trained), audio, _special(AUDIO_EOS, trained)]
 
 
-def _split_tags(text: str, tags: Sequence[str], trained: bool, speak: Callable[[str], str]) -> Iterator[Piece]:
+def _split_tags(text: str, tags: Sequence[str], trained: bool, speak: Speak | None) -> Iterator[Piece]:
     """A text's tags and what lies between them; `speak` changes only what no tag encloses."""
-    enclosed = False
-    for part in _split(text, tags):
+    parts, enclosed = _split(text, tags), False
+    for part in parts:
         if part in tags:
             enclosed = not (part.startswith("</") or part in (INSTRUCTION_END, SCENE_END))
             yield _special(part, trained)
         else:
-            yield _text(part if enclosed else speak(part), trained)
+            yield _text(part if enclosed or speak is None else speak(part, len(parts) > 1), trained)
 
 
-def to_phonemes(text: str) -> str:
-    """What a user turn says, as phonemes; speaker tags and line ends stay as they are."""
-    from higgs_audio.text import phonemize
+def to_phonemes(text: str, beside_tags: bool = False) -> str:
+    """What a user turn says, as phonemes; speaker tags and line ends stay as they are.
 
-    parts = _SPEAKER_TAG.split(text)
-    return "".join(part if not part.strip() or _SPEAKER_TAG.fullmatch(part) else phonemize(part) for part in parts)
+    Marks without words stand for themselves where something is said on another line, or where the text is what lies
+    beside tags: a laugh may end in a full stop.
+
+    Raises:
+        TextError: nothing in the text can be spoken.
+    """
+    from higgs_audio.text import is_speakable, phonemize, spell_marks
+
+    parts = [(part, bool(_SPEAKER_TAG.fullmatch(part)) or not part.strip()) for part in _SPEAKER_TAG.split(text)]
+    beside_words = beside_tags or any(is_speakable(part) for part, is_kept in parts if not is_kept)
+    return "".join(
+        part if is_kept else spell_marks(part) if beside_words and not is_speakable(part) else phonemize(part)
+        for part, is_kept in parts
+    )
 
 
-def _split(text: str, tokens: Sequence[str]) -> Iterator[str]:
+def _split(text: str, tokens: Sequence[str]) -> list[str]:
     pattern = "(" + "|".join(map(re.escape, tokens)) + ")"
-    return (part for part in re.split(pattern, text) if part)
+    return [part for part in re.split(pattern, text) if part]
 
 
 # A rendered string -> Piece.

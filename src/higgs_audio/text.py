@@ -62,7 +62,7 @@ def check_speakable(text: str) -> str:
             f"the text holds the special token {found[0]}; take it out, or write its brackets as words. "
             f"Sounds are written [{SOUNDS[0]}], [{SOUNDS[-1]}] and so on."
         )
-    if not _is_speakable(text):
+    if not is_speakable(text):
         raise TextError(f"the text is {text!r:.60}; give at least one letter or digit")
     return text
 
@@ -76,7 +76,8 @@ def mark_sounds(text: str) -> str:
     return _SOUND.sub(lambda sound: _SOUNDS[sound[1].lower()], text)
 
 
-def _is_speakable(text: str) -> bool:
+def is_speakable(text: str) -> bool:
+    """Whether a text has a letter or digit."""
     return any(character.isalnum() for character in text)
 
 
@@ -169,7 +170,7 @@ def normalize(text: str) -> str:
 def _is_closed(text: str) -> bool:
     """Whether a text ends in a closing mark, perhaps in quotes, or in a sound, or says nothing at all."""
     ended = text.rstrip(_CLOSERS)[-1:] in _ENDINGS or text.lower().endswith(_SOUND_ENDS)
-    return ended or not _is_speakable(text)
+    return ended or not is_speakable(text)
 
 
 # Utterances.
@@ -232,7 +233,7 @@ def _split_paragraph(paragraph: str, max_chars: int) -> list[str]:
     cuts = [0, *_sentence_ends(paragraph), len(paragraph)]
     sentences = _join_short([paragraph[start:end] for start, end in pairwise(cuts)], max_chars)
     pieces = [piece.strip() for sentence in sentences for piece in _halve(sentence, max_chars)]
-    return [piece for piece in pieces if _is_speakable(piece)]
+    return [piece for piece in pieces if is_speakable(piece)]
 
 
 def _sentence_ends(paragraph: str) -> Iterator[int]:
@@ -370,6 +371,15 @@ def phonemize(text: str) -> str:
     if not any(phone in PHONES for phone in phonemes):
         raise TextError(f"there is nothing to read in {text!r:.60}; give English text, in Latin letters or digits")
     return phonemes
+
+
+def spell_marks(text: str) -> str:
+    """Punctuation by itself, without letters or digits, as `phonemize` leaves it behind a word: one mark, or nothing.
+
+    >>> spell_marks(" … "), spell_marks("?!"), spell_marks('"')
+    ('.', '?', '')
+    """
+    return min((mark for mark in _readable(text) if mark in PAUSES), key=_STRENGTH.index, default="")
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Turn, Voice, compose, to_messages
 from higgs_audio.rules import read_rules
 from higgs_audio.sampling import SamplingOptions, check_count
-from higgs_audio.text import check_speakable, normalize, split_utterances
+from higgs_audio.text import check_speakable, mark_sounds, normalize, split_utterances
 
 SPEAKER = "SPEAKER0"  # the only one
 SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions))
@@ -97,6 +99,9 @@ class HiggsAudio:
         processor: with its audio tokenizer.
         voices: name -> {"profile": text that the model knows the voice by, "description": for people}; the first is
             the default. Without any, the model chooses a voice.
+
+    Raises:
+        OptionError: something else. CheckpointError: a processor without audio tokenizer.
     """
 
     def __init__(
@@ -105,6 +110,13 @@ class HiggsAudio:
         processor: HiggsAudioProcessor,
         voices: dict[str, dict[str, str]] | None = None,
     ) -> None:
+        if not isinstance(model, torch.nn.Module) or not isinstance(processor, HiggsAudioProcessor):
+            given = f"{type(model).__name__} and {type(processor).__name__}"
+            raise OptionError(f"HiggsAudio got {given}; give a HiggsAudioForConditionalGeneration and its processor")
+        if not isinstance(voices, (Mapping, NoneType)) or not all(
+            isinstance(entry, Mapping) and isinstance(entry.get("profile"), str) for entry in (voices or {}).values()
+        ):
+            raise OptionError(f'voices={voices!r:.60}; give None, or a dict like {{"ava": {{"profile": "Ava"}}}}')
         if processor.audio_tokenizer is None:
             raise CheckpointError("the processor has no audio tokenizer: load it from a checkpoint that has one")
         self.model = model
@@ -222,6 +234,8 @@ class HiggsAudio:
             PromptError: a scene with a special token in it. CodesError: a voice with impossible codes.
         """
         request = self._check(text, voice, seed, max_seconds, scene, sampling)
+        if progress is not None and not callable(progress):
+            raise OptionError(f"progress={progress!r:.60}; give a function of seconds, or None")
         chunks, num_samples = [], 0
         for chunk in self._speak(request):
             chunks.append(chunk)
@@ -264,7 +278,7 @@ class HiggsAudio:
         if unknown := sorted(set(sampling) - set(SAMPLING_OPTIONS)):
             raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], SAMPLING_OPTIONS)}")
         read_rules(self.model.config, getattr(self.model, "generation_config", None), sampling)
-        utterances = tuple(normalize(part) for part in split_utterances(check_speakable(text), UTTERANCE_CHARS))
+        utterances = tuple(self._write(part) for part in split_utterances(check_speakable(text), UTTERANCE_CHARS))
         if seed is not None:
             check_count("seed", seed, 0, 2**63 - len(utterances), "None for another sound with every call")
         chosen = self._default() if voice is None else voice if isinstance(voice, Voice) else self._named(str(voice))
@@ -272,6 +286,11 @@ class HiggsAudio:
         for number in range(len(utterances)):
             self._inputs(request, number, (), None)  # what cannot be said is refused before the first word is
         return request
+
+    def _write(self, utterance: str) -> str:
+        """An utterance as the model reads it best; sounds in brackets are tokens where it reads written text."""
+        tidy = normalize(utterance)
+        return tidy if self.processor.text_frontend == "phonemes" else mark_sounds(tidy)
 
     def _named(self, name: str) -> Voice:
         if name not in self._profiles:
@@ -289,7 +308,7 @@ class HiggsAudio:
         if seconds is None:
             return None
         rate = self.codec.config.frame_rate
-        if not 1 / rate <= seconds < float("inf"):
+        if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 1 / rate <= seconds < float("inf"):
             raise OptionError(f"max_seconds={seconds!r}; allowed: None, or at least one frame, {1 / rate} seconds")
         return int(seconds * rate + 1e-6)
 
