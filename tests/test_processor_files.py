@@ -73,7 +73,7 @@ def test_a_processor_is_saved_whole_or_not_at_all(tiny_checkpoint, tmp_path, mon
         raise OSError("no space left")
 
     monkeypatch.setattr(processor.tokenizer, "save_pretrained", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(CheckpointError, match="no space left"):
         processor.save_pretrained(tmp_path / "saved")
     assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir() if path.is_file()} == files
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]

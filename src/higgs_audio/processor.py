@@ -186,7 +186,8 @@ class HiggsAudioProcessor:
         elif audio_tokenizer is None:
             source = find_codec(folder, config.codec, device_map, **hub)
         elif device_map is not None and isinstance(audio_tokenizer, torch.nn.Module):
-            source = audio_tokenizer.to(read_device(_only(device_map), "device_map"))
+            loaded: Any = audio_tokenizer
+            source = loaded.to(read_device(_only(device_map), "device_map"))
         return cls(tokenizer, source, limits, **asdict(config))
 
     def save_pretrained(
