@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from test_train import KilledError, kill_at, write_samples
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import HiggsAudioV2ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
+from higgs_audio.convert import convert
 from higgs_audio.errors import NumericsError, OptionError, RecipeError
 from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
@@ -362,6 +363,21 @@ def test_a_run_with_adapters_leaves_a_plain_checkpoint_and_resumes(recipe, tmp_p
     again = lm.train_language_model(broken)
     ours, theirs = (HiggsAudioForConditionalGeneration.from_pretrained(p).state_dict() for p in (path, again))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_fine_tuned_checkpoint_loads_in_transformers(recipe, dialogues, processor, tmp_path):
+    fields = {"guide_weight": 0.0, "phone_weight": 0.0, "lora_rank": 4, "train": ("heads",)}
+    path = lm.train_language_model(dataclasses.replace(recipe, **fields))
+    exported = convert(path, tmp_path / "exported", "transformers")
+    theirs, report = HiggsAudioV2ForConditionalGeneration.from_pretrained(
+        exported, use_text_head=True, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report[f"{what}_keys"] for what in ("missing", "unexpected", "mismatched"))
+    ours = HiggsAudioForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
+    inputs = collate(dialogues[:1], processor).inputs
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask", "audio_input_ids", "audio_input_ids_mask")}
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(**given).logits, ours(**given).logits.flatten(2), rtol=0, atol=1e-5)
 
 
 def test_frozen_weights_can_be_held_in_half(recipe):
