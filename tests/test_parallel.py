@@ -79,6 +79,8 @@ def recipe(prepared, tiny_checkpoint, tmp_path):
         more_turns=(0.5, 0.5),
         guide_layers=(0,),
         phone_layer=1,
+        voice_layers=(1,),
+        voice_weight=0.3,
         z_weight=1e-3,
         warmup=2,
         peak_rate=3e-3,
@@ -95,12 +97,13 @@ def dialogues():
         Sample(str(n), text, phonemize(text), "ava", codes, heard.astype(np.uint16))
         for n, (text, codes, heard) in enumerate(make_clip(n) for n in range(7))
     ]
-    return [Dialogue((samples[n], samples[n + 1]), "Ava" if n % 2 else None) for n in range(6)]
+    pairs = [Dialogue((samples[n], samples[n + 1]), "Ava" if n % 2 else None) for n in range(5)]
+    return [*pairs, Dialogue((samples[2], samples[0], samples[5], samples[6]), speakers=(0, 1, 1, 0))]
 
 
 def new_lesson(processor, guided=True):
     model = new_model(LanguageModelRecipe("", "", "", "", text_config=TEXT), processor).train()
-    return Lesson(model, Guide(model, (0,), 1, len(PHONES) + 1) if guided else None, with_z=True)
+    return Lesson(model, Guide(model, (0,), 1, len(PHONES) + 1, (1,)) if guided else None, with_z=True)
 
 
 # The terms of the loss
@@ -143,7 +146,7 @@ def test_a_batch_without_labels_adds_nothing(dialogues, processor):
     lesson = new_lesson(processor)
     batch = Cutter(processor, 1, 2, 1, 0, False, 1024, 0).cut(dialogues[:1], 0, 0.0)[0]
     assert not any(counts(batch, END).values())
-    weighted(lesson(batch), counts(batch, END), Weights(1.0, (1.0,) * 8, 1.0, 1.0, 1.0)).backward()
+    weighted(lesson(batch), counts(batch, END), Weights(1.0, (1.0,) * 8, 1.0, 1.0, 1.0, 1.0)).backward()
     assert not any(bool(w.grad.any()) for w in lesson.parameters() if w.grad is not None)
 
 
@@ -155,7 +158,7 @@ def test_a_step_cut_into_pieces_has_the_gradient_of_the_whole(dialogues, process
     cutters = [Cutter(processor, rank, size, accumulate, 25, False, 1024, 3) for rank in range(size)]
     pieces = [batch for cutter in cutters for batch in cutter.cut(dialogues, 7, 0.2)]
     assert len(pieces) == size * accumulate
-    weights = Weights(0.5, (4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 1e-3, 0.3, 0.2)
+    weights = Weights(0.5, (4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 1e-3, 0.3, 0.2, 0.4)
     gradients = []
     for batches in (whole.cut(dialogues, 7, 0.2), pieces):
         lesson.zero_grad()
@@ -171,7 +174,7 @@ def test_a_step_cut_into_pieces_has_the_gradient_of_the_whole(dialogues, process
 def test_a_packed_row_has_the_loss_and_gradient_of_its_conversations_apart(dialogues, processor, attention):
     lesson = new_lesson(processor)
     lesson.model.set_attn_implementation(attention)
-    weights, gradients = Weights(0.5, (2.0, *(1.0,) * 7), 1e-3, 0.3, 0.2), []
+    weights, gradients = Weights(0.5, (2.0, *(1.0,) * 7), 1e-3, 0.3, 0.2, 0.4), []
     apart = [collate([dialogue], processor) for dialogue in dialogues]
     together = pack(collate(dialogues, processor))
     assert together.inputs["input_ids"].shape[1] == sum(batch.inputs["input_ids"].shape[1] for batch in apart)

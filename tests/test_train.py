@@ -35,7 +35,7 @@ from higgs_audio.train.clips import Clip, batch_order, length_batches, random_cr
 from higgs_audio.train.codebook import DEAD_SHARE, kmeans, perplexity, revive, start_codebooks, update_codebook
 from higgs_audio.train.composer import Composer, Mix
 from higgs_audio.train.dialogue import Dialogue, collate, corrupt
-from higgs_audio.train.guide import GUIDED_HEAD, Guide
+from higgs_audio.train.guide import GUIDED_HEAD, VOICE_HEAD, Guide, heard_before
 from higgs_audio.train.heldout import with_other_texts
 from higgs_audio.train.lm_recipe import LanguageModelRecipe
 from higgs_audio.train.manifest import read_manifests
@@ -552,6 +552,35 @@ def test_the_guides_attention_is_that_of_the_model(samples, processor, monkeypat
     torch.testing.assert_close(loss, torch.stack(wanted).mean(), rtol=1e-4, atol=1e-5)
     guide.close()
     assert not any(layer.self_attn._forward_pre_hooks for layer in model.model.layers)
+
+
+def test_the_voice_guide_is_the_weight_of_what_the_same_speaker_said_before(samples, processor, monkeypatch):
+    text = {**TEXT, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = new_model(LanguageModelRecipe("", "", "", "", text_config=text), processor).train()
+    model.set_attn_implementation("eager")
+    guide = Guide(model, (0,), 1, len(PHONES) + 1, voice_layers=(0, 1))
+    several = Dialogue((samples[0], samples[1], samples[2], samples[4]), speakers=(0, 1, 1, 0))
+    batch = collate([several, Dialogue((samples[1],), "Joe")], processor)
+    seen, written_out = [], higgs_audio.layers.eager_attention
+
+    def spy(*args, **options):
+        seen.append(written_out(*args, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(higgs_audio.layers, "eager_attention", spy)
+    model(**batch.inputs, only_loss=True)
+    opening = processor.tokenizer.convert_tokens_to_ids("<|audio_out_bos|>")
+    starts = (batch.inputs["input_ids"][0] == opening).nonzero().squeeze(1) + 1
+    lengths = [turn.num_frames + 9 for turn in several.turns]
+    spans = [list(range(start, start + length)) for start, length in zip(starts.tolist(), lengths, strict=True)]
+    total = 0.0
+    for _, weights in seen:
+        head = weights[0, VOICE_HEAD].detach()
+        for turn, past in ((2, 1), (3, 0)):
+            total -= sum(float(head[i, spans[past]].sum().log()) for i in spans[turn]) / len(seen)
+    assert float(guide.voice_loss(batch.said).detach()) == pytest.approx(total, rel=1e-4)
+    assert heard_before(batch.said).sum(1).tolist() == [len(spans[2]) + len(spans[3]), 0]
+    guide.close()
 
 
 def test_texts_of_the_check_are_the_same_symbols_in_another_order(samples, processor):

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -108,4 +108,12 @@ def unlabelled(batch: Batch) -> Batch:
     """The batch without a label, so that it adds nothing to any loss or gradient."""
     blank = {name: torch.full_like(batch.inputs[name], IGNORED) for name in ("labels", "audio_labels")}
     nothing = torch.full_like(batch.look, IGNORED)
-    return Batch(batch.inputs | blank, nothing, nothing, torch.full_like(batch.turn_labels, IGNORED), 0)
+    return replace(
+        batch,
+        inputs=batch.inputs | blank,
+        look=nothing,
+        phones=nothing,
+        turn_labels=torch.full_like(batch.turn_labels, IGNORED),
+        said=torch.zeros_like(batch.said),
+        num_frames=0,
+    )

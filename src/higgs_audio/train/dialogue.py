@@ -1,7 +1,7 @@
 """Conversations of prepared clips to batches: the answer is the last turn, the renderer the usual one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -71,20 +71,22 @@ class Batch:
     """What a step needs.
 
     `inputs` are the model's; `look [B, T]` and `phones [B, T]` the guide's targets; `turn_labels [B, F, K]` the audio
-    labels of the trained turns alone, where `inputs` may have labels of references too.
+    labels of the trained turns alone, where `inputs` may have labels of references too; `said [B, T, 2]` where sound
+    is, the number of its turn, from 1, and of its speaker, and zeros elsewhere.
     """
 
     inputs: dict[str, Tensor]
     look: Tensor
     phones: Tensor
     turn_labels: Tensor
+    said: Tensor
     num_frames: int
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`."""
         inputs = {name: value.to(device) for name, value in self.inputs.items()}
-        look, phones, labels = (value.to(device) for value in (self.look, self.phones, self.turn_labels))
-        return Batch(inputs, look, phones, labels, self.num_frames)
+        rest = {name: getattr(self, name).to(device) for name in ("look", "phones", "turn_labels", "said")}
+        return replace(self, inputs=inputs, **rest)
 
 
 def collate(dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor, reference_labels_after: int = 0) -> Batch:
@@ -102,8 +104,26 @@ def collate(dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor, refer
         inputs["audio_labels"] = with_reference_labels(turn_labels, dialogues, processor, reference_labels_after)
     look, phones = guide_targets(inputs["input_ids"], dialogues, processor)
     return Batch(
-        inputs, look, phones, turn_labels, sum(s.num_frames for d in dialogues for s in d.turns[d.first_trained :])
+        inputs=inputs,
+        look=look,
+        phones=phones,
+        turn_labels=turn_labels,
+        said=said_in(inputs["input_ids"], dialogues, processor),
+        num_frames=sum(s.num_frames for d in dialogues for s in d.turns[d.first_trained :]),
     )
+
+
+def said_in(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor) -> Tensor:
+    """`said` of a batch of token ids `[B, T]`."""
+    said = ids.new_zeros(*ids.shape, 2)
+    opening: Any = processor.tokenizer.convert_tokens_to_ids(AUDIO_OUT_BOS)
+    for row, dialogue in enumerate(dialogues):
+        starts = (torch.eq(ids[row], opening).nonzero().squeeze(1) + 1).tolist()
+        speakers = dialogue.speakers or (0,) * len(dialogue.turns)
+        for turn, (start, speaker, sample) in enumerate(zip(starts, speakers, dialogue.turns, strict=True), start=1):
+            num_columns = sample.num_frames + sample.codes.shape[0] + 1
+            said[row, start : start + num_columns] = torch.tensor([turn, speaker])
+    return said
 
 
 def guide_targets(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,12 @@
-"""Two teachers for the text-to-sound alignment, in training only; the exported checkpoint is a plain model.
+"""Teachers of where to look, in training only; the exported checkpoint is a plain model.
 
 A small language model learns slowly which phone to speak next: the frame before explains most of a frame. So
 (1) one attention head in some layers is told which text position is being spoken, and (2) a linear head on a middle
-layer names the phone. Both come from the alignment in `train/align.py`.
+layer names the phone. Both come from the alignment in `train/align.py`. It learns as slowly whose reference among
+several is the voice of a turn, so (3) another head is told to look at what the same speaker said before.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,29 +16,42 @@ from torch.nn import functional as F
 from higgs_audio.layers import Route, rotate
 from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
 
-GUIDED_HEAD = 0
+GUIDED_HEAD, VOICE_HEAD = 0, 1
 
 
 class Guide(nn.Module):
-    """Watches a model's forward passes and computes both losses of the last one.
+    """Watches a model's forward passes and computes the losses of the last one.
 
     Args:
         model: the model to watch; hooks are attached to it until `close`.
         layers: numbers of the layers whose head GUIDED_HEAD is told where to look.
         phone_layer: number of the layer whose output names the phone.
         num_phones: size of the phone alphabet, blank included.
+        voice_layers: numbers of the layers whose head VOICE_HEAD is told whom to listen to.
     """
 
     def __init__(
-        self, model: HiggsAudioForConditionalGeneration, layers: tuple[int, ...], phone_layer: int, num_phones: int
+        self,
+        model: HiggsAudioForConditionalGeneration,
+        layers: tuple[int, ...],
+        phone_layer: int,
+        num_phones: int,
+        voice_layers: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.phone_head = nn.Linear(model.model.text_config.hidden_size, num_phones)
-        self._seen: dict[int, tuple[Any, Tensor, Route, Any]] = {}
+        self._layers, self._voice_layers = layers, voice_layers
+        self._seen: dict[int, tuple[Any, Tensor, Route, Any]] = {}  # by number of layer
         self._rows: Tensor | None = None
         blocks: Any = model.model.layers
-        self._hooks = [blocks[i].self_attn.register_forward_pre_hook(self._watch) for i in layers]
+        watched = sorted({*layers, *voice_layers})
+        self._hooks = [blocks[i].self_attn.register_forward_pre_hook(partial(self._watch, i)) for i in watched]
         self._hooks.append(blocks[phone_layer].register_forward_hook(self._keep))
+
+    @property
+    def hears_voices(self) -> bool:
+        """Whether any head is told whom to listen to."""
+        return bool(self._voice_layers)
 
     def close(self) -> None:
         """Detaches from the model."""
@@ -51,12 +66,28 @@ class Guide(nn.Module):
             blocks: `[B, T]`, the number of the sequence that a position is in, of a packed row; all one where None.
                 Padding is behind and needs no mask.
         """
-        length = targets.shape[1]
-        visible = torch.ones(length, length, dtype=torch.bool, device=targets.device).tril()[None]
-        if blocks is not None:
-            visible = visible & (blocks[:, :, None] == blocks[:, None])  # [B, T, T]
-        losses = [self._head_loss(*seen, targets, visible) for seen in self._seen.values()]
-        self._seen.clear()
+        visible = seen_from(targets, blocks)
+        chosen = (targets != IGNORED).nonzero(as_tuple=True)
+        losses = [
+            F.nll_loss(self._log_weights(layer, GUIDED_HEAD, visible)[chosen], targets[chosen], reduction="sum")
+            for layer in self._layers
+        ]
+        return torch.stack(losses).mean()
+
+    def voice_loss(self, said: Tensor, blocks: Tensor | None = None) -> Tensor:
+        """Sum, over positions, of the voice heads' mean negative log of the weight given to the same speaker's past.
+
+        Args:
+            said: `[B, T, 2]`, see `Batch`; what counts are positions whose speaker was heard in an earlier turn.
+            blocks: as in `attention_loss`.
+        """
+        visible, chosen = seen_from(said[..., 0], blocks), heard_before(said)  # [B, T, T], [B, T]
+        turn, speaker = said.unbind(-1)
+        same = (speaker[:, :, None] == speaker[:, None]) & (turn[:, None] < turn[:, :, None]) & (turn[:, None] > 0)
+        losses = []
+        for layer in self._voice_layers:
+            weights = self._log_weights(layer, VOICE_HEAD, visible)[chosen]  # [M, T]
+            losses.append(-weights.masked_fill(~same[chosen], -torch.inf).logsumexp(-1).sum())
         return torch.stack(losses).mean()
 
     def phone_loss(self, phones: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,24 +99,40 @@ class Guide(nn.Module):
         right = (logits.detach().argmax(-1) == wanted[rows]).sum()
         return F.cross_entropy(logits.float(), wanted[rows], reduction="sum"), right
 
-    def _head_loss(
-        self, attention: Any, rows: Tensor, way: Route, rotary: Any, targets: Tensor, visible: Tensor
-    ) -> Tensor:
-        width, group = attention.head_dim, GUIDED_HEAD // attention.num_key_value_groups
-        query = rotate(way.put(one_head(attention.q_proj, GUIDED_HEAD, width, rows))[:, :, None], *rotary)
+    def _log_weights(self, layer: int, head: int, visible: Tensor) -> Tensor:
+        """Logs of the attention weights of one head `[B, T, T]`, where `visible [B, T, T]`; -inf elsewhere."""
+        attention, rows, way, rotary = self._seen[layer]
+        width, group = attention.head_dim, head // attention.num_key_value_groups
+        query = rotate(way.put(one_head(attention.q_proj, head, width, rows))[:, :, None], *rotary)
         key = rotate(way.put(one_head(attention.k_proj, group, width, rows))[:, :, None], *rotary)  # [B, T, 1, H]
         scores = query[:, :, 0] @ key[:, :, 0].transpose(1, 2) * width**-0.5  # [B, T, T]
-        log_weights = scores.masked_fill(~visible, -torch.inf).log_softmax(-1)  # [B, T, T]
-        chosen = (targets != IGNORED).nonzero(as_tuple=True)
-        return F.nll_loss(log_weights[chosen], targets[chosen], reduction="sum")
+        return scores.masked_fill(~visible, -torch.inf).log_softmax(-1)
 
-    def _watch(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _watch(self, layer: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if module.training:
             rows, self._way, rotary = inputs[:3]
-            self._seen[id(module)] = (module, rows, self._way, rotary)
+            self._seen[layer] = (module, rows, self._way, rotary)
 
     def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         self._rows = output
+
+
+def seen_from(positions: Tensor, blocks: Tensor | None) -> Tensor:
+    """Which positions are seen from which, `[1 or B, T, T]`: those before, in the same block."""
+    length = positions.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=positions.device).tril()[None]
+    return causal if blocks is None else causal & (blocks[:, :, None] == blocks[:, None])
+
+
+def heard_before(said: Tensor) -> Tensor:
+    """Of `said [B, T, 2]`, positions of sound whose speaker has an earlier turn, `[B, T]` bool."""
+    turn, speaker = said.unbind(-1)
+    heard = torch.zeros_like(turn, dtype=torch.bool)
+    for one in speaker[turn > 0].unique().tolist():
+        own = (speaker == one) & (turn > 0)
+        first = turn.masked_fill(~own, int(turn.max())).amin(1, keepdim=True)
+        heard |= own & (turn > first)
+    return heard
 
 
 def one_head(projection: nn.Linear, head: int, width: int, rows: Tensor) -> Tensor:

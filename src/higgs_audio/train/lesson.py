@@ -14,26 +14,27 @@ from torch.nn import functional as F
 
 from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
 from higgs_audio.train.dialogue import Batch
-from higgs_audio.train.guide import Guide
+from higgs_audio.train.guide import Guide, heard_before
 from higgs_audio.train.packing import blocks
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the terms of the loss: text, each codebook (their mean is the audio loss), z-loss, and the guide's two."""
+    """Of the terms of the loss: text, each codebook (their mean is the audio loss), z-loss, and the guide's three."""
 
     text: float
     codebooks: tuple[float, ...]
     z: float = 0.0
     look: float = 0.0
     phone: float = 0.0
+    voice: float = 0.0
 
     def of(self, name: str) -> float:
         """The weight of a term of `Lesson.forward`; 0 of those that are only logged."""
         kind, _, number = name.partition("_")
         if kind == "codebook":
             return self.codebooks[int(number)] / sum(self.codebooks)
-        return {"text": self.text, "z": self.z, "look": self.look, "phone": self.phone}.get(name, 0.0)
+        return getattr(self, name) if name in ("text", "z", "look", "phone", "voice") else 0.0
 
 
 class Lesson(nn.Module):
@@ -57,10 +58,16 @@ class Lesson(nn.Module):
         if self.model.text_lm_head is not None:
             sums["text"] = self._text_sum(hidden, labels)
         if self.guide is not None and self.training:
-            positions = inputs.get("position_ids")
-            sums["look"] = self.guide.attention_loss(batch.look, None if positions is None else blocks(positions))
-            sums["phone"], sums["phone_right"] = self.guide.phone_loss(batch.phones)
+            sums |= self._guide_sums(batch, self.guide)
         return sums
+
+    def _guide_sums(self, batch: Batch, guide: Guide) -> dict[str, Tensor]:
+        """Where the guided heads look, which phone they name, whom they listen to."""
+        positions = batch.inputs.get("position_ids")
+        borders = None if positions is None else blocks(positions)
+        sums = {"look": guide.attention_loss(batch.look, borders)}
+        sums["phone"], sums["phone_right"] = guide.phone_loss(batch.phones)
+        return sums | ({"voice": guide.voice_loss(batch.said, borders)} if guide.hears_voices else {})
 
     def _audio_sums(self, hidden: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of each codebook, of ends of stream alone, and the squared log of the normalizers."""
@@ -89,11 +96,8 @@ def counts(batch: Batch, end: int) -> dict[str, int]:
     numbers = {f"codebook_{k}": count for k, count in enumerate(books)}
     numbers |= {"end": int((labels == end).sum()), "z": sum(books)}
     numbers["text"] = int((batch.inputs["labels"][:, 1:] != IGNORED).sum())
-    return (
-        numbers
-        | {"look": int((batch.look != IGNORED).sum())}
-        | dict.fromkeys(("phone", "phone_right"), int((batch.phones != IGNORED).sum()))
-    )
+    numbers |= {"look": int((batch.look != IGNORED).sum()), "voice": int(heard_before(batch.said).sum())}
+    return numbers | dict.fromkeys(("phone", "phone_right"), int((batch.phones != IGNORED).sum()))
 
 
 def weighted(sums: Mapping[str, Tensor], numbers: Mapping[str, float], weights: Weights) -> Tensor:

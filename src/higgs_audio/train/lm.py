@@ -105,7 +105,8 @@ def assemble(model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRec
         renamed = getattr(model, "activation_checkpointing_enable", None)  # by transformers 5.24
         (renamed or model.gradient_checkpointing_enable)()
     guided = is_guided(recipe)
-    guide = Guide(model, recipe.guide_layers, recipe.phone_layer, len(PHONES) + 1) if guided else None
+    layers = (recipe.guide_layers, recipe.phone_layer)
+    guide = Guide(model, *layers, len(PHONES) + 1, recipe.voice_layers) if guided else None
     lesson = Lesson(model, guide, with_z=recipe.z_weight > 0).to(world.device)
     if world.size > 1:
         shard(lesson, list(model.model.layers), world, recipe.precision, regather=not guided)

@@ -57,6 +57,9 @@ class LanguageModelRecipe:
     phone_layer: int = 4
     phone_weight: float = 0.5
     final_phone_weight: float = 0.1
+    voice_layers: tuple[int, ...] = ()  # whose second head is told to look at what the same speaker said before
+    voice_weight: float = 0.0
+    final_voice_weight: float = 0.0
     peak_rate: float = 1.5e-3
     final_rate: float = 5e-5
     warmup: int = 300
@@ -93,7 +96,7 @@ def mix_of(recipe: LanguageModelRecipe) -> Mix:
 
 def is_guided(recipe: LanguageModelRecipe) -> bool:
     """Whether the guide teaches."""
-    return recipe.guide_weight > 0 or recipe.phone_weight > 0
+    return recipe.guide_weight > 0 or recipe.phone_weight > 0 or bool(recipe.voice_layers)
 
 
 def unguided(recipe: LanguageModelRecipe) -> LanguageModelRecipe:
@@ -118,6 +121,7 @@ def weights_of(recipe: LanguageModelRecipe, step: int) -> Weights:
         z=recipe.z_weight,
         look=blend(recipe.guide_weight, recipe.final_guide_weight, done),
         phone=blend(recipe.phone_weight, recipe.final_phone_weight, done),
+        voice=blend(recipe.voice_weight, recipe.final_voice_weight, done),
     )
 
 

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from higgs_audio.train.dialogue import Batch
 
+MOST_SPEAKERS = 64  # in one conversation
+
 
 def pack(batch: Batch) -> Batch:
     """The conversations of `batch` (padded behind, see `collate`) one after the other, `[1, T]`.
@@ -22,8 +24,16 @@ def pack(batch: Batch) -> Batch:
     look = torch.where(batch.look >= 0, batch.look + starts[:, None], batch.look)
     packed = tokens | columns | {"position_ids": positions}
     packed["audio_input_ids_mask"] = torch.ones(columns["audio_input_ids"].shape[:2], dtype=torch.bool)
-    turn_labels = batch.turn_labels[real][None]
-    return Batch(packed, look[attended][None], batch.phones[attended][None], turn_labels, batch.num_frames)
+    apart = batch.said[..., 1] + MOST_SPEAKERS * torch.arange(len(attended))[:, None]  # nobody is in two conversations
+    said = torch.stack([batch.said[..., 0], apart], dim=-1)
+    return Batch(
+        inputs=packed,
+        look=look[attended][None],
+        phones=batch.phones[attended][None],
+        turn_labels=batch.turn_labels[real][None],
+        said=said[attended][None],
+        num_frames=batch.num_frames,
+    )
 
 
 def blocks(positions: Tensor) -> Tensor:
