@@ -92,7 +92,15 @@ def test_what_encode_writes_decode_reads(run, tiny_checkpoint, recording):
 def test_info_tells_sizes_codec_tokens_and_voices(run, tiny_checkpoint):
     code, out, err = run("info", tiny_checkpoint)
     assert (code, err) == (0, "")
-    for name in ("audio feed-forward", "text feed-forward", "24000 Hz", "8 of 1024", "<|audio_out_bos|>", "ava"):
+    for name in (
+        "audio feed-forward",
+        "text feed-forward",
+        "24000 Hz",
+        "8 of 1024",
+        "<|audio_out_bos|>",
+        "ava",
+        "native",
+    ):
         assert name in out
     assert "other" not in out  # every weight has its part
     assert "audio tokenizer" in run("info", tiny_checkpoint / "codec")[1]

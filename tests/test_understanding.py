@@ -337,6 +337,13 @@ def test_a_rest_may_be_heard_and_have_no_codes(processor_of_both):
     assert inputs["audio_input_ids"].shape == (1, 50 + K + 1, K)
 
 
+def test_codes_that_end_before_the_last_window_are_those_of_the_others(processor_of_both):
+    """Two frames fewer than features is rounding, and the last window has one feature: none of them is its."""
+    inputs = encode(processor_of_both, ask(audio(2.04, codes=make_codes(49))))
+    assert runs(inputs["feature_positions"][0]) == [50, 1]
+    assert inputs["audio_input_ids"].shape == (1, 49 + K + 1, K)
+
+
 def test_a_prompt_as_string_is_heard_too(processor):
     conversation = ask(audio(0.4))
     text = encode(processor, conversation, tokenize=False)

@@ -100,7 +100,8 @@ def _with_codes(windows: Sequence[Heard], codes: Tensor) -> list[Heard]:
             f"codes of {codes.shape[1]} frames beside a recording of about {sum(counts)}; give the recording's own, or "
             "leave them out"
         )
-    parts = codes.split([*counts[:-1], codes.shape[1] - sum(counts[:-1])], dim=1)
+    ends = torch.tensor(counts).cumsum(0)[:-1]  # codes may be fewer: the last windows then have none
+    parts = codes.tensor_split(ends, dim=1)
     return [replace(heard, codes=part if part.shape[1] else None) for heard, part in zip(windows, parts, strict=True)]
 
 
