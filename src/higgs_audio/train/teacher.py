@@ -23,7 +23,7 @@ from higgs_audio.train.run import Run, apply_gradients, decay_groups, learning_r
 
 SAMPLE_RATE = 24_000  # of the tokenizer
 SEMANTIC_RATE = 16_000  # of HuBERT
-SEMANTIC_PAD = 160  # samples on each side, as the tokenizer pads (spec: half of HuBERT's first frame)
+SEMANTIC_PAD = 160  # samples on each side, as the tokenizer pads (half of HuBERT's first frame)
 
 TEACHER_RATE = 50  # HuBERT frames a second
 
