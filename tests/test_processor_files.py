@@ -105,7 +105,7 @@ def test_what_is_saved_and_uploaded_takes_the_options_of_an_upload(tiny_checkpoi
         def upload_folder(self, **options):
             made.append(options["commit_message"])
 
-    monkeypatch.setattr("higgs_audio.processor.HfApi", Hub)
+    monkeypatch.setattr("higgs_audio.upload.HfApi", Hub)
     options = {"private": True, "token": "t", "commit_message": "A voice"}
     HiggsAudioProcessor.from_pretrained(tiny_checkpoint).save_pretrained(
         tmp_path / "saved", push_to_hub=True, repo_id="org/voice", **options

@@ -248,6 +248,18 @@ def test_the_parts_of_a_processor_have_their_types(processor, parts):
         HiggsAudioProcessor(**{"tokenizer": processor.tokenizer, **parts})
 
 
+@pytest.mark.parametrize("device", ["gpu", ["cpu"], {}, {"": "tpus"}])
+def test_a_device_that_does_not_exist_is_refused(processor, tiny_checkpoint, device):
+    for given in (None, processor.audio_tokenizer, tiny_checkpoint / "codec"):
+        with pytest.raises(OptionError, match="device_map"):
+            HiggsAudioProcessor.from_pretrained(tiny_checkpoint, audio_tokenizer=given, device_map=device)
+
+
+def test_a_batch_to_decode_may_be_rows_of_any_lengths(processor):
+    rows = [torch.tensor([1, 2]), [1, 2, 3]]
+    assert len(processor.batch_decode(rows, [[], [make_segment()]])) == 2
+
+
 def test_what_loads_an_audio_tokenizer_must_give_one(processor):
     with pytest.raises(OptionError, match="NoneType"):
         _ = HiggsAudioProcessor(processor.tokenizer, lambda: None).audio_tokenizer

@@ -26,7 +26,6 @@ MODEL_TYPES = ("higgs_audio", "higgs_audio_v2")  # language models: ours and Bos
 PROCESSOR_CLASSES = ("HiggsAudioProcessor", "HiggsAudioV2Processor")
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "processor_config.json"
-PLACE_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
 class AutoProcessor:
@@ -71,13 +70,15 @@ class AutoTokenizer:
 
 def _place(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that say which files are meant."""
-    return {name: options[name] for name in PLACE_OPTIONS if name in options}
+    from higgs_audio.checkpoint import FOLDER_OPTIONS
+
+    return {name: options[name] for name in FOLDER_OPTIONS if name in options}
 
 
 def is_ours(name_or_path: str | Path, **place: Any) -> bool:
     """Whether a name, folder or repository holds a Higgs Audio language model or processor, told by its files.
 
-    `place` is of `PLACE_OPTIONS`, as in `from_pretrained`. A repository that cannot be reached is not ours:
+    `place` is of `checkpoint.FOLDER_OPTIONS`, as in `from_pretrained`. A repository that cannot be reached is not ours:
     transformers then says what is the matter with it.
     """
     from higgs_audio.checkpoint import NAMES

@@ -4,23 +4,20 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
-from higgs_audio import audio as audio_io
 from higgs_audio import checkpoint, template
-from higgs_audio.audio import MAX_RATE, MIN_RATE, AudioLimits, Waveform
-from higgs_audio.delay import revert_delay
-from higgs_audio.device import read_device
-from higgs_audio.errors import AudioError, CheckpointError, CodesError, OptionError, PromptError, nearest
+from higgs_audio.answers import HiggsAudioResponse, read_ids, read_segments, save_sounds
+from higgs_audio.audio import MAX_RATE, MIN_RATE, AudioLimits, Waveform, resample
+from higgs_audio.errors import AudioError, CheckpointError, OptionError, PromptError, nearest
 from higgs_audio.hearing import Hearing, hear
 from higgs_audio.inputs import PromptEncoder
 from higgs_audio.processor_config import (
@@ -29,11 +26,11 @@ from higgs_audio.processor_config import (
     ProcessorConfig,
     read_processor_config,
 )
-from higgs_audio.processor_parts import find_codec, find_folder, load_codec, load_tokenizer
-from higgs_audio.prompt import read_codes
+from higgs_audio.processor_parts import choose_codec, find_folder, load_tokenizer
 from higgs_audio.sampling import check_count
 from higgs_audio.sources import as_sources
 from higgs_audio.template import Piece
+from higgs_audio.upload import UPLOAD_OPTIONS, upload
 
 if TYPE_CHECKING:
     from higgs_audio.codec import HiggsAudioTokenizer
@@ -42,18 +39,8 @@ if TYPE_CHECKING:
 # code comes with a checkpoint.
 UNUSED_OPTIONS = ("dtype", "torch_dtype", "trust_remote_code", "_from_auto")
 OPTIONS = ("audio_tokenizer", "device_map", "limits", *checkpoint.FOLDER_OPTIONS, *UNUSED_OPTIONS)
-UPLOAD_OPTIONS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 Conversation = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class HiggsAudioResponse:
-    """What the model answered: `audio` float32 [S] in [-1, 1] or None, the text beside it, samples a second."""
-
-    audio: np.ndarray | None
-    generated_text: str
-    sampling_rate: int
 
 
 class HiggsAudioProcessor:
@@ -180,14 +167,7 @@ class HiggsAudioProcessor:
         folder = find_folder(pretrained_model_name_or_path, options.get("subfolder"), **hub)
         config = read_processor_config(folder)
         tokenizer = load_tokenizer(folder)
-        source: Any = audio_tokenizer
-        if isinstance(audio_tokenizer, (str, Path)):
-            source = load_codec(audio_tokenizer, device_map, **hub)
-        elif audio_tokenizer is None:
-            source = find_codec(folder, config.codec, device_map, **hub)
-        elif device_map is not None and isinstance(audio_tokenizer, torch.nn.Module):
-            loaded: Any = audio_tokenizer
-            source = loaded.to(read_device(_only(device_map), "device_map"))
+        source = choose_codec(audio_tokenizer, folder, config.codec, device_map, hub)
         return cls(tokenizer, source, limits, **asdict(config))
 
     def save_pretrained(
@@ -213,7 +193,7 @@ class HiggsAudioProcessor:
         with checkpoint.whole_folder(folder) as part:
             self._write(part, save_audio_tokenizer)
         if push_to_hub:
-            _upload(folder, repo_id or folder.name, options)
+            upload(folder, repo_id or folder.name, options)
 
     def _write(self, folder: Path, save_audio_tokenizer: bool) -> None:
         self.tokenizer.save_pretrained(folder)
@@ -243,7 +223,7 @@ class HiggsAudioProcessor:
         _check_names(options, UPLOAD_OPTIONS)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, save_audio_tokenizer=save_audio_tokenizer)
-            return _upload(folder, repo_id, options)
+            return upload(folder, repo_id, options)
 
     # Prompts in.
 
@@ -400,7 +380,7 @@ class HiggsAudioProcessor:
                 f"the recording is a {type(waveform).__name__}; make a Waveform with read() or from_array()"
             )
         codec = self._codec()
-        samples = torch.from_numpy(audio_io.resample(waveform, self.sampling_rate).samples)  # [S]
+        samples = torch.from_numpy(resample(waveform, self.sampling_rate).samples)  # [S]
         codes = codec.encode(samples.to(codec.device)[None, None]).audio_codes  # [1, K, F]
         assert codes is not None
         return np.asarray(codes[0].cpu().numpy(), dtype=np.int64)
@@ -440,7 +420,7 @@ class HiggsAudioProcessor:
         Raises:
             PromptError: not ids of the tokenizer's vocabulary, or of another shape.
         """
-        ids = self._read_ids(input_ids)
+        ids = read_ids(input_ids, len(self.tokenizer))
         if ids.dim() not in (1, 2):
             raise PromptError(f"the prompt's ids have the shape {tuple(ids.shape)}; give [B, T] or [T]")
         return ids.shape[-1]
@@ -481,22 +461,19 @@ class HiggsAudioProcessor:
         >>> response.generated_text, response.audio.shape
         ('said', (1920,))
         """
-        ids = self._read_ids(decoder_text_ids)
+        ids = read_ids(decoder_text_ids, len(self.tokenizer))
         ids = ids[0] if ids.dim() == 2 and len(ids) == 1 else ids  # [T]
         if ids.dim() != 1:
             raise PromptError(f"decode takes one sequence and got ids of shape {tuple(ids.shape)}; use batch_decode")
         check_count("prompt_token_length", prompt_token_length, 0, len(ids))
         text = self.tokenizer.decode(ids[prompt_token_length:].tolist(), skip_special_tokens=skip_special_tokens)
-        segments = [decoder_audio_ids] if isinstance(decoder_audio_ids, (Tensor, np.ndarray)) else decoder_audio_ids
-        if segments is not None and not _is_list(segments):
-            raise CodesError(f"the segments are a {type(segments).__name__}; give a list of delayed columns [K, n]")
-        codes = [self._read_segment(segment) for segment in segments or ()]  # each [K, F]
+        codes = read_segments(decoder_audio_ids, self.config.audio_num_codebooks, self.config.audio_codebook_size)
         sounds = [self._decode_codes(segment) for segment in codes if segment.shape[1]]  # each [S]
         return HiggsAudioResponse(np.concatenate(sounds) if sounds else None, str(text), self.sampling_rate)
 
     def batch_decode(
         self,
-        decoder_text_ids: Tensor,
+        decoder_text_ids: Tensor | Sequence[Tensor | Sequence[int]],
         decoder_audio_ids: Sequence[Sequence[Tensor]],
         prompt_token_length: int = 0,
         skip_special_tokens: bool = True,
@@ -506,41 +483,15 @@ class HiggsAudioProcessor:
         Raises:
             PromptError: another number of lists than rows. Those of `decode`.
         """
-        if not isinstance(decoder_text_ids, Tensor):
-            decoder_text_ids = self._read_ids(decoder_text_ids)
-        if decoder_text_ids.dim() != 2 or not _is_list(decoder_audio_ids):
+        rows = decoder_text_ids if _is_list(decoder_text_ids) else read_ids(decoder_text_ids, len(self.tokenizer))
+        if (isinstance(rows, Tensor) and rows.dim() != 2) or not _is_list(decoder_audio_ids):
             raise PromptError("batch_decode takes ids [B, T] and a list with the segments of each row; see decode")
-        if len(decoder_text_ids) != len(decoder_audio_ids):
-            raise PromptError(f"{len(decoder_text_ids)} sequences and {len(decoder_audio_ids)} lists of segments")
+        if len(rows) != len(decoder_audio_ids):
+            raise PromptError(f"{len(rows)} sequences and {len(decoder_audio_ids)} lists of segments")
         return [
             self.decode(ids, segments, prompt_token_length, skip_special_tokens)
-            for ids, segments in zip(decoder_text_ids, decoder_audio_ids, strict=True)
+            for ids, segments in zip(rows, decoder_audio_ids, strict=True)
         ]
-
-    def _read_ids(self, given: Any) -> Tensor:
-        """Token ids of any shape, int64."""
-        try:
-            ids = torch.as_tensor(given)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise PromptError(f"the token ids are {given!r:.60}; give integers [T] or [B, T]") from error
-        if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
-            raise PromptError(f"the token ids are {ids.dtype}; give integers [T] or [B, T]")
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= len(self.tokenizer)):
-            raise PromptError(
-                f"token ids run from {int(ids.min())} to {int(ids.max())}; allowed: 0 to {len(self.tokenizer) - 1}, "
-                "the tokenizer's vocabulary. Give ids, not labels, of the model that goes with it"
-            )
-        return ids.long()
-
-    def _read_segment(self, segment: Any) -> Tensor:
-        """Delayed columns [K, n] from the bos column on -> codes [K, F]."""
-        delayed = torch.from_numpy(read_codes(segment, "a segment"))
-        num_codebooks, bos = self.config.audio_num_codebooks, self.config.audio_codebook_size
-        if len(delayed) != num_codebooks:
-            raise CodesError(f"a segment has {len(delayed)} codebooks; the processor's model has {num_codebooks}")
-        if delayed.shape[1] and int(delayed[0, 0]) != bos:
-            raise CodesError(f"a segment begins with {int(delayed[0, 0])}; pass it whole, from its column of {bos} on")
-        return revert_delay(delayed)
 
     def _decode_codes(self, codes: Tensor) -> np.ndarray:
         """[K, F] -> float32 [S] in [-1, 1]: what the audio tokenizer says may go a little over."""
@@ -560,17 +511,7 @@ class HiggsAudioProcessor:
         Raises:
             AudioError: no audio (None). PromptError: another number of files than sounds. OptionError: no path.
         """
-        sounds = audio if isinstance(audio, (list, tuple)) else [audio]
-        paths = saving_path if isinstance(saving_path, (list, tuple)) else [saving_path]
-        if not all(isinstance(path, (str, Path)) for path in paths):
-            raise OptionError(f"saving_path={saving_path!r:.60}; give a path, or a list with one for each sound")
-        if len(sounds) != len(paths):
-            raise PromptError(f"{len(sounds)} sounds and {len(paths)} files; give one path for each sound")
-        if any(sound is None for sound in sounds):
-            raise AudioError("there is no audio to save: the model answered without any")
-        for sound, path in zip(sounds, paths, strict=True):
-            samples = sound.detach().float().cpu().numpy() if isinstance(sound, Tensor) else np.asarray(sound)
-            audio_io.write(audio_io.from_array(samples, self.sampling_rate), path, format=format)
+        save_sounds(audio, saving_path, self.sampling_rate, format)
 
 
 def _check_names(options: Iterable[str], known: Collection[str]) -> None:
@@ -592,17 +533,3 @@ def _read_starts(start_index: Any, count: int) -> list[int | None]:
         if start is not None:
             check_count("start_index", start, 0, None, "None to train every assistant turn")
     return starts
-
-
-def _upload(folder: str | Path, repo_id: str, options: Mapping[str, Any]) -> str:
-    """Everything in a folder -> a repository; the commit's URL."""
-    api = HfApi(token=options.get("token"))
-    repository = api.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
-    rest = {name: value for name, value in options.items() if name not in ("private", "token")}
-    message = rest.pop("commit_message", None) or "Upload processor"
-    return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, **rest))
-
-
-def _only(device_map: Any) -> Any:
-    """A mapping names one device, whatever its key."""
-    return next(iter(device_map.values())) if isinstance(device_map, Mapping) and device_map else device_map

@@ -1,14 +1,16 @@
 """The parts of a processor as a checkpoint holds them: its folder, its text tokenizer, its audio tokenizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from higgs_audio import checkpoint
-from higgs_audio.errors import CheckpointError, InputError
+from higgs_audio.device import read_device
+from higgs_audio.errors import CheckpointError, InputError, first_line
 from higgs_audio.processor_config import CODEC_FOLDER
 
 if TYPE_CHECKING:
@@ -52,8 +54,30 @@ def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokeni
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, **options)
     except Exception as error:  # the tokenizers library raises a bare Exception for a file that is not of its form
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{folder} has no tokenizer that loads: {reason}; fetch its files again") from error
+        raise CheckpointError(
+            f"{folder} has no tokenizer that loads: {first_line(error)}; fetch its files again"
+        ) from error
+
+
+def choose_codec(given: Any, folder: Path, name: str, device_map: Any, hub: Mapping[str, Any]) -> Any:
+    """The audio tokenizer of a processor: the one that a caller gives, from the folder or repository that they name,
+    or the one called `name` in the checkpoint at `folder`, as `find_codec` finds it.
+
+    Raises:
+        CheckpointError: it does not load. OptionError: no such device.
+    """
+    if given is None:
+        return find_codec(folder, name, device_map, **hub)
+    if isinstance(given, (str, Path)):
+        return load_codec(given, device_map, **hub)
+    if device_map is not None and isinstance(given, nn.Module):
+        return given.to(read_device(_only(device_map), "device_map"))
+    return given
+
+
+def _only(device_map: Any) -> Any:
+    """The device under which a dict has everything."""
+    return device_map.get("") if isinstance(device_map, dict) and len(device_map) == 1 else device_map
 
 
 def find_codec(
@@ -89,7 +113,7 @@ def load_codec(name_or_path: str | Path, device_map: Any = None, **hub: Any) -> 
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"the audio tokenizer {str(name_or_path)!r} does not load: {str(error).strip().splitlines()[0]} Pass "
+            f"the audio tokenizer {str(name_or_path)!r} does not load: {first_line(error)} Pass "
             "audio_tokenizer= with one that is loaded, or its folder"
         ) from error
     return codec.eval()
