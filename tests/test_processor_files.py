@@ -49,6 +49,25 @@ def test_an_audio_tokenizer_elsewhere_comes_from_the_same_cache(cache, tiny_chec
     assert isinstance(loaded.audio_tokenizer, HiggsAudioTokenizer)
 
 
+def test_a_repository_or_folder_with_nothing_but_a_processor_is_enough(cache):
+    """As `push_to_hub` makes it: it was refused for want of a model's config."""
+    folder = cache / "models--org--tiny" / "snapshots" / COMMIT
+    for file in ("config.json", "model.safetensors"):
+        (folder / file).unlink()
+    for kind in (HiggsAudioProcessor, AutoProcessor):
+        assert kind.from_pretrained("org/tiny", cache_dir=cache, **HERE).audio_tokenizer is not None
+        assert kind.from_pretrained(folder).audio_tokenizer is not None
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"without tokenizer\.json"):
+        HiggsAudioProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", [None, 5, "", "no/such/folder", "a\0b", "x" * 5000])
+def test_a_name_that_is_nothing_is_refused(name):
+    with pytest.raises(CheckpointError, match="no model"):
+        HiggsAudioProcessor.from_pretrained(name)
+
+
 def test_a_subfolder_of_a_folder_is_read(cache):
     folder = cache / "models--org--tiny" / "snapshots" / COMMIT
     shutil.rmtree(folder / "codec")

@@ -43,6 +43,7 @@ def resolve(
     revision: str | None = None,
     patterns: Sequence[str] | None = None,
     subfolder: str | None = None,
+    needs: str = CONFIG_FILE,
     **hub: Any,
 ) -> Path:
     """The folder of a checkpoint.
@@ -53,28 +54,30 @@ def resolve(
         revision: branch, tag or commit of a repository; has no meaning for the others.
         patterns: of the files that are downloaded from a repository instead.
         subfolder: in which the checkpoint lies there.
+        needs: the file that must be there.
         **hub: cache_dir, token, local_files_only, force_download, as in huggingface_hub.
 
     Raises:
-        CheckpointError: none of these, a folder without config.json, or a repository that cannot be had.
+        CheckpointError: none of these, a folder without the file that it needs, or a repository that cannot be had.
 
     >>> resolve("nano") == NANO  # doctest: +SKIP
     True
     """
     name, inside = str(name_or_path), subfolder or ""
     if name in NAMES:
-        return _checked(NAMES[name] / inside, "this installation lacks the checkpoint that comes with the package")
+        return _checked(NAMES[name] / inside, needs, "this installation lacks the checkpoint of the package")
     if name and os.path.isdir(name):
         folder = Path(name) / inside
-        return _checked(folder, f"{str(folder)!r} is a folder without {CONFIG_FILE}; give the folder of a checkpoint")
+        complaint = f"{str(folder)!r} is a folder without {needs}; give the folder of a checkpoint"
+        return _checked(folder, needs, complaint)
     if isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name):
         folder = _download(name, revision, patterns, inside, hub)
-        return _checked(folder, f"the repository {name!r} holds no {os.path.join(inside, CONFIG_FILE)}")
+        return _checked(folder, needs, f"the repository {name!r} holds no {os.path.join(inside, needs)}")
     raise CheckpointError(f"no model {name!r:.300}; {nearest(name, NAMES)}, a folder, or a hub repository 'org/name'")
 
 
-def _checked(folder: Path, complaint: str) -> Path:
-    if not os.path.isfile(folder / CONFIG_FILE):
+def _checked(folder: Path, needs: str, complaint: str) -> Path:
+    if not os.path.isfile(folder / needs):
         raise CheckpointError(complaint)
     return folder
 

@@ -164,7 +164,7 @@ class HiggsAudioProcessor:
         """
         _check_names(options, OPTIONS)
         hub = {name: options[name] for name in checkpoint.HUB_OPTIONS if name in options}
-        folder = find_folder(pretrained_model_name_or_path, options.get("subfolder"), **hub)
+        folder = find_folder(pretrained_model_name_or_path, subfolder=options.get("subfolder"), **hub)
         config = read_processor_config(folder)
         tokenizer = load_tokenizer(folder)
         source = choose_codec(audio_tokenizer, folder, config.codec, device_map, hub)

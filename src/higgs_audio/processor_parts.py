@@ -19,30 +19,25 @@ if TYPE_CHECKING:
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def find_folder(name_or_path: str | Path, subfolder: str | None = None, **hub: Any) -> Path:
-    """The folder of a processor. One with a tokenizer needs no model; anything else is looked for as a checkpoint, of
-    which no weights but those of its audio tokenizer are downloaded.
+def find_folder(name_or_path: str | Path, **where: Any) -> Path:
+    """The folder of a processor, which needs no model: of a repository no weights but those of the audio tokenizer are
+    downloaded.
 
     Args:
         name_or_path: as in `checkpoint.resolve`.
-        subfolder: below it.
-        **hub: those of `checkpoint.HUB_OPTIONS`.
+        **where: those of `checkpoint.FOLDER_OPTIONS`.
 
     Raises:
-        CheckpointError: no such checkpoint.
+        CheckpointError: no such checkpoint, or one without a text tokenizer.
     """
-    inside = subfolder or ""
-    if (Path(name_or_path) / inside / TOKENIZER_FILE).is_file():
-        return Path(name_or_path) / inside
-    patterns = (*checkpoint.DOWNLOADED, *([f"{inside}/{CODEC_FOLDER}/*"] if inside else []))
-    return checkpoint.resolve(name_or_path, patterns=patterns, **hub) / inside
+    return checkpoint.resolve(name_or_path, patterns=checkpoint.DOWNLOADED, needs=TOKENIZER_FILE, **where)
 
 
 def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokenizerFast:
     """The fast text tokenizer of a checkpoint.
 
     Args:
-        name_or_path, subfolder: as in `find_folder`.
+        name_or_path: as in `find_folder`.
         **options: those of `checkpoint.FOLDER_OPTIONS`, and those of transformers' own `from_pretrained`.
 
     Raises:
