@@ -761,7 +761,7 @@ def test_files_take_the_place_of_others_when_all_are_complete(monkeypatch, token
         raise OSError("No space left on device")
 
     monkeypatch.setattr(layout, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match="No space"):
         layout.write(tokenizer.config, tokenizer.state_dict(), tmp_path / "out", "transformers")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
