@@ -391,6 +391,8 @@ def test_frozen_weights_can_be_held_in_half(recipe):
         frozen_precision="bfloat16",
         guide_weight=0.0,
         phone_weight=0.0,
+        voice_layers=(),
+        peak_rate=3e-2,
         gradient_checkpointing=True,
     )
     state = HiggsAudioForConditionalGeneration.from_pretrained(lm.train_language_model(half)).state_dict()
