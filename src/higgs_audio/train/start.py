@@ -60,11 +60,9 @@ def first_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> 
 def check_fit(recipe: LanguageModelRecipe, model: HiggsAudioForConditionalGeneration) -> None:
     """Raises RecipeError where the recipe names layers or weighs codebooks that the model does not have."""
     num_layers, num_codebooks = len(model.model.layers), model.config.audio_num_codebooks
-    layers = (
-        {"guide_layers": recipe.guide_layers, "phone_layer": (recipe.phone_layer,), "voice_layers": recipe.voice_layers}
-        if is_guided(recipe)
-        else {}
-    )
+    layers = {"guide_layers": recipe.guide_layers, "phone_layer": (recipe.phone_layer,)} if is_guided(recipe) else {}
+    if recipe.voice_layers:
+        layers["voice_layers"] = recipe.voice_layers
     for name, numbers in layers.items():
         if beyond := [n for n in numbers if not isinstance(n, int) or not 0 <= n < num_layers]:
             raise RecipeError(f"{name} names layer {beyond[0]}; the model has the layers 0 to {num_layers - 1}")
