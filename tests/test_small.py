@@ -115,9 +115,11 @@ def test_no_number_is_moved_by_more_than_half_a_step(tiny_checkpoint, weights):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_logits_are_those_of_the_rounded_weights(tiny_checkpoint, weights, monkeypatch):
-    """Elsewhere than here bitsandbytes may multiply in bfloat16, where a CPU can, which is another rounding."""
+    """The quantised products add nothing to the rounding: the plain model with rounded weights says the same.
+
+    Where a CPU can, bitsandbytes multiplies in bfloat16, which is a rounding of its own; not here.
+    """
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
-    """The quantised products add nothing to the rounding: the plain model with rounded weights says the same."""
     fewer, model = quantized(tiny_checkpoint, weights), load(tiny_checkpoint)
     rounded = {name: plain(weight) for name, weight in matrices(fewer).items() if type(weight) is not PLAIN}
     for name, weight in rounded.items():

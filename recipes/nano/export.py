@@ -5,6 +5,9 @@ export it before `train prepare`.
 
     python recipes/nano/export.py codec TOKENIZER_DIR OUT_DIR
     python recipes/nano/export.py all LM_DIR CODEC_DIR PROCESSOR_DIR OUT_DIR
+    python recipes/nano/export.py average LM_DIR OTHER_LM_DIR SHARE OUT_DIR
+
+`average` writes language-model weights that are SHARE of the first and the rest of the second, number by number.
 """
 
 import json
@@ -53,5 +56,14 @@ def export_all(lm: str, codec: str, processor: str, out: str) -> None:
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def export_average(first: str, second: str, share: str, out: str) -> None:
+    """Computed in float32; what a model was before and after it was trained on lie close enough for that."""
+    one, other = (HiggsAudioForConditionalGeneration.from_pretrained(p, dtype=torch.float32) for p in (first, second))
+    with torch.no_grad():
+        for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
+            ours.lerp_(theirs, 1 - float(share))
+    one.to(torch.bfloat16).save_pretrained(out)
+
+
 if __name__ == "__main__":
-    {"codec": export_codec, "all": export_all}[sys.argv[1]](*sys.argv[2:])
+    {"codec": export_codec, "all": export_all, "average": export_average}[sys.argv[1]](*sys.argv[2:])
