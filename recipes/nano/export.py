@@ -28,7 +28,7 @@ VOICES = {
 }
 GENERATION = {
     "do_sample": True,
-    "temperature": 0.6,
+    "temperature": 0.3,
     "top_k": 30,
     "top_p": 0.95,
     "ras_win_len": 7,
