@@ -805,3 +805,16 @@ def test_loading_needs_hardly_more_memory_than_the_checkpoint(model, tmp_path):
     assert size > 100e6
     assert int(result.stdout) < 1.2 * size
     shutil.rmtree(tmp_path / "large")
+
+
+@pytest.mark.parametrize("dual", [None, [0, 1]])
+def test_a_config_of_absurdly_many_layers_is_refused_before_any_is_built(dual, tiny_checkpoint, tmp_path):
+    """10**12 layers without memory once took all that the machine had."""
+    folder = tmp_path / "deep"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["num_hidden_layers"] = 10**12
+    config["audio_dual_ffn_layers"] = dual
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(HiggsAudioError, match="num_hidden_layers=1000000000000; at most 1000"):
+        HiggsAudioForConditionalGeneration.from_pretrained(folder)

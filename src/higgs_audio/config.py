@@ -57,6 +57,9 @@ class HiggsAudioEncoderConfig(PreTrainedConfig):
             )
 
 
+MOST_LAYERS = 1000  # the published model has 28; a file may not ask for all the memory there is
+
+
 @strict
 class HiggsAudioConfig(PreTrainedConfig):
     """Configuration of `HiggsAudioModel` and `HiggsAudioForConditionalGeneration`.
@@ -151,6 +154,8 @@ class HiggsAudioConfig(PreTrainedConfig):
             given = self.text_config or {}
             given = given.to_dict() if isinstance(given, PreTrainedConfig) else given
             self.text_config = LlamaConfig(**{**(given or layouts.PUBLISHED_TRUNK), "tie_word_embeddings": False})
+        if self.text_config.num_hidden_layers > MOST_LAYERS:
+            raise OptionError(f"num_hidden_layers={self.text_config.num_hidden_layers}; at most {MOST_LAYERS}")
         if self.audio_dual_ffn_layers is None:
             dual = self.audio_adapter_type != "stack"
             self.audio_dual_ffn_layers = list(range(self.text_config.num_hidden_layers)) if dual else []
