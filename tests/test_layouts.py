@@ -816,5 +816,5 @@ def test_a_config_of_absurdly_many_layers_is_refused_before_any_is_built(dual, t
     config["text_config"]["num_hidden_layers"] = 10**12
     config["audio_dual_ffn_layers"] = dual
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(HiggsAudioError, match="num_hidden_layers=1000000000000; at most 1000"):
+    with pytest.raises(HiggsAudioError, match="1000000000000"):
         HiggsAudioForConditionalGeneration.from_pretrained(folder)

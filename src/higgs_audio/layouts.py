@@ -283,7 +283,7 @@ def _check_fast_forward(fields: Mapping[str, Any], where: str) -> None:
     """In the original, audio passes by the layers that this adapter does not name; ours has no such way."""
     listed, layers = fields.get("audio_dual_ffn_layers"), fields["text_config"]["num_hidden_layers"]
     fast = fields.get("audio_adapter_type", "dual_ffn_fast_forward") == "dual_ffn_fast_forward"
-    if fast and listed is not None and set(listed) != set(range(layers)):
+    if fast and listed is not None and (len(set(listed)) != layers or not set(listed) <= set(range(len(listed)))):
         raise CheckpointError(
             f"{where}: audio_adapter_type 'dual_ffn_fast_forward' with a DualFFN in {len(listed)} of {layers} layers; "
             "it can be loaded where all of them have one. 'dual_ffn' may leave some out"
