@@ -9,12 +9,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers side by side: two t
 
 import pytest
 import torch
+from corpus import HUBERT
 from oracle import nano_tokenizer
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.train.lm_recipe import LanguageModelRecipe
 from higgs_audio.train.start import new_model
+from higgs_audio.train.teacher import new_teacher
 
 VOICES = {
     "ava": {"profile": "Ava", "description": "an American woman"},
@@ -65,4 +67,12 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     new_model(recipe, processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "voices.json").write_text(json.dumps(VOICES), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that has heard nothing: random weights."""
+    folder = tmp_path_factory.mktemp("teacher")
+    new_teacher(HUBERT, seed=0).save_pretrained(folder)
     return folder

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from corpus import TEXTS
 
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.errors import RecipeError
@@ -29,14 +30,6 @@ from higgs_audio.train.shards import Sample
 from higgs_audio.train.start import first_model, new_model
 
 ROOT = Path(__file__).parents[1]
-TEXTS = (
-    "The sun rises in the east.",
-    "Nobody knows the answer.",
-    "We walked along the river.",
-    "Seven men sat down.",
-    "It rained all day.",
-    "Come and see the garden.",
-)
 SPEAKERS = ("ava", "joe", "tom", "kim", "zoe")
 MIX = Mix(reference=0.5, plain=0.5, several=0.4, cast=0.3, joined=0.3, reference_frames=(40, 90))
 

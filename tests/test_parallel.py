@@ -420,6 +420,31 @@ def test_a_precision_that_does_not_exist_is_a_recipe_error(recipe, name):
         lm.train_language_model(dataclasses.replace(recipe, **{name: "bfloat"}))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lora_rank": -1},
+        {"accumulate": 0},
+        {"num_samples": 0},
+        {"num_steps": 0},
+        {"log_every": 0},
+        {"patience": -1},
+        {"reference_labels_after": -5},
+        {"voice_weight": -1.0},
+        {"z_weight": float("nan")},
+        {"attention": "flash"},
+        {"train": ("adio",)},
+        {"voice_layers": (9,)},
+    ],
+    ids=str,
+)
+def test_what_a_recipe_cannot_mean_is_a_recipe_error_before_anything_is_written(recipe, change):
+    """Some of them divided by zero, some came as errors of other packages, and some ran."""
+    with pytest.raises(RecipeError, match=next(iter(change))):
+        lm.train_language_model(dataclasses.replace(recipe, **change))
+    assert not Path(recipe.output).exists()
+
+
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes").rglob("lm*.yaml")), ids=str)
 def test_every_recipe_of_the_repository_is_read(path):
     recipe = load_recipe(path, LanguageModelRecipe)

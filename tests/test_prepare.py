@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from corpus import HUBERT, RATE, TEXTS, hum, write_corpus
+from corpus import RATE, TEXTS, hum, write_corpus
 from safetensors.numpy import load_file, save_file
 
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.errors import MissingExtraError, RecipeError
-from higgs_audio.train import lm, prepare, shards, teacher
+from higgs_audio.train import lm, prepare, shards
 from higgs_audio.train.clips import Clip
 from higgs_audio.train.importers import from_huggingface, from_lhotse
 from higgs_audio.train.lm_recipe import LanguageModelRecipe
@@ -48,13 +48,6 @@ def corpus(tmp_path_factory):
     more = {1: {"scene": "A large hall."}, 2: {"reference": "clip-0"}}
     entries = [(f"clip-{n}", {"text": text, **more.get(n, {})}) for n, text in enumerate(TEXTS)]
     return write_corpus(tmp_path_factory.mktemp("corpus"), entries)
-
-
-@pytest.fixture(scope="module")
-def tiny_teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    teacher.new_teacher(HUBERT, seed=0).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

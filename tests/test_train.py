@@ -73,13 +73,6 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tiny_teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    teacher.new_teacher(HUBERT, seed=0).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def prepared(corpus, tiny_teacher, tiny_checkpoint, tmp_path_factory):
     """The corpus as training material; an untrained teacher's alignment scores low, and is taken all the same."""
     output = tmp_path_factory.mktemp("prepared")
@@ -530,23 +523,30 @@ def test_corruption_touches_a_share_of_the_trained_codes_and_nothing_else(sample
     assert torch.equal(corrupt(columns, labels, 0.0, [torch.Generator()] * 40, 1024), columns)
 
 
-def test_the_guides_attention_is_that_of_the_model(samples, processor, monkeypatch):
-    text = {**TEXT, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = new_model(LanguageModelRecipe("", "", "", "", text_config=text), processor).train()
-    model.set_attn_implementation("eager")
-    guide = Guide(model, (0, 1), 1, len(PHONES) + 1)
-    batch = collate([Dialogue((samples[0], samples[2])), Dialogue((samples[1],), "Joe")], processor)
+def attention_weights(model, batch, monkeypatch):
+    """Of each layer, written out, in a forward pass that a guide watches: `[B, N, T, T]`."""
     seen, written_out = [], higgs_audio.layers.eager_attention
 
     def spy(*args, **options):
-        seen.append(written_out(*args, **options))
-        return seen[-1]
+        out, weights = written_out(*args, **options)
+        seen.append(weights)
+        return out, weights
 
+    model.set_attn_implementation("eager")
     monkeypatch.setattr(higgs_audio.layers, "eager_attention", spy)
     model(**batch.inputs, only_loss=True)
+    return seen
+
+
+def test_the_guides_attention_is_that_of_the_model(samples, processor, monkeypatch):
+    text = {**TEXT, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = new_model(LanguageModelRecipe("", "", "", "", text_config=text), processor).train()
+    guide = Guide(model, (0, 1), 1, len(PHONES) + 1)
+    batch = collate([Dialogue((samples[0], samples[2])), Dialogue((samples[1],), "Joe")], processor)
+    seen = attention_weights(model, batch, monkeypatch)
     rows, positions = (batch.look >= 0).nonzero(as_tuple=True)
     targets = batch.look[rows, positions]
-    wanted = [-weights[rows, GUIDED_HEAD, positions, targets].log().sum() for _, weights in seen]
+    wanted = [-weights[rows, GUIDED_HEAD, positions, targets].log().sum() for weights in seen]
     loss = guide.attention_loss(batch.look)
     assert len(wanted) == 2
     torch.testing.assert_close(loss, torch.stack(wanted).mean(), rtol=1e-4, atol=1e-5)
@@ -557,24 +557,16 @@ def test_the_guides_attention_is_that_of_the_model(samples, processor, monkeypat
 def test_the_voice_guide_is_the_weight_of_what_the_same_speaker_said_before(samples, processor, monkeypatch):
     text = {**TEXT, "num_attention_heads": 4, "num_key_value_heads": 2}
     model = new_model(LanguageModelRecipe("", "", "", "", text_config=text), processor).train()
-    model.set_attn_implementation("eager")
     guide = Guide(model, (0,), 1, len(PHONES) + 1, voice_layers=(0, 1))
     several = Dialogue((samples[0], samples[1], samples[2], samples[4]), speakers=(0, 1, 1, 0))
     batch = collate([several, Dialogue((samples[1],), "Joe")], processor)
-    seen, written_out = [], higgs_audio.layers.eager_attention
-
-    def spy(*args, **options):
-        seen.append(written_out(*args, **options))
-        return seen[-1]
-
-    monkeypatch.setattr(higgs_audio.layers, "eager_attention", spy)
-    model(**batch.inputs, only_loss=True)
+    seen = attention_weights(model, batch, monkeypatch)
     opening = processor.tokenizer.convert_tokens_to_ids("<|audio_out_bos|>")
     starts = (batch.inputs["input_ids"][0] == opening).nonzero().squeeze(1) + 1
     lengths = [turn.num_frames + 9 for turn in several.turns]
     spans = [list(range(start, start + length)) for start, length in zip(starts.tolist(), lengths, strict=True)]
     total = 0.0
-    for _, weights in seen:
+    for weights in seen:
         head = weights[0, VOICE_HEAD].detach()
         for turn, past in ((2, 1), (3, 0)):
             total -= sum(float(head[i, spans[past]].sum().log()) for i in spans[turn]) / len(seen)

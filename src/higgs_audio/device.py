@@ -23,8 +23,6 @@ def read_device(device: Any, option: str = "device") -> torch.device:
     if device is None or device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        if not isinstance(device, (str, torch.device)):  # torch reads bytes and numbers too
-            raise TypeError(f"a {type(device).__name__} names no device")
         place = torch.device(device)
         torch.empty(0, device=place)
     except Exception as error:  # each kind of device that is not there is another error of torch

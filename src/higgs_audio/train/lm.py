@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from higgs_audio.errors import RecipeError, nearest
+from higgs_audio.errors import RecipeError, first_line, nearest
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.train.adapt import add_lora, choose_trained, merged
@@ -20,7 +20,16 @@ from higgs_audio.train.dialogue import Batch
 from higgs_audio.train.guide import Guide
 from higgs_audio.train.heldout import check
 from higgs_audio.train.lesson import Lesson, counts, weighted
-from higgs_audio.train.lm_recipe import LanguageModelRecipe, blend, is_guided, lora_of, mix_of, unguided, weights_of
+from higgs_audio.train.lm_recipe import (
+    LanguageModelRecipe,
+    blend,
+    check_numbers,
+    is_guided,
+    lora_of,
+    mix_of,
+    unguided,
+    weights_of,
+)
 from higgs_audio.train.parallel import PRECISIONS, World, join_world, shard
 from higgs_audio.train.phones import PHONES
 from higgs_audio.train.recipe import save_recipe
@@ -33,6 +42,7 @@ from higgs_audio.train.start import check_fit, compile_parts, first_model
 
 def train_language_model(recipe: LanguageModelRecipe) -> Path:
     """Trains the language model; writes a checkpoint to `output/model` and returns that path."""
+    check_numbers(recipe)
     for name in ("precision", "frozen_precision"):
         if getattr(recipe, name) not in PRECISIONS:
             raise RecipeError(f"{name}={getattr(recipe, name)!r}; {nearest(getattr(recipe, name), PRECISIONS)}")
@@ -98,7 +108,10 @@ def assemble(model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRec
     else:
         choose_trained(model, recipe.train)
     hold_frozen(model, recipe.frozen_precision, world)
-    model.set_attn_implementation(recipe.attention)
+    try:
+        model.set_attn_implementation(recipe.attention)
+    except (ValueError, ImportError) as error:  # no such name, or its package is not installed
+        raise RecipeError(f"attention={recipe.attention!r}: {first_line(error)}") from error
     if recipe.compile:
         compile_parts(model)
     if recipe.gradient_checkpointing:

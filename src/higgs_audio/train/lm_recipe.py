@@ -80,6 +80,21 @@ class LanguageModelRecipe:
     patience: int = 0  # checks without a better held-out loss after which the run ends; 0: all steps
 
 
+AT_LEAST_ONE = ("num_steps", "batch_positions", "accumulate", "num_samples", "save_every", "log_every", "check_every")
+AT_LEAST_NONE = (
+    *("lora_rank", "reference_labels_after", "sample_every", "patience", "warmup", "corruption", "weight_decay"),
+    *("text_weight", "z_weight", "guide_weight", "phone_weight", "voice_weight"),
+)
+
+
+def check_numbers(recipe: LanguageModelRecipe) -> None:
+    """Raises RecipeError where a number is smaller than it can be."""
+    for least, names in ((1, AT_LEAST_ONE), (0, AT_LEAST_NONE)):
+        for name in names:
+            if not getattr(recipe, name) >= least:
+                raise RecipeError(f"{name}={getattr(recipe, name)} must be {least} or more")
+
+
 def mix_of(recipe: LanguageModelRecipe) -> Mix:
     """The recipe's shares.
 
