@@ -31,7 +31,7 @@ from higgs_audio.text import phonemize
 from higgs_audio.train import lm, prepare, run, teacher, tokenizer
 from higgs_audio.train.align import align, nearest_phone, viterbi
 from higgs_audio.train.batches import Order, dialogue_batches
-from higgs_audio.train.clips import Clip, batch_order, length_batches, random_crops
+from higgs_audio.train.clips import Clip, Sounds, batch_order, length_batches
 from higgs_audio.train.codebook import DEAD_SHARE, kmeans, perplexity, revive, start_codebooks, update_codebook
 from higgs_audio.train.composer import Composer, Mix
 from higgs_audio.train.dialogue import Dialogue, collate, corrupt
@@ -215,11 +215,29 @@ def test_manifests_are_read_by_split_and_length_in_the_order_of_ids(tmp_path):
 def test_crops_are_stretches_of_clips_and_short_clips_are_repeated(corpus):
     clips = read_manifests(corpus)
     sounds = [torch.from_numpy(soundfile.read(clip.audio, dtype="float32")[0]) for clip in clips]
-    for crop in random_crops(clips, 20, 4800, RATE, torch.Generator().manual_seed(0)):
+    for crop in Sounds(clips, RATE).random_crops(20, 4800, torch.Generator().manual_seed(0)):
         starts = [(sound, start) for sound in sounds for start in (sound == crop[0]).nonzero().flatten().tolist()]
         assert any(torch.equal(sound[start : start + 4800], crop) for sound, start in starts)
     length = 3 * max(map(len, sounds))
-    assert random_crops(clips, 2, length, RATE, torch.Generator().manual_seed(0)).shape == (2, length)
+    assert Sounds(clips, RATE).random_crops(2, length, torch.Generator().manual_seed(0)).shape == (2, length)
+
+
+def test_held_sounds_give_the_crops_that_files_give(corpus):
+    clips = read_manifests(corpus)
+    longest = round(max(clip.seconds for clip in clips) * RATE)
+    for length in (4800, 2 * longest):
+        read, held = (
+            Sounds(clips, RATE, place).random_crops(8, length, torch.Generator().manual_seed(1))
+            for place in (None, torch.device("cpu"))
+        )
+        torch.testing.assert_close(held, read, rtol=0, atol=0.5 / 32_768)
+
+
+def test_an_unknown_matmul_precision_is_a_recipe_error(corpus, tmp_path, tiny_teacher):
+    recipe = tokenizer_recipe(corpus, tmp_path / "run", teacher=str(tiny_teacher), matmul_precision="hihg")
+    with pytest.raises(RecipeError, match="'high'"):
+        tokenizer.train_tokenizer(recipe)
+    assert not (tmp_path / "run").exists()
 
 
 # Codebooks

@@ -14,7 +14,7 @@ DEAD_SHARE = 0.1  # of the mean usage; an absolute count would kill most of 1024
 def kmeans(vectors: Tensor, size: int, num_steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Means `[size, D]`, counts `[size]` of `vectors [N, D]`, N >= size; empty clusters restart at random vectors."""
     means = vectors[torch.randperm(len(vectors), generator=generator)[:size]].clone()
-    counts = torch.zeros(size)
+    counts = vectors.new_zeros(size)
     for _ in range(num_steps):
         nearest = torch.cdist(vectors, means).argmin(1)
         counts = torch.bincount(nearest, minlength=size).float()
@@ -66,7 +66,7 @@ def rebalance(tokenizer: HiggsAudioTokenizer, latents: Tensor, acoustic_share: f
         latents: `[N, D]`, from many clips.
     """
     centred = latents - latents.mean(0)
-    metric = torch.zeros(latents.shape[1], latents.shape[1])
+    metric = latents.new_zeros(latents.shape[1], latents.shape[1])
     for layer, share in ((tokenizer.fc2, acoustic_share), (tokenizer.fc1, 1 - acoustic_share)):
         variance = (centred @ layer.weight.T).pow(2).sum(1).mean()
         metric += share * layer.weight.T @ layer.weight / variance

@@ -1,6 +1,5 @@
 """Training the audio tokenizer: one straight loop."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from transformers import HubertForCTC
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.model import TokenizerTrainingOutput
-from higgs_audio.errors import RecipeError
-from higgs_audio.train.clips import Clip, random_crops
+from higgs_audio.device import read_device
+from higgs_audio.errors import RecipeError, nearest
+from higgs_audio.train.clips import Sounds
 from higgs_audio.train.codebook import perplexity, rebalance, revive, start_codebooks, update_codebook
 from higgs_audio.train.discriminator import Discriminators, deceiving_loss, feature_loss, judging_loss
 from higgs_audio.train.manifest import read_manifests
@@ -21,6 +21,8 @@ from higgs_audio.train.recipe import save_recipe
 from higgs_audio.train.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
 from higgs_audio.train.spectral import spectral_losses
 
+SAMPLE_RATE = 24_000
+PRECISIONS = ("highest", "high", "medium")
 REVIVE_EVERY = 50  # steps
 KMEANS_STEPS = 10
 
@@ -34,7 +36,8 @@ class TokenizerRecipe:
     use all. With `start` a trained tokenizer is trained on, the teacher is its own, and `body` and `codebook_dim` are
     not read. With `decoder_only` codes stay what they are, so language models that speak them remain good.
     With `adversarial_weight` above 0 discriminators judge, from step `adversarial_from` on, the first
-    `judged_share` of every batch.
+    `judged_share` of every batch. `in_memory` holds all sound on the device, 2.9 MB a minute, and `matmul_precision`
+    is torch's for float32 matrices: "high" lets a GPU multiply them in TF32.
     """
 
     data: str
@@ -75,6 +78,9 @@ class TokenizerRecipe:
     warmup: int = 200
     weight_decay: float = 0.01
     max_norm: float = 5.0
+    device: str = ""  # cpu or cuda; "": a GPU where there is one
+    in_memory: bool = False
+    matmul_precision: str = "highest"
     seed: int = 0
     save_every: int = 200
     log_every: int = 20
@@ -118,11 +124,13 @@ def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
 
 def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     """Trains the tokenizer; writes a checkpoint to `output/model` and returns that path."""
-    clips = read_manifests(recipe.data, "train")
-    tokenizer = first_tokenizer(recipe)
+    device = read_device(recipe.device or None)
+    set_matmul_precision(recipe)
+    sounds = Sounds(read_manifests(recipe.data, "train"), SAMPLE_RATE, device if recipe.in_memory else None)
+    tokenizer = first_tokenizer(recipe).to(device)
     optimizer = torch.optim.AdamW(decay_groups(tokenizer, recipe.weight_decay), betas=(0.8, 0.99), fused=True)
     parts: dict[str, Any] = {"model": tokenizer, "optimizer": optimizer}
-    court = Court(recipe) if recipe.adversarial_weight else None
+    court = Court(recipe, device) if recipe.adversarial_weight else None
     if court is not None:
         parts |= {"judges": court.judges, "judges_optimizer": court.optimizer}
     run = Run(recipe.output, recipe.save_every, recipe.log_every)
@@ -131,9 +139,9 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     while step < recipe.num_steps:
         generator = seed_step(recipe.seed, step)
         if is_refit(recipe, step):
-            fit_quantizers(tokenizer, clips, recipe, generator)
-        waveform = crops(clips, recipe, generator)  # [B, 1, S]
-        depth = draw_depth(recipe, generator) if is_quantized(recipe, step) else None
+            fit_quantizers(tokenizer, sounds, recipe, generator)
+        waveform = crops(sounds, recipe, generator).to(device)  # [B, 1, S]
+        depth = draw_depth(recipe, generator).to(device) if is_quantized(recipe, step) else None
         output = tokenizer(waveform, depth)
         losses = tokenizer_losses(tokenizer, output, waveform, recipe)
         seen = {}
@@ -145,8 +153,7 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
         norm = apply_gradients(total_loss(losses, recipe), tokenizer, optimizer, rate, recipe.max_norm)
         step += 1
         update_codebooks(tokenizer, output, recipe, step, generator)
-        left = {} if output.quantized is None else {"left_first": float(output.quantized.left[0])}
-        run.log(step, {name: float(value.detach()) for name, value in losses.items()} | seen | left | {"norm": norm})
+        run.log(step, numbers(losses, output) | seen | {"norm": norm})
         if run.due(step, recipe.num_steps):
             run.save(step, parts)
             run.record(step, {f"perplexity_{k}": perplexity(q.codebook) for k, q in enumerate(quantizers(tokenizer))})
@@ -154,13 +161,28 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     return run.folder / "model"
 
 
+def set_matmul_precision(recipe: TokenizerRecipe) -> None:
+    """Raises RecipeError for a precision that torch does not have, of which torch itself only warns."""
+    if recipe.matmul_precision not in PRECISIONS:
+        raise RecipeError(
+            f"matmul_precision={recipe.matmul_precision!r}; {nearest(recipe.matmul_precision, PRECISIONS)}"
+        )
+    torch.set_float32_matmul_precision(recipe.matmul_precision)
+
+
+def numbers(losses: dict[str, Tensor], output: TokenizerTrainingOutput) -> dict[str, float]:
+    """The losses and what the first codebook leaves, in one transfer: each would make the host wait for a GPU."""
+    values = dict(losses) | ({} if output.quantized is None else {"left_first": output.quantized.left[0]})
+    return dict(zip(values, torch.stack([value.detach() for value in values.values()]).tolist(), strict=True))
+
+
 class Court:
     """The judges of a run and their optimizer: every step they learn first, then say what the decoder is to learn."""
 
-    def __init__(self, recipe: TokenizerRecipe) -> None:
+    def __init__(self, recipe: TokenizerRecipe, device: torch.device | None = None) -> None:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
-        self.judges = Discriminators(recipe.period_channels, recipe.spectrum_channels)
+        self.judges = Discriminators(recipe.period_channels, recipe.spectrum_channels).to(device)
         self.optimizer = torch.optim.AdamW(decay_groups(self.judges, 0.0), betas=(0.8, 0.99), fused=True)
 
     def hear(self, recorded: Tensor, made: Tensor, step: int) -> tuple[dict[str, Tensor], float]:
@@ -183,11 +205,11 @@ def quantizers(tokenizer: HiggsAudioTokenizer) -> list[Any]:
     return tokenizer.quantizer._all_list()
 
 
-def crops(clips: Sequence[Clip], recipe: TokenizerRecipe, generator: torch.Generator) -> Tensor:
+def crops(sounds: Sounds, recipe: TokenizerRecipe, generator: torch.Generator) -> Tensor:
     """A batch of random crops `[B, 1, S]`, S a multiple of the hop, each at a random level (-10 to +3 dB)."""
     length = round(recipe.crop_seconds * 25) * 960
-    waveform = random_crops(clips, recipe.batch, length, 24_000, generator)
-    decibels = -10 + 13 * torch.rand(recipe.batch, 1, generator=generator)
+    waveform = sounds.random_crops(recipe.batch, length, generator)
+    decibels = (-10 + 13 * torch.rand(recipe.batch, 1, generator=generator)).to(waveform.device)
     return (waveform * 10 ** (decibels / 20)).clamp(-1, 1)[:, None]
 
 
@@ -218,7 +240,7 @@ def is_refit(recipe: TokenizerRecipe, step: int) -> bool:
 
 @torch.no_grad()
 def fit_quantizers(
-    tokenizer: HiggsAudioTokenizer, clips: Sequence[Clip], recipe: TokenizerRecipe, generator: torch.Generator
+    tokenizer: HiggsAudioTokenizer, sounds: Sounds, recipe: TokenizerRecipe, generator: torch.Generator
 ) -> None:
     """Axes and k-means of every codebook over the latents of many batches, ten vectors an entry or more.
 
@@ -229,7 +251,8 @@ def fit_quantizers(
         raise RecipeError(
             f"{found} vectors for {tokenizer.config.codebook_size} entries: raise kmeans_batches or batch"
         )
-    batches = [tokenizer(crops(clips, recipe, generator), None).latent for _ in range(recipe.kmeans_batches)]
+    place = tokenizer.device
+    batches = [tokenizer(crops(sounds, recipe, generator).to(place), None).latent for _ in range(recipe.kmeans_batches)]
     latents = rebalance(tokenizer, torch.cat([b.flatten(0, 1) for b in batches]), recipe.acoustic_share)  # [N, D]
     start_codebooks(tokenizer.quantizer, latents, KMEANS_STEPS, 1 / recipe.kmeans_batches, generator)
 
