@@ -86,6 +86,20 @@ def test_hearing_a_sound_moves_the_judges_by_their_own_loss_alone():
     assert all(p.requires_grad for p in court.judges.parameters())
 
 
+def test_judges_hear_a_quiet_sound_as_they_hear_a_loud_one():
+    """At the level of speech, biases would be most of what they see: features differed by 5 % instead of 50."""
+    losses = [tokenizer.Court(RECIPE).hear(level * sounds(0), level * sounds(1), 0) for level in (1.0, 0.05)]
+    assert float(losses[0][0]["feature"]) == pytest.approx(float(losses[1][0]["feature"]), rel=1e-3)
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-3)
+
+
+def test_judges_in_bfloat16_hear_nearly_the_same():
+    half = dataclasses.replace(RECIPE, judge_precision="bfloat16")
+    one, other = (tokenizer.Court(recipe).hear(sounds(0), sounds(1), 0)[0] for recipe in (RECIPE, half))
+    assert float(one["feature"]) == pytest.approx(float(other["feature"]), rel=0.02)
+    assert other["feature"].dtype == torch.float32
+
+
 def test_a_sound_shorter_than_a_window_is_an_error_of_ours():
     with pytest.raises(AssertionError):
         Discriminators(2, 2)(torch.zeros(1, MIN_SAMPLES - 1))

@@ -6,10 +6,13 @@ export it before `train prepare`.
     python recipes/nano/export.py codec TOKENIZER_DIR OUT_DIR
     python recipes/nano/export.py all LM_DIR CODEC_DIR PROCESSOR_DIR OUT_DIR
     python recipes/nano/export.py average LM_DIR OTHER_LM_DIR SHARE OUT_DIR
+    python recipes/nano/export.py deepen TOKENIZER_DIR BLOCKS OUT_DIR
 
 `average` writes language-model weights that are SHARE of the first and the rest of the second, number by number.
+`deepen` writes the audio tokenizer with that many more decoder blocks at 100 Hz, which do nothing yet.
 """
 
+import copy
 import json
 import shutil
 import sys
@@ -65,5 +68,20 @@ def export_average(first: str, second: str, share: str, out: str) -> None:
     one.to(torch.bfloat16).save_pretrained(out)
 
 
+def export_deepened(tokenizer: str, blocks: str, out: str) -> None:
+    """The new blocks add nothing until they are trained: their scale is 0."""
+    codec = HiggsAudioTokenizer.from_pretrained(tokenizer)
+    coarse, fine = codec.config.acoustic["decoder_depths"]
+    config = copy.deepcopy(codec.config)
+    config.acoustic_model_config["decoder_depths"] = [coarse, fine + int(blocks)]
+    deeper = HiggsAudioTokenizer(config)
+    deeper.load_state_dict(codec.state_dict(), strict=False)
+    for block in list(deeper.acoustic_decoder.fine)[fine:]:
+        torch.nn.init.zeros_(block.scale)
+    deeper.save_pretrained(out)
+
+
+COMMANDS = {"codec": export_codec, "all": export_all, "average": export_average, "deepen": export_deepened}
+
 if __name__ == "__main__":
-    {"codec": export_codec, "all": export_all, "average": export_average}[sys.argv[1]](*sys.argv[2:])
+    COMMANDS[sys.argv[1]](*sys.argv[2:])

@@ -54,6 +54,8 @@ class Mix:
         reference_frames: least and most; several clips make one reference where one is too short.
         more_turns: shares of conversations with no turn, one, two ... between what must be heard and the last one;
             they are trained as well, so a reference is read once for several answers.
+        switch: of the turns among several speakers, those that cannot be of the speaker before: a model that goes on
+            in the voice that it heard last is right too often otherwise.
     """
 
     reference: float = 0.15
@@ -63,6 +65,7 @@ class Mix:
     joined: float = 0.0
     reference_frames: tuple[int, int] = (1, 60)
     more_turns: tuple[float, ...] = (0.6, 0.4)
+    switch: float = 0.0
 
 
 class Composer:
@@ -150,13 +153,15 @@ class _Draft:
         most = frames[1] if count == 2 else max(frames[0], frames[1] // 2)
         cast = [self._target.speaker, *others]
         cast = [cast[i] for i in self._permutation(len(cast))]
+        if cast[-1] == self._target.speaker and self._chance(self._mix.switch):
+            cast = [cast[-1], *cast[:-1]]
         used_before = set(self._used)
         heard = [self._reference(speaker, frames[0], most) for speaker in cast]
         references = [reference for reference in heard if reference is not None]
         if len(references) < len(cast) or len(cast) < 2:
             self._used = used_before
             return None
-        said, speakers = self._more(cast)
+        said, speakers = self._more(cast, len(cast) - 1)
         system, scene = self._form(SEVERAL_FORMS)
         tags = (*range(len(cast)), *speakers, cast.index(self._target.speaker))
         return Dialogue((*references, *said, self._target), speakers=tags, system=system, scene=scene)
@@ -171,13 +176,25 @@ class _Draft:
         tags = (*speakers, cast.index(self._target.speaker))
         return Dialogue((*said, self._target), speakers=tags, profiles=lines, system=MULTI_SPEAKER)
 
-    def _more(self, cast: Sequence[str]) -> tuple[list[Sample], list[int]]:
-        """Turns more by any of the cast: clips and their speakers' places."""
+    def _more(self, cast: Sequence[str], before: int | None = None) -> tuple[list[Sample], list[int]]:
+        """Turns more by any of the cast: clips and their speakers' places; `before` is the place heard last."""
         count = self._choose(self._mix.more_turns)
-        places = torch.randint(len(cast), (count,), generator=self._generator).tolist()
-        drawn = [(place, self._clip(cast[place], MAX_TURN_FRAMES)) for place in places]
-        said = [(place, clip) for place, clip in drawn if clip is not None]
+        said: list[tuple[int, Sample]] = []
+        for place in torch.randint(len(cast), (count,), generator=self._generator).tolist():
+            place = self._switched(place, before, len(cast))
+            clip = self._clip(cast[place], MAX_TURN_FRAMES)
+            if clip is not None:
+                said.append((place, clip))
+                before = place
+        if said and cast[said[-1][0]] == self._target.speaker and len(cast) > 1 and self._chance(self._mix.switch):
+            said.pop()  # the target follows
         return [clip for _, clip in said], [place for place, _ in said]
+
+    def _switched(self, place: int, before: int | None, count: int) -> int:
+        """Another place than `before` where that is drawn, each other one as likely."""
+        if place != before or count < 2 or not self._chance(self._mix.switch):
+            return place
+        return (place + 1 + self._permutation(count - 1)[0]) % count
 
     def _reference(self, speaker: str, least: int, most: int) -> Sample | None:
         """Clips of the speaker, joined until they are as long as drawn; shorter ones are drawn more often."""

@@ -1,5 +1,6 @@
 """Conversations of prepared clips to batches: the answer is the last turn, the renderer the usual one."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,8 @@ from higgs_audio.train.shards import Sample
 # Positions that are neither phonemes nor frames: markers and header of a turn; the system turn with scene and profiles.
 TURN_POSITIONS = 22
 SYSTEM_POSITIONS = 27
+TARGETS = ("look", "phones", "turn_labels", "said", "who")  # of a batch, beside the model's inputs
+NAMED_COLUMNS = 12  # of a turn; after half a second its own past tells the voice
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,11 @@ class Dialogue:
         said = sum(sample.num_frames + len(sample.phonemes) for sample in self.turns)
         return said + SYSTEM_POSITIONS + TURN_POSITIONS * len(self.turns)
 
-    def messages(self) -> list[dict]:  # type: ignore[type-arg]
-        """Chat messages with the codes of every turn."""
+    def messages(self, with_phonemes: bool = False) -> list[dict]:  # type: ignore[type-arg]
+        """Chat messages with the codes of every turn; `with_phonemes` instead of the text, as the model reads it."""
         names: Sequence[str | None] = [f"SPEAKER{number}" for number in self.speakers] or [None] * len(self.turns)
-        turns = tuple(Turn(s.text, name, s.codes) for s, name in zip(self.turns, names, strict=True))
+        texts = [sample.phonemes if with_phonemes else sample.text for sample in self.turns]
+        turns = tuple(Turn(t, name, s.codes) for t, s, name in zip(texts, self.turns, names, strict=True))
         lines = {0: self.profile} if self.profile else self.profiles
         profiles = {f"SPEAKER{number}": line for number, line in lines.items()}
         return to_messages(Prompt(turns, self.scene, profiles, self.system))
@@ -72,7 +76,8 @@ class Batch:
 
     `inputs` are the model's; `look [B, T]` and `phones [B, T]` the guide's targets; `turn_labels [B, F, K]` the audio
     labels of the trained turns alone, where `inputs` may have labels of references too; `said [B, T, 2]` where sound
-    is, the number of its turn, from 1, and of its speaker, and zeros elsewhere.
+    is, the number of its turn, from 1, and of its speaker, and zeros elsewhere; `who [B, T]` the number of the speaker
+    that the guide is to name there.
     """
 
     inputs: dict[str, Tensor]
@@ -80,22 +85,46 @@ class Batch:
     phones: Tensor
     turn_labels: Tensor
     said: Tensor
+    who: Tensor
     num_frames: int
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`."""
         inputs = {name: value.to(device) for name, value in self.inputs.items()}
-        rest = {name: getattr(self, name).to(device) for name in ("look", "phones", "turn_labels", "said")}
-        return replace(self, inputs=inputs, **rest)
+        return replace(self, inputs=inputs, **{name: getattr(self, name).to(device) for name in TARGETS})
+
+    def arrays(self) -> dict[str, Any]:
+        """Everything as small arrays, to be sent to another process: `from_arrays` makes the batch of them again."""
+        tensors = {name: getattr(self, name) for name in TARGETS} | self.inputs
+        short = {name: (t.int() if t.dtype == torch.int64 else t).numpy() for name, t in tensors.items()}
+        return short | {"num_frames": self.num_frames}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> "Batch":
+        """The batch that `arrays` was called of."""
+        numbers = {name: torch.from_numpy(value) for name, value in arrays.items() if name != "num_frames"}
+        tensors = {name: t.long() if t.dtype == torch.int32 else t for name, t in numbers.items()}
+        targets = {name: tensors.pop(name) for name in TARGETS}
+        return cls(inputs=tensors, num_frames=arrays["num_frames"], **targets)
 
 
-def collate(dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor, reference_labels_after: int = 0) -> Batch:
+def collate(
+    dialogues: Sequence[Dialogue],
+    processor: HiggsAudioProcessor,
+    reference_labels_after: int = 0,
+    speakers: Mapping[str, int] | None = None,
+) -> Batch:
     """Conversations to a batch, padded on the right, with labels and the guide's targets.
 
     With `reference_labels_after` (0: never) a turn whose voice nothing tells is labelled too, from that column on: by
-    then it has been heard in the turn itself, and what follows teaches as much as another turn would.
+    then it has been heard in the turn itself, and what follows teaches as much as another turn would. `speakers` are
+    those that the guide can name.
     """
-    conversations = [dialogue.messages() for dialogue in dialogues]
+    known = processor.text_frontend == "phonemes" and all(len(s.phones) for d in dialogues for s in d.turns)
+    if known:  # reading a text takes longer than all the rest
+        processor = copy.copy(processor)
+        processor.config = replace(processor.config, text_frontend="none")
+    conversations = [dialogue.messages(with_phonemes=known) for dialogue in dialogues]
     starts = [len(m) - 2 * (len(d.turns) - d.first_trained) for m, d in zip(conversations, dialogues, strict=True)]
     rendered = processor.apply_chat_template(conversations, add_generation_prompt=False, start_index=starts)
     inputs = pad_behind(dict(rendered))
@@ -109,6 +138,7 @@ def collate(dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor, refer
         phones=phones,
         turn_labels=turn_labels,
         said=said_in(inputs["input_ids"], dialogues, processor),
+        who=who_speaks(inputs["input_ids"], dialogues, processor, speakers or {}),
         num_frames=sum(s.num_frames for d in dialogues for s in d.turns[d.first_trained :]),
     )
 
@@ -124,6 +154,19 @@ def said_in(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioPro
             num_columns = sample.num_frames + sample.codes.shape[0] + 1
             said[row, start : start + num_columns] = torch.tensor([turn, speaker])
     return said
+
+
+def who_speaks(
+    ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor, speakers: Mapping[str, int]
+) -> Tensor:
+    """`who` of a batch of token ids `[B, T]`: at the start of trained turns, from the token before the first column."""
+    who = torch.full_like(ids, IGNORED)
+    opening: Any = processor.tokenizer.convert_tokens_to_ids(AUDIO_OUT_BOS)
+    for row, dialogue in enumerate(dialogues if speakers else ()):
+        starts = torch.eq(ids[row], opening).nonzero().squeeze(1).tolist()
+        for start, sample in list(zip(starts, dialogue.turns, strict=True))[dialogue.first_trained :]:
+            who[row, start : start + 1 + NAMED_COLUMNS] = speakers.get(sample.speaker, IGNORED)
+    return who
 
 
 def guide_targets(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor) -> tuple[Tensor, Tensor]:

@@ -88,19 +88,19 @@ class Discriminators(nn.Module):
 
 def judging_loss(real: Sequence[Maps], made: Sequence[Maps]) -> Tensor:
     """What the judges learn from: recorded sound scores 1, decoded sound 0 (least squares), mean over judges."""
-    errors = [(1 - r[-1]).pow(2).mean() + m[-1].pow(2).mean() for r, m in zip(real, made, strict=True)]
+    errors = [(1 - r[-1].float()).pow(2).mean() + m[-1].float().pow(2).mean() for r, m in zip(real, made, strict=True)]
     return torch.stack(errors).mean()
 
 
 def deceiving_loss(made: Sequence[Maps]) -> Tensor:
     """What the decoder learns from: its sound scores 1. 1 where every judge sees through it, 0 where none does."""
-    return torch.stack([(1 - maps[-1]).pow(2).mean() for maps in made]).mean()
+    return torch.stack([(1 - maps[-1].float()).pow(2).mean() for maps in made]).mean()
 
 
 def feature_loss(real: Sequence[Maps], made: Sequence[Maps]) -> Tensor:
     """Distance of the judges' inner maps, relative to those of the recorded sound, mean over layers and judges."""
     distances = [
-        (a.detach() - b).abs().mean() / a.detach().abs().mean().clamp(min=1e-4)
+        (a.detach() - b).abs().mean().float() / a.detach().abs().mean().float().clamp(min=1e-4)
         for one, other in zip(real, made, strict=True)
         for a, b in zip(one[:-1], other[:-1], strict=True)
     ]

@@ -3,7 +3,8 @@
 A small language model learns slowly which phone to speak next: the frame before explains most of a frame. So
 (1) one attention head in some layers is told which text position is being spoken, and (2) a linear head on a middle
 layer names the phone. Both come from the alignment in `train/align.py`. It learns as slowly whose reference among
-several is the voice of a turn, so (3) another head is told to look at what the same speaker said before.
+several is the voice of a turn, so (3) another head is told to look at what the same speaker said before, and (4) a
+linear head on a middle layer names the speaker where a turn begins, before its own past can tell.
 """
 
 from functools import partial
@@ -28,6 +29,8 @@ class Guide(nn.Module):
         phone_layer: number of the layer whose output names the phone.
         num_phones: size of the phone alphabet, blank included.
         voice_layers: numbers of the layers whose head VOICE_HEAD is told whom to listen to.
+        name_layer: number of the layer whose output names the speaker.
+        num_speakers: how many there are to be named; 0: nobody is.
     """
 
     def __init__(
@@ -37,16 +40,22 @@ class Guide(nn.Module):
         phone_layer: int,
         num_phones: int,
         voice_layers: tuple[int, ...] = (),
+        name_layer: int = 0,
+        num_speakers: int = 0,
     ) -> None:
         super().__init__()
-        self.phone_head = nn.Linear(model.model.text_config.hidden_size, num_phones)
+        width = model.model.text_config.hidden_size
+        self.phone_head = nn.Linear(width, num_phones)
+        self.name_head = nn.Linear(width, num_speakers) if num_speakers else None
         self._layers, self._voice_layers = layers, voice_layers
         self._seen: dict[int, tuple[Any, Tensor, Route, Any]] = {}  # by number of layer
-        self._rows: Tensor | None = None
+        self._rows: dict[str, Tensor] = {}  # [N, D] by what is read from them
         blocks: Any = model.model.layers
         watched = sorted({*layers, *voice_layers})
         self._hooks = [blocks[i].self_attn.register_forward_pre_hook(partial(self._watch, i)) for i in watched]
-        self._hooks.append(blocks[phone_layer].register_forward_hook(self._keep))
+        self._hooks.append(blocks[phone_layer].register_forward_hook(partial(self._keep, "phone")))
+        if num_speakers:
+            self._hooks.append(blocks[name_layer].register_forward_hook(partial(self._keep, "name")))
 
     @property
     def hears_voices(self) -> bool:
@@ -92,10 +101,17 @@ class Guide(nn.Module):
 
     def phone_loss(self, phones: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the phone head's cross-entropy against `phones [B, T]`, and how many it has right."""
-        assert self._rows is not None
-        wanted = self._way.take(phones)  # [N]
+        return self._naming_loss(self.phone_head, "phone", phones)
+
+    def name_loss(self, who: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of the speakers `who [B, T]`."""
+        assert self.name_head is not None
+        return self._naming_loss(self.name_head, "name", who)
+
+    def _naming_loss(self, head: nn.Linear, kind: str, targets: Tensor) -> tuple[Tensor, Tensor]:
+        wanted = self._way.take(targets)  # [N]
         rows = (wanted != IGNORED).nonzero().squeeze(1)
-        logits = self.phone_head(self._rows[rows])
+        logits = head(self._rows[kind][rows])
         right = (logits.detach().argmax(-1) == wanted[rows]).sum()
         return F.cross_entropy(logits.float(), wanted[rows], reduction="sum"), right
 
@@ -113,8 +129,8 @@ class Guide(nn.Module):
             rows, self._way, rotary = inputs[:3]
             self._seen[layer] = (module, rows, self._way, rotary)
 
-    def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self._rows = output
+    def _keep(self, kind: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._rows[kind] = output
 
 
 def seen_from(positions: Tensor, blocks: Tensor | None) -> Tensor:

@@ -40,11 +40,11 @@ def check(
 
 def codebook_means(lesson: Lesson, batches: Sequence[Batch]) -> list[float]:
     """Mean loss of each codebook over all labels of the batches."""
-    config = lesson.model.config
+    config, device = lesson.model.config, lesson.model.device
     names = [f"codebook_{k}" for k in range(config.audio_num_codebooks)]
     sums, numbers = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
     for batch in batches:
-        for name, value in lesson(batch).items():
+        for name, value in lesson(batch.to(device)).items():
             if name in sums:
                 sums[name] += float(value)
                 numbers[name] += counts(batch, config.audio_stream_eos_id)[name]

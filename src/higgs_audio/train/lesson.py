@@ -20,7 +20,7 @@ from higgs_audio.train.packing import blocks
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the terms of the loss: text, each codebook (their mean is the audio loss), z-loss, and the guide's three."""
+    """Of the terms of the loss: text, each codebook (their mean is the audio loss), z-loss, and the guide's four."""
 
     text: float
     codebooks: tuple[float, ...]
@@ -28,13 +28,14 @@ class Weights:
     look: float = 0.0
     phone: float = 0.0
     voice: float = 0.0
+    name: float = 0.0
 
     def of(self, name: str) -> float:
         """The weight of a term of `Lesson.forward`; 0 of those that are only logged."""
         kind, _, number = name.partition("_")
         if kind == "codebook":
             return self.codebooks[int(number)] / sum(self.codebooks)
-        return getattr(self, name) if name in ("text", "z", "look", "phone", "voice") else 0.0
+        return getattr(self, name) if name in ("text", "z", "look", "phone", "voice", "name") else 0.0
 
 
 class Lesson(nn.Module):
@@ -62,12 +63,16 @@ class Lesson(nn.Module):
         return sums
 
     def _guide_sums(self, batch: Batch, guide: Guide) -> dict[str, Tensor]:
-        """Where the guided heads look, which phone they name, whom they listen to."""
+        """Where the guided heads look, which phone they name, whom they listen to, and whom they name."""
         positions = batch.inputs.get("position_ids")
         borders = None if positions is None else blocks(positions)
         sums = {"look": guide.attention_loss(batch.look, borders)}
         sums["phone"], sums["phone_right"] = guide.phone_loss(batch.phones)
-        return sums | ({"voice": guide.voice_loss(batch.said, borders)} if guide.hears_voices else {})
+        if guide.hears_voices:
+            sums["voice"] = guide.voice_loss(batch.said, borders)
+        if guide.name_head is not None:
+            sums["name"], sums["name_right"] = guide.name_loss(batch.who)
+        return sums
 
     def _audio_sums(self, hidden: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of each codebook, of ends of stream alone, and the squared log of the normalizers."""
@@ -96,6 +101,7 @@ def counts(batch: Batch, end: int) -> dict[str, int]:
     numbers = {f"codebook_{k}": count for k, count in enumerate(books)}
     numbers |= {"end": int((labels == end).sum()), "z": sum(books)}
     numbers["text"] = int((batch.inputs["labels"][:, 1:] != IGNORED).sum())
+    numbers |= dict.fromkeys(("name", "name_right"), int((batch.who != IGNORED).sum()))
     numbers |= {"look": int((batch.look != IGNORED).sum()), "voice": int(heard_before(batch.said).sum())}
     return numbers | dict.fromkeys(("phone", "phone_right"), int((batch.phones != IGNORED).sum()))
 

@@ -14,7 +14,7 @@ from higgs_audio.errors import RecipeError, first_line, nearest
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.train.adapt import add_lora, choose_trained, merged
-from higgs_audio.train.batches import Cutter, Order, dialogue_batches
+from higgs_audio.train.batches import Cutter, Order, training_steps
 from higgs_audio.train.composer import Composer, usable
 from higgs_audio.train.dialogue import Batch
 from higgs_audio.train.guide import Guide
@@ -64,7 +64,8 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
     check_fit(recipe, model)
     if recipe.sample_every and processor.audio_tokenizer is None:
         raise RecipeError(f"sample_every: {recipe.processor!r} has no audio tokenizer to make sounds with; add one")
-    lesson = assemble(model, recipe, world)
+    speakers = {name: number for number, name in enumerate(sorted({sample.speaker for sample in samples}))}
+    lesson = assemble(model, recipe, world, len(speakers))
     optimizer = torch.optim.AdamW(decay_groups(lesson, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
     run = Run(recipe.output, recipe.save_every, recipe.log_every, quiet=not world.is_first)
     state = ShardedState(run.folder, lesson, optimizer, world)
@@ -72,12 +73,12 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
     if world.is_first:
         save_recipe(recipe, run.folder / "recipe.yaml")
     order = Order(recipe.batch_positions, int(recipe.short_share * recipe.num_steps), recipe.seed)
-    batches = dialogue_batches(composer, samples, order, step)
-    cutter = cutter_of(recipe, model, processor, world)
+    cutter = cutter_of(recipe, model, processor, world, speakers if recipe.name_weight else {})
+    batches = training_steps(composer, samples, order, step, cutter, recipe.num_workers)
     while step < recipe.num_steps and not run.is_stale("heldout", recipe.patience):
         seed_step(recipe.seed, step)
         corruption = blend(recipe.corruption, recipe.final_corruption, step / recipe.num_steps)
-        values = train_step(lesson, optimizer, cutter.cut(next(batches), step, corruption), recipe, world, step)
+        values = train_step(lesson, optimizer, cutter.finish(next(batches), step, corruption), recipe, world, step)
         step += 1
         run.log(step, values)
         if step % recipe.check_every == 0 or step == recipe.num_steps:
@@ -101,7 +102,9 @@ def stamp_for(processor: HiggsAudioProcessor, folder: str) -> Stamp:
     return sizes if tokenizer is None else stamp_of(tokenizer)
 
 
-def assemble(model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRecipe, world: World) -> Lesson:
+def assemble(
+    model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRecipe, world: World, num_speakers: int = 0
+) -> Lesson:
     """The model with what is not trained of it frozen, its guide, on the device, in shards."""
     if lora := lora_of(recipe):
         add_lora(model, lora)
@@ -118,8 +121,8 @@ def assemble(model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRec
         renamed = getattr(model, "activation_checkpointing_enable", None)  # by transformers 5.24
         (renamed or model.gradient_checkpointing_enable)()
     guided = is_guided(recipe)
-    layers = (recipe.guide_layers, recipe.phone_layer)
-    guide = Guide(model, *layers, len(PHONES) + 1, recipe.voice_layers) if guided else None
+    layers = (recipe.guide_layers, recipe.phone_layer, len(PHONES) + 1, recipe.voice_layers, recipe.name_layer)
+    guide = Guide(model, *layers, num_speakers if recipe.name_weight else 0) if guided else None
     lesson = Lesson(model, guide, with_z=recipe.z_weight > 0).to(world.device)
     if world.size > 1:
         shard(lesson, list(model.model.layers), world, recipe.precision, regather=not guided)
@@ -141,7 +144,11 @@ def hold_frozen(model: HiggsAudioForConditionalGeneration, precision: str, world
 
 
 def cutter_of(
-    recipe: LanguageModelRecipe, model: HiggsAudioForConditionalGeneration, processor: HiggsAudioProcessor, world: World
+    recipe: LanguageModelRecipe,
+    model: HiggsAudioForConditionalGeneration,
+    processor: HiggsAudioProcessor,
+    world: World,
+    speakers: Mapping[str, int],
 ) -> Cutter:
     """How this run's steps are cut into micro-batches."""
     return Cutter(
@@ -153,6 +160,7 @@ def cutter_of(
         packed=recipe.packed,
         codebook_size=model.config.audio_codebook_size,
         seed=recipe.seed,
+        speakers=speakers,
     )
 
 
@@ -203,7 +211,8 @@ def sample(
 def add_up(micro: Sequence[Mapping[str, Any]], world: World) -> dict[str, float]:
     """The sum of each entry over micro-batches and processes."""
     names = list(micro[0])
-    own = torch.tensor([[float(values[name]) for name in names] for values in micro], dtype=torch.float64).sum(0)
+    rows = [torch.stack([torch.as_tensor(values[name]) for name in names]) for values in micro]  # one transfer in all
+    own = torch.stack(rows).double().cpu().sum(0)
     return dict(zip(names, world.total(own).tolist(), strict=True))
 
 

@@ -34,6 +34,7 @@ class LanguageModelRecipe:
     several_share: float = 0.0
     cast_share: float = 0.0
     joined_share: float = 0.0
+    switch_share: float = 0.0
     reference_frames: tuple[int, ...] = (1, 60)
     more_turns: tuple[float, ...] = (0.6, 0.4)
     reference_labels_after: int = 0  # columns; 0: references are not trained
@@ -60,6 +61,9 @@ class LanguageModelRecipe:
     voice_layers: tuple[int, ...] = ()  # whose second head is told to look at what the same speaker said before
     voice_weight: float = 0.0
     final_voice_weight: float = 0.0
+    name_layer: int = 3  # whose output names the speaker where a turn begins, if `name_weight` is above 0
+    name_weight: float = 0.0
+    final_name_weight: float = 0.0
     peak_rate: float = 1.5e-3
     final_rate: float = 5e-5
     warmup: int = 300
@@ -71,6 +75,7 @@ class LanguageModelRecipe:
     frozen_precision: str = "float32"  # what parameters that are not trained are held in, by one process
     gradient_checkpointing: bool = False
     device: str = ""  # cpu or cuda; "": a GPU where there is one
+    num_workers: int = 0  # processes that make the batches of each process that trains; 0: itself
     seed: int = 0
     save_every: int = 200
     log_every: int = 20
@@ -83,6 +88,7 @@ class LanguageModelRecipe:
 AT_LEAST_ONE = ("num_steps", "batch_positions", "accumulate", "num_samples", "save_every", "log_every", "check_every")
 AT_LEAST_NONE = (
     *("lora_rank", "reference_labels_after", "sample_every", "patience", "warmup", "corruption", "weight_decay"),
+    *("num_workers", "name_weight"),
     *("text_weight", "z_weight", "guide_weight", "phone_weight", "voice_weight"),
 )
 
@@ -106,12 +112,12 @@ def mix_of(recipe: LanguageModelRecipe) -> Mix:
     if not any(recipe.more_turns) or min(recipe.more_turns) < 0:
         raise RecipeError(f"more_turns={list(recipe.more_turns)} must be shares of no turn more, one, two: [0.6, 0.4]")
     shares = (recipe.reference_share, recipe.plain_share, recipe.several_share, recipe.cast_share, recipe.joined_share)
-    return Mix(*shares, (frames[0], frames[1]), recipe.more_turns)
+    return Mix(*shares, (frames[0], frames[1]), recipe.more_turns, recipe.switch_share)
 
 
 def is_guided(recipe: LanguageModelRecipe) -> bool:
     """Whether the guide teaches."""
-    return recipe.guide_weight > 0 or recipe.phone_weight > 0 or bool(recipe.voice_layers)
+    return recipe.guide_weight > 0 or recipe.phone_weight > 0 or bool(recipe.voice_layers) or recipe.name_weight > 0
 
 
 def unguided(recipe: LanguageModelRecipe) -> LanguageModelRecipe:
@@ -137,6 +143,7 @@ def weights_of(recipe: LanguageModelRecipe, step: int) -> Weights:
         look=blend(recipe.guide_weight, recipe.final_guide_weight, done),
         phone=blend(recipe.phone_weight, recipe.final_phone_weight, done),
         voice=blend(recipe.voice_weight, recipe.final_voice_weight, done),
+        name=blend(recipe.name_weight, recipe.final_name_weight, done),
     )
 
 

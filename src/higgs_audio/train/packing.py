@@ -32,6 +32,7 @@ def pack(batch: Batch) -> Batch:
         phones=batch.phones[attended][None],
         turn_labels=batch.turn_labels[real][None],
         said=said[attended][None],
+        who=batch.who[attended][None],
         num_frames=batch.num_frames,
     )
 

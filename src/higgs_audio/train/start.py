@@ -63,6 +63,8 @@ def check_fit(recipe: LanguageModelRecipe, model: HiggsAudioForConditionalGenera
     layers = {"guide_layers": recipe.guide_layers, "phone_layer": (recipe.phone_layer,)} if is_guided(recipe) else {}
     if recipe.voice_layers:
         layers["voice_layers"] = recipe.voice_layers
+    if recipe.name_weight:
+        layers["name_layer"] = (recipe.name_layer,)
     for name, numbers in layers.items():
         if beyond := [n for n in numbers if not isinstance(n, int) or not 0 <= n < num_layers]:
             raise RecipeError(f"{name} names layer {beyond[0]}; the model has the layers 0 to {num_layers - 1}")

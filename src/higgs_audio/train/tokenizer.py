@@ -17,12 +17,14 @@ from higgs_audio.train.clips import Sounds
 from higgs_audio.train.codebook import perplexity, rebalance, revive, start_codebooks, update_codebook
 from higgs_audio.train.discriminator import Discriminators, deceiving_loss, feature_loss, judging_loss
 from higgs_audio.train.manifest import read_manifests
+from higgs_audio.train.parallel import PRECISIONS
 from higgs_audio.train.recipe import save_recipe
 from higgs_audio.train.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
 from higgs_audio.train.spectral import spectral_losses
 
 SAMPLE_RATE = 24_000
-PRECISIONS = ("highest", "high", "medium")
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+QUIET = 1e-3  # of a crop, -60 dBFS
 REVIVE_EVERY = 50  # steps
 KMEANS_STEPS = 10
 
@@ -73,6 +75,7 @@ class TokenizerRecipe:
     period_channels: int = 8
     spectrum_channels: int = 16
     judge_rate: float = 3e-4
+    judge_precision: str = "float32"  # or bfloat16: on a GPU the judges are most of a step
     peak_rate: float = 1e-3
     final_rate: float = 5e-5
     warmup: int = 200
@@ -127,7 +130,8 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     device = read_device(recipe.device or None)
     set_matmul_precision(recipe)
     sounds = Sounds(read_manifests(recipe.data, "train"), SAMPLE_RATE, device if recipe.in_memory else None)
-    tokenizer = first_tokenizer(recipe).to(device)
+    tokenizer: Any = first_tokenizer(recipe)
+    tokenizer.to(device)
     optimizer = torch.optim.AdamW(decay_groups(tokenizer, recipe.weight_decay), betas=(0.8, 0.99), fused=True)
     parts: dict[str, Any] = {"model": tokenizer, "optimizer": optimizer}
     court = Court(recipe, device) if recipe.adversarial_weight else None
@@ -180,24 +184,34 @@ class Court:
     """The judges of a run and their optimizer: every step they learn first, then say what the decoder is to learn."""
 
     def __init__(self, recipe: TokenizerRecipe, device: torch.device | None = None) -> None:
-        self.recipe = recipe
+        self.recipe, self.device = recipe, device or torch.device("cpu")
         torch.manual_seed(recipe.seed)
-        self.judges = Discriminators(recipe.period_channels, recipe.spectrum_channels).to(device)
+        self.judges = Discriminators(recipe.period_channels, recipe.spectrum_channels).to(self.device)
         self.optimizer = torch.optim.AdamW(decay_groups(self.judges, 0.0), betas=(0.8, 0.99), fused=True)
 
     def hear(self, recorded: Tensor, made: Tensor, step: int) -> tuple[dict[str, Tensor], float]:
         """Sounds `[B, S]` -> the losses "adversarial" and "feature" of `made`, and the judges' own before its step."""
         recipe, since = self.recipe, step - self.recipe.adversarial_from
+        loudness = recorded.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=QUIET)  # [B, 1]
+        recorded, made = recorded / loudness, made / loudness  # biases drown what is small
         left = max(1, recipe.num_steps - recipe.adversarial_from)
-        judging = judging_loss(self.judges(recorded), self.judges(made.detach()))
+        with self._computing():
+            judging = judging_loss(self.judges(recorded), self.judges(made.detach()))
         rate = learning_rate(since, left, recipe.judge_rate, recipe.warmup, recipe.judge_rate / 10)
         apply_gradients(judging, self.judges, self.optimizer, rate, recipe.max_norm)
         self.judges.requires_grad_(False)
-        seen = self.judges(made)
-        with torch.no_grad():
-            known = self.judges(recorded)
+        with self._computing():
+            seen = self.judges(made)
+            with torch.no_grad():
+                known = self.judges(recorded)
+            losses = {"adversarial": deceiving_loss(seen), "feature": feature_loss(known, seen)}
         self.judges.requires_grad_(True)
-        return {"adversarial": deceiving_loss(seen), "feature": feature_loss(known, seen)}, float(judging.detach())
+        return losses, float(judging.detach())
+
+    def _computing(self) -> Any:
+        """Autocast where the recipe wants the judges in less than float32; spectra stay in it."""
+        wanted = PRECISIONS[self.recipe.judge_precision]
+        return torch.autocast(self.device.type, wanted, enabled=wanted != torch.float32)
 
 
 def quantizers(tokenizer: HiggsAudioTokenizer) -> list[Any]:
