@@ -166,11 +166,11 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
 
 
 def set_matmul_precision(recipe: TokenizerRecipe) -> None:
-    """Raises RecipeError for a precision that torch does not have, of which torch itself only warns."""
-    if recipe.matmul_precision not in PRECISIONS:
-        raise RecipeError(
-            f"matmul_precision={recipe.matmul_precision!r}; {nearest(recipe.matmul_precision, PRECISIONS)}"
-        )
+    """Raises RecipeError for a precision that there is not; of one of matrices torch itself only warns."""
+    for name, allowed in (("matmul_precision", MATMUL_PRECISIONS), ("judge_precision", tuple(PRECISIONS))):
+        given = getattr(recipe, name)
+        if given not in allowed:
+            raise RecipeError(f"{name}={given!r}; {nearest(given, allowed)}")
     torch.set_float32_matmul_precision(recipe.matmul_precision)
 
 
