@@ -6,6 +6,7 @@ The sounds are random codes and the alignments made up, so every position can be
 import itertools
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,11 @@ from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import MULTI_SPEAKER
 from higgs_audio.text import phonemize
+from higgs_audio.train import batches, teacher
 from higgs_audio.train import composer as composers
-from higgs_audio.train import teacher
-from higgs_audio.train.batches import Order, dialogue_batches
+from higgs_audio.train.batches import Cutter, Order, Windows, dialogue_batches, training_steps
 from higgs_audio.train.composer import CLONE_FORMS, QUIET_ROOM, SAME_VOICE, SEVERAL_SPEAKERS, Composer, Mix, join
-from higgs_audio.train.dialogue import collate
+from higgs_audio.train.dialogue import NAMED_COLUMNS, Batch, collate, pad_behind
 from higgs_audio.train.lm_recipe import LanguageModelRecipe, mix_of
 from higgs_audio.train.phones import phone_ids, phones
 from higgs_audio.train.shards import Sample
@@ -239,12 +240,105 @@ def test_a_conversation_depends_on_seed_epoch_and_sample_alone(samples):
     composer = Composer(samples, {"ava": "Ava"}, "ava", MIX)
 
     def turns(start):
-        batches = itertools.islice(dialogue_batches(composer, samples, order, start), 30 - start)
-        return [[tuple(turn.id for turn in dialogue.turns) for dialogue in batch] for batch in batches]
+        drawn = itertools.islice(dialogue_batches(composer, samples, order, start), 30 - start)
+        return [[tuple(turn.id for turn in dialogue.turns) for dialogue in batch] for batch in drawn]
 
     whole = turns(0)
     assert turns(13) == whole[13:]
     assert whole[0] not in whole[1:]
+
+
+def test_every_sample_has_its_conversation_once_an_epoch(samples):
+    windows = Windows(Composer(samples, {"ava": "Ava"}, "ava", MIX), range(len(samples)), 900, 1)
+    for epoch in range(3):
+        numbers = range(epoch * windows.per_epoch, (epoch + 1) * windows.per_epoch)
+        last = [clips_of(d.turns[-1])[-1] for n in numbers for batch in windows.batches(n) for d in batch]
+        assert sorted(last) == sorted(sample.id for sample in samples)
+
+
+def test_epochs_of_several_windows_have_every_sample_once_too(samples, monkeypatch):
+    monkeypatch.setattr(batches, "WINDOW", 7)
+    monkeypatch.setattr(batches, "WINDOW_BATCHES", 0)
+    test_every_sample_has_its_conversation_once_an_epoch(samples)
+    windows = Windows(Composer(samples, {}, "", MIX), range(len(samples)), 900, 1)
+    assert windows.per_epoch == 6
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_other_processes_make_the_batches_that_this_one_makes(samples, processor, start):
+    composer, order = Composer(samples, {"ava": "Ava"}, "ava", MIX), Order(positions=900, num_short=3, seed=0)
+    cutter = Cutter(processor, 0, 1, 2, 10, False, 1024, 0, {"ava": 0, "joe": 1})
+    ways = (training_steps(composer, samples, order, start, cutter, workers) for workers in (0, 2))
+    ways = (
+        (cutter.cut(said, 1, 0.2) for said in dialogue_batches(composer, samples, order, start)),
+        *((cutter.finish(shares, 1, 0.2) for shares in way) for way in ways),
+    )
+    for step in itertools.islice(zip(*ways, strict=False), 12):
+        assert [len(shares) for shares in step] == [2, 2, 2]
+        for same in zip(*step, strict=True):
+            arrays = [batch.arrays() for batch in same]
+            for other in arrays[1:]:
+                assert other.keys() == arrays[0].keys()
+                assert all(np.array_equal(other[name], value) for name, value in arrays[0].items())
+
+
+def test_a_batch_comes_back_from_its_arrays(dialogues, processor):
+    batch = collate(dialogues[:6], processor, 10, {"ava": 0, "joe": 1})
+    other = Batch.from_arrays(batch.arrays())
+    assert other.num_frames == batch.num_frames
+    for name in ("look", "phones", "turn_labels", "said", "who"):
+        torch.testing.assert_close(getattr(other, name), getattr(batch, name), rtol=0, atol=0)
+    assert other.inputs.keys() == batch.inputs.keys()
+    for name, value in batch.inputs.items():
+        torch.testing.assert_close(other.inputs[name], value, rtol=0, atol=0)
+
+
+def test_phonemes_that_are_known_make_the_prompt_that_reading_the_text_makes(dialogues, processor):
+    read = pad_behind(
+        dict(processor.apply_chat_template([d.messages() for d in dialogues], add_generation_prompt=False))
+    )
+    known = collate(dialogues, processor).inputs
+    assert torch.equal(known["input_ids"], read["input_ids"])
+    assert torch.equal(known["audio_input_ids"], read["audio_input_ids"])
+
+
+def test_a_speaker_is_named_where_a_trained_turn_begins(dialogues, processor):
+    """From the token that predicts the first column on, until the turn's own past tells; references are not."""
+    numbers = {speaker: place for place, speaker in enumerate(SPEAKERS)}
+    opening = processor.tokenizer.convert_tokens_to_ids("<|audio_out_bos|>")
+    for dialogue in dialogues[:60]:
+        batch = collate([dialogue], processor, speakers=numbers)
+        wanted = torch.full_like(batch.who, IGNORED)
+        starts = (batch.inputs["input_ids"][0] == opening).nonzero().squeeze(1).tolist()
+        assert len(starts) == len(dialogue.turns)
+        for place in range(dialogue.first_trained, len(starts)):
+            wanted[0, starts[place] : starts[place] + NAMED_COLUMNS + 1] = numbers[dialogue.turns[place].speaker]
+        assert torch.equal(batch.who, wanted)
+    assert bool((collate(dialogues[:1], processor).who == IGNORED).all())
+
+
+def test_a_turn_among_several_is_of_another_speaker_than_the_one_before(samples):
+    """References count: a model that goes on in the voice that it heard last is never right."""
+    same = Counter()
+    for switch in (0.0, 1.0):
+        mix = replace(MIX, several=1.0, more_turns=(0.3, 0.4, 0.3), switch=switch)
+        composer = Composer(samples, {"ava": "Ava"}, "ava", mix)
+        for n in range(200):
+            dialogue = composer.compose(n % len(samples), torch.Generator().manual_seed(n))
+            speakers = speakers_of(dialogue)
+            if len(set(speakers)) > 1:
+                pairs = itertools.pairwise(speakers[dialogue.first_trained - 1 :])
+                same[switch] += sum(one == other for one, other in pairs)
+    assert same[0.0] > 100
+    assert same[1.0] == 0
+
+
+def test_a_switch_never_draws_the_place_before(samples):
+    draft = composers._Draft(samples, {}, replace(MIX, switch=1.0), torch.Generator().manual_seed(0), 0)
+    places = {draft._switched(1, 1, 3) for _ in range(40)}
+    assert places == {0, 2}
+    assert draft._switched(0, 1, 3) == 0
+    assert draft._switched(0, 0, 1) == 0
 
 
 def test_a_batch_is_filled_by_what_its_conversations_turned_out_to_be(samples):

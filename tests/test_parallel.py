@@ -37,6 +37,7 @@ from higgs_audio.train.start import first_model, new_model
 
 TEXTS = ("The sun rises in the east.", "Nobody knows.", "We walked along the river.", "Seven men sat down.")
 END = 1025
+SPEAKERS = {"ava": 0, "joe": 1}  # whom the guide can name
 TEXT = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -81,6 +82,8 @@ def recipe(prepared, tiny_checkpoint, tmp_path):
         phone_layer=1,
         voice_layers=(1,),
         voice_weight=0.3,
+        name_layer=0,
+        name_weight=0.3,
         z_weight=1e-3,
         warmup=2,
         peak_rate=3e-3,
@@ -103,7 +106,9 @@ def dialogues():
 
 def new_lesson(processor, guided=True):
     model = new_model(LanguageModelRecipe("", "", "", "", text_config=TEXT), processor).train()
-    return Lesson(model, Guide(model, (0,), 1, len(PHONES) + 1, (1,)) if guided else None, with_z=True)
+    return Lesson(
+        model, Guide(model, (0,), 1, len(PHONES) + 1, (1,), 0, len(SPEAKERS)) if guided else None, with_z=True
+    )
 
 
 # The terms of the loss
@@ -111,7 +116,7 @@ def new_lesson(processor, guided=True):
 
 def test_the_terms_are_the_losses_of_the_model(dialogues, processor):
     lesson = new_lesson(processor, guided=False)
-    batch = collate(dialogues, processor)
+    batch = collate(dialogues, processor, speakers=SPEAKERS)
     sums, numbers = lesson(batch), counts(batch, END)
     out = lesson.model(**batch.inputs)
     books = torch.stack([sums[f"codebook_{k}"] / numbers[f"codebook_{k}"] for k in range(8)])
@@ -144,21 +149,21 @@ def test_ends_and_normalizers_are_those_of_a_loop_over_every_cell(dialogues, pro
 
 def test_a_batch_without_labels_adds_nothing(dialogues, processor):
     lesson = new_lesson(processor)
-    batch = Cutter(processor, 1, 2, 1, 0, False, 1024, 0).cut(dialogues[:1], 0, 0.0)[0]
+    batch = Cutter(processor, 1, 2, 1, 0, False, 1024, 0, SPEAKERS).cut(dialogues[:1], 0, 0.0)[0]
     assert not any(counts(batch, END).values())
-    weighted(lesson(batch), counts(batch, END), Weights(1.0, (1.0,) * 8, 1.0, 1.0, 1.0, 1.0)).backward()
+    weighted(lesson(batch), counts(batch, END), Weights(1.0, (1.0,) * 8, 1.0, 1.0, 1.0, 1.0, 1.0)).backward()
     assert not any(bool(w.grad.any()) for w in lesson.parameters() if w.grad is not None)
 
 
 @pytest.mark.parametrize("cuts", [(2, 1), (1, 3), (2, 2), (4, 2)], ids=str)
 def test_a_step_cut_into_pieces_has_the_gradient_of_the_whole(dialogues, processor, cuts):
     """Means of means would weigh the labels of a short micro-batch more; so every loss is over the labels of all."""
-    lesson, whole = new_lesson(processor), Cutter(processor, 0, 1, 1, 25, False, 1024, 3)
+    lesson, whole = new_lesson(processor), Cutter(processor, 0, 1, 1, 25, False, 1024, 3, SPEAKERS)
     size, accumulate = cuts
-    cutters = [Cutter(processor, rank, size, accumulate, 25, False, 1024, 3) for rank in range(size)]
+    cutters = [Cutter(processor, rank, size, accumulate, 25, False, 1024, 3, SPEAKERS) for rank in range(size)]
     pieces = [batch for cutter in cutters for batch in cutter.cut(dialogues, 7, 0.2)]
     assert len(pieces) == size * accumulate
-    weights = Weights(0.5, (4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 1e-3, 0.3, 0.2, 0.4)
+    weights = Weights(0.5, (4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 1e-3, 0.3, 0.2, 0.4, 0.5)
     gradients = []
     for batches in (whole.cut(dialogues, 7, 0.2), pieces):
         lesson.zero_grad()
@@ -174,9 +179,9 @@ def test_a_step_cut_into_pieces_has_the_gradient_of_the_whole(dialogues, process
 def test_a_packed_row_has_the_loss_and_gradient_of_its_conversations_apart(dialogues, processor, attention):
     lesson = new_lesson(processor)
     lesson.model.set_attn_implementation(attention)
-    weights, gradients = Weights(0.5, (2.0, *(1.0,) * 7), 1e-3, 0.3, 0.2, 0.4), []
-    apart = [collate([dialogue], processor) for dialogue in dialogues]
-    together = pack(collate(dialogues, processor))
+    weights, gradients = Weights(0.5, (2.0, *(1.0,) * 7), 1e-3, 0.3, 0.2, 0.4, 0.5), []
+    apart = [collate([dialogue], processor, speakers=SPEAKERS) for dialogue in dialogues]
+    together = pack(collate(dialogues, processor, speakers=SPEAKERS))
     assert together.inputs["input_ids"].shape[1] == sum(batch.inputs["input_ids"].shape[1] for batch in apart)
     assert counts(together, END) == lm.add_up([counts(batch, END) for batch in apart], World())
     for batches in (apart, [together]):

@@ -593,6 +593,27 @@ def test_the_voice_guide_is_the_weight_of_what_the_same_speaker_said_before(samp
     guide.close()
 
 
+def test_the_name_loss_is_the_cross_entropy_of_a_middle_layer_at_the_start_of_turns(samples, processor):
+    model = new_model(LanguageModelRecipe("", "", "", "", text_config=TEXT), processor).train()
+    guide = Guide(model, (0,), 1, len(PHONES) + 1, name_layer=0, num_speakers=3)
+    dialogues = [Dialogue((samples[0], samples[2])), Dialogue((samples[1],), "Joe")]
+    batch = collate(dialogues, processor, speakers={"ava": 2, "joe": 1})
+    inputs = {name: value for name, value in batch.inputs.items() if "labels" not in name}
+    hidden = model.model(**inputs, output_hidden_states=True).hidden_states[1]  # [B, T, D] behind layer 0
+    loss, right = guide.name_loss(batch.who)
+    logits = guide.name_head(hidden)
+    wanted = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch.who.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    assert set(batch.who[batch.who != IGNORED].tolist()) == {1, 2}
+    torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-4)
+    assert int(right) == int(((logits.argmax(-1) == batch.who) & (batch.who != IGNORED)).sum())
+    loss.backward()
+    assert bool(model.model.layers[0].self_attn.k_proj.weight.grad.abs().sum() > 0)
+    assert model.model.layers[1].self_attn.k_proj.weight.grad is None
+    guide.close()
+
+
 def test_texts_of_the_check_are_the_same_symbols_in_another_order(samples, processor):
     batch = collate([Dialogue((samples[0],), "Ava")], processor)
     changed = with_other_texts(batch).inputs["input_ids"]
