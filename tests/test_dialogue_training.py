@@ -333,8 +333,29 @@ def test_a_turn_among_several_is_of_another_speaker_than_the_one_before(samples)
     assert same[1.0] == 0
 
 
+def test_a_clip_is_heard_after_the_one_it_asks_for_and_in_its_scene(samples):
+    asking = [replace(samples[2], reference=samples[5].id, scene="A cathedral."), *samples[3:8], *samples[8:16]]
+    composer = Composer(asking, {"ava": "Ava"}, "ava", replace(MIX, several=0.0, cast=0.0, reference=0.0, joined=0.5))
+    drawn = [composer.compose(0, torch.Generator().manual_seed(n)) for n in range(40)]
+    joined = [dialogue for dialogue in drawn if "+" in dialogue.turns[-1].id]
+    assert 0 < len(joined) < 40
+    for dialogue in drawn:
+        asked = samples[5].id in clips_of(dialogue.turns[-1]) or clips_of(dialogue.turns[0]) == [samples[5].id]
+        assert asked
+        assert dialogue.scene == "A cathedral."
+        assert len(dialogue.turns) > 1
+    plain = composer.compose(2, torch.Generator().manual_seed(0))
+    assert plain.scene is None
+
+
+def test_a_clip_whose_reference_was_dropped_takes_another(samples):
+    asking = [replace(samples[2], reference="gone"), *samples[3:8]]
+    dialogue = Composer(asking, {}, "", MIX).compose(0, torch.Generator().manual_seed(0))
+    assert len(dialogue.turns) > 1
+
+
 def test_a_switch_never_draws_the_place_before(samples):
-    draft = composers._Draft(samples, {}, replace(MIX, switch=1.0), torch.Generator().manual_seed(0), 0)
+    draft = composers._Draft(samples, {}, {}, replace(MIX, switch=1.0), torch.Generator().manual_seed(0), 0)
     places = {draft._switched(1, 1, 3) for _ in range(40)}
     assert places == {0, 2}
     assert draft._switched(0, 1, 3) == 0

@@ -85,28 +85,35 @@ class Composer:
         for number, sample in enumerate(samples):
             self._clips[sample.speaker].append(number)
         self._named = [speaker for speaker in self._clips if speaker in profiles]
+        wanted = {sample.reference for sample in samples if sample.reference}
+        self._places = {sample.id: number for number, sample in enumerate(samples) if sample.id in wanted}
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def compose(self, number: int, generator: torch.Generator) -> Dialogue:
         """The conversation whose last turn is, or ends with, sample `number`. No clip occurs in it twice."""
-        draft = _Draft(self._samples, self._clips, self._mix, generator, number)
+        draft = _Draft(self._samples, self._clips, self._places, self._mix, generator, number)
         return draft.compose(self._profiles, self._default, self._named)
 
 
 class _Draft:
-    """One conversation being drawn; `used` are the numbers of the clips that it has already."""
+    """One conversation being drawn; `used` are the numbers of the clips that it has already.
+
+    `places` are the numbers of the samples that others ask to be heard after, by their ids.
+    """
 
     def __init__(
         self,
         samples: Sequence[Sample],
         clips: Mapping[str, list[int]],
+        places: Mapping[str, int],
         mix: Mix,
         generator: torch.Generator,
         number: int,
     ) -> None:
-        self._samples, self._clips, self._mix, self._generator = samples, clips, mix, generator
+        self._samples, self._clips, self._places = samples, clips, places
+        self._mix, self._generator = mix, generator
         self._used = {number}
         self._target = samples[number]
 
@@ -121,13 +128,14 @@ class _Draft:
             return dialogue
         if profile and self._chance(mix.cast) and len(named) > 1:
             return self._cast(profiles, named)
-        if profile is None or self._chance(mix.reference):
+        if profile is None or self._target.reference in self._places or self._chance(mix.reference):
             kept = profile if self._chance(0.5) else None
             if dialogue := self._clone(kept):
                 return dialogue
+        scene = self._target.scene or None
         if speaker == default and self._chance(mix.plain):
-            return Dialogue((self._target,))
-        return Dialogue((self._target,), profile)
+            return Dialogue((self._target,), scene=scene)
+        return Dialogue((self._target,), profile, scene=scene)
 
     def _lengthen(self) -> None:
         """Puts another sentence of the speaker before the target's, where both are short enough for one turn."""
@@ -136,13 +144,13 @@ class _Draft:
             self._target = join([other, self._target])
 
     def _clone(self, profile: str | None) -> Dialogue | None:
-        """The target after a reference of its speaker; None where the speaker has no other clip."""
-        reference = self._reference(self._target.speaker, *self._mix.reference_frames)
+        """The target after the clip it asks for or a reference of its speaker; None where there is no other clip."""
+        reference = self._asked_for() or self._reference(self._target.speaker, *self._mix.reference_frames)
         if reference is None:
             return None
         said, _ = self._more([self._target.speaker])
         system, scene = (None, None) if profile else self._form(CLONE_FORMS)
-        return Dialogue((reference, *said, self._target), profile, system=system, scene=scene)
+        return Dialogue((reference, *said, self._target), profile, system=system, scene=self._target.scene or scene)
 
     def _several(self) -> Dialogue | None:
         """The target after references of two to four speakers, its own among them, in any order."""
@@ -195,6 +203,14 @@ class _Draft:
         if place != before or count < 2 or not self._chance(self._mix.switch):
             return place
         return (place + 1 + self._permutation(count - 1)[0]) % count
+
+    def _asked_for(self) -> Sample | None:
+        """The clip that the target is to be heard after, where it is among the samples and not heard yet."""
+        place = self._places.get(self._target.reference)
+        if place is None or place in self._used:
+            return None
+        self._used.add(place)
+        return self._samples[place]
 
     def _reference(self, speaker: str, least: int, most: int) -> Sample | None:
         """Clips of the speaker, joined until they are as long as drawn; shorter ones are drawn more often."""
@@ -256,4 +272,6 @@ def join(samples: Sequence[Sample]) -> Sample:
         speaker=samples[0].speaker,
         codes=np.concatenate([sample.codes for sample in samples], axis=1),
         phones=np.concatenate(phones),
+        scene=samples[-1].scene,
+        reference=samples[-1].reference,
     )
