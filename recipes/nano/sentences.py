@@ -1,4 +1,4 @@
-"""Collects the sentences that nano is trained on, and the hundred it is judged on.
+"""Collects the sentences that nano is trained on, and the two hundred it is judged on.
 
 Sources, both from Debian: `fortunes` (fortune cookies) and `bible-kjv-text` (public domain, through `bible`).
 Only words are kept that every voice reads alike: no digits, no abbreviations, no capitals inside a sentence's words.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 FORTUNES = Path("/usr/share/games/fortunes")
 SKIPPED_FORTUNES = {"art", "ascii-art", "songs-poems", "translate-me", "debian", "perl", "linux", "computers"}
-NUM_HELDOUT = 100
+NUM_HELDOUT = 200
 NGRAM = 5  # held-out and training sentences share no run of this many words
 SEED = 20261122
 
