@@ -397,6 +397,7 @@ def test_frozen_weights_can_be_held_in_half(recipe):
         guide_weight=0.0,
         phone_weight=0.0,
         voice_layers=(),
+        name_weight=0.0,
         peak_rate=3e-2,
         gradient_checkpointing=True,
     )
