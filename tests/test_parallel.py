@@ -398,6 +398,7 @@ def test_frozen_weights_can_be_held_in_half(recipe):
         phone_weight=0.0,
         voice_layers=(),
         name_weight=0.0,
+        num_steps=24,
         peak_rate=3e-2,
         gradient_checkpointing=True,
     )
