@@ -262,6 +262,11 @@ def test_epochs_of_several_windows_have_every_sample_once_too(samples, monkeypat
     test_every_sample_has_its_conversation_once_an_epoch(samples)
     windows = Windows(Composer(samples, {}, "", MIX), range(len(samples)), 900, 1)
     assert windows.per_epoch == 6
+    whole = [[d.turns[-1].id for d in batch] for batch in itertools.islice(windows.steps(0), 60)]
+    for start in (1, 17, 40):
+        rest = itertools.islice(windows.steps(start), 60 - start)
+        assert [[d.turns[-1].id for d in batch] for batch in rest] == whole[start:]
+    assert windows.find(40)[0] > 1
 
 
 @pytest.mark.parametrize("start", [0, 5])

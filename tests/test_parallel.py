@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.text import phonemize
 from higgs_audio.train import lm
 from higgs_audio.train.adapt import LORA_TARGETS, Lora, add_lora, choose_trained, merged
-from higgs_audio.train.batches import Cutter
+from higgs_audio.train.batches import Collated, Cutter
 from higgs_audio.train.dialogue import Dialogue, collate
 from higgs_audio.train.guide import Guide
 from higgs_audio.train.lesson import Lesson, Weights, counts, weighted
@@ -408,6 +409,16 @@ def test_frozen_weights_can_be_held_in_half(recipe):
     assert losses[-1] < losses[0]
 
 
+def test_a_run_whose_batches_others_make_is_the_same_run_and_a_lost_process_is_told(recipe, tmp_path):
+    others = dataclasses.replace(recipe, output=str(tmp_path / "others"), num_workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Collated, "__getitem__", lambda self, window: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(RecipeError, match=r"lost .*DataLoader worker.*num_workers=1"):
+            lm.train_language_model(others)
+    path, whole = lm.train_language_model(others), lm.train_language_model(recipe)
+    assert (path / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
 def test_a_run_speaks_as_it_learns_and_is_the_same_run(recipe, tmp_path):
     """Speaking changes no weight; the sounds of a step have a folder, and their word error rate a line."""
     silent = lm.train_language_model(recipe)
@@ -442,6 +453,10 @@ def test_a_precision_that_does_not_exist_is_a_recipe_error(recipe, name):
         {"attention": "flash"},
         {"train": ("adio",)},
         {"voice_layers": (9,)},
+        {"name_layer": 9},
+        {"num_workers": -1},
+        {"switch_share": 7.0},
+        {"several_share": -0.1},
     ],
     ids=str,
 )

@@ -102,12 +102,10 @@ class Windows:
 
     def find(self, step: int) -> tuple[int, int]:
         """The window that step number `step` is in, and its number there: how many each has shows when it is drawn."""
-        for window in itertools.count():
-            count = len(self.batches(window)) if step else 1
-            if step < count:
-                return window, step
-            step -= count
-        raise AssertionError  # never: windows do not end
+        window = 0
+        while step and step >= (count := len(self.batches(window))):
+            window, step = window + 1, step - count
+        return window, step
 
     def steps(self, start: int) -> Iterator[list[Dialogue]]:
         """From step number `start` on."""
@@ -136,7 +134,8 @@ def collated(source: Collated, start: int, num_workers: int) -> Iterator[list[Sh
     """Steps from number `start` on, in order, whoever made them."""
     window, offset = source.windows.find(start)
     numbers: Any = itertools.count(window)
-    for steps in DataLoader(source, sampler=numbers, batch_size=None, num_workers=num_workers, collate_fn=bytes):
+    same = bytes  # the default would look for tensors
+    for steps in DataLoader(source, sampler=numbers, batch_size=None, num_workers=num_workers, collate_fn=same):
         for step in pickle.loads(steps)[offset:]:
             yield [(chosen, Batch.from_arrays(arrays)) for chosen, arrays in step]
         offset = 0

@@ -122,8 +122,7 @@ def collate(
     """
     known = processor.text_frontend == "phonemes" and all(len(s.phones) for d in dialogues for s in d.turns)
     if known:  # reading a text takes longer than all the rest
-        processor = copy.copy(processor)
-        processor.config = replace(processor.config, text_frontend="none")
+        processor = without_frontend(processor)
     conversations = [dialogue.messages(with_phonemes=known) for dialogue in dialogues]
     starts = [len(m) - 2 * (len(d.turns) - d.first_trained) for m, d in zip(conversations, dialogues, strict=True)]
     rendered = processor.apply_chat_template(conversations, add_generation_prompt=False, start_index=starts)
@@ -141,6 +140,13 @@ def collate(
         who=who_speaks(inputs["input_ids"], dialogues, processor, speakers or {}),
         num_frames=sum(s.num_frames for d in dialogues for s in d.turns[d.first_trained :]),
     )
+
+
+def without_frontend(processor: HiggsAudioProcessor) -> HiggsAudioProcessor:
+    """The same processor for texts that are phonemes already."""
+    other = copy.copy(processor)
+    other.config = replace(processor.config, text_frontend="none")
+    return other
 
 
 def said_in(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor) -> Tensor:

@@ -41,7 +41,11 @@ from higgs_audio.train.start import check_fit, compile_parts, first_model
 
 
 def train_language_model(recipe: LanguageModelRecipe) -> Path:
-    """Trains the language model; writes a checkpoint to `output/model` and returns that path."""
+    """Trains the language model; writes a checkpoint to `output/model` and returns that path.
+
+    Raises RecipeError for a recipe that cannot be followed and where a process that makes batches is lost,
+    NumericsError where a loss is not finite, CheckpointError where something cannot be read or written.
+    """
     check_numbers(recipe)
     for name in ("precision", "frozen_precision"):
         if getattr(recipe, name) not in PRECISIONS:
@@ -49,6 +53,13 @@ def train_language_model(recipe: LanguageModelRecipe) -> Path:
     world = join_world(recipe.device)
     try:
         return _train(recipe, world)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # torch tells it by a signal, wherever the step is
+            raise
+        raise RecipeError(
+            f"a process that makes batches was lost ({first_line(error)}). What {recipe.output!r} has is whole: start "
+            f"the same run again; fewer than num_workers={recipe.num_workers} need less memory, 0 makes them here"
+        ) from error
     finally:
         world.leave()
 
@@ -74,6 +85,8 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
         save_recipe(recipe, run.folder / "recipe.yaml")
     order = Order(recipe.batch_positions, int(recipe.short_share * recipe.num_steps), recipe.seed)
     cutter = cutter_of(recipe, model, processor, world, speakers if recipe.name_weight else {})
+    if recipe.num_workers and world.device.type == "cuda":
+        torch.set_num_threads(1)  # the workers have the cores: threads that wait for one another hold the step up
     batches = training_steps(composer, samples, order, step, cutter, recipe.num_workers)
     while step < recipe.num_steps and not run.is_stale("heldout", recipe.patience):
         seed_step(recipe.seed, step)

@@ -1,6 +1,6 @@
 """The recipe of a language-model run."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from higgs_audio.errors import RecipeError
@@ -94,11 +94,14 @@ AT_LEAST_NONE = (
 
 
 def check_numbers(recipe: LanguageModelRecipe) -> None:
-    """Raises RecipeError where a number is smaller than it can be."""
+    """Raises RecipeError where a number is smaller than it can be, or a share is none."""
     for least, names in ((1, AT_LEAST_ONE), (0, AT_LEAST_NONE)):
         for name in names:
             if not getattr(recipe, name) >= least:
                 raise RecipeError(f"{name}={getattr(recipe, name)} must be {least} or more")
+    for name in (one.name for one in fields(recipe) if one.name.endswith("_share")):
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise RecipeError(f"{name}={getattr(recipe, name)} must be between 0 and 1")
 
 
 def mix_of(recipe: LanguageModelRecipe) -> Mix:

@@ -128,7 +128,8 @@ def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
 def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     """Trains the tokenizer; writes a checkpoint to `output/model` and returns that path."""
     device = read_device(recipe.device or None)
-    set_matmul_precision(recipe)
+    check_precisions(recipe)
+    torch.set_float32_matmul_precision(recipe.matmul_precision)
     sounds = Sounds(read_manifests(recipe.data, "train"), SAMPLE_RATE, device if recipe.in_memory else None)
     tokenizer: Any = first_tokenizer(recipe)
     tokenizer.to(device)
@@ -165,13 +166,12 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     return run.folder / "model"
 
 
-def set_matmul_precision(recipe: TokenizerRecipe) -> None:
+def check_precisions(recipe: TokenizerRecipe) -> None:
     """Raises RecipeError for a precision that there is not; of one of matrices torch itself only warns."""
     for name, allowed in (("matmul_precision", MATMUL_PRECISIONS), ("judge_precision", tuple(PRECISIONS))):
         given = getattr(recipe, name)
         if given not in allowed:
             raise RecipeError(f"{name}={given!r}; {nearest(given, allowed)}")
-    torch.set_float32_matmul_precision(recipe.matmul_precision)
 
 
 def numbers(losses: dict[str, Tensor], output: TokenizerTrainingOutput) -> dict[str, float]:
