@@ -29,6 +29,7 @@ from higgs_audio.train.lm_recipe import LanguageModelRecipe, mix_of
 from higgs_audio.train.phones import phone_ids, phones
 from higgs_audio.train.shards import Sample
 from higgs_audio.train.start import first_model, new_model
+from higgs_audio.unread import hide_last_text
 
 ROOT = Path(__file__).parents[1]
 SPEAKERS = ("ava", "joe", "tom", "kim", "zoe")
@@ -276,7 +277,7 @@ def test_other_processes_make_the_batches_that_this_one_makes(samples, processor
     ways = (training_steps(composer, samples, order, start, cutter, workers) for workers in (0, 2))
     ways = (
         (cutter.cut(said, 1, 0.2) for said in dialogue_batches(composer, samples, order, start)),
-        *((cutter.finish(shares, 1, 0.2) for shares in way) for way in ways),
+        *((cutter.finish(shares, 1, 0.2) for shares, _ in way) for way in ways),
     )
     for step in itertools.islice(zip(*ways, strict=False), 12):
         assert [len(shares) for shares in step] == [2, 2, 2]
@@ -285,6 +286,24 @@ def test_other_processes_make_the_batches_that_this_one_makes(samples, processor
             for other in arrays[1:]:
                 assert other.keys() == arrays[0].keys()
                 assert all(np.array_equal(other[name], value) for name, value in arrays[0].items())
+
+
+@pytest.mark.parametrize("start", [2, 3, 4, 9])
+def test_a_run_goes_on_at_its_place_without_composing_what_was_before(samples, processor, monkeypatch, start):
+    """Finding step 9,000 of a GPU's run took longer than the rest of the run."""
+    monkeypatch.setattr(batches, "WINDOW", 7)
+    monkeypatch.setattr(batches, "WINDOW_BATCHES", 0)
+    composer, order = Composer(samples, {"ava": "Ava"}, "ava", MIX), Order(positions=900, num_short=3, seed=0)
+    cutter = Cutter(processor, 0, 1, 1, 10, False, 1024, 0)
+    whole = list(itertools.islice(training_steps(composer, samples, order, 0, cutter, 0), 14))
+    monkeypatch.setattr(Windows, "find", lambda self, step: (0, 0) if step == 0 else pytest.fail("it looked for it"))
+    place = whole[start - 1][1]
+    rest = itertools.islice(training_steps(composer, samples, order, start, cutter, 0, place), 14 - start)
+    for (shares, after), (own, own_after) in zip(rest, whole[start:], strict=True):
+        assert after == own_after
+        for (numbers, batch), (own_numbers, own_batch) in zip(shares, own, strict=True):
+            assert numbers == own_numbers
+            assert torch.equal(batch.inputs["input_ids"], own_batch.inputs["input_ids"])
 
 
 def test_a_batch_comes_back_from_its_arrays(dialogues, processor):
@@ -305,6 +324,38 @@ def test_phonemes_that_are_known_make_the_prompt_that_reading_the_text_makes(dia
     known = collate(dialogues, processor).inputs
     assert torch.equal(known["input_ids"], read["input_ids"])
     assert torch.equal(known["audio_input_ids"], read["audio_input_ids"])
+
+
+def test_an_unread_text_is_hidden_and_teaches_nothing_of_reading(dialogues, processor):
+    """What is said, and by whom, is taught all the same."""
+    numbers = {speaker: place for place, speaker in enumerate(SPEAKERS)}
+    for dialogue in dialogues[:40]:
+        read = collate([dialogue], processor, speakers=numbers)
+        unread = collate([replace(dialogue, unread=True)], processor, speakers=numbers)
+        ids = read.inputs["input_ids"][0]
+        assert torch.equal(unread.inputs["input_ids"][0], hide_last_text(ids, processor.tokenizer))
+        last = unread.said[0, :, 0] == len(dialogue.turns)
+        for name in ("look", "phones"):
+            targets, other = getattr(read, name)[0], getattr(unread, name)[0]
+            assert bool((targets[last] != IGNORED).any()) and bool((other[last] == IGNORED).all())
+            assert torch.equal(other[~last], targets[~last])
+        for name in ("labels", "audio_labels", "audio_input_ids", "attention_mask"):
+            assert torch.equal(unread.inputs[name], read.inputs[name])
+        assert torch.equal(unread.who, read.who)
+
+
+def clips_of_all(dialogue):
+    return [turn.id for turn in dialogue.turns]
+
+
+def test_a_share_of_the_conversations_is_unread_and_else_the_same(samples):
+    """The other draws of a conversation do not change with it."""
+    ways = [Composer(samples, {"ava": "Ava"}, "ava", replace(MIX, unread=share)) for share in (0.0, 0.3)]
+    drawn = [[way.compose(n % len(samples), torch.Generator().manual_seed(n)) for n in range(300)] for way in ways]
+    assert not any(dialogue.unread for dialogue in drawn[0])
+    assert 0.2 < sum(dialogue.unread for dialogue in drawn[1]) / 300 < 0.4
+    kept = [[(clips_of_all(d), d.profile, d.speakers, d.system, d.scene) for d in way] for way in drawn]
+    assert kept[0] == kept[1]
 
 
 def test_a_speaker_is_named_where_a_trained_turn_begins(dialogues, processor):

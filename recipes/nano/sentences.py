@@ -1,6 +1,7 @@
 """Collects the sentences that nano is trained on, and the two hundred it is judged on.
 
-Sources, both from Debian: `fortunes` (fortune cookies) and `bible-kjv-text` (public domain, through `bible`).
+Sources, all from Debian: `fortunes` (fortune cookies), `bible-kjv-text` (public domain, through `bible`), and the
+example sentences of `wordnet-base`, whose words are many and of today.
 Only words are kept that every voice reads alike: no digits, no abbreviations, no capitals inside a sentence's words.
 
     python recipes/nano/sentences.py DIR     # writes DIR/train.txt and DIR/heldout.txt
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 FORTUNES = Path("/usr/share/games/fortunes")
+WORDNET = Path("/usr/share/wordnet")
 SKIPPED_FORTUNES = {"art", "ascii-art", "songs-poems", "translate-me", "debian", "perl", "linux", "computers"}
 NUM_HELDOUT = 200  # the shipped weights were trained on some of the second hundred, so the package's list has the first
 NGRAM = 5  # held-out and training sentences share no run of this many words
@@ -29,18 +31,21 @@ def main(folder: str) -> None:
     rng = random.Random(SEED)
     fortunes = sorted({s for s in fortune_sentences() if is_plain(s, 14, 110)})
     bible = sorted({s for s in bible_clauses() if is_plain(s, 20, 70)})
+    examples = sorted({s for s in wordnet_examples() if is_plain(s, 20, 90)})
     rng.shuffle(fortunes)
     rng.shuffle(bible)
     heldout = [s for s in fortunes if is_judgeable(s)][:NUM_HELDOUT]
     forbidden = {g for s in heldout for g in ngrams(s)} | {" ".join(words(s)) for s in heldout}
-    train = [s for s in fortunes + bible[: max(0, 26_000 - len(fortunes))] if is_disjoint(s, forbidden)]
+    everything = fortunes + bible[: max(0, 26_000 - len(fortunes))] + examples
+    train = [s for s in dict.fromkeys(everything) if is_disjoint(s, forbidden)]
     rng.shuffle(train)
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     (out / "train.txt").write_text("\n".join(train) + "\n", encoding="utf-8")
     (out / "heldout.txt").write_text("\n".join(heldout) + "\n", encoding="utf-8")
     print(
-        f"{len(train)} training sentences, {len(heldout)} held out, from {len(fortunes)} and {len(bible)}",
+        f"{len(train)} training sentences and {len(heldout)} held out, "
+        f"from {len(fortunes)} of fortunes, {len(bible)} of the bible, {len(examples)} of WordNet",
         file=sys.stderr,
     )
 
@@ -64,6 +69,16 @@ def bible_clauses():
             clause = clause.strip(" ,()")
             if clause:
                 yield clause[0].upper() + clause[1:] + "."
+
+
+def wordnet_examples():
+    """What is quoted in the definitions, capitalised and closed."""
+    for path in sorted(WORDNET.glob("data.*")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            for quoted in re.findall(r'"([^"]+)"', line.partition(" | ")[2]):
+                example = " ".join(quoted.split("- ")[0].split()).strip(" ,;")  # its author is behind a dash
+                if example:
+                    yield example[0].upper() + example[1:] + ("" if example[-1] in ".!?" else ".")
 
 
 def is_plain(sentence: str, shortest: int, longest: int) -> bool:

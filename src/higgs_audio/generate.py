@@ -25,6 +25,7 @@ from higgs_audio.delay import Ramp
 from higgs_audio.errors import CodesError, PromptError
 from higgs_audio.rules import Rules, read_generators, read_limits, read_rules
 from higgs_audio.sampling import check_finite, repetition_aware, sample
+from higgs_audio.unread import guided, twice, unread_prompts
 
 if TYPE_CHECKING:
     from higgs_audio.model import HiggsAudioForConditionalGeneration
@@ -215,9 +216,11 @@ def generate(
             `HiggsAudioModel.forward`.
         **options: by keyword,
 
-            do_sample, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat: see `SamplingOptions`. Left
-                out, they come from `model.generation_config`, then from the defaults of `SamplingOptions`. With
-                do_sample=False, repetition-aware sampling is off unless `ras_win_len` is given.
+            do_sample, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, guidance_scale: see
+                `SamplingOptions`. Left out, they come from `model.generation_config`, then from the defaults of
+                `SamplingOptions`. With do_sample=False, repetition-aware sampling is off unless `ras_win_len` is given.
+            negative_prompt_ids: [B, T], the prompts that guidance compares with; input_ids with the last user text
+                hidden when left out, which needs `tokenizer`.
             max_new_tokens: most steps of a row; a step is one text token or one column. F frames of sound cost
                 F + K + 1 columns, then <|audio_eos|> and an end token. 1024 when no limit is given.
             max_length: the same limit with the row's prompt (its placeholders too, its padding not) counted in. With
@@ -287,7 +290,9 @@ def stream(
         "feature_attention_mask": feature_attention_mask,
         "feature_positions": feature_positions,
     }
-    return _walk(model, inputs, heard, rules, states, generators)
+    negative, scale = options.get("negative_prompt_ids"), rules.sampling.guidance_scale
+    unread = unread_prompts(input_ids, scale, negative, rules.tokenizer)
+    return _walk(model, inputs, heard, rules, states, generators, unread)
 
 
 @dataclass(frozen=True)
@@ -329,29 +334,32 @@ def _walk(
     rules: Rules,
     states: list[RowState],
     generators: list[torch.Generator],
+    unread: Tensor | None,
 ) -> Iterator[tuple[Step, ...]]:
-    """The loop itself; `heard` is for the first forward alone."""
+    """The loop itself; `heard` is for the first forward alone. With `unread` every forward is of the batch twice."""
     mask = inputs.attention_mask
     feed = {"input_ids": inputs.input_ids, **{name: value for name, value in heard.items() if value is not None}}
     if inputs.audio.shape[1]:
         feed |= {"audio_input_ids": inputs.audio, "audio_input_ids_mask": inputs.audio_mask}
-    cache = None
+    feed, cache = {**feed, "attention_mask": mask}, None
     while True:
+        if unread is not None:
+            feed = twice(feed, unread if cache is None else None)
         with torch.no_grad():
-            output = model(**feed, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            output = model(**feed, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.cache
+        logits = output.logits if unread is None else guided(output.logits, rules.sampling.guidance_scale)
         steps = []
         for row, state in enumerate(states):
             if state.finish_reason is None:
                 text = None if output.text_logits is None else output.text_logits[row, -1]  # [V_text]
-                logits = text, output.logits[row, -1]  # [K, V + 2]
-                states[row], step = _take_step(row, state, logits, rules, generators[row])
+                states[row], step = _take_step(row, state, (text, logits[row, -1]), rules, generators[row])
                 steps.append(step)
         yield tuple(steps)
         if all(state.finish_reason for state in states):
             return
         mask = torch.cat([mask, mask.new_ones(len(states), 1)], dim=1)
-        feed = _next_feed([step for step in steps if step.finish_reason is None], inputs)
+        feed = _next_feed([step for step in steps if step.finish_reason is None], inputs) | {"attention_mask": mask}
 
 
 def _take_step(

@@ -16,7 +16,7 @@ IGNORED = ("label", "labels", "audio_labels", "label_ids", "label_audio_ids")  #
 OPTIONS = (
     *(option.name for option in fields(SamplingOptions)),
     *("max_new_tokens", "max_length", "min_frames", "max_frames"),
-    *("eos_token_id", "stop_strings", "tokenizer", "seed"),
+    *("eos_token_id", "stop_strings", "tokenizer", "seed", "negative_prompt_ids"),
 )
 
 

@@ -345,6 +345,7 @@ class HiggsAudio:
         return {
             **features.to(self.model.device),
             **request.sampling,
+            "tokenizer": self.processor.tokenizer,
             "min_frames": min(shortest, longest),
             "max_frames": longest,
             "max_new_tokens": longest + self.model.config.audio_num_codebooks + 2,  # the delay and <|audio_eos|>

@@ -25,6 +25,7 @@ WINDOW_BATCHES = 10  # about, of a window, at least
 
 # Conversations of a micro-batch: their numbers in the step, and what they became before anything is corrupted.
 Share = tuple[Sequence[int], Batch]
+Place = tuple[int, int]  # of a step: number of its window, its number there
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,22 @@ def dialogue_batches(
 
 
 def training_steps(
-    composer: Composer, samples: Sequence[Sample], order: Order, start: int, cutter: "Cutter", num_workers: int
-) -> Iterator[list[Share]]:
-    """The same, collated into this process's micro-batches by `num_workers` processes, by this one where it is 0."""
+    composer: Composer,
+    samples: Sequence[Sample],
+    order: Order,
+    start: int,
+    cutter: "Cutter",
+    num_workers: int,
+    place: Place | None = None,
+) -> Iterator[tuple[list[Share], Place]]:
+    """The same, collated into this process's micro-batches by `num_workers` processes, by this one where it is 0.
+
+    With each step comes the place of the one behind it. Whoever begins at a step with the `place` that came before it
+    need not wait for all windows until there to be composed.
+    """
     for windows, first, count in phases(composer, samples, order, start):
-        yield from itertools.islice(collated(Collated(windows, cutter), first, num_workers), count)
+        begin = place if place and first else windows.find(first)  # a place is in the phase of its step
+        yield from itertools.islice(collated(Collated(windows, cutter), begin, num_workers), count)
 
 
 def phases(
@@ -130,14 +142,17 @@ class Collated(Dataset[bytes]):
         return pickle.dumps([[(list(n), batch.arrays()) for n, batch in step] for step in steps], protocol=5)
 
 
-def collated(source: Collated, start: int, num_workers: int) -> Iterator[list[Share]]:
-    """Steps from number `start` on, in order, whoever made them."""
-    window, offset = source.windows.find(start)
-    numbers: Any = itertools.count(window)
+def collated(source: Collated, start: Place, num_workers: int) -> Iterator[tuple[list[Share], Place]]:
+    """Steps from `start` on, in order, whoever made them, each with the place of the next."""
+    first, offset = start
+    numbers: Any = itertools.count(first)
     same = bytes  # the default would look for tensors
-    for steps in DataLoader(source, sampler=numbers, batch_size=None, num_workers=num_workers, collate_fn=same):
-        for step in pickle.loads(steps)[offset:]:
-            yield [(chosen, Batch.from_arrays(arrays)) for chosen, arrays in step]
+    loader = DataLoader(source, sampler=numbers, batch_size=None, num_workers=num_workers, collate_fn=same)
+    for window, pickled in enumerate(loader, first):
+        steps = pickle.loads(pickled)
+        for number, step in enumerate(steps[offset:], offset + 1):
+            after = (window, number) if number < len(steps) else (window + 1, 0)
+            yield [(chosen, Batch.from_arrays(arrays)) for chosen, arrays in step], after
         offset = 0
 
 
@@ -193,9 +208,9 @@ class Cutter:
     def _finished(self, numbers: Sequence[int], batch: Batch, step: int, corruption: float) -> Batch:
         if not numbers:
             return batch
-        draws = [draw_of(self.seed, step, n, 1) for n in numbers]
+        keys = [hash((self.seed, step, n)) for n in numbers]
         columns = batch.inputs["audio_input_ids"]
-        corrupted = corrupt(columns, batch.turn_labels, corruption, draws, self.codebook_size)
+        corrupted = corrupt(columns, batch.turn_labels, corruption, keys, self.codebook_size)
         batch = replace(batch, inputs=batch.inputs | {"audio_input_ids": corrupted})
         return pack(batch) if self.packed else batch
 

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ class Mix:
             they are trained as well, so a reference is read once for several answers.
         switch: of the turns among several speakers, those that cannot be of the speaker before: a model that goes on
             in the voice that it heard last is right too often otherwise.
+        unread: of all conversations, those whose last text is hidden: what a model says without having read can be
+            taken from what it says, see `guidance_scale` of `generate`.
     """
 
     reference: float = 0.15
@@ -66,6 +68,7 @@ class Mix:
     reference_frames: tuple[int, int] = (1, 60)
     more_turns: tuple[float, ...] = (0.6, 0.4)
     switch: float = 0.0
+    unread: float = 0.0
 
 
 class Composer:
@@ -94,7 +97,7 @@ class Composer:
     def compose(self, number: int, generator: torch.Generator) -> Dialogue:
         """The conversation whose last turn is, or ends with, sample `number`. No clip occurs in it twice."""
         draft = _Draft(self._samples, self._clips, self._places, self._mix, generator, number)
-        return draft.compose(self._profiles, self._default, self._named)
+        return draft.hidden(draft.compose(self._profiles, self._default, self._named))
 
 
 class _Draft:
@@ -136,6 +139,10 @@ class _Draft:
         if speaker == default and self._chance(mix.plain):
             return Dialogue((self._target,), scene=scene)
         return Dialogue((self._target,), profile, scene=scene)
+
+    def hidden(self, dialogue: Dialogue) -> Dialogue:
+        """The same, its last text hidden where that is drawn."""
+        return replace(dialogue, unread=True) if self._chance(self._mix.unread) else dialogue
 
     def _lengthen(self) -> None:
         """Puts another sentence of the speaker before the target's, where both are short enough for one turn."""

@@ -16,11 +16,13 @@ from higgs_audio.prompt import Prompt, Turn, to_messages
 from higgs_audio.template import AUDIO_OUT_BOS, END_OF_TURN, HEADER_END, HEADER_START
 from higgs_audio.train.phones import PHONES, phone_ids
 from higgs_audio.train.shards import Sample
+from higgs_audio.unread import hide_last_text
 
 # Positions that are neither phonemes nor frames: markers and header of a turn; the system turn with scene and profiles.
 TURN_POSITIONS = 22
 SYSTEM_POSITIONS = 27
 TARGETS = ("look", "phones", "turn_labels", "said", "who")  # of a batch, beside the model's inputs
+TOUCHED_ROWS = 0.7  # of a batch, where some codes are replaced
 NAMED_COLUMNS = 12  # of a turn; after half a second its own past tells the voice
 
 
@@ -37,6 +39,7 @@ class Dialogue:
         speakers: number of each turn's speaker; one speaker when left out.
         profiles: number of a speaker -> profile.
         system, scene: as in `Prompt`.
+        unread: the last text is hidden, see `hide_last_text`.
     """
 
     turns: tuple[Sample, ...]
@@ -45,6 +48,7 @@ class Dialogue:
     profiles: Mapping[int, str] = field(default_factory=dict)
     system: str | None = None
     scene: str | None = None
+    unread: bool = False
 
     @property
     def first_trained(self) -> int:
@@ -127,6 +131,7 @@ def collate(
     starts = [len(m) - 2 * (len(d.turns) - d.first_trained) for m, d in zip(conversations, dialogues, strict=True)]
     rendered = processor.apply_chat_template(conversations, add_generation_prompt=False, start_index=starts)
     inputs = pad_behind(dict(rendered))
+    inputs["input_ids"] = hide_last_texts(inputs["input_ids"], dialogues, processor)
     turn_labels = inputs["audio_labels"]
     if reference_labels_after:
         inputs["audio_labels"] = with_reference_labels(turn_labels, dialogues, processor, reference_labels_after)
@@ -147,6 +152,15 @@ def without_frontend(processor: HiggsAudioProcessor) -> HiggsAudioProcessor:
     other = copy.copy(processor)
     other.config = replace(processor.config, text_frontend="none")
     return other
+
+
+def hide_last_texts(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor) -> Tensor:
+    """Token ids `[B, T]` with the last text of every unread dialogue hidden."""
+    ids = ids.clone()
+    for row, dialogue in enumerate(dialogues):
+        if dialogue.unread:
+            ids[row] = hide_last_text(ids[row], processor.tokenizer)
+    return ids
 
 
 def said_in(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor) -> Tensor:
@@ -181,7 +195,8 @@ def guide_targets(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAu
     if any(len(sample.phones) for dialogue in dialogues for sample in dialogue.turns):
         finder = TurnFinder(processor.tokenizer)
         for row, dialogue in enumerate(dialogues):
-            for sample, spoken_at, audio_at in zip(dialogue.turns, *finder.find(ids[row]), strict=True):
+            turns = dialogue.turns[: -1 if dialogue.unread else None]
+            for sample, spoken_at, audio_at in zip(turns, *finder.find(ids[row]), strict=not dialogue.unread):
                 point(sample, spoken_at, finder.phones[ids[row, spoken_at]], audio_at, look[row], phones[row])
     return look, phones
 
@@ -251,25 +266,28 @@ def point(sample: Sample, spoken_at: Tensor, names: Tensor, audio_at: int, look:
     phones[columns] = names[heard]
 
 
-def corrupt(
-    columns: Tensor, labels: Tensor, share: float, draws: Sequence[torch.Generator], codebook_size: int
-) -> Tensor:
+def corrupt(columns: Tensor, labels: Tensor, share: float, keys: Sequence[int], codebook_size: int) -> Tensor:
     """Input columns `[B, F, K]` with a random `share` of the trained cells replaced by random codes.
 
-    Without it the model copies the frame before and never learns to read. Seven rows of ten are touched. Each row has
-    a generator of its own in `draws`, so that it does not matter with which others it is in a batch.
+    Without it the model copies the frame before and never learns to read. Seven rows of ten are touched. What is drawn
+    for a cell depends on its row's key and its place alone: it does not matter with which others a row is in a batch.
     """
-    return torch.stack([_corrupt_row(*row, share, codebook_size) for row in zip(columns, labels, draws, strict=True)])
+    rows = scrambled(torch.tensor(keys, device=columns.device))  # [B]
+    cells = torch.arange(columns[0].numel(), device=columns.device).view(columns.shape[1:])  # [F, K]
+    drawn = scrambled(rows[:, None, None] + cells)
+    hit = (uniform(rows) < TOUCHED_ROWS)[:, None, None] & (uniform(drawn) < share)
+    trained = (labels != IGNORED) & (columns < codebook_size)
+    return torch.where(trained & hit, (drawn >> 32) % codebook_size, columns)
 
 
-def _corrupt_row(columns: Tensor, labels: Tensor, draw: torch.Generator, share: float, codebook_size: int) -> Tensor:
-    """`[F, K]`; nothing is drawn for padding, or a row would depend on the longest of its batch."""
-    if float(torch.rand((), generator=draw)) >= 0.7:
-        return columns
-    trained = (labels != IGNORED) & (columns < codebook_size)  # [F, K]
-    places = trained.nonzero(as_tuple=True)
-    noise = torch.randint(codebook_size, (len(places[0]),), generator=draw)
-    hit = torch.rand(len(noise), generator=draw) < share
-    changed = columns.clone()
-    changed[places] = torch.where(hit, noise, columns[places])
-    return changed
+def scrambled(numbers: Tensor) -> Tensor:
+    """Each int64 as a random one: splitmix64, which needs no state."""
+    x = numbers * -7046029254386353131
+    x = (x ^ ((x >> 30) & 0x3_FFFF_FFFF)) * -4658895280553007687
+    x = (x ^ ((x >> 27) & 0x1F_FFFF_FFFF)) * -7723592293110705685
+    return x ^ ((x >> 31) & 0x1_FFFF_FFFF)
+
+
+def uniform(scrambled: Tensor) -> Tensor:
+    """Numbers in [0, 1) of the lower 24 bits."""
+    return (scrambled & 0xFF_FFFF) / 2**24

@@ -75,10 +75,9 @@ class Guide(nn.Module):
             blocks: `[B, T]`, the number of the sequence that a position is in, of a packed row; all one where None.
                 Padding is behind and needs no mask.
         """
-        visible = seen_from(targets, blocks)
-        chosen = (targets != IGNORED).nonzero(as_tuple=True)
+        visible, wanted = seen_from(targets, blocks), targets.flatten()
         losses = [
-            F.nll_loss(self._log_weights(layer, GUIDED_HEAD, visible)[chosen], targets[chosen], reduction="sum")
+            F.cross_entropy(self._scores(layer, GUIDED_HEAD, visible).flatten(0, 1), wanted, reduction="sum")
             for layer in self._layers
         ]
         return torch.stack(losses).mean()
@@ -90,13 +89,14 @@ class Guide(nn.Module):
             said: `[B, T, 2]`, see `Batch`; what counts are positions whose speaker was heard in an earlier turn.
             blocks: as in `attention_loss`.
         """
-        visible, chosen = seen_from(said[..., 0], blocks), heard_before(said)  # [B, T, T], [B, T]
+        visible, chosen = seen_from(said[..., 0], blocks), heard_before(said).flatten().nonzero().squeeze(1)  # [M]
         turn, speaker = said.unbind(-1)
         same = (speaker[:, :, None] == speaker[:, None]) & (turn[:, None] < turn[:, :, None]) & (turn[:, None] > 0)
+        others = ~same.flatten(0, 1)[chosen]  # [M, T]
         losses = []
         for layer in self._voice_layers:
-            weights = self._log_weights(layer, VOICE_HEAD, visible)[chosen]  # [M, T]
-            losses.append(-weights.masked_fill(~same[chosen], -torch.inf).logsumexp(-1).sum())
+            scores = self._scores(layer, VOICE_HEAD, visible).flatten(0, 1).index_select(0, chosen)  # [M, T]
+            losses.append((scores.logsumexp(-1) - scores.masked_fill(others, -torch.inf).logsumexp(-1)).sum())
         return torch.stack(losses).mean()
 
     def phone_loss(self, phones: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,14 +115,14 @@ class Guide(nn.Module):
         right = (logits.detach().argmax(-1) == wanted[rows]).sum()
         return F.cross_entropy(logits.float(), wanted[rows], reduction="sum"), right
 
-    def _log_weights(self, layer: int, head: int, visible: Tensor) -> Tensor:
-        """Logs of the attention weights of one head `[B, T, T]`, where `visible [B, T, T]`; -inf elsewhere."""
+    def _scores(self, layer: int, head: int, visible: Tensor) -> Tensor:
+        """What one head's weights are the softmax of, `[B, T, T]` fp32; -inf where not `visible [B, T, T]`."""
         attention, rows, way, rotary = self._seen[layer]
         width, group = attention.head_dim, head // attention.num_key_value_groups
         query = rotate(way.put(one_head(attention.q_proj, head, width, rows))[:, :, None], *rotary)
         key = rotate(way.put(one_head(attention.k_proj, group, width, rows))[:, :, None], *rotary)  # [B, T, 1, H]
         scores = query[:, :, 0] @ key[:, :, 0].transpose(1, 2) * width**-0.5  # [B, T, T]
-        return scores.masked_fill(~visible, -torch.inf).log_softmax(-1)
+        return scores.float().masked_fill(~visible, -torch.inf)
 
     def _watch(self, layer: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if module.training:
@@ -143,12 +143,9 @@ def seen_from(positions: Tensor, blocks: Tensor | None) -> Tensor:
 def heard_before(said: Tensor) -> Tensor:
     """Of `said [B, T, 2]`, positions of sound whose speaker has an earlier turn, `[B, T]` bool."""
     turn, speaker = said.unbind(-1)
-    heard = torch.zeros_like(turn, dtype=torch.bool)
-    for one in speaker[turn > 0].unique().tolist():
-        own = (speaker == one) & (turn > 0)
-        first = turn.masked_fill(~own, int(turn.max())).amin(1, keepdim=True)
-        heard |= own & (turn > first)
-    return heard
+    late = torch.where(turn > 0, turn, torch.iinfo(turn.dtype).max)
+    first = late.new_full((len(turn), int(speaker.max()) + 1), torch.iinfo(turn.dtype).max)  # [B, speakers]
+    return turn > first.scatter_reduce(1, speaker, late, "amin").gather(1, speaker)
 
 
 def one_head(projection: nn.Linear, head: int, width: int, rows: Tensor) -> Tensor:

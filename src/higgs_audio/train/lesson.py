@@ -77,8 +77,9 @@ class Lesson(nn.Module):
     def _audio_sums(self, hidden: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of each codebook, of ends of stream alone, and the squared log of the normalizers."""
         wanted = labels[:, 1:]
-        rows = (wanted != IGNORED).any(-1).nonzero(as_tuple=True)
-        logits, targets = self.model.audio_logits(hidden[:, :-1][rows]).float(), wanted[rows]  # [M, K, V+2], [M, K]
+        rows = (wanted != IGNORED).any(-1).flatten().nonzero().squeeze(1)  # [M]
+        read, targets = hidden[:, :-1].flatten(0, 1).index_select(0, rows), wanted.flatten(0, 1)[rows]  # [M, D], [M, K]
+        logits = self.model.audio_logits(read).float()  # [M, K, V + 2]
         flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
         losses = flat.view(targets.shape)  # [M, K], 0 where unlabelled
         sums = {f"codebook_{k}": value for k, value in enumerate(losses.sum(0))}
@@ -89,9 +90,10 @@ class Lesson(nn.Module):
 
     def _text_sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
         wanted = labels[:, 1:]
-        rows = (wanted != IGNORED).nonzero(as_tuple=True)
+        rows = (wanted != IGNORED).flatten().nonzero().squeeze(1)  # [M]
         head: Any = self.model.text_lm_head
-        return F.cross_entropy(head(hidden[:, :-1][rows]).float(), wanted[rows], reduction="sum")
+        logits = head(hidden[:, :-1].flatten(0, 1).index_select(0, rows)).float()
+        return F.cross_entropy(logits, wanted.flatten()[rows], reduction="sum")
 
 
 def counts(batch: Batch, end: int) -> dict[str, int]:

@@ -80,18 +80,20 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
     optimizer = torch.optim.AdamW(decay_groups(lesson, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
     run = Run(recipe.output, recipe.save_every, recipe.log_every, quiet=not world.is_first)
     state = ShardedState(run.folder, lesson, optimizer, world)
-    step = run.continue_from(state.resume())
+    done, place = state.resume()
+    step = run.continue_from(done)
     if world.is_first:
         save_recipe(recipe, run.folder / "recipe.yaml")
     order = Order(recipe.batch_positions, int(recipe.short_share * recipe.num_steps), recipe.seed)
     cutter = cutter_of(recipe, model, processor, world, speakers if recipe.name_weight else {})
     if recipe.num_workers and world.device.type == "cuda":
         torch.set_num_threads(1)  # the workers have the cores: threads that wait for one another hold the step up
-    batches = training_steps(composer, samples, order, step, cutter, recipe.num_workers)
+    steps = training_steps(composer, samples, order, step, cutter, recipe.num_workers, place)
     while step < recipe.num_steps and not run.is_stale("heldout", recipe.patience):
         seed_step(recipe.seed, step)
         corruption = blend(recipe.corruption, recipe.final_corruption, step / recipe.num_steps)
-        values = train_step(lesson, optimizer, cutter.finish(next(batches), step, corruption), recipe, world, step)
+        shares, place = next(steps)
+        values = train_step(lesson, optimizer, cutter.finish(shares, step, corruption), recipe, world, step)
         step += 1
         run.log(step, values)
         if step % recipe.check_every == 0 or step == recipe.num_steps:
@@ -101,7 +103,7 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
         if recipe.sample_every and step % recipe.sample_every == 0:
             run.record(step, sample(lesson, recipe, processor, heldout, world, step))
         if run.due(step, recipe.num_steps):
-            state.save(step)
+            state.save(step, place)
     if lesson.guide is not None:
         lesson.guide.close()
     return export(lesson, recipe, run.folder / "model", world)

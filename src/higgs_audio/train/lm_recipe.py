@@ -35,6 +35,7 @@ class LanguageModelRecipe:
     cast_share: float = 0.0
     joined_share: float = 0.0
     switch_share: float = 0.0
+    unread_share: float = 0.0
     reference_frames: tuple[int, ...] = (1, 60)
     more_turns: tuple[float, ...] = (0.6, 0.4)
     reference_labels_after: int = 0  # columns; 0: references are not trained
@@ -115,7 +116,7 @@ def mix_of(recipe: LanguageModelRecipe) -> Mix:
     if not any(recipe.more_turns) or min(recipe.more_turns) < 0:
         raise RecipeError(f"more_turns={list(recipe.more_turns)} must be shares of no turn more, one, two: [0.6, 0.4]")
     shares = (recipe.reference_share, recipe.plain_share, recipe.several_share, recipe.cast_share, recipe.joined_share)
-    return Mix(*shares, (frames[0], frames[1]), recipe.more_turns, recipe.switch_share)
+    return Mix(*shares, (frames[0], frames[1]), recipe.more_turns, recipe.switch_share, recipe.unread_share)
 
 
 def is_guided(recipe: LanguageModelRecipe) -> bool:

@@ -23,7 +23,7 @@ FOLDER, PART, OLD = "state", "state.part", "state.old"
 
 
 class ShardedState:
-    """Parameters, optimizer and the number of steps done, in `folder/state`.
+    """Parameters, optimizer, the number of steps done and the place in the data behind them, in `folder/state`.
 
     Only what is trained is kept: frozen parameters come from where the run started.
     """
@@ -32,7 +32,7 @@ class ShardedState:
         self._folder, self._module, self._optimizer, self._world = folder, module, optimizer, world
         self._options = StateDictOptions(ignore_frozen_params=True)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, place: tuple[int, int]) -> None:
         """Writes beside the last state and takes its place when all processes are done.
 
         Raises CheckpointError where it cannot be written, as on a full disk; the last state is whole then.
@@ -44,7 +44,7 @@ class ShardedState:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a process alone is alone
             try:
-                save(self._state() | {"step": step}, checkpoint_id=part, no_dist=self._world.size == 1)
+                save(self._state() | {"step": step, "place": place}, checkpoint_id=part, no_dist=self._world.size == 1)
             except (CheckpointException, OSError, RuntimeError) as error:
                 shutil.rmtree(part, ignore_errors=True)
                 raise CheckpointError(
@@ -60,15 +60,15 @@ class ShardedState:
             shutil.rmtree(old, ignore_errors=True)
         self._world.wait()
 
-    def resume(self) -> int:
-        """Loads the last state, where there is one; returns the number of steps done.
+    def resume(self) -> tuple[int, tuple[int, int] | None]:
+        """Loads the last state, where there is one; returns the number of steps done and the place behind them.
 
         Raises RecipeError where the folder holds the state of another model, naming what differs, or a damaged one.
         """
         found = [self._folder / name for name in (FOLDER, OLD) if (self._folder / name / ".metadata").exists()]
         if not found:
-            return 0
-        state = self._state() | {"step": 0}
+            return 0, None
+        state = self._state() | {"step": 0, "place": (0, 0)}
         check_same(found[0], _saved_sizes(found[0]), {n: str(list(w.shape)) for n, w in state["model"].items()})
         try:
             with warnings.catch_warnings():
@@ -85,7 +85,7 @@ class ShardedState:
         )
         if self._world.is_first:
             print(f"resumed {self._folder} at step {state['step']}", file=sys.stderr)
-        return int(state["step"])
+        return int(state["step"]), state["place"]
 
     def _state(self) -> dict[str, Any]:
         model, optimizer = get_state_dict(self._module, self._optimizer, options=self._options)
