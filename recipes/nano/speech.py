@@ -64,16 +64,17 @@ VOICES = {
     "annie": Voice("espeak", "en-us+Annie", 0.05, 1.0, PITCHES),  # formants, a woman
     "michael": Voice("espeak", "en-gb+Michael", 0.05, 1.0, PITCHES),  # formants, a man, British
 }
-# Heard by nobody in training: another engine, another timbre of formants, shifts between the trained ones.
+# Heard by nobody in training: other engines and timbres of formants, and shifts that are not the trained ones.
 UNSEEN = {
-    ("ked", 1.0, 1.0): Voice("festival", "ked_diphone", 0.0, 0.95),
-    ("ked", 1.19, 1.0): Voice("festival", "ked_diphone", 0.0, 0.95),
-    ("linda", 1.0, 1.0): Voice("espeak", "en-us+linda", 0.0, 1.0),
-    ("heart", 0.86, 1.0): VOICES["heart"],
-    ("joe", 1.1, 1.0): VOICES["joe"],
-    ("slt", 1.1, 0.9): VOICES["slt"],
-    ("rms", 1.14, 1.0): VOICES["rms"],
-    ("awb", 0.9, 1.1): VOICES["awb"],
+    **{("ked", shift, 1.0): Voice("festival", "ked_diphone", 0.0, 0.95) for shift in (0.86, 1.0, 1.19)},
+    **{(name, 1.0, 1.0): Voice("espeak", f"en-us+{name}", 0.0) for name in ("linda", "steph", "aunty", "f5")},
+    **{(name, 1.0, 1.0): Voice("espeak", f"en-us+{name}", 0.0) for name in ("david", "m7")},
+    **{("heart", shift, 1.0): VOICES["heart"] for shift in (0.86, 1.14)},
+    **{("joe", shift, 1.0): VOICES["joe"] for shift in (0.9, 1.1)},
+    **{("slt", *changes): VOICES["slt"] for changes in ((0.86, 1.0), (1.1, 0.9))},
+    **{("rms", shift, 1.0): VOICES["rms"] for shift in (0.9, 1.14)},
+    **{("awb", *changes): VOICES["awb"] for changes in ((0.9, 1.1), (1.14, 1.0))},
+    ("kal", 1.1, 1.0): VOICES["kal"],
 }
 
 # flite's phones in the alphabet of the package's text front end; a rhotic vowel is two phones there
