@@ -150,6 +150,15 @@ def test_masking_text_ignores_ids_outside_the_vocabulary():
     assert not mask_text(torch.zeros(100), make_config()).isinf().any()
 
 
+def test_only_the_first_codebooks_may_end_the_sound_where_that_is_asked():
+    """The upper ones of a small model are near guesses: a dialogue ended after 0.16 seconds by a seventh codebook's."""
+    ramp = Ramp(3, BOS, EOS, columns=9)
+    for count, ends in ((None, [True, True, True]), (1, [True, False, False]), (2, [True, True, False])):
+        logits = mask_audio(torch.zeros(3, V + 2), ramp, 0, count)
+        assert logits[:, EOS].isfinite().tolist() == ends
+        assert bool(logits[:, :V].isfinite().all())
+
+
 def test_stream_bos_is_never_sampled_and_eos_not_before_min_frames():
     masked = mask_audio(torch.zeros(3, V + 2), Ramp(3, BOS, EOS, columns=4), min_frames=2).isinf()
     assert masked[:, BOS].all()

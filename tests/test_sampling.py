@@ -147,6 +147,9 @@ def test_a_row_of_a_batch_redraws_what_it_would_redraw_alone():
         {"top_p": float("nan")},
         {"ras_win_len": 0},
         {"ras_win_max_num_repeat": 0},
+        {"eos_codebooks": 0},
+        {"eos_codebooks": 1.5},
+        {"guidance_scale": 0.9},
         {"ras_win_max_num_repeat": None},
     ],
 )

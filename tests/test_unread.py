@@ -53,14 +53,22 @@ def test_a_prompt_without_a_user_turn_has_nothing_to_hide(processor):
 
 
 def test_a_scale_of_two_adds_what_reading_changes_once_more():
-    read, unread = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 3.0]])
-    assert guided(torch.cat([read, unread]), 2.0).tolist() == [[1.5, 1.0]]
-    assert torch.equal(guided(torch.cat([read, unread]), 1.0), read)
+    read, unread = torch.tensor([[1.0, 2.0, 0.5]]), torch.tensor([[0.5, 3.0, -4.0]])
+    assert guided(torch.cat([read, unread]), 2.0, 2)[:, :2].tolist() == [[1.5, 1.0]]
+    torch.testing.assert_close(guided(torch.cat([read, unread]), 1.0, 2), read)
+
+
+@pytest.mark.parametrize("scale", [1.5, 4.0])
+def test_an_end_is_as_likely_as_to_who_reads(scale):
+    """Guided, a sentence of 22 words ended after 1.4 seconds."""
+    logits = torch.randn(2, 3, 1026, generator=torch.Generator().manual_seed(1))
+    read = logits[:1].softmax(-1)[..., 1025]
+    torch.testing.assert_close(guided(logits, scale, 1025).softmax(-1)[..., 1025], read)
 
 
 def test_guidance_by_the_same_prompt_changes_nothing(model, processor):
     inputs = prompt(processor, "Good morning.")
-    plain = generate(model, **inputs, **OPTIONS)
+    plain = generate(model, **inputs, **OPTIONS, guidance_scale=1.0)
     same = generate(model, **inputs, **OPTIONS, guidance_scale=3.0, negative_prompt_ids=inputs.input_ids)
     assert columns(same) == columns(plain)
 
@@ -97,6 +105,16 @@ def test_guidance_without_a_tokenizer_or_other_prompts_is_an_error(model, proces
         generate(model, **inputs, guidance_scale=1.5)
     with pytest.raises(PromptError, match="must be of the shape of input_ids"):
         generate(model, **inputs, guidance_scale=1.5, negative_prompt_ids=inputs.input_ids[:, 1:])
+
+
+def test_the_checkpoints_own_scale_holds_where_the_text_can_be_hidden(model, processor):
+    """The example of the README gives no tokenizer."""
+    inputs, scale = prompt(processor, "Good morning."), model.generation_config.guidance_scale
+    assert scale > 1
+    asked = generate(model, **inputs, **OPTIONS, guidance_scale=scale, tokenizer=processor.tokenizer)
+    assert columns(generate(model, **inputs, **OPTIONS, tokenizer=processor.tokenizer)) == columns(asked)
+    unguided = generate(model, **inputs, **OPTIONS, guidance_scale=1.0)
+    assert columns(generate(model, **inputs, **OPTIONS)) == columns(unguided) != columns(asked)
 
 
 @pytest.mark.parametrize("scale", [0.5, float("inf"), float("nan"), "2", None, True])

@@ -148,12 +148,17 @@ def mask_text(logits: Tensor, config: HiggsAudioConfig) -> Tensor:
     return logits.float().index_fill(-1, torch.tensor(forced, dtype=torch.long, device=logits.device), float("-inf"))
 
 
-def mask_audio(logits: Tensor, ramp: Ramp, min_frames: int) -> Tensor:
-    """[K, V + 2] logits with -inf for stream bos, which only the ramp writes, and for an eos before `min_frames`."""
+def mask_audio(logits: Tensor, ramp: Ramp, min_frames: int, eos_codebooks: int | None = None) -> Tensor:
+    """[K, V + 2] logits with -inf for stream bos, which only the ramp writes, and for an eos that must not be.
+
+    That is one before `min_frames`, and one of a codebook from number `eos_codebooks` on.
+    """
     logits = logits.float().clone()
     logits[:, ramp.bos] = float("-inf")
     frames = ramp.columns - 1 - torch.arange(ramp.num_codebooks, device=logits.device)  # [K] frame of each row's cell
     logits[frames < min_frames, ramp.eos] = float("-inf")
+    if eos_codebooks is not None:
+        logits[eos_codebooks:, ramp.eos] = float("-inf")
     return logits
 
 
@@ -161,7 +166,7 @@ def _sample_column(state: RowState, logits: Tensor, rules: Rules, generator: tor
     """[K, V + 2] logits -> K ids. In the column after frame `max_frames`, codebook 0 becomes eos."""
     assert state.ramp is not None
     ramp = state.ramp
-    logits = mask_audio(logits, ramp, rules.min_frames)
+    logits = mask_audio(logits, ramp, rules.min_frames, rules.sampling.eos_codebooks)
     ids = sample(logits, rules.sampling, generator)  # [K]
     if state.recent:
         window = torch.tensor(state.recent, device=ids.device).T  # [K, W]
@@ -216,11 +221,13 @@ def generate(
             `HiggsAudioModel.forward`.
         **options: by keyword,
 
-            do_sample, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, guidance_scale: see
-                `SamplingOptions`. Left out, they come from `model.generation_config`, then from the defaults of
-                `SamplingOptions`. With do_sample=False, repetition-aware sampling is off unless `ras_win_len` is given.
+            do_sample, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, guidance_scale,
+                eos_codebooks: see `SamplingOptions`. Left out, they come from `model.generation_config`, then from the
+                defaults of `SamplingOptions`. With do_sample=False, repetition-aware sampling is off unless
+                `ras_win_len` is given.
             negative_prompt_ids: [B, T], the prompts that guidance compares with; input_ids with the last user text
-                hidden when left out, which needs `tokenizer`.
+                hidden when left out, which needs `tokenizer`. Without either, a guidance_scale of the checkpoint's own
+                is passed over.
             max_new_tokens: most steps of a row; a step is one text token or one column. F frames of sound cost
                 F + K + 1 columns, then <|audio_eos|> and an end token. 1024 when no limit is given.
             max_length: the same limit with the row's prompt (its placeholders too, its padding not) counted in. With
@@ -290,8 +297,7 @@ def stream(
         "feature_attention_mask": feature_attention_mask,
         "feature_positions": feature_positions,
     }
-    negative, scale = options.get("negative_prompt_ids"), rules.sampling.guidance_scale
-    unread = unread_prompts(input_ids, scale, negative, rules.tokenizer)
+    unread = unread_prompts(input_ids, rules.sampling.guidance_scale, options)
     return _walk(model, inputs, heard, rules, states, generators, unread)
 
 
@@ -341,14 +347,14 @@ def _walk(
     feed = {"input_ids": inputs.input_ids, **{name: value for name, value in heard.items() if value is not None}}
     if inputs.audio.shape[1]:
         feed |= {"audio_input_ids": inputs.audio, "audio_input_ids_mask": inputs.audio_mask}
-    feed, cache = {**feed, "attention_mask": mask}, None
+    feed, cache, end = {**feed, "attention_mask": mask}, None, model.config.audio_stream_eos_id
     while True:
         if unread is not None:
             feed = twice(feed, unread if cache is None else None)
         with torch.no_grad():
             output = model(**feed, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.cache
-        logits = output.logits if unread is None else guided(output.logits, rules.sampling.guidance_scale)
+        logits = output.logits if unread is None else guided(output.logits, rules.sampling.guidance_scale, end)
         steps = []
         for row, state in enumerate(states):
             if state.finish_reason is None:

@@ -98,12 +98,12 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         Source: `HiggsAudioModel` of boson-ai/higgs-audio, with placeholders expanded beforehand.
 
         >>> model = HiggsAudioModel.from_pretrained(NANO)
-        >>> model(input_ids=torch.tensor([[0, 40, 41]])).last_hidden_state.shape  # T = 3, D = 256
-        torch.Size([1, 3, 256])
+        >>> model(input_ids=torch.tensor([[0, 40, 41]])).last_hidden_state.shape  # T = 3, D = 320
+        torch.Size([1, 3, 320])
         >>> placeholder = model.config.audio_out_token_idx  # takes the place of one column of 8 codes
         >>> ids, column = torch.tensor([[0, placeholder]]), torch.full((1, 1, 8), 1024)
         >>> model(input_ids=ids, audio_input_ids=column).last_hidden_state.shape
-        torch.Size([1, 2, 256])
+        torch.Size([1, 2, 320])
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)

@@ -34,17 +34,23 @@ def hide_last_text(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     return hidden
 
 
-def unread_prompts(ids: Tensor, scale: float, given: Tensor | None, tokenizer: Any) -> Tensor | None:
-    """The prompts `[B, T]` that guidance compares `ids [B, T]` with: given, or with hidden texts; None at scale 1.
+def unread_prompts(ids: Tensor, scale: float, options: Mapping[str, Any]) -> Tensor | None:
+    """The prompts `[B, T]` that guidance compares `ids [B, T]` with: given, or with hidden texts.
+
+    None at scale 1, and where a scale that the call did not ask for (the checkpoint's own) has nothing to hide texts
+    with: `options` of the call have no tokenizer.
 
     Raises:
         OptionError: neither prompts nor a tokenizer to hide the texts with.
         PromptError: prompts of another shape, or without a user turn.
     """
-    if scale == 1:
+    given: Any = options.get("negative_prompt_ids")
+    tokenizer: Any = options.get("tokenizer")
+    can_hide = callable(getattr(tokenizer, "decode", None))
+    if scale == 1 or (given is None and not can_hide and "guidance_scale" not in options):
         return None
     if given is None:
-        if not callable(getattr(tokenizer, "decode", None)):
+        if not can_hide:
             raise OptionError(
                 f"guidance_scale={scale} needs tokenizer=processor.tokenizer, or negative_prompt_ids of the same shape "
                 "as input_ids, to run the model without the text"
@@ -65,10 +71,22 @@ def twice(feed: Mapping[str, Any], unread: Tensor | None = None) -> dict[str, An
     return {**feed, **doubled}
 
 
-def guided(logits: Tensor, scale: float) -> Tensor:
-    """Logits `[2 B, ...]` of prompts read and unread to `[B, ...]`, what reading changes taken `scale` times."""
+def guided(logits: Tensor, scale: float, end: int) -> Tensor:
+    """Logits `[2 B, ..., V]` of prompts read and unread to `[B, ..., V]`, what reading changes taken `scale` times.
+
+    The id `end` stays as likely as it is to who reads: guided, sentences ended at their pauses.
+    """
     read, unread = logits.float().chunk(2)
-    return unread + scale * (read - unread)
+    others = unread + scale * (read - unread)
+    others[..., end] = float("-inf")
+    ends = read[..., end] - _without(read, end).logsumexp(-1)  # log odds
+    others[..., end] = ends + others.logsumexp(-1)
+    return others
+
+
+def _without(logits: Tensor, id: int) -> Tensor:
+    """The logits with `id` impossible."""
+    return logits.index_fill(-1, torch.tensor([id], device=logits.device), float("-inf"))
 
 
 def last_text(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
