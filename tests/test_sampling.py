@@ -149,7 +149,7 @@ def test_a_row_of_a_batch_redraws_what_it_would_redraw_alone():
         {"ras_win_max_num_repeat": 0},
         {"eos_codebooks": 0},
         {"eos_codebooks": 1.5},
-        {"guidance_scale": 0.9},
+        {"text_guidance_scale": 0.9},
         {"ras_win_max_num_repeat": None},
     ],
 )

@@ -36,7 +36,7 @@ GENERATION = {
     "top_p": 0.95,
     "ras_win_len": 7,
     "ras_win_max_num_repeat": 2,
-    "guidance_scale": 1.5,
+    "text_guidance_scale": 1.5,
     "eos_codebooks": 1,
 }
 PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "processor_config.json")

@@ -221,13 +221,13 @@ def generate(
             `HiggsAudioModel.forward`.
         **options: by keyword,
 
-            do_sample, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, guidance_scale,
+            do_sample, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, text_guidance_scale,
                 eos_codebooks: see `SamplingOptions`. Left out, they come from `model.generation_config`, then from the
                 defaults of `SamplingOptions`. With do_sample=False, repetition-aware sampling is off unless
                 `ras_win_len` is given.
             negative_prompt_ids: [B, T], the prompts that guidance compares with; input_ids with the last user text
-                hidden when left out, which needs `tokenizer`. Without either, a guidance_scale of the checkpoint's own
-                is passed over.
+                hidden when left out, which needs `tokenizer`. Without either, a text_guidance_scale of the
+                checkpoint's own is passed over.
             max_new_tokens: most steps of a row; a step is one text token or one column. F frames of sound cost
                 F + K + 1 columns, then <|audio_eos|> and an end token. 1024 when no limit is given.
             max_length: the same limit with the row's prompt (its placeholders too, its padding not) counted in. With
@@ -297,7 +297,7 @@ def stream(
         "feature_attention_mask": feature_attention_mask,
         "feature_positions": feature_positions,
     }
-    unread = unread_prompts(input_ids, rules.sampling.guidance_scale, options)
+    unread = unread_prompts(input_ids, rules.sampling.text_guidance_scale, options)
     return _walk(model, inputs, heard, rules, states, generators, unread)
 
 
@@ -354,7 +354,7 @@ def _walk(
         with torch.no_grad():
             output = model(**feed, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.cache
-        logits = output.logits if unread is None else guided(output.logits, rules.sampling.guidance_scale, end)
+        logits = output.logits if unread is None else guided(output.logits, rules.sampling.text_guidance_scale, end)
         steps = []
         for row, state in enumerate(states):
             if state.finish_reason is None:

@@ -23,8 +23,9 @@ class SamplingOptions:
         ras_win_len: columns that repetition-aware sampling looks back on; None switches it off. It also works on
             greedy choices, where a run of equal codes is a common way to get stuck.
         ras_win_max_num_repeat: how often an id may lie in the window before it is drawn again.
-        guidance_scale: how many times what the text changes in the logits of a column counts; 1 runs the model once a
-            step, anything above twice. For models that were trained on hidden texts, see `unread.py`.
+        text_guidance_scale: how many times what the text changes in the logits of a column counts; 1 runs the model
+            once a step, anything above twice. For models that were trained on hidden texts, see `unread.py`.
+            (transformers' guidance_scale is another thing, which its own class refuses.)
         eos_codebooks: how many codebooks, from the first on, may end the sound; None: each of them, as published. A
             small model guesses the upper ones, and its guess may be an end.
     """
@@ -35,7 +36,7 @@ class SamplingOptions:
     top_p: float | None = 0.95
     ras_win_len: int | None = 7
     ras_win_max_num_repeat: int = 2
-    guidance_scale: float = 1.0
+    text_guidance_scale: float = 1.0
     eos_codebooks: int | None = None
 
     def validate(self, num_ids: int | None = None) -> "SamplingOptions":
@@ -57,8 +58,10 @@ class SamplingOptions:
         if self.ras_win_len is not None:
             check_count("ras_win_len", self.ras_win_len, 1, None, "None to switch repetition-aware sampling off")
         check_count("ras_win_max_num_repeat", self.ras_win_max_num_repeat, 1)
-        scale = self.guidance_scale
-        _check("guidance_scale", scale, _is_number(scale) and 1 <= scale < math.inf, "a finite number of at least 1")
+        scale = self.text_guidance_scale
+        _check(
+            "text_guidance_scale", scale, _is_number(scale) and 1 <= scale < math.inf, "a finite number of at least 1"
+        )
         if self.eos_codebooks is not None:
             check_count("eos_codebooks", self.eos_codebooks, 1, None, "None for all of them")
         return self

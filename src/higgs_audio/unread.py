@@ -47,13 +47,13 @@ def unread_prompts(ids: Tensor, scale: float, options: Mapping[str, Any]) -> Ten
     given: Any = options.get("negative_prompt_ids")
     tokenizer: Any = options.get("tokenizer")
     can_hide = callable(getattr(tokenizer, "decode", None))
-    if scale == 1 or (given is None and not can_hide and "guidance_scale" not in options):
+    if scale == 1 or (given is None and not can_hide and "text_guidance_scale" not in options):
         return None
     if given is None:
         if not can_hide:
             raise OptionError(
-                f"guidance_scale={scale} needs tokenizer=processor.tokenizer, or negative_prompt_ids of the same shape "
-                "as input_ids, to run the model without the text"
+                f"text_guidance_scale={scale} needs tokenizer=processor.tokenizer, or negative_prompt_ids of the same "
+                "shape as input_ids, to run the model without the text"
             )
         return torch.stack([hide_last_text(row, tokenizer) for row in ids])
     if not isinstance(given, Tensor) or given.shape != ids.shape:

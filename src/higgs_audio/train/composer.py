@@ -57,7 +57,7 @@ class Mix:
         switch: of the turns among several speakers, those that cannot be of the speaker before: a model that goes on
             in the voice that it heard last is right too often otherwise.
         unread: of all conversations, those whose last text is hidden: what a model says without having read can be
-            taken from what it says, see `guidance_scale` of `generate`.
+            taken from what it says, see `text_guidance_scale` of `generate`.
     """
 
     reference: float = 0.15
