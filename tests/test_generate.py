@@ -151,7 +151,7 @@ def test_masking_text_ignores_ids_outside_the_vocabulary():
 
 
 def test_only_the_first_codebooks_may_end_the_sound_where_that_is_asked():
-    """The upper ones of a small model are near guesses: a dialogue ended after 0.16 seconds by a seventh codebook's."""
+    """The upper ones of a small model are near guesses: a dialogue ended after 0.16 seconds by the eighth's."""
     ramp = Ramp(3, BOS, EOS, columns=9)
     for count, ends in ((None, [True, True, True]), (1, [True, False, False]), (2, [True, True, False])):
         logits = mask_audio(torch.zeros(3, V + 2), ramp, 0, count)
