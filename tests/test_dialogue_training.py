@@ -16,6 +16,7 @@ from corpus import TEXTS
 
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.errors import RecipeError
+from higgs_audio.guidance import hide_last_text
 from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import MULTI_SPEAKER
@@ -29,7 +30,6 @@ from higgs_audio.train.lm_recipe import LanguageModelRecipe, mix_of
 from higgs_audio.train.phones import phone_ids, phones
 from higgs_audio.train.shards import Sample
 from higgs_audio.train.start import first_model, new_model
-from higgs_audio.unread import hide_last_text
 
 ROOT = Path(__file__).parents[1]
 SPEAKERS = ("ava", "joe", "tom", "kim", "zoe")

@@ -89,11 +89,11 @@ def test_duration_statistics_see_speech_that_stops_early_or_runs_on() -> None:
 # benchmark
 
 
-def test_the_package_ships_a_hundred_held_out_sentences() -> None:
+def test_the_package_ships_two_hundred_held_out_sentences() -> None:
     benchmark = heldout()
-    assert (benchmark.name, len(benchmark.sentences), benchmark.voices) == ("heldout", 100, VOICES)
+    assert (benchmark.name, len(benchmark.sentences), benchmark.voices) == ("heldout", 200, VOICES)
     assert benchmark.sentences[1] == Sentence(1, "Message will arrive in the mail.")
-    assert len({sentence.text for sentence in benchmark.sentences}) == 100
+    assert len({sentence.text for sentence in benchmark.sentences}) == 200
     assert heldout(["joe"], limit=3).sentences == benchmark.sentences[:3]
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from higgs_audio.errors import NumericsError, OptionError, RecipeError
 from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.text import phonemize
-from higgs_audio.train import lm
+from higgs_audio.train import lm, sharded
 from higgs_audio.train.adapt import LORA_TARGETS, Lora, add_lora, choose_trained, merged
 from higgs_audio.train.batches import Collated, Cutter
 from higgs_audio.train.dialogue import Dialogue, collate
@@ -33,6 +34,7 @@ from higgs_audio.train.parallel import World, join_world, shares
 from higgs_audio.train.phones import PHONES, phones
 from higgs_audio.train.recipe import load_recipe
 from higgs_audio.train.run import Run, apply_step
+from higgs_audio.train.sharded import ShardedState
 from higgs_audio.train.shards import Sample
 from higgs_audio.train.start import first_model, new_model
 
@@ -515,3 +517,27 @@ def test_a_run_is_stale_after_as_many_checks_without_a_better_one(tmp_path):
     again.continue_from(5)
     assert again.is_best("heldout")
     assert not again.is_stale("heldout", 2)
+
+
+# The state of a run
+
+
+def save_without_place(save, values, **options):
+    save({name: value for name, value in values.items() if name != "place"}, **options)
+
+
+@pytest.mark.parametrize("with_place", [True, False])
+def test_a_state_is_resumed_with_its_place_and_one_from_before_without(tmp_path, monkeypatch, with_place):
+    """A run that was going on when places came was called damaged."""
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = ShardedState(tmp_path, layer, optimizer, World())
+    if not with_place:
+        monkeypatch.setattr(sharded, "save", partial(save_without_place, sharded.save))
+    state.save(7, (3, 2))
+    other = torch.nn.Linear(2, 2)
+    again = ShardedState(tmp_path, other, torch.optim.AdamW(other.parameters()), World())
+    assert again.resume() == (7, (3, 2) if with_place else None)
+    assert torch.equal(other.weight, layer.weight)

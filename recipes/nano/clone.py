@@ -38,30 +38,40 @@ PROGRAMS = ("one reference", "two references")
 
 
 def main() -> None:
-    args = parse_arguments()
+    args = parse_arguments(__doc__, 16, "items of each program and kind of reference")
     check_judges(judges=WORDS + SPEAKER)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "items.jsonl"
-    items = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    items = measured(out)
     done = {(item["program"], item["kind"], item["number"]) for item in items}
     clips = recordings(Path(args.speech))
     for number, kind, program in itertools.product(range(args.num), clips, PROGRAMS):
         if (program, kind, number) not in done:
             item = measure(program, kind, number, clips[kind], args.checkpoint, out)
-            items.append(item)
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(item) + "\n")
+            keep(item, items, out)
     print(table([item for item in items if item["number"] < args.num]))
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(description: str | None, num: int, meaning: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("speech")
     parser.add_argument("out")
     parser.add_argument("--checkpoint", default=str(NANO))
-    parser.add_argument("--num", type=int, default=16, help="items of each program and kind of reference")
+    parser.add_argument("--num", type=int, default=num, help=meaning)
     return parser.parse_args()
+
+
+def measured(out: Path) -> list[dict]:
+    """The items that are in `out` already; the folder is made where it is not there."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "items.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def keep(item: dict, items: list[dict], out: Path) -> None:
+    """Adds an item to those measured, in memory and in `out`."""
+    items.append(item)
+    with (out / "items.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(item) + "\n")
 
 
 def recordings(speech: Path) -> dict[str, dict[str, list[tuple[Path, str]]]]:

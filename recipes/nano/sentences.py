@@ -16,7 +16,9 @@ from pathlib import Path
 FORTUNES = Path("/usr/share/games/fortunes")
 WORDNET = Path("/usr/share/wordnet")
 SKIPPED_FORTUNES = {"art", "ascii-art", "songs-poems", "translate-me", "debian", "perl", "linux", "computers"}
-NUM_HELDOUT = 200  # the shipped weights were trained on some of the second hundred, so the package's list has the first
+NUM_HELDOUT = (
+    200  # the package's list; the shipped audio tokenizer, not the language model, was trained on the second 100
+)
 NGRAM = 5  # held-out and training sentences share no run of this many words
 SEED = 20261122
 

@@ -8,16 +8,13 @@ output is `nearest` where its similarity (Resemblyzer) to its own reference is a
 measured.
 """
 
-import argparse
-import json
 import random
 import zlib
 from pathlib import Path
 
 import numpy as np
-from clone import FIRST_TARGET, conversation, recordings, reference, speak
+from clone import FIRST_TARGET, conversation, keep, measured, parse_arguments, recordings, reference, speak
 
-from higgs_audio import NANO
 from higgs_audio.audio import write
 from higgs_audio.evaluate.benchmark import heldout
 from higgs_audio.evaluate.judges import SPEAKER, WORDS, check_judges
@@ -27,12 +24,10 @@ from higgs_audio.listen.speaker import embed, similarity
 
 
 def main() -> None:
-    args = parse_arguments()
+    args = parse_arguments(__doc__, 3, "sentences of each voice")
     check_judges(judges=WORDS + SPEAKER)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "items.jsonl"
-    items = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    items = measured(out)
     done = {(item["speaker"], item["number"]) for item in items}
     clips = recordings(Path(args.speech))["unseen"]
     heard = {speaker: reference(clips[speaker], draw(speaker)) for speaker in sorted(clips)}
@@ -43,19 +38,8 @@ def main() -> None:
                 item = measure(
                     speaker, heard[speaker], known, number, number * len(heard) + place, args.checkpoint, out
                 )
-                items.append(item)
-                with file.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(item) + "\n")
+                keep(item, items, out)
     print(table([item for item in items if item["number"] < args.num]))
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("speech")
-    parser.add_argument("out")
-    parser.add_argument("--checkpoint", default=str(NANO))
-    parser.add_argument("--num", type=int, default=3, help="sentences of each voice")
-    return parser.parse_args()
 
 
 def draw(speaker: str) -> random.Random:

@@ -23,9 +23,9 @@ from torch import Tensor
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import Ramp
 from higgs_audio.errors import CodesError, PromptError
+from higgs_audio.guidance import guided, twice, unread_prompts
 from higgs_audio.rules import Rules, read_generators, read_limits, read_rules
 from higgs_audio.sampling import check_finite, repetition_aware, sample
-from higgs_audio.unread import guided, twice, unread_prompts
 
 if TYPE_CHECKING:
     from higgs_audio.model import HiggsAudioForConditionalGeneration
@@ -298,6 +298,8 @@ def stream(
         "feature_positions": feature_positions,
     }
     unread = unread_prompts(input_ids, rules.sampling.text_guidance_scale, options)
+    if unread is not None:
+        _check_ids(unread, model.config)
     return _walk(model, inputs, heard, rules, states, generators, unread)
 
 
@@ -449,7 +451,7 @@ def _check_ids(input_ids: Tensor, config: HiggsAudioConfig) -> None:
     low, high = int(input_ids.min()), int(input_ids.max())
     if low < 0 or high >= text.vocab_size:
         raise PromptError(
-            f"input_ids from {low} to {high}; this model knows 0 to {text.vocab_size - 1}: use its own tokenizer"
+            f"token ids from {low} to {high}; this model knows 0 to {text.vocab_size - 1}: use its own tokenizer"
         )
 
 

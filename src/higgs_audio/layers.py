@@ -16,48 +16,27 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from higgs_audio.config import HiggsAudioConfig
 
 
-class _Moved(torch.autograd.Function):
-    """`source.index_select(0, there)`; the gradient comes back as rows `back` of it, zero where `lost`.
-
-    torch's own gradient adds every row to where it came from, atomically on a GPU, and all padding to one row.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, source: Tensor, there: Tensor, back: Tensor, lost: Tensor | None) -> Tensor:
-        ctx.back, ctx.lost = back, lost
-        return source.index_select(0, there)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        came = gradient.index_select(0, ctx.back)
-        if ctx.lost is not None:
-            came = came.masked_fill(ctx.lost.view(-1, *[1] * (came.ndim - 1)), 0)
-        return came, None, None, None
-
-
 @dataclass(frozen=True)
 class Route:
     """Where each position of a batch goes: computed once per forward, used by every layer.
 
     Hidden states travel as rows `[N, D]`, text rows first, then audio rows, padding left out; attention alone sees
-    `[B, T]`. With `rows` None every position is audio and in order (the decode step), and nothing is moved. No gradient
-    reaches padding or comes from it.
+    `[B, T]`. With `rows` None every position is audio and in order (the decode step), and nothing is moved.
     """
 
     batch: int
     num_text: int
     rows: Tensor | None = None  # [N] index into the flattened B * T positions
     places: Tensor | None = None  # [B * T] index into the rows; padding points at row 0
-    padding: Tensor | None = None  # [B * T] bool; None where there is none
 
     def take(self, positions: Tensor) -> Tensor:
         """`[B, T, ...]` to rows `[N, ...]`."""
         flat = positions.flatten(0, 1)
-        return flat if self.rows is None else _Moved.apply(flat, self.rows, self.places, self.padding)
+        return flat if self.rows is None else flat.index_select(0, self.rows)
 
     def put(self, rows: Tensor) -> Tensor:
         """Rows `[N, ...]` to `[B, T, ...]`; padding holds some row's values, which the mask hides."""
-        flat = rows if self.places is None else _Moved.apply(rows, self.places, self.rows, None)
+        flat = rows if self.places is None else rows.index_select(0, self.places)
         return flat.unflatten(0, (self.batch, -1))
 
     def apply(self, text: nn.Module, audio: nn.Module | None, rows: Tensor) -> Tensor:
@@ -78,8 +57,7 @@ def route(audio: Tensor, attended: Tensor | None) -> Route:
     rows = torch.cat([text_rows, audio_rows])  # [N]
     places = torch.zeros(audio.numel(), dtype=torch.long, device=audio.device)
     places[rows] = torch.arange(len(rows), device=audio.device)
-    padding = None if len(rows) == len(places) else ~real.flatten()
-    return Route(audio.shape[0], len(text_rows), rows, places, padding)
+    return Route(audio.shape[0], len(text_rows), rows, places)
 
 
 class RMSNorm(nn.Module):

@@ -24,7 +24,7 @@ class SamplingOptions:
             greedy choices, where a run of equal codes is a common way to get stuck.
         ras_win_max_num_repeat: how often an id may lie in the window before it is drawn again.
         text_guidance_scale: how many times what the text changes in the logits of a column counts; 1 runs the model
-            once a step, anything above twice. For models that were trained on hidden texts, see `unread.py`.
+            once a step, anything above twice. For models that were trained on hidden texts, see `guidance.py`.
             (transformers' guidance_scale is another thing, which its own class refuses.)
         eos_codebooks: how many codebooks, from the first on, may end the sound; None: each of them, as published. A
             small model guesses the upper ones, and its guess may be an end.

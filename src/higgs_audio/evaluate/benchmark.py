@@ -56,5 +56,5 @@ def load(path: str | Path, voices: Sequence[str], limit: int | None = None) -> B
 
 
 def heldout(voices: Sequence[str] = VOICES, limit: int | None = None) -> Benchmark:
-    """The 100 held-out sentences that this package ships; raises as `load`."""
+    """The 200 held-out sentences that this package ships; raises as `load`."""
     return load(HELDOUT, voices, limit)

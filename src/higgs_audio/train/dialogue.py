@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from higgs_audio.delay import delay_labels
+from higgs_audio.guidance import hide_last_text
 from higgs_audio.model import IGNORED
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Prompt, Turn, to_messages
 from higgs_audio.template import AUDIO_OUT_BOS, END_OF_TURN, HEADER_END, HEADER_START
 from higgs_audio.train.phones import PHONES, phone_ids
 from higgs_audio.train.shards import Sample
-from higgs_audio.unread import hide_last_text
 
 # Positions that are neither phonemes nor frames: markers and header of a turn; the system turn with scene and profiles.
 TURN_POSITIONS = 22

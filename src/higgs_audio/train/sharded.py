@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,17 @@ class ShardedState:
     def resume(self) -> tuple[int, tuple[int, int] | None]:
         """Loads the last state, where there is one; returns the number of steps done and the place behind them.
 
+        States written before there were places have none; it must be looked for then.
+
         Raises RecipeError where the folder holds the state of another model, naming what differs, or a damaged one.
         """
         found = [self._folder / name for name in (FOLDER, OLD) if (self._folder / name / ".metadata").exists()]
         if not found:
             return 0, None
-        state = self._state() | {"step": 0, "place": (0, 0)}
-        check_same(found[0], _saved_sizes(found[0]), {n: str(list(w.shape)) for n, w in state["model"].items()})
+        entries = _entries(found[0])
+        known = {"place": (0, 0)} if any(name.startswith("place") for name in entries) else {}
+        state = self._state() | {"step": 0} | known
+        check_same(found[0], _sizes(entries), {n: str(list(w.shape)) for n, w in state["model"].items()})
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -85,19 +90,23 @@ class ShardedState:
         )
         if self._world.is_first:
             print(f"resumed {self._folder} at step {state['step']}", file=sys.stderr)
-        return int(state["step"]), state["place"]
+        return int(state["step"]), state.get("place")
 
     def _state(self) -> dict[str, Any]:
         model, optimizer = get_state_dict(self._module, self._optimizer, options=self._options)
         return {"model": model, "optimizer": optimizer}
 
 
-def _saved_sizes(path: Path) -> dict[str, str]:
-    """Shape of every parameter in a state, read without its values."""
+def _entries(path: Path) -> Mapping[str, Any]:
+    """What a state holds, read without its values."""
     try:
-        entries = FileSystemReader(path).read_metadata().state_dict_metadata
+        return FileSystemReader(path).read_metadata().state_dict_metadata
     except Exception as error:  # whatever unpickling raises
         raise _damaged(path, error) from error
+
+
+def _sizes(entries: Mapping[str, Any]) -> dict[str, str]:
+    """Shape of every parameter among the entries of a state."""
     prefix = "model."
     sizes = {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
     return {name.removeprefix(prefix): str(list(size)) for name, size in sizes.items() if name.startswith(prefix)}

@@ -6,8 +6,8 @@ import torch
 from higgs_audio import NANO, HiggsAudioForConditionalGeneration, HiggsAudioProcessor
 from higgs_audio.errors import OptionError, PromptError
 from higgs_audio.generate import generate
+from higgs_audio.guidance import guided, hide_last_text
 from higgs_audio.prompt import Prompt, Turn, to_messages
-from higgs_audio.unread import guided, hide_last_text
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,12 @@ def test_the_checkpoints_own_scale_holds_where_the_text_can_be_hidden(model, pro
 def test_transformers_own_guidance_is_not_asked_for(model):
     """Its class of this model refuses to generate with it, so a converted nano was mute there."""
     assert model.generation_config.guidance_scale is None
+
+
+def test_prompts_to_compare_with_hold_ids_that_the_model_knows(model, processor):
+    inputs = prompt(processor, "Good morning.")
+    with pytest.raises(PromptError, match="token ids from"):
+        generate(model, **inputs, text_guidance_scale=1.5, negative_prompt_ids=inputs.input_ids + 400)
 
 
 @pytest.mark.parametrize("scale", [0.5, float("inf"), float("nan"), "2", None, True])
