@@ -344,6 +344,13 @@ def test_an_unread_text_is_hidden_and_teaches_nothing_of_reading(dialogues, proc
         assert torch.equal(unread.who, read.who)
 
 
+def test_the_shares_of_a_recipe_are_those_of_the_mix():
+    shares = {"reference": 0.11, "plain": 0.12, "several": 0.13, "cast": 0.14, "joined": 0.15, "switch": 0.16}
+    shares["unread"] = 0.17
+    mix = mix_of(LanguageModelRecipe("", "", "", "", **{f"{name}_share": share for name, share in shares.items()}))
+    assert {name: getattr(mix, name) for name in shares} == shares
+
+
 def clips_of_all(dialogue):
     return [turn.id for turn in dialogue.turns]
 

@@ -1,5 +1,7 @@
 """The plain loop: its state machine on scripted logits, the whole on a tiny model, transformers' own loop as oracle."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracle import (
@@ -157,6 +159,13 @@ def test_only_the_first_codebooks_may_end_the_sound_where_that_is_asked():
         logits = mask_audio(torch.zeros(3, V + 2), ramp, 0, count)
         assert logits[:, EOS].isfinite().tolist() == ends
         assert bool(logits[:, :V].isfinite().all())
+
+
+@pytest.mark.parametrize(("count", "ended"), [(None, True), (1, False)])
+def test_an_end_of_the_last_codebook_ends_the_sound_as_published_and_not_where_the_first_alone_may(count, ended):
+    script = [[0, 0, 0], *[[1, 2, 3]] * 5, [1, 2, EOS], *[[1, 2, 3]] * 5]
+    _, columns, _ = play(script, sampling=replace(GREEDY, eos_codebooks=count), limit=12)
+    assert (columns[-1] == (EOS,) * 3) is ended
 
 
 def test_stream_bos_is_never_sampled_and_eos_not_before_min_frames():

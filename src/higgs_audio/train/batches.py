@@ -149,10 +149,8 @@ def collated(source: Collated, start: Place, num_workers: int) -> Iterator[tuple
     same = bytes  # the default would look for tensors
     loader = DataLoader(source, sampler=numbers, batch_size=None, num_workers=num_workers, collate_fn=same)
     for window, pickled in enumerate(loader, first):
-        steps = pickle.loads(pickled)
-        for number, step in enumerate(steps[offset:], offset + 1):
-            after = (window, number) if number < len(steps) else (window + 1, 0)
-            yield [(chosen, Batch.from_arrays(arrays)) for chosen, arrays in step], after
+        for number, step in enumerate(pickle.loads(pickled)[offset:], offset + 1):
+            yield [(chosen, Batch.from_arrays(arrays)) for chosen, arrays in step], (window, number)
         offset = 0
 
 

@@ -195,8 +195,7 @@ def guide_targets(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAu
     if any(len(sample.phones) for dialogue in dialogues for sample in dialogue.turns):
         finder = TurnFinder(processor.tokenizer)
         for row, dialogue in enumerate(dialogues):
-            turns = dialogue.turns[: -1 if dialogue.unread else None]
-            for sample, spoken_at, audio_at in zip(turns, *finder.find(ids[row]), strict=not dialogue.unread):
+            for sample, spoken_at, audio_at in zip(dialogue.turns, *finder.find(ids[row]), strict=True):
                 point(sample, spoken_at, finder.phones[ids[row, spoken_at]], audio_at, look[row], phones[row])
     return look, phones
 
@@ -255,8 +254,8 @@ class TurnFinder:
 def point(sample: Sample, spoken_at: Tensor, names: Tensor, audio_at: int, look: Tensor, phones: Tensor) -> None:
     """Writes the guide's targets of one turn: the column before frame f looks at, and names, the phone of frame f.
 
-    Nothing where nothing was aligned, or where sentences that were joined read otherwise than alone, so that their
-    phones are not those aligned.
+    Nothing where nothing was aligned, where the text is hidden, or where sentences that were joined read otherwise than
+    alone, so that their phones are not those aligned.
     """
     if not len(sample.phones) or len(spoken_at) != sum(p in PHONES for p in sample.phonemes):
         return
