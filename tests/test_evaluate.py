@@ -124,10 +124,10 @@ def item(system: str, voice: str, index: int, **changes: object) -> Item:
 
 def test_similarity_leaves_out_the_same_sentence_and_the_margin_is_over_the_best_other_voice() -> None:
     sources = [item("source", voice, index) for voice in ("heart", "joe") for index in (0, 1)]
-    row = rows("source", sources, sources, ["heart", "joe"], expected=2)[0]
+    row = rows("source", sources, sources, {"heart": 2, "joe": 2})[0]
     assert row.similarity == pytest.approx(1 / 1.25)  # only the voice is shared with the other sentence
     assert row.margin == pytest.approx(1 / 1.25)  # and nothing with the other voice
-    lonely = rows("source", sources[:1], sources[:1], ["heart"], expected=1)[0]
+    lonely = rows("source", sources[:1], sources[:1], {"heart": 1})[0]
     assert lonely.similarity is None
     assert lonely.margin is None
 
@@ -135,7 +135,7 @@ def test_similarity_leaves_out_the_same_sentence_and_the_margin_is_over_the_best
 def test_a_row_counts_missing_items_and_those_that_ended_by_themselves() -> None:
     sources = [item("source", "heart", index) for index in range(4)]
     spoken = [item("nano", "heart", 0, ended=True, seconds=1.0), item("nano", "heart", 1, ended=False, seconds=2.2)]
-    row = rows("nano", spoken, sources, ["heart"], expected=4)[0]
+    row = rows("nano", spoken, sources, {"heart": 4})[0]
     assert (row.items, row.missing, row.ended) == (2, 2, 0.5)
     assert row.duration_ratio == pytest.approx(0.8)
     assert row.duration_within == 0.5
@@ -144,7 +144,7 @@ def test_a_row_counts_missing_items_and_those_that_ended_by_themselves() -> None
 
 def test_a_voice_of_which_everything_is_missing_keeps_its_row() -> None:
     sources = [item("source", "heart", 0)]
-    made = rows("nano", [], sources, ["heart", "joe"], expected=1)
+    made = rows("nano", [], sources, {"heart": 1, "joe": 1})
     assert [(row.voice, row.items, row.missing) for row in made] == [("heart", 0, 1), ("joe", 0, 1), ("all", 0, 2)]
     assert "| nano | joe | 0 | 1 | - (- to -) | - |" in markdown(made)
 
@@ -291,6 +291,15 @@ def test_a_recording_whose_note_cannot_be_read_counts_as_missing(
     row = run({"source": source, "nano": folder.parent}, few, output, model=MODEL)[1]
     assert (row.items, row.missing) == (0, 2)
     assert "must be like" in capsys.readouterr().err
+
+
+def test_rotated_voices_take_turns_and_each_sentence_is_spoken_once(
+    tmp_path: Path, benchmark: Benchmark, source: Path
+) -> None:
+    turns = replace(benchmark, rotated=True)
+    assert [[sentence.index for sentence in turns.part(voice)] for voice in turns.voices] == [[0], [1]]
+    table = run({"source": source}, turns, tmp_path / "out", model=MODEL)
+    assert [(row.voice, row.items, row.missing) for row in table] == [("heart", 1, 0), ("low", 1, 0), ("all", 2, 0)]
 
 
 def test_a_run_refuses_systems_it_cannot_ask(tmp_path: Path, benchmark: Benchmark, source: Path) -> None:

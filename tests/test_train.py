@@ -6,6 +6,7 @@ Everything runs as it is, on tiny networks and clips of hummed phones made here.
 import dataclasses
 import itertools
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -23,6 +24,7 @@ from higgs_audio.codec.quantizer import Codebook, ResidualVectorQuantizer
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import revert_delay
 from higgs_audio.errors import CheckpointError, NumericsError, RecipeError
+from higgs_audio.evaluate.benchmark import heldout as heldout_sentences
 from higgs_audio.generate import generate
 from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
@@ -44,6 +46,7 @@ from higgs_audio.train.recipe import load_recipe, save_recipe
 from higgs_audio.train.shards import read_samples
 from higgs_audio.train.spectral import spectral_losses
 from higgs_audio.train.start import new_model
+from higgs_audio.train.tokens import grow_vocabulary
 
 VOCOS = {
     "body": "vocos",
@@ -1005,48 +1008,143 @@ def write_samples(folder, samples):
     return folder
 
 
-def test_a_tiny_model_learns_clips_by_heart_and_speaks_them_again_code_by_code(tiny_checkpoint, processor, tmp_path):
-    """The whole way: prepared clips, prompts, delay, labels, loss, checkpoint, prompt, generation, reverted delay."""
+def random_clips(texts):
+    """Texts with random codes of 5 to 9 frames, and the phone heard in each."""
     rng = np.random.default_rng(0)
     clips = []
-    for text, num_frames in zip(TEXTS[:3], (9, 6, 7), strict=True):
+    for text in texts:
+        num_frames = int(rng.integers(5, 10))
         heard = np.linspace(0, len(phones(text)) - 1, num_frames).astype(int)
         clips.append((text, rng.integers(0, 1024, (8, num_frames)), heard))
+    return clips
+
+
+BY_HEART = {
+    "short_share": 0.0,
+    "reference_share": 0.0,
+    "plain_share": 0.0,
+    "codebook_weights": (1.0,) * 8,
+    "text_weight": 1.0,
+    "corruption": 0.0,
+    "final_corruption": 0.0,
+    "weight_decay": 0.0,
+    "log_every": 50,
+    "save_every": 1000,
+    "check_every": 1000,
+}
+
+
+def spoken_codes(model, processor, text):
+    """What the model answers to a text, greedily: codes, and how it ended."""
+    messages = to_messages(Prompt((Turn(text),), profiles={"SPEAKER0": "Ava"}))
+    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, output_labels=False)
+    output = generate(model, **inputs, do_sample=False, max_new_tokens=40)
+    (segment,) = output.audio_sequences[0]
+    return revert_delay(segment).numpy(), output.finish_reasons[0]
+
+
+def test_a_tiny_model_learns_32_clips_by_heart_and_speaks_them_again_code_by_code(tiny_checkpoint, processor, tmp_path):
+    """The whole way: prepared clips, prompts, delay, labels, loss, checkpoint, prompt, generation, reverted delay."""
+    clips = random_clips([sentence.text for sentence in heldout_sentences(limit=32).sentences])
     data = write_samples(tmp_path, clips)
     recipe = lm_recipe(
         data,
         tiny_checkpoint,
         output=str(tmp_path / "run"),
-        text_config={**TEXT, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
-        num_steps=150,
-        batch_positions=400,
-        short_share=0.0,
-        reference_share=0.0,
-        plain_share=0.0,
-        codebook_weights=(1.0,) * 8,
-        text_weight=1.0,
-        corruption=0.0,
-        final_corruption=0.0,
+        text_config={**TEXT, "hidden_size": 96, "intermediate_size": 144, "num_attention_heads": 4},
+        num_steps=180,
+        batch_positions=1600,
         guide_weight=0.1,
-        peak_rate=1e-2,
-        final_rate=1e-3,
-        warmup=10,
-        weight_decay=0.0,
-        log_every=50,
-        save_every=1000,
-        check_every=1000,
+        peak_rate=6e-3,
+        final_rate=6e-4,
+        warmup=20,
+        **BY_HEART,
     )
     model = HiggsAudioForConditionalGeneration.from_pretrained(lm.train_language_model(recipe)).eval()
-    last = read_metrics(tmp_path / "run")[-1]
-    assert last["heldout"] < 0.05
-    assert last["text_gain"] > 0.3, "it should need the text to tell the clips apart"
+    assert read_metrics(tmp_path / "run")[-1]["heldout"] < 0.01
+    for text, codes, _ in clips:  # nothing but the text tells one prompt from another
+        spoken, reason = spoken_codes(model, processor, text)
+        assert np.array_equal(spoken, codes)
+        assert reason == "stop"
+
+
+# New tokens
+
+
+@pytest.fixture
+def plain_checkpoint(tiny_checkpoint, tmp_path):
+    """The tiny checkpoint with a processor that leaves texts as they are."""
+    folder = tmp_path / "plain"
+    shutil.copytree(tiny_checkpoint, folder)
+    own = HiggsAudioProcessor.from_pretrained(tiny_checkpoint)
+    HiggsAudioProcessor(own.tokenizer, own.audio_tokenizer, text_frontend="none").save_pretrained(folder)
+    return folder
+
+
+def test_a_model_learns_what_new_tokens_mean_and_its_checkpoint_reads_them(plain_checkpoint, tmp_path):
+    """Two clips whose texts differ in nothing but the new token."""
+    before = len(HiggsAudioProcessor.from_pretrained(plain_checkpoint).tokenizer)
+    clips = random_clips(["[whisper] Hello there.", "[shout] Hello there."])
+    data = tmp_path / "data"
+    data.mkdir()
+    recipe = lm_recipe(
+        write_samples(data, clips),
+        plain_checkpoint,
+        start=str(plain_checkpoint),
+        new_tokens=("[whisper]", "[shout]"),
+        output=str(tmp_path / "run"),
+        num_steps=80,
+        batch_positions=400,
+        guide_weight=0.0,
+        phone_weight=0.0,
+        peak_rate=1e-2,
+        final_rate=1e-3,
+        **BY_HEART,
+    )
+    folder = lm.train_language_model(recipe)
+    model = HiggsAudioForConditionalGeneration.from_pretrained(folder).eval()
+    processor = HiggsAudioProcessor.from_pretrained(folder)
+    assert len(processor.tokenizer) == before + 2 == model.config.text_config.vocab_size
+    assert len(processor.tokenizer("[whisper]", add_special_tokens=False)["input_ids"]) == 1
     for text, codes, _ in clips:
-        messages = to_messages(Prompt((Turn(text),), profiles={"SPEAKER0": "Ava"}))
-        inputs = processor.apply_chat_template(messages, add_generation_prompt=True, output_labels=False)
-        output = generate(model, **inputs, do_sample=False, max_new_tokens=40)
-        (segment,) = output.audio_sequences[0]
-        assert np.array_equal(revert_delay(segment).numpy(), codes)
-        assert output.finish_reasons == ["stop"]
+        assert np.array_equal(spoken_codes(model, processor, text)[0], codes)
+    again = dataclasses.replace(
+        recipe, start=str(folder), processor=str(folder), output=str(tmp_path / "again"), num_steps=1
+    )
+    grown = HiggsAudioForConditionalGeneration.from_pretrained(lm.train_language_model(again))
+    assert grown.config.text_config.vocab_size == before + 2  # they are there already
+
+
+def test_a_grown_vocabulary_keeps_its_rows_and_begins_new_ones_at_their_mean(plain_checkpoint):
+    model = HiggsAudioForConditionalGeneration.from_pretrained(plain_checkpoint)
+    table, head = (weight.detach().clone() for weight in (model.model.embed_tokens.weight, model.text_lm_head.weight))
+    grow_vocabulary(model, len(table) + 2)
+    for old, new in ((table, model.model.embed_tokens.weight), (head, model.text_lm_head.weight)):
+        assert torch.equal(new[:-2], old)
+        assert torch.allclose(new[-2:], old.mean(0).expand(2, -1))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "fields", "message"),
+    [
+        (("<|eot_id|>",), {}, "in a shape that texts may hold"),
+        (("[a]", "[a]"), {}, "give each once"),
+        ((" ",), {}, "' '; give each once"),
+        (("[a]",), {"train": ("audio",)}, r"\['\[a\]'\] are not trained"),
+    ],
+)
+def test_new_tokens_that_cannot_be_learned_are_refused(plain_checkpoint, tmp_path, tokens, fields, message):
+    data = write_samples(tmp_path, random_clips(["Hello there."]))
+    recipe = lm_recipe(data, plain_checkpoint, output=str(tmp_path / "run"), new_tokens=tokens, **fields)
+    with pytest.raises(RecipeError, match=message):
+        lm.train_language_model(recipe)
+
+
+def test_a_processor_that_spells_phonemes_takes_no_new_tokens(tiny_checkpoint, tmp_path):
+    data = write_samples(tmp_path, random_clips(["Hello there."]))
+    recipe = lm_recipe(data, tiny_checkpoint, output=str(tmp_path / "run"), new_tokens=("[a]",))
+    with pytest.raises(RecipeError, match="turns texts into phonemes"):
+        lm.train_language_model(recipe)
 
 
 def test_a_text_of_more_phones_than_a_byte_counts_is_aligned():
@@ -1087,3 +1185,12 @@ def test_the_decoder_alone_learns_another_sound_for_the_same_codes(corpus, tiny_
 def test_a_tokenizer_starts_from_a_teacher_or_from_a_tokenizer(tmp_path, changes):
     with pytest.raises(RecipeError, match="give a teacher for a new tokenizer, or the start"):
         tokenizer.first_tokenizer(tokenizer_recipe("corpus", tmp_path, **changes))
+
+
+def test_without_its_semantic_branch_a_tokenizer_codes_sound_alone(corpus, tiny_teacher, tmp_path):
+    alone = {"semantic_branch": False, "semantic_weight": 0.0, "first_weight": 0.0, "acoustic_share": 1.0}
+    for changes, hears in (({}, True), (alone, False)):
+        recipe = tokenizer_recipe(corpus, tmp_path / str(hears), teacher=str(tiny_teacher), num_steps=6, **changes)
+        trained = HiggsAudioTokenizer.from_pretrained(tokenizer.train_tokenizer(recipe))
+        features = torch.randn(1, trained.config.semantic.hidden_size, 5, generator=torch.Generator().manual_seed(0))
+        assert bool(trained.encoder_semantic(features).abs().sum() > 0) is hears

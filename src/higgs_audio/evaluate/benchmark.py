@@ -22,11 +22,17 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Every voice speaks every sentence."""
+    """Every voice speaks every sentence; `rotated`, each sentence is spoken by one, the voices taking turns."""
 
     name: str
     sentences: tuple[Sentence, ...]
     voices: tuple[str, ...]
+    rotated: bool = False
+
+    def part(self, voice: str) -> tuple[Sentence, ...]:
+        """The sentences that a voice speaks."""
+        turn, turns = (self.voices.index(voice), len(self.voices)) if self.rotated else (0, 1)
+        return tuple(sentence for sentence in self.sentences if sentence.index % turns == turn)
 
 
 def load(path: str | Path, voices: Sequence[str], limit: int | None = None) -> Benchmark:

@@ -64,11 +64,11 @@ def run(
     ledger = Ledger(folder / "items.jsonl")
     counts = {name: 1 if name == source else draws for name in systems}
     measured = _measure_all(systems, benchmark, counts, model, ledger)
-    expected = {name: count * len(benchmark.sentences) for name, count in counts.items()}
+    parts = {voice: len(benchmark.part(voice)) for voice in benchmark.voices}
     table = [
         row
         for name, items in measured.items()
-        for row in rows(name, items, measured[source], benchmark.voices, expected[name])
+        for row in rows(name, items, measured[source], {voice: counts[name] * n for voice, n in parts.items()})
     ]
     _write(folder / "table.json", _json([asdict(row) for row in table]))
     _write(folder / "table.md", markdown(table))
@@ -90,7 +90,7 @@ def _measure_all(
     systems: Mapping[str, System], benchmark: Benchmark, counts: Mapping[str, int], model: str, ledger: Ledger
 ) -> dict[str, list[Item]]:
     """Items by system, in the order of voices and sentences; what is missing or fails is left out and said."""
-    total = sum(counts.values()) * len(benchmark.voices) * len(benchmark.sentences)
+    total = sum(counts.values()) * sum(len(benchmark.part(voice)) for voice in benchmark.voices)
     measured: dict[str, list[Item]] = {name: [] for name in systems}
     with Progress(console=Console(file=sys.stderr)) as progress:
         bar = progress.add_task("listening", total=total)
@@ -111,7 +111,7 @@ def _measure_all(
 def _places(benchmark: Benchmark, counts: Mapping[str, int]) -> Iterator[tuple[str, str, Sentence, int]]:
     for name, draws in counts.items():
         for voice in benchmark.voices:
-            for sentence in benchmark.sentences:
+            for sentence in benchmark.part(voice):
                 for draw in range(draws):
                     yield name, voice, sentence, draw
 
@@ -151,6 +151,7 @@ def _manifest(benchmark: Benchmark, counts: Mapping[str, int], source: str, mode
         "benchmark": benchmark.name,
         "sentences": len(benchmark.sentences),
         "voices": benchmark.voices,
+        "rotated": benchmark.rotated,
         "draws": dict(counts),
         "source": source,
         "asr": model,

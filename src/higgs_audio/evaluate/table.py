@@ -50,23 +50,19 @@ class Row:
     ended: float | None = None
 
 
-def rows(
-    system: str, items: Sequence[Item], sources: Sequence[Item], voices: Sequence[str], expected: int
-) -> list[Row]:
+def rows(system: str, items: Sequence[Item], sources: Sequence[Item], expected: Mapping[str, int]) -> list[Row]:
     """The rows of one system: one a voice, and a last one of all where there are several.
 
     Args:
         system: its name.
         items: of this system.
         sources: of the system whose recordings the voices are.
-        voices: in the order of the rows.
-        expected: items of each voice if nothing were missing.
+        expected: items of each voice if nothing were missing; the order is that of the rows.
     """
-    voices = list(voices)
-    parts = {voice: [item for item in items if item.key.voice == voice] for voice in voices}
-    if len(voices) > 1:
+    parts = {voice: [item for item in items if item.key.voice == voice] for voice in expected}
+    if len(expected) > 1:
         parts[ALL_VOICES] = list(items)
-    wanted = {voice: expected * (len(voices) if voice == ALL_VOICES else 1) for voice in parts}
+    wanted = {ALL_VOICES: sum(expected.values()), **expected}
     likeness = _Likeness(sources)
     lengths = {(item.key.voice, item.key.index): item.seconds for item in sources}
     return [

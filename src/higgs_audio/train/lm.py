@@ -38,6 +38,7 @@ from higgs_audio.train.samples import speak_samples
 from higgs_audio.train.sharded import ShardedState
 from higgs_audio.train.shards import Sample, Stamp, read_samples, stamp_of
 from higgs_audio.train.start import check_fit, compile_parts, first_model
+from higgs_audio.train.tokens import add_tokens, check_read
 
 
 def train_language_model(recipe: LanguageModelRecipe) -> Path:
@@ -66,6 +67,7 @@ def train_language_model(recipe: LanguageModelRecipe) -> Path:
 
 def _train(recipe: LanguageModelRecipe, world: World) -> Path:
     processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
+    add_tokens(processor, recipe.new_tokens)
     stamp = stamp_for(processor, recipe.processor)
     samples, heldout = usable(read_samples(recipe.data, stamp), recipe.profiles), read_samples(recipe.heldout, stamp)
     if not any(len(sample.phones) for sample in samples):
@@ -99,14 +101,14 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
         if step % recipe.check_every == 0 or step == recipe.num_steps:
             run.record(step, check(lesson, heldout, recipe, processor))
             if recipe.patience and run.is_best("heldout"):
-                export(lesson, recipe, run.folder / "best", world)
+                export(lesson, recipe, run.folder / "best", world, processor)
         if recipe.sample_every and step % recipe.sample_every == 0:
             run.record(step, sample(lesson, recipe, processor, heldout, world, step))
         if run.due(step, recipe.num_steps):
             state.save(step, place)
     if lesson.guide is not None:
         lesson.guide.close()
-    return export(lesson, recipe, run.folder / "model", world)
+    return export(lesson, recipe, run.folder / "model", world, processor)
 
 
 def stamp_for(processor: HiggsAudioProcessor, folder: str) -> Stamp:
@@ -125,6 +127,7 @@ def assemble(
         add_lora(model, lora)
     else:
         choose_trained(model, recipe.train)
+    check_read(model, recipe.new_tokens)
     hold_frozen(model, recipe.frozen_precision, world)
     try:
         model.set_attn_implementation(recipe.attention)
@@ -214,7 +217,7 @@ def sample(
     """What the model says now, in output/samples/STEP. Shards are gathered for it; one process speaks."""
     folder = Path(recipe.output) / "samples" / str(step)
     texts = list(dict.fromkeys(sample.text for sample in heldout))[: recipe.num_samples]
-    gathered = export(lesson, recipe, folder / "model", world) if world.size > 1 else None
+    gathered = export(lesson, recipe, folder / "model", world, processor) if world.size > 1 else None
     if not world.is_first:
         return {}
     model = lesson.model if gathered is None else HiggsAudioForConditionalGeneration.from_pretrained(gathered)
@@ -238,13 +241,20 @@ def computing_in(precision: str, world: World) -> contextlib.AbstractContextMana
     return torch.autocast(world.device.type, PRECISIONS[precision])
 
 
-def export(lesson: Lesson, recipe: LanguageModelRecipe, folder: Path, world: World) -> Path:
-    """Writes the model as a plain checkpoint, gathered and with adapters merged; every process must call it."""
+def export(
+    lesson: Lesson, recipe: LanguageModelRecipe, folder: Path, world: World, processor: HiggsAudioProcessor
+) -> Path:
+    """Writes the model as a plain checkpoint, gathered and with adapters merged; every process must call it.
+
+    Beside it goes the processor where the recipe gives its tokenizer new tokens.
+    """
     options = StateDictOptions(full_state_dict=world.size > 1, cpu_offload=world.size > 1)
     state: dict[str, Any] = get_model_state_dict(lesson, options=options)
     prefix = "model."
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if world.is_first:
         lesson.model.save_pretrained(folder, state_dict=merged(own, lora_of(recipe)))
+        if recipe.new_tokens:
+            processor.save_pretrained(folder)
     world.wait()
     return folder

@@ -29,6 +29,7 @@ class LanguageModelRecipe:
     audio_adapter_type: str = "dual_ffn_fast_forward"
     profiles: dict[str, str] = field(default_factory=dict)
     default_speaker: str = ""
+    new_tokens: tuple[str, ...] = ()  # of the text tokenizer, which is then written beside the model
     reference_share: float = 0.15
     plain_share: float = 0.3
     several_share: float = 0.0

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlamaForCausalLM
 
 from higgs_audio import template
@@ -15,6 +15,7 @@ from higgs_audio.layers import FeedForward, RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.train.lm_recipe import LanguageModelRecipe, is_guided
+from higgs_audio.train.tokens import copy_rows, grow_vocabulary
 
 # Fields of HiggsAudioConfig that name a token of the prompt format.
 TOKEN_FIELDS = {
@@ -43,7 +44,9 @@ def first_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> 
         return new_model(recipe, processor)
     model = HiggsAudioForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
     size, wanted = model.model.text_config.vocab_size, len(processor.tokenizer)
-    if size != wanted:
+    if recipe.new_tokens and 0 < wanted - size <= len(recipe.new_tokens):
+        grow_vocabulary(model, wanted)
+    elif size != wanted:
         raise RecipeError(
             f"{recipe.start!r} reads {size} text tokens and the processor writes {wanted}: take the checkpoint's own"
         )
@@ -111,14 +114,6 @@ def upcycled(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> Hig
             if source is not None:
                 copy_rows(source, weight)
     return model
-
-
-def copy_rows(source: Tensor, target: Tensor) -> None:
-    """Copies `source` into the first rows of `target`; the rest become their mean. Fewer rows are cut off."""
-    num_rows = min(len(source), len(target))
-    target[:num_rows].copy_(source[:num_rows])
-    if len(target) > num_rows:
-        target[num_rows:] = source.mean(0)
 
 
 def compile_parts(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import HubertForCTC
 
@@ -35,8 +35,10 @@ class TokenizerRecipe:
 
     `data` is a folder with manifests, `teacher` a HubertForCTC checkpoint (frozen), `output` the run's folder.
     `depth_one` and `depth_any` are the shares of samples that use one codebook, or a random number of them; the rest
-    use all. With `start` a trained tokenizer is trained on, the teacher is its own, and `body` and `codebook_dim` are
-    not read. With `decoder_only` codes stay what they are, so language models that speak them remain good.
+    use all. Without `semantic_branch` the teacher's features do not enter the quantizer: an ablation, with
+    `semantic_weight` and `first_weight` 0 and `acoustic_share` 1. With `start` a trained tokenizer is trained on, the
+    teacher is its own, and `body` and `codebook_dim` are not read. With `decoder_only` codes stay what they are, so
+    language models that speak them remain good.
     With `adversarial_weight` above 0 discriminators judge, from step `adversarial_from` on, the first
     `judged_share` of every batch. `in_memory` holds all sound on the device, 2.9 MB a minute, and `matmul_precision`
     is torch's for float32 matrices: "high" lets a GPU multiply them in TF32.
@@ -49,6 +51,7 @@ class TokenizerRecipe:
     decoder_only: bool = False
     body: dict[str, Any] = field(default_factory=lambda: {"body": "vocos"})
     codebook_dim: int = 64
+    semantic_branch: bool = True
     num_steps: int = 4000
     batch: int = 16
     crop_seconds: float = 1.6
@@ -122,7 +125,15 @@ def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
     )
     tokenizer = HiggsAudioTokenizer(config)
     tokenizer.semantic_model.load_state_dict(teacher.hubert.state_dict())
+    if not recipe.semantic_branch:
+        silence(tokenizer.encoder_semantic)
     return tokenizer
+
+
+def silence(branch: nn.Module) -> None:
+    """Makes a stack of convolutions give zeros for good."""
+    for weight in branch.requires_grad_(False).parameters():
+        nn.init.zeros_(weight)
 
 
 def train_tokenizer(recipe: TokenizerRecipe) -> Path:
