@@ -90,7 +90,7 @@ def play(script, num_codebooks=3, token=AUDIO_OUT_BOS, limit=100, **rules):
     state, tokens, columns = RowState(token, limit), [], []
     for item in script:
         text, audio = (0, item) if isinstance(item, list) else (item, [0] * num_codebooks)
-        token, sampled = next_step(state, one_hot([text], 320)[0], one_hot(audio, V + 2), rules, None)
+        token, sampled = next_step(state, one_hot([text], 320)[0], one_hot(audio, V + 2), rules)
         state, column = advance(state, token, sampled, rules)
         tokens.append(token)
         if column is not None:
@@ -188,9 +188,8 @@ def test_repetition_awareness_looks_at_the_segment_and_passes_over_markers():
     logits = torch.full((3, V + 2), -20.0)
     logits[:, 4], logits[:, 5] = 20.0, 19.0
     state, drawn = RowState(AUDIO_OUT_BOS, 100), []
-    generator = torch.Generator().manual_seed(0)
     for _ in range(40):
-        token, sampled = next_step(state, torch.zeros(320), logits, rules, generator)
+        token, sampled = next_step(state, torch.zeros(320), logits, rules)
         state, column = advance(state, token, sampled, rules)
         drawn.append(column[0])
     assert drawn[:3] == [BOS, 4, 4]
@@ -203,10 +202,10 @@ def test_an_eos_is_never_taken_for_a_repetition():
         make_config(audio_num_codebooks=3), SamplingOptions(do_sample=False, ras_win_len=7, ras_win_max_num_repeat=1)
     )
     recent = ((EOS, 1, EOS), (EOS, EOS, EOS))
-    state = RowState(AUDIO_OUT, 100, ramp=Ramp(3, BOS, EOS, columns=9, end=11), recent=recent)
     logits = one_hot([EOS] * 3, V + 2)
     for seed in range(20):
-        assert next_step(state, torch.zeros(320), logits, rules, torch.Generator().manual_seed(seed))[1] == [EOS] * 3
+        state = RowState(AUDIO_OUT, 100, seed, ramp=Ramp(3, BOS, EOS, columns=9, end=11), recent=recent)
+        assert next_step(state, torch.zeros(320), logits, rules)[1] == [EOS] * 3
 
 
 def test_a_closed_segment_leaves_nothing_behind_for_the_next():
@@ -214,16 +213,6 @@ def test_a_closed_segment_leaves_nothing_behind_for_the_next():
     script = [0, [1] * 3, [EOS, 1, 1], [1] * 3, [1] * 3, 0]
     assert play(script[:4], sampling=watchful)[2].recent
     assert play(script, sampling=watchful)[2] == RowState(AUDIO_EOS, 100, steps=6)
-
-
-def test_forced_steps_draw_nothing():
-    rules = Rules(make_config(audio_num_codebooks=3))
-    generator = torch.Generator().manual_seed(0)
-    before = generator.get_state()
-    next_step(RowState(AUDIO_OUT_BOS, 9), torch.zeros(320), torch.zeros(3, V + 2), rules, generator)
-    done = Ramp(3, BOS, EOS, columns=6, end=6)
-    next_step(RowState(AUDIO_OUT, 9, ramp=done), torch.zeros(320), torch.zeros(3, V + 2), rules, generator)
-    assert torch.equal(generator.get_state(), before)
 
 
 # The loop, on a tiny model.

@@ -15,6 +15,7 @@ from higgs_audio.sampling import (
     read_sampling,
     repetition_aware,
     sample,
+    uniforms,
 )
 
 INF = float("inf")
@@ -26,6 +27,10 @@ def seeded(seed):
 
 def make_logits(*shape, seed=0):
     return 3 * torch.randn(*shape, generator=seeded(seed))
+
+
+def make_noise(*shape, seed=0):
+    return torch.rand(shape, generator=seeded(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
@@ -58,31 +63,51 @@ def test_the_most_likely_id_survives_every_filter():
 def test_masked_ids_are_never_drawn():
     logits = make_logits(1000, 20)
     logits[:, 5:] = -INF
-    assert int(sample(logits, SamplingOptions(top_k=50, temperature=5.0), seeded(0)).max()) < 5
+    assert int(sample(logits, SamplingOptions(top_k=50, temperature=5.0), make_noise(1000)).max()) < 5
 
 
-def test_greedy_takes_the_most_likely_id_and_leaves_the_generator_alone():
-    logits, generator = make_logits(8, 1026), seeded(7)
-    before = generator.get_state()
-    ids = sample(logits, SamplingOptions(do_sample=False), generator)
-    assert torch.equal(ids, logits.argmax(-1))
-    assert torch.equal(generator.get_state(), before)
-
-
-def test_all_codebooks_of_a_column_take_one_call_of_the_generator():
+def test_greedy_takes_the_most_likely_id_whatever_the_noise():
     logits = make_logits(8, 1026)
-    expected = torch.multinomial(logits.softmax(-1), 1, generator=seeded(3)).squeeze(-1)
-    assert torch.equal(draw(logits, seeded(3)), expected)
+    assert torch.equal(sample(logits, SamplingOptions(do_sample=False), make_noise(8)), logits.argmax(-1))
 
 
 def test_draws_follow_the_probabilities():
     logits = torch.tensor([0.7, 0.2, 0.1]).log().expand(20000, 3)
-    counts = torch.bincount(draw(logits, seeded(0)), minlength=3) / 20000
+    counts = torch.bincount(draw(logits, make_noise(20000)), minlength=3) / 20000
     torch.testing.assert_close(counts, torch.tensor([0.7, 0.2, 0.1]), atol=0.02, rtol=0)
 
 
+def test_the_least_and_the_greatest_noise_draw_ids_that_may_be_drawn():
+    logits = torch.tensor([-INF, 0.0, -INF, 1.0, -INF])
+    most = 1 - 2**-52
+    assert draw(logits.expand(2, 5), torch.tensor([0.0, most], dtype=torch.float64)).tolist() == [1, 3]
+
+
 def test_a_single_row_gives_a_single_id():
-    assert sample(make_logits(320), SamplingOptions(), seeded(0)).shape == ()
+    assert sample(make_logits(320), SamplingOptions(), make_noise()).shape == ()
+
+
+# Random numbers
+
+
+def test_random_numbers_are_even_and_unrelated_over_seeds_steps_and_lanes():
+    many = torch.arange(4000)
+    for seeds, steps in ((many, 0 * many), (0 * many, many), (2**63 - 1 - many, many)):
+        noise = uniforms(seeds, steps, 16)  # [4000, 16]
+        assert float(noise.min()) >= 0
+        assert float(noise.max()) < 1
+        counts = torch.histc(noise.float(), 20, 0, 1) / noise.numel()
+        torch.testing.assert_close(counts, torch.full((20,), 0.05), atol=0.004, rtol=0)
+        beside = torch.cat([noise[:-1], noise[1:]], dim=1)  # a row and the next
+        related = torch.corrcoef(beside.T).fill_diagonal_(0)
+        assert float(related.abs().max()) < 0.09  # 4,000 pairs: five deviations are 0.08
+
+
+def test_random_numbers_of_a_row_depend_on_its_own_seed_and_step_alone():
+    together = uniforms(torch.tensor([5, 6]), torch.tensor([8, 9]), 16)
+    assert torch.equal(uniforms(torch.tensor([6]), torch.tensor([9]), 16), together[1:])
+    assert torch.equal(uniforms(torch.tensor([6]), torch.tensor([9]), 8), together[1:, :8])
+    assert not torch.equal(uniforms(torch.tensor([9]), torch.tensor([6]), 16), together[1:])
 
 
 def test_repeated_ids_are_drawn_again_and_others_stay():
@@ -90,7 +115,7 @@ def test_repeated_ids_are_drawn_again_and_others_stay():
     window = torch.tensor([[[5, 5, 1], [5, 1, 1], [5, 5, 5]]])
     logits = torch.full((1, 3, 10), -INF)
     logits[..., 8] = 0
-    drawn = repetition_aware(ids, logits, window, SamplingOptions(ras_win_max_num_repeat=2), [seeded(0)])
+    drawn = repetition_aware(ids, logits, window, SamplingOptions(ras_win_max_num_repeat=2), make_noise(1, 3))
     assert drawn.tolist() == [[8, 5, 8]]
     assert ids.tolist() == [[5, 5, 5]]
 
@@ -99,30 +124,31 @@ def test_the_redraw_ignores_temperature_top_k_and_top_p():
     options = SamplingOptions(temperature=0.01, top_k=1, top_p=0.01, ras_win_max_num_repeat=1)
     logits = torch.zeros(400, 1, 10)
     ids, window = torch.zeros(400, 1, dtype=torch.long), torch.zeros(400, 1, 7, dtype=torch.long)
-    drawn = repetition_aware(ids, logits, window, options, [seeded(row) for row in range(400)])
+    drawn = repetition_aware(ids, logits, window, options, make_noise(400, 1))
     assert drawn.unique().tolist() == list(range(10))
 
 
 def test_cells_marked_minus_one_do_not_count():
     window = torch.full((1, 1, 7), -1)
-    drawn = repetition_aware(torch.tensor([[9]]), torch.zeros(1, 1, 10), window, SamplingOptions(), [seeded(0)])
+    drawn = repetition_aware(torch.tensor([[9]]), torch.zeros(1, 1, 10), window, SamplingOptions(), make_noise(1, 1))
     assert drawn.tolist() == [[9]]
 
 
 def test_without_a_window_length_nothing_is_drawn_again():
     window = torch.full((1, 1, 7), 9)
     options = SamplingOptions(ras_win_len=None)
-    assert repetition_aware(torch.tensor([[9]]), torch.zeros(1, 1, 10), window, options, [None]).tolist() == [[9]]
+    ids = torch.tensor([[9]])
+    assert repetition_aware(ids, torch.zeros(1, 1, 10), window, options, make_noise(1, 1)).tolist() == [[9]]
 
 
 def test_a_row_of_a_batch_redraws_what_it_would_redraw_alone():
     ids, logits = torch.zeros(3, 8, dtype=torch.long), make_logits(3, 8, 50)
     window = torch.zeros(3, 8, 7, dtype=torch.long)
     window[1] = 4  # the middle row has nothing to redraw
-    options = SamplingOptions()
-    together = repetition_aware(ids, logits, window, options, [seeded(row) for row in range(3)])
+    options, noise = SamplingOptions(), make_noise(3, 8)
+    together = repetition_aware(ids, logits, window, options, noise)
     for row in range(3):
-        alone = repetition_aware(ids[[row]], logits[[row]], window[[row]], options, [seeded(row)])
+        alone = repetition_aware(ids[[row]], logits[[row]], window[[row]], options, noise[[row]])
         assert torch.equal(together[row], alone[0])
     assert together[1].tolist() == [0] * 8
 

@@ -24,8 +24,8 @@ from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import Ramp
 from higgs_audio.errors import CodesError, PromptError
 from higgs_audio.guidance import guided, twice, unread_prompts
-from higgs_audio.rules import Rules, read_generators, read_limits, read_rules
-from higgs_audio.sampling import check_finite, repetition_aware, sample
+from higgs_audio.rules import Rules, read_limits, read_rules, read_seeds
+from higgs_audio.sampling import check_finite, repetition_aware, sample, uniforms
 
 if TYPE_CHECKING:
     from higgs_audio.model import HiggsAudioForConditionalGeneration
@@ -77,10 +77,11 @@ class GenerateOutput:
 
 @dataclass(frozen=True)
 class RowState:
-    """Where one row stands. `token` is its last token, `limit` the steps it may take."""
+    """Where one row stands. `token` is its last token, `limit` the steps it may take, `seed` that of its draws."""
 
     token: int
     limit: int
+    seed: int = 0
     steps: int = 0
     ramp: Ramp | None = None  # of the open segment
     recent: tuple[Column, ...] = ()  # its last ras_win_len columns
@@ -92,7 +93,7 @@ class RowState:
 
 
 def next_step(
-    state: RowState, text_logits: Tensor | None, audio_logits: Tensor, rules: Rules, generator: torch.Generator | None
+    state: RowState, text_logits: Tensor | None, audio_logits: Tensor, rules: Rules
 ) -> tuple[int, Sequence[int] | None]:
     """The next token of a row and, in audio, the ids sampled for its column.
 
@@ -101,7 +102,6 @@ def next_step(
         text_logits: [V_text] at the row's last position; None without a text head, and for a row in audio.
         audio_logits: [K, V + 2] at the row's last position.
         rules: of the call.
-        generator: of this row. Forced steps draw nothing from it.
 
     Returns:
         (token, None) or (placeholder, K ids); `advance` forces the delay pattern into the latter.
@@ -115,7 +115,7 @@ def next_step(
         return config.audio_eos_token_id, None
     if state.ramp is not None:
         check_finite(audio_logits, f"step {state.steps}, audio")
-        return config.audio_out_token_idx, _sample_column(state, audio_logits, rules, generator)
+        return config.audio_out_token_idx, _sample_column(state, audio_logits, rules)
     if state.token == config.audio_out_bos_token_id:
         return config.audio_out_token_idx, [config.audio_stream_bos_id] * config.audio_num_codebooks
     if text_logits is None:
@@ -124,7 +124,14 @@ def next_step(
             "(force_audio=True) and give eos_token_id=config.audio_eos_token_id, so that sound is all it answers"
         )
     check_finite(text_logits, f"step {state.steps}, text")
-    return int(sample(mask_text(text_logits, config), rules.sampling, generator)), None
+    noise = step_noise(state, 1, text_logits.device)[0]
+    return int(sample(mask_text(text_logits, config), rules.sampling, noise)), None
+
+
+def step_noise(state: RowState, num: int, device: torch.device) -> Tensor:
+    """The row's random numbers of this step, [num]."""
+    seed, step = (torch.tensor([value], device=device) for value in (state.seed, state.steps))
+    return uniforms(seed, step, num)[0]
 
 
 def advance(state: RowState, token: int, sampled: Sequence[int] | None, rules: Rules) -> tuple[RowState, Column | None]:
@@ -162,16 +169,17 @@ def mask_audio(logits: Tensor, ramp: Ramp, min_frames: int, eos_codebooks: int |
     return logits
 
 
-def _sample_column(state: RowState, logits: Tensor, rules: Rules, generator: torch.Generator | None) -> Sequence[int]:
+def _sample_column(state: RowState, logits: Tensor, rules: Rules) -> Sequence[int]:
     """[K, V + 2] logits -> K ids. In the column after frame `max_frames`, codebook 0 becomes eos."""
     assert state.ramp is not None
     ramp = state.ramp
     logits = mask_audio(logits, ramp, rules.min_frames, rules.sampling.eos_codebooks)
-    ids = sample(logits, rules.sampling, generator)  # [K]
+    drawing, again = step_noise(state, 2 * ramp.num_codebooks, logits.device).chunk(2)  # [K] each
+    ids = sample(logits, rules.sampling, drawing)  # [K]
     if state.recent:
         window = torch.tensor(state.recent, device=ids.device).T  # [K, W]
         window = window.masked_fill(window >= ramp.bos, -1)  # markers are no repetition
-        ids = repetition_aware(ids[None], logits[None], window[None], rules.sampling, [generator])[0]
+        ids = repetition_aware(ids, logits, window, rules.sampling, again)
     sampled: list[int] = ids.tolist()
     if rules.max_frames is not None and ramp.end is None and ramp.columns == rules.max_frames + 1:
         sampled[0] = ramp.eos
@@ -289,8 +297,8 @@ def stream(
     inputs = _check_inputs(model.config, input_ids, attention_mask, audio_input_ids, audio_input_ids_mask)
     rules = read_rules(model.config, getattr(model, "generation_config", None), options)
     limits = read_limits(options, inputs.attention_mask.sum(dim=1).tolist())
-    generators = read_generators(options.get("seed"), len(inputs.input_ids), input_ids.device)
-    states = [_start(inputs, row, limit, rules) for row, limit in enumerate(limits)]
+    seeds = read_seeds(options.get("seed"), len(inputs.input_ids))
+    states = [_start(inputs, row, limit, rules, seeds[row]) for row, limit in enumerate(limits)]
     _check_heard(model.config, input_features, feature_positions)
     heard = {
         "input_features": input_features,
@@ -300,7 +308,7 @@ def stream(
     unread = unread_prompts(input_ids, rules.sampling.text_guidance_scale, options)
     if unread is not None:
         _check_ids(unread, model.config)
-    return _walk(model, inputs, heard, rules, states, generators, unread)
+    return _walk(model, inputs, heard, rules, states, unread)
 
 
 @dataclass(frozen=True)
@@ -341,7 +349,6 @@ def _walk(
     heard: Mapping[str, Tensor | None],
     rules: Rules,
     states: list[RowState],
-    generators: list[torch.Generator],
     unread: Tensor | None,
 ) -> Iterator[tuple[Step, ...]]:
     """The loop itself; `heard` is for the first forward alone. With `unread` every forward is of the batch twice."""
@@ -361,7 +368,7 @@ def _walk(
         for row, state in enumerate(states):
             if state.finish_reason is None:
                 text = None if output.text_logits is None else output.text_logits[row, -1]  # [V_text]
-                states[row], step = _take_step(row, state, (text, logits[row, -1]), rules, generators[row])
+                states[row], step = _take_step(row, state, (text, logits[row, -1]), rules)
                 steps.append(step)
         yield tuple(steps)
         if all(state.finish_reason for state in states):
@@ -370,11 +377,9 @@ def _walk(
         feed = _next_feed([step for step in steps if step.finish_reason is None], inputs) | {"attention_mask": mask}
 
 
-def _take_step(
-    row: int, state: RowState, logits: tuple[Tensor | None, Tensor], rules: Rules, generator: torch.Generator
-) -> tuple[RowState, Step]:
+def _take_step(row: int, state: RowState, logits: tuple[Tensor | None, Tensor], rules: Rules) -> tuple[RowState, Step]:
     index = state.ramp.columns if state.ramp else 0
-    token, sampled = next_step(state, *logits, rules, generator)
+    token, sampled = next_step(state, *logits, rules)
     state, column = advance(state, token, sampled, rules)
     return state, Step(row, token, column, None if column is None else index, state.finish_reason)
 
@@ -402,13 +407,13 @@ def _next_feed(steps: Sequence[Step], inputs: _Inputs) -> dict[str, Any]:
     return {"input_ids": tokens, "audio_input_ids": columns, "audio_input_ids_mask": in_audio}
 
 
-def _start(inputs: _Inputs, row: int, limit: int, rules: Rules) -> RowState:
+def _start(inputs: _Inputs, row: int, limit: int, rules: Rules, seed: int) -> RowState:
     """The row at the end of its prompt, inside a segment where the prompt stops in one."""
     columns = inputs.open_segment(row)
     ramp = rules.new_ramp().resume(columns) if columns else None
     window = rules.sampling.ras_win_len or 0
     recent = tuple(columns[-window:]) if window else ()
-    return RowState(token=int(inputs.input_ids[row, -1]), limit=limit, ramp=ramp, recent=recent)
+    return RowState(token=int(inputs.input_ids[row, -1]), limit=limit, seed=seed, ramp=ramp, recent=recent)
 
 
 # The border.

@@ -113,8 +113,8 @@ def read_limits(options: Mapping[str, Any], lengths: Sequence[int]) -> list[int]
     return [min(rest, given.get("max_new_tokens", rest)) for rest in rests]
 
 
-def read_generators(seed: Any, num_rows: int, device: torch.device) -> list[torch.Generator]:
-    """One generator per row, on the device of the logits.
+def read_seeds(seed: Any, num_rows: int) -> list[int]:
+    """One seed per row.
 
     Raises:
         OptionError: not None, an int, or one int for each row.
@@ -128,4 +128,4 @@ def read_generators(seed: Any, num_rows: int, device: torch.device) -> list[torc
         or not all(isinstance(value, int) and 0 <= value < 2**63 for value in seeds)
     ):
         raise OptionError(f"seed={seed!r}; allowed: None, an int from 0 to 2**63 - 1, or a list of {num_rows} of them")
-    return [torch.Generator(device).manual_seed(value) for value in seeds]
+    return list(seeds)

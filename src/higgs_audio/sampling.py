@@ -1,7 +1,7 @@
 """From logits to ids: temperature, top-k, top-p, one draw, and repetition-aware sampling. Pure functions on tensors."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -153,56 +153,80 @@ def _keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
 
 
-def sample(logits: Tensor, options: SamplingOptions, generator: torch.Generator | None = None) -> Tensor:
+def uniforms(seeds: Tensor, steps: Tensor, num: int) -> Tensor:
+    """Random numbers that are a function of (seed, step, lane) alone: no state, so that no row can disturb another.
+
+    Args:
+        seeds, steps: [B] int64, at least 0.
+        num: lanes.
+
+    Returns:
+        [B, num] float64, 0 <= u < 1, in steps of 2**-52.
+
+    Source: the finalizer of SplitMix64 (Steele, Lea and Flood 2014), twice.
+    """
+    lanes = torch.arange(num, device=seeds.device)  # [num]
+    mixed = _mix(_mix(seeds) + steps)[:, None] + (lanes + 1) * _GOLDEN  # wraps around, as it is meant to
+    return (_mix(mixed) >> 12 & (1 << 52) - 1).double() / (1 << 52)
+
+
+# Odd constants of SplitMix64, as signed 64-bit integers.
+_GOLDEN, _FIRST, _SECOND = (value - (1 << 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """[...] int64 -> int64 whose every bit depends on every bit of `x`."""
+    x = x + _GOLDEN
+    x = (x ^ _shift(x, 30)) * _FIRST
+    x = (x ^ _shift(x, 27)) * _SECOND
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """A right shift that brings in zeros."""
+    return x >> bits & (1 << 64 - bits) - 1
+
+
+def sample(logits: Tensor, options: SamplingOptions, noise: Tensor) -> Tensor:
     """One id for every row of logits.
 
     Args:
         logits: [..., V].
-        options: `do_sample=False` takes the most likely id and draws nothing from the generator.
-        generator: of the logits' device; torch's global one when None.
+        options: `do_sample=False` takes the most likely id and needs no noise.
+        noise: [...], see `uniforms`.
 
     Returns:
         [...] int64 ids.
     """
     if not options.do_sample:
         return logits.argmax(dim=-1)
-    return draw(filter_logits(logits, options), generator)
+    return draw(filter_logits(logits, options), noise)
 
 
-def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """[..., V] logits -> [...] ids, one draw per row from the logits as they are. All rows take one call of the RNG."""
-    probabilities = logits.float().softmax(dim=-1).reshape(-1, logits.shape[-1])
-    return torch.multinomial(probabilities, 1, generator=generator).reshape(logits.shape[:-1])
+def draw(logits: Tensor, noise: Tensor) -> Tensor:
+    """[..., V] logits -> [...] ids: each is where the probabilities, added up from id 0 on, pass its `noise`."""
+    reached = logits.float().softmax(dim=-1).double().cumsum(dim=-1)  # [..., V]
+    return (reached <= noise[..., None] * reached[..., -1:]).sum(dim=-1)
 
 
-def repetition_aware(
-    ids: Tensor,
-    logits: Tensor,
-    window: Tensor,
-    options: SamplingOptions,
-    generators: Sequence[torch.Generator | None],
-) -> Tensor:
+def repetition_aware(ids: Tensor, logits: Tensor, window: Tensor, options: SamplingOptions, noise: Tensor) -> Tensor:
     """Draws again, from the unfiltered distribution, every id that already lies too often in its codebook's window.
 
     The redraw ignores temperature, top-k and top-p on purpose: those made the repetition likely (VALL-E 2,
     https://arxiv.org/abs/2406.05370, section 3.1). It is random in greedy mode too.
 
     Args:
-        ids: [B, K] sampled ids.
-        logits: [B, K, V] they were sampled from, before filtering.
-        window: [B, K, W] the last columns, W <= ras_win_len; a cell that must not count (stream bos, stream eos,
+        ids: [..., K] sampled ids.
+        logits: [..., K, V] they were sampled from, before filtering.
+        window: [..., K, W] the last columns, W <= ras_win_len; a cell that must not count (stream bos, stream eos,
             padding) is -1.
         options: `ras_win_len=None` returns `ids` as they are.
-        generators: one per batch row, so that a row draws what it would draw alone.
+        noise: [..., K] of the redraws, other numbers than those of the draws.
 
     Returns:
-        [B, K] int64 ids.
+        [..., K] int64 ids.
     """
     if options.ras_win_len is None:
         return ids
-    repeats = (window == ids.unsqueeze(-1)).sum(dim=-1)  # [B, K]
-    again = repeats >= options.ras_win_max_num_repeat
-    ids = ids.clone()
-    for row in again.any(dim=-1).nonzero().flatten().tolist():
-        ids[row, again[row]] = draw(logits[row, again[row]], generators[row])
-    return ids
+    repeats = (window == ids.unsqueeze(-1)).sum(dim=-1)  # [..., K]
+    return torch.where(repeats >= options.ras_win_max_num_repeat, draw(logits, noise), ids)
