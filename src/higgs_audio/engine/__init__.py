@@ -1,0 +1,8 @@
+"""Many requests on one device: scheduling, keys and values, steps. Frames of codes come out, never sound."""
+
+from higgs_audio.engine.answer import Answer
+from higgs_audio.engine.engine import Engine
+from higgs_audio.engine.request import FINISH_REASONS, Request
+from higgs_audio.engine.scheduler import QueueFullError
+
+__all__ = ["FINISH_REASONS", "Answer", "Engine", "QueueFullError", "Request"]

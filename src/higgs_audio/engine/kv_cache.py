@@ -1,0 +1,118 @@
+"""Keys and values of all rows that run, in one tensor a layer. Rows 0 to R - 1 are in use, without holes.
+
+Memory is taken as it is needed, by doubling, up to what the engine was given: a row's worst case is known before it is
+admitted. Without holes, a step's batch is a view.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from higgs_audio.layers import head_width
+
+FIRST_POSITIONS = 256
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The keys and values of one row: `[L, 2, N_kv, T, H]`."""
+
+    state: Tensor
+
+    @property
+    def length(self) -> int:
+        """Positions, T."""
+        return self.state.shape[3]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.state.numel() * self.state.element_size()
+
+
+class KVCache:
+    """Rows of keys and values.
+
+    Args:
+        config: of the trunk.
+        max_rows, max_positions: what it may grow to.
+        dtype, device: of the model.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, max_rows: int, max_positions: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.max_rows, self.max_positions = max_rows, max_positions
+        heads = config.num_key_value_heads or config.num_attention_heads
+        self._shape = (config.num_hidden_layers, 2, heads, head_width(config))  # L, 2, N_kv, H
+        self._state = torch.empty(self._sized(0, 0), dtype=dtype, device=device)  # [L, 2, R, N_kv, T, H]
+
+    @property
+    def num_bytes(self) -> int:
+        """Taken now."""
+        return self._state.numel() * self._state.element_size()
+
+    def reserve(self, num_rows: int, num_positions: int) -> None:
+        """Makes room for rows of so many positions; what is there stays."""
+        rows, positions = self._state.shape[2], self._state.shape[4]
+        assert num_rows <= self.max_rows and num_positions <= self.max_positions
+        if num_rows <= rows and num_positions <= positions:
+            return
+        rows = min(self.max_rows, _doubled(rows or 1, num_rows))
+        positions = min(self.max_positions, _doubled(positions or FIRST_POSITIONS, num_positions))
+        old = self._state
+        self._state = old.new_empty(self._sized(rows, positions))
+        self._state[:, :, : old.shape[2], :, : old.shape[4]] = old
+
+    def release(self) -> None:
+        """Gives all memory back."""
+        self._state = self._state.new_empty(self._sized(0, 0))
+
+    def layer(self, number: int, num_rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, views `[R, N_kv, T, H]` of the first rows and positions."""
+        keys, values = self._state[number, :, :num_rows, :, :length]
+        return keys, values
+
+    def write(self, number: int, rows: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+        """One position of each of `rows [R]`: keys and values `[R, N_kv, H]` at `positions [R]`."""
+        self._state[number, 0].index_put_((rows[:, None], self._heads, positions[:, None]), keys)
+        self._state[number, 1].index_put_((rows[:, None], self._heads, positions[:, None]), values)
+
+    def write_span(self, number: int, row: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Keys and values `[N_kv, t, H]` of the positions from `start` on."""
+        stop = start + keys.shape[1]
+        self._state[number, 0, row, :, start:stop] = keys
+        self._state[number, 1, row, :, start:stop] = values
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies a row's first positions to another row."""
+        self._state[:, :, target, :, :length] = self._state[:, :, source, :, :length]
+
+    def save(self, row: int, length: int) -> Saved:
+        """A copy of a row's first positions."""
+        return Saved(self._state[:, :, row, :, :length].clone())
+
+    def load(self, row: int, saved: Saved) -> None:
+        """Writes a copy back."""
+        self._state[:, :, row, :, : saved.length] = saved.state
+
+    @property
+    def _heads(self) -> Tensor:
+        return torch.arange(self._shape[2], device=self._state.device)[None]  # [1, N_kv]
+
+    def _sized(self, rows: int, positions: int) -> tuple[int, ...]:
+        layers, pair, heads, width = self._shape
+        return layers, pair, rows, heads, positions, width
+
+
+def row_bytes(config: LlamaConfig, num_positions: int, dtype: torch.dtype) -> int:
+    """Bytes of one row of so many positions."""
+    heads = config.num_key_value_heads or config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_width(config) * num_positions * dtype.itemsize
+
+
+def _doubled(size: int, least: int) -> int:
+    while size < least:
+        size *= 2
+    return size

@@ -1,0 +1,50 @@
+"""Prompts' first positions that were read before: a voice is read once, however often it speaks."""
+
+import hashlib
+from collections import OrderedDict
+
+from torch import Tensor
+
+from higgs_audio.engine.kv_cache import Saved
+
+
+class PrefixCache:
+    """Keys and values by the hash of what they were computed from; the least recently used go first.
+
+    Args:
+        max_bytes: of all together.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._saved: OrderedDict[bytes, Saved] = OrderedDict()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(saved.num_bytes for saved in self._saved.values())
+
+    def get(self, key: bytes) -> Saved | None:
+        """What was kept under the key."""
+        saved = self._saved.get(key)
+        if saved is not None:
+            self._saved.move_to_end(key)
+        return saved
+
+    def put(self, key: bytes, saved: Saved) -> None:
+        """Keeps it, if it is not larger than everything together may be."""
+        if saved.num_bytes <= self.max_bytes:
+            self._saved[key] = saved
+        while self.num_bytes > self.max_bytes:
+            self._saved.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forgets everything: the model has changed."""
+        self._saved.clear()
+
+
+def prefix_key(ids: Tensor, columns: Tensor) -> bytes:
+    """The hash of token ids `[T]` and of their delayed columns `[F, K]`: what voices of one length differ in."""
+    digest = hashlib.sha256(f"{tuple(ids.shape)} {tuple(columns.shape)}".encode())
+    for part in (ids, columns):
+        digest.update(part.cpu().contiguous().numpy().tobytes())
+    return digest.digest()

@@ -1,0 +1,62 @@
+"""What an engine is asked for, and what it answers. No model and no device: tensors here are small and on the CPU."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from higgs_audio.errors import OptionError
+from higgs_audio.sampling import SamplingOptions, check_count
+
+FINISH_REASONS = ("stop", "length", "silence", "repetition", "cancelled")
+Column = tuple[int, ...]  # [K] ids of one step, markers included
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One segment of sound that is to follow a prompt.
+
+    Args:
+        input_ids: `[T]` int64, one placeholder for each column, ending in <|audio_out_bos|>.
+        columns: `[F, K]` int64, the prompt's delayed columns, F at least 0.
+        sampling: how ids are chosen.
+        seed: of the draws.
+        min_frames, max_frames: of the segment; a segment that reaches max_frames ends with "length".
+        unread_ids: `[T]`, the prompt that guidance compares with; needed where `sampling.text_guidance_scale` is not 1.
+        prefix: so many first positions are likely to be asked for again, such as those of a voice.
+        priority: lower ones go first, equal ones in the order of their arrival.
+        guarded: whether it is stopped where its codes show that it is stuck.
+
+    Raises:
+        OptionError: a value outside its range, or guidance without `unread_ids`.
+    """
+
+    input_ids: Tensor
+    columns: Tensor
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    seed: int = 0
+    min_frames: int = 0
+    max_frames: int = 1000
+    unread_ids: Tensor | None = None
+    prefix: int = 0
+    priority: int = 0
+    guarded: bool = False
+
+    def __post_init__(self) -> None:
+        self.sampling.validate()
+        check_count("max_frames", self.max_frames, 1)
+        check_count("min_frames", self.min_frames, 0, self.max_frames)
+        check_count("seed", self.seed, 0, 2**63 - 1)
+        if (self.sampling.text_guidance_scale != 1) != (self.unread_ids is not None):
+            raise OptionError(
+                f"text_guidance_scale={self.sampling.text_guidance_scale} and unread_ids="
+                f"{'None' if self.unread_ids is None else 'given'}: guidance needs both, none needs neither"
+            )
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch that it takes: two with guidance."""
+        return 1 if self.unread_ids is None else 2
+
+    def num_positions(self, num_codebooks: int) -> int:
+        """Positions of the cache that it can come to need."""
+        return len(self.input_ids) + self.max_frames + num_codebooks + 1

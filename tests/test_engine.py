@@ -1,0 +1,435 @@
+"""The engine: whoever joins, leaves or is set aside beside a request, it gets what the plain loop gives it alone."""
+
+import random
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from oracle import AUDIO_EOS, BOS, K, collate, fill, make_codes, make_config, make_prompt
+
+from higgs_audio.engine import Engine, QueueFullError, Request
+from higgs_audio.engine.guard import FRAMES, Guard
+from higgs_audio.engine.kv_cache import KVCache, row_bytes
+from higgs_audio.engine.lanes import choose, first_lane
+from higgs_audio.engine.prefix import PrefixCache, prefix_key
+from higgs_audio.engine.scheduler import Scheduler
+from higgs_audio.errors import NumericsError, OptionError, PromptError
+from higgs_audio.generate import generate
+from higgs_audio.model import HiggsAudioForConditionalGeneration
+from higgs_audio.sampling import SamplingOptions, filter_logits, sample
+
+GREEDY = SamplingOptions(do_sample=False, top_k=None, ras_win_len=None)
+CONTEXT = 256
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
+
+
+def make_request(text, codes=(), hidden=None, **fields):
+    """A request of a prompt; `hidden` is the text of the prompt that guidance compares with, of the same length."""
+    ids, columns = make_prompt(text, codes)
+    if hidden is not None:
+        fields["unread_ids"] = torch.tensor(make_prompt(hidden, codes)[0])
+    return Request(torch.tensor(ids), columns, **{"max_frames": 12, **fields})
+
+
+def alone(model, request):
+    """Columns and finish reason by the plain loop."""
+    options = {name: getattr(request.sampling, name) for name in SamplingOptions.__dataclass_fields__}
+    options["top_k"] = None if options["top_k"] is None else min(options["top_k"], BOS + 2)
+    if request.unread_ids is not None:
+        options["negative_prompt_ids"] = request.unread_ids[None]
+    output = generate(
+        model,
+        **collate([(request.input_ids.tolist(), request.columns)]),
+        **options,
+        seed=request.seed,
+        min_frames=request.min_frames,
+        max_frames=request.max_frames,
+        max_new_tokens=request.max_frames + K + 2,
+        eos_token_id=AUDIO_EOS,
+    )
+    return [tuple(column) for column in output[1][0].T.tolist()], output.finish_reasons[0]
+
+
+def many_requests():
+    """With none, one and two references; greedy, drawn, guided, watched for repetition, short and long."""
+    warm = SamplingOptions(temperature=0.8, top_k=7, top_p=0.9, ras_win_len=None)
+    watchful = SamplingOptions(temperature=1.3, top_k=None, top_p=None, ras_win_len=3, ras_win_max_num_repeat=1)
+    guided = replace(warm, text_guidance_scale=2.0)
+    one = replace(watchful, ras_win_len=9, eos_codebooks=1)
+    long = {"min_frames": 10, "max_frames": 20}
+    return [
+        make_request(range(20, 32), sampling=GREEDY),
+        make_request(range(20, 25), sampling=warm, seed=1),
+        make_request(range(40, 49), [make_codes(5, 1)], sampling=watchful, seed=2, **long),
+        make_request(range(40, 49), [make_codes(5, 2)], sampling=watchful, seed=2, **long),
+        make_request(range(60, 65), [make_codes(9, 2), make_codes(1, 3)], sampling=one, seed=3, **long),
+        make_request(range(70, 90), hidden=[70] * 20, sampling=guided, seed=4, **long),
+        make_request(range(70, 75), [make_codes(4, 4)], [71] * 5, sampling=guided, seed=2**63 - 1),
+        make_request([33], sampling=replace(watchful, do_sample=False), seed=5, max_frames=3),
+    ]
+
+
+@pytest.fixture(scope="module")
+def requests():
+    return many_requests()
+
+
+@pytest.fixture(scope="module")
+def wanted(model, requests):
+    return [alone(model, request) for request in requests]
+
+
+def make_engine(model, **options):
+    return Engine(model, **{"context": CONTEXT, "max_rows": 8, **options})
+
+
+# One request, and many.
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_request_alone_is_what_the_plain_loop_gives(model, requests, wanted, number):
+    answer = make_engine(model).submit(requests[number])
+    assert (list(answer), answer.finish_reason) == wanted[number]
+
+
+def test_requests_together_are_what_they_are_alone(model, requests, wanted):
+    engine = make_engine(model, max_rows=16)
+    answers = [engine.submit(request) for request in requests]
+    assert [(list(answer), answer.finish_reason) for answer in answers] == wanted
+    assert (engine.num_running, engine.num_waiting) == (0, 0)
+
+
+def test_layers_as_they_are_and_fused_ones_agree(model, requests, wanted):
+    engine = make_engine(model, fused=False)
+    assert not engine._runner.fused
+    assert make_engine(model)._runner.fused
+    answers = [engine.submit(request) for request in requests]
+    assert [(list(answer), answer.finish_reason) for answer in answers] == wanted
+
+
+@pytest.mark.parametrize("schedule", range(200))
+def test_random_schedules_change_nothing(model, requests, wanted, schedule):
+    """Joins at any step, cancellations, priorities that set others aside, prompts read in small pieces."""
+    chance = random.Random(schedule)
+    rows = chance.choice([2, 3, 5])
+    engine = make_engine(model, max_rows=rows, piece=chance.choice([1, 3, 10, 64]))
+    running, cancelled, made = [], set(), {}
+    for _ in range(chance.randint(4, 9)):
+        number = chance.randrange(len(requests))
+        prefix = chance.choice([0, 1, len(requests[number].input_ids) - 1])
+        request = replace(requests[number], priority=chance.choice([0, 0, 1]), prefix=prefix)
+        running.append((number, engine.submit(request)))
+        for _ in range(chance.choice([0, 1, 2, 7])):
+            engine.step()
+        if chance.random() < 0.2:
+            victim = chance.randrange(len(running))
+            running[victim][1].cancel()
+            cancelled.add(victim)
+    for place, (number, answer) in enumerate(running):
+        columns, reason = list(answer), answer.finish_reason
+        made[place] = number
+        if place in cancelled and reason == "cancelled":
+            assert columns == wanted[number][0][: len(columns)]
+        else:
+            assert (columns, reason) == wanted[number]
+    assert (engine.num_running, engine.num_waiting, engine._runs) == (0, 0, {})
+
+
+def test_threads_that_wait_for_their_own_answers_get_them(model, requests, wanted):
+    engine = make_engine(model, max_rows=4)
+    found = {}
+
+    def speak(number):
+        answer = engine.submit(requests[number])
+        found[number] = (list(answer), answer.finish_reason)
+
+    threads = [threading.Thread(target=speak, args=(number,)) for number in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [found[number] for number in range(len(requests))] == wanted
+
+
+def test_who_stops_reading_does_not_hold_the_others_up(model, requests, wanted):
+    engine = make_engine(model)
+    left = engine.submit(requests[2])
+    next(left)
+    other = engine.submit(requests[4])
+    assert (list(other), other.finish_reason) == wanted[4]
+    assert (list(left), left.finish_reason)[0] == wanted[2][0][1:]
+
+
+def test_memory_is_what_it_was_after_a_thousand_requests(model):
+    engine = make_engine(model, max_rows=4, memory=4 * 10**6)
+    sizes = []
+    for number in range(1000):
+        request = make_request([20 + number % 50], [make_codes(2, number % 40)], seed=number, max_frames=2, prefix=9)
+        assert list(engine.submit(request))
+        sizes.append(engine.num_bytes)
+    assert max(sizes[100:]) == max(sizes[900:])
+    assert (engine.num_running, engine.num_waiting, engine._runs, engine._reading, engine._speaking) == (
+        0,
+        0,
+        {},
+        [],
+        [],
+    )
+
+
+def test_two_voices_of_one_length_never_mix(model):
+    """The prefixes have the same token ids; only the codes of the reference differ."""
+    voices = [make_request(range(40, 49), [make_codes(5, voice)], seed=7) for voice in (1, 2)]
+    wanted = [alone(model, request) for request in voices]
+    assert wanted[0] != wanted[1]
+    engine = make_engine(model)
+    for _ in range(20):
+        answers = [engine.submit(replace(request, prefix=18)) for request in voices]
+        assert [(list(answer), answer.finish_reason) for answer in answers] == wanted
+    assert len(engine._prefixes._saved) == 2
+
+
+def test_a_prefix_is_read_once(model, monkeypatch):
+    request = replace(make_request(range(40, 49), [make_codes(5, 1)], seed=7), prefix=18)
+    engine, read = make_engine(model), []
+    monkeypatch.setattr(engine._runner, "read", spy(engine._runner.read, read))
+    first, again = list(engine.submit(request)), list(engine.submit(request))
+    assert first == again
+    length = len(request.input_ids)
+    assert read == [(0, 18), (18, length), (18, length)]
+    engine.forget()
+    assert list(engine.submit(request)) == first
+    assert read[3:] == [(0, 18), (18, length)]
+
+
+def spy(read, calls):
+    def spied(rows, ids, columns, start):
+        calls.append((start, start + ids.shape[1]))
+        return read(rows, ids, columns, start)
+
+    return spied
+
+
+def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_who_speaks(model, requests):
+    engine, read = make_engine(model, piece=4), []
+    engine._runner.read = spy(engine._runner.read, read)
+    speaking = engine.submit(replace(requests[2], min_frames=20))
+    next(speaking)
+    reading = engine.submit(requests[0])
+    read.clear()
+    made = len(speaking._columns)
+    while not reading._columns:
+        engine.step()
+    assert read == [(0, 4), (4, 8), (8, 12), (12, 14)]
+    assert len(speaking._columns) == made + 4
+
+
+# What cannot be done.
+
+
+def test_a_request_that_the_cache_cannot_hold_is_refused(model):
+    engine = make_engine(model, context=30)
+    with pytest.raises(OptionError, match="a prompt of 14 positions and 12 frames need 35; this engine has 30"):
+        engine.submit(make_request(range(20, 32)))
+    with pytest.raises(OptionError, match="guidance needs 2 rows"):
+        make_engine(model, max_rows=1).submit(many_requests()[5])
+
+
+def test_an_engine_without_memory_for_a_row_says_how_much_it_needs(model):
+    least = row_bytes(model.model.text_config, CONTEXT, torch.float32)
+    with pytest.raises(OptionError, match=rf"needs {round(least / 0.75)}"):
+        Engine(model, memory=least, context=CONTEXT)
+    assert Engine(model, memory=4 * least, context=CONTEXT).max_rows == 3
+
+
+def test_prompts_that_do_not_fit_are_refused(model):
+    engine, good = make_engine(model), make_request(range(20, 32), [make_codes(5, 1)])
+    with pytest.raises(PromptError, match="must end in"):
+        engine.submit(replace(good, input_ids=good.input_ids[:-1]))
+    with pytest.raises(PromptError, match=r"14 placeholders and columns \(13, 8\)"):
+        engine.submit(replace(good, columns=good.columns[1:]))
+    with pytest.raises(OptionError, match="guidance needs both"):
+        replace(good, sampling=replace(GREEDY, text_guidance_scale=2.0))
+    assert engine.num_waiting == 0
+
+
+def test_a_full_queue_refuses_and_forgets_nothing(model, requests, wanted):
+    engine = make_engine(model, max_rows=1, max_waiting=2)
+    answers = [engine.submit(requests[0]), engine.submit(requests[1])]
+    with pytest.raises(QueueFullError, match="2 requests wait"):
+        engine.submit(requests[2])
+    assert [(list(answer), answer.finish_reason) for answer in answers] == wanted[:2]
+    assert list(engine.submit(requests[2])) == wanted[2][0]
+
+
+def test_logits_that_are_no_numbers_end_their_request_alone(model, requests, wanted):
+    engine = make_engine(model)
+    step, broken = engine._runner.step, engine.submit(requests[2])
+    healthy = engine.submit(requests[4])
+
+    def spoiled(columns, positions, length):
+        logits = step(columns, positions, length).clone()
+        lane = next((n for n, run in enumerate(engine._speaking) if run.answer is broken), None)
+        if lane is not None and len(engine._speaking) == 2:
+            logits[engine._speaking[lane].rows[0], 3, 5] = float("nan")
+        return logits
+
+    engine._runner.step = spoiled
+    assert (list(healthy), healthy.finish_reason) == wanted[4]
+    with pytest.raises(NumericsError, match="NaN or infinity"):
+        list(broken)
+
+
+def test_a_step_that_fails_is_told_to_everybody_and_the_engine_goes_on(model, requests, wanted):
+    engine = make_engine(model)
+    step, answers = engine._runner.step, [engine.submit(request) for request in requests[:3]]
+
+    def failing(*_):
+        raise RuntimeError("out of memory")
+
+    engine._runner.step = failing
+    for answer in answers:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            list(answer)
+    engine._runner.step = step
+    assert list(engine.submit(requests[1])) == wanted[1][0]
+
+
+# The guard.
+
+
+def test_a_model_that_repeats_itself_is_stopped_within_a_second(model):
+    stuck = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
+    with torch.no_grad():
+        stuck.audio_lm_head.weight.zero_()  # every code as likely as any other: greedy, always the first
+    request = make_request(range(20, 32), sampling=GREEDY, max_frames=150, guarded=True)
+    answer = make_engine(stuck).submit(request)
+    columns = list(answer)
+    assert answer.finish_reason == "repetition"
+    assert len(columns) <= 25 + K
+    silent = make_engine(stuck, silent={0}).submit(request)
+    list(silent)
+    assert silent.finish_reason == "silence"
+    free = make_engine(stuck).submit(replace(request, guarded=False))
+    list(free)
+    assert free.finish_reason == "length"
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 4, 6, 8])
+def test_loops_are_told_and_speech_is_not(period):
+    chance = random.Random(period)
+    loop = [[chance.randrange(1024) for _ in range(K)] for _ in range(period)]
+    guard, lively = Guard((), 1024), Guard((), 1024)
+    reasons = [guard.push(loop[made % period]) for made in range(FRAMES + 1)]
+    assert reasons == [None] * FRAMES + ["repetition"]
+    assert all(lively.push([chance.randrange(1024) for _ in range(K)]) is None for _ in range(500))
+
+
+def test_a_pause_is_not_silence_without_end():
+    guard = Guard({3}, BOS + 10**6)
+    for frame in range(300):
+        quiet = frame % FRAMES < FRAMES - 2
+        assert guard.push([3 if quiet else 5, frame, *[0] * (K - 2)]) is None
+
+
+# Parts.
+
+
+def test_lanes_with_different_options_are_chosen_as_each_alone():
+    config = make_config(audio_codebook_size=1024)
+    options = [
+        SamplingOptions(temperature=0.3, top_k=30, top_p=0.95),
+        SamplingOptions(temperature=1.7, top_k=None, top_p=None),
+        SamplingOptions(top_k=None, top_p=0.5),
+        SamplingOptions(top_k=5, top_p=None),
+        SamplingOptions(do_sample=False),
+    ]
+    requests = [make_request([20], sampling=option, seed=seed) for seed, option in enumerate(options)]
+    lanes = first_lane(requests[0], config, torch.device("cpu"))
+    for request in requests[1:]:
+        lanes = lanes.join(first_lane(request, config, torch.device("cpu")))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        logits = 3 * torch.randn(len(options), K, 1026, generator=generator)
+        noise = torch.rand(len(options), K, generator=generator, dtype=torch.float64)
+        ids = choose(logits, lanes, noise)
+        for lane, option in enumerate(options):
+            assert torch.equal(ids[lane], sample(logits[lane], option, noise[lane]))
+    kept = filter_logits(logits[0], options[0]).isfinite().sum(-1)
+    assert int(kept.max()) <= 30
+
+
+def test_the_scheduler_admits_in_order_and_nobody_overtakes():
+    scheduler = Scheduler(num_rows=3, max_waiting=9)
+    first, wide, small = scheduler.add(2, 0), scheduler.add(2, 0), scheduler.add(1, 0)
+    assert scheduler.plan().admitted == (first,)
+    assert scheduler.plan().admitted == ()  # the small one would fit, and the wide one would wait for ever
+    scheduler.remove(first)
+    assert scheduler.plan().admitted == (wide, small)
+
+
+def test_the_scheduler_sets_aside_the_last_come_of_a_lower_priority_and_takes_them_back_first():
+    scheduler = Scheduler(num_rows=3, max_waiting=9)
+    old, late, later = (scheduler.add(1, 1) for _ in range(3))
+    scheduler.plan()
+    waiting, urgent = scheduler.add(1, 1), scheduler.add(2, 0)
+    plan = scheduler.plan()
+    assert (plan.set_aside, plan.admitted) == ((later, late), (urgent,))
+    assert scheduler.running == [old, urgent]
+    scheduler.remove(urgent)
+    assert scheduler.plan().admitted == (late, later)
+    assert scheduler.waiting == [waiting]
+    assert scheduler.plan().set_aside == ()  # equals do not set one another aside
+
+
+def test_the_cache_grows_and_keeps_what_it_has():
+    config = make_config().text_config
+    cache = KVCache(config, 4, 600, torch.float32, torch.device("cpu"))
+    cache.reserve(1, 10)
+    keys = torch.randn(2, 10, 16)
+    cache.write_span(1, 0, 0, keys, keys + 1)
+    cache.reserve(3, 600)
+    assert torch.equal(cache.layer(1, 1, 10)[0][0], keys)
+    saved = cache.save(0, 10)
+    cache.load(2, saved)
+    assert torch.equal(cache.layer(1, 3, 10)[1][2], keys + 1)
+    assert cache.num_bytes == 4 * row_bytes(config, 600, torch.float32)
+    cache.release()
+    assert cache.num_bytes == 0
+
+
+def test_prefixes_go_the_least_recently_used_first():
+    config = make_config().text_config
+    cache = KVCache(config, 1, 64, torch.float32, torch.device("cpu"))
+    cache.reserve(1, 64)
+    saved = cache.save(0, 10)
+    prefixes = PrefixCache(2 * saved.num_bytes)
+    keys = [prefix_key(torch.tensor([number]), torch.zeros(0, K)) for number in range(3)]
+    prefixes.put(keys[0], saved)
+    prefixes.put(keys[1], saved)
+    prefixes.get(keys[0])
+    prefixes.put(keys[2], saved)
+    assert [prefixes.get(key) is not None for key in keys] == [True, False, True]
+    prefixes.put(keys[1], cache.save(0, 64))  # larger than everything together may be
+    assert prefixes.get(keys[1]) is None
+
+
+def test_the_model_can_still_be_saved_and_trained_after_an_engine_has_joined_its_matrices(model, requests, tmp_path):
+    own = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    engine = make_engine(own)
+    first = list(engine.submit(requests[1]))
+    own.save_pretrained(tmp_path)
+    again = HiggsAudioForConditionalGeneration.from_pretrained(tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in again.state_dict().items())
+    with torch.no_grad():
+        for weight in own.parameters():
+            weight.mul_(1.5)
+    assert list(engine.submit(requests[1])) == alone(own, requests[1])[0] != first
+    own.load_state_dict(before)
+    assert list(engine.submit(requests[1])) == first
