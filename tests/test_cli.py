@@ -1,6 +1,7 @@
 """The command: each verb on a tiny checkpoint, and one line for each mistake."""
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,60 @@ def test_speak_writes_a_file_prints_its_path_and_tells_the_cost_on_stderr(run, t
     sound = soundfile.info("hello.wav")
     assert (sound.samplerate, sound.channels) == (24000, 1)
     assert f"{sound.duration:.2f} s of sound" in err
+
+
+def test_speak_streams_raw_samples_into_a_pipe(tiny_checkpoint, tmp_path):
+    """What is piped is what the file would hold, and nothing else is on stdout."""
+    command = [sys.executable, "-m", "higgs_audio", "speak", "Hello.", "--model", tiny_checkpoint, "--seed", "1"]
+    piped = subprocess.run([*command, "--stream"], capture_output=True, check=True)
+    subprocess.run([*command, "-o", tmp_path / "hello.wav"], capture_output=True, check=True)
+    streamed = np.frombuffer(piped.stdout, dtype="<i2") / 32767
+    assert np.abs(streamed - soundfile.read(tmp_path / "hello.wav")[0]).max() < 2e-4
+
+
+def test_batch_speaks_a_list_goes_on_where_it_was_and_tells_what_failed(run, tiny_checkpoint, recording, tmp_path):
+    lines = [
+        {"id": "one", "text": "Hello.", "seed": 1},
+        {"text": "Good night.", "voice": "joe", "seed": 2, "temperature": 0.5},
+        {"id": "me", "text": "It is me.", "voice": str(recording), "transcript": "Noise.", "seed": 3},
+        {"id": "bad", "text": "<|eot_id|>"},
+        {"id": "worse", "text": "Hello.", "temperature": -1},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    code, _, err = run("batch", "in.jsonl", "-o", "out", "--model", tiny_checkpoint)
+    assert code == 2
+    assert "2 of 5 texts were not spoken, 'bad' first" in err
+    assert sorted(path.name for path in Path("out").iterdir()) == ["00002.wav", "me.wav", "one.wav", "report.jsonl"]
+    report = {line["id"]: line for line in map(json.loads, Path("out/report.jsonl").read_text().splitlines())}
+    assert "special token" in report["bad"]["error"]
+    assert "temperature=-1" in report["worse"]["error"]
+    assert report["one"]["seconds"] == pytest.approx(soundfile.info("out/one.wav").duration, abs=1e-3)
+    run("speak", "Hello.", "-o", "alone.wav", "--model", tiny_checkpoint, "--seed", 1)
+    assert np.abs(soundfile.read("alone.wav")[0] - soundfile.read("out/one.wav")[0]).max() < 2e-4
+    before = Path("out/me.wav").read_bytes()
+    Path("out/one.wav").unlink()
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines[:3])) + "\n")
+    assert run("batch", "in.jsonl", "-o", "out", "--model", tiny_checkpoint)[:2] == (0, "out\n")
+    assert Path("out/one.wav").exists()
+    assert Path("out/me.wav").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("{", "line 1 is no JSON"),
+        ('{"txt": "a"}', "line 1 is"),
+        ('{"text": "a", "vioce": "ava"}', "did you mean 'voice'"),
+        ('{"text": "a", "id": "../b"}', "id '../b'"),
+        ('{"text": "a", "id": "b"}\n{"text": "a", "id": "b"}', "'b' is there twice"),
+    ],
+)
+def test_batch_refuses_lists_that_it_cannot_follow(fails, tiny_checkpoint, tmp_path, content, message):
+    (tmp_path / "in.jsonl").write_text(content)
+    assert message in fails("batch", "in.jsonl", "-o", "out", "--model", tiny_checkpoint)
+    (tmp_path / "in.jsonl").write_text('{"text": "Hello."}')
+    assert "--format 'wave'" in fails("batch", "in.jsonl", "-o", "out", "--format", "wave", "--model", tiny_checkpoint)
 
 
 def test_speak_reads_its_text_from_stdin_or_a_file(run, tiny_checkpoint, monkeypatch, tmp_path):

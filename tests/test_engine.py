@@ -8,13 +8,13 @@ import pytest
 import torch
 from oracle import AUDIO_EOS, BOS, K, collate, fill, make_codes, make_config, make_prompt
 
-from higgs_audio.engine import Engine, QueueFullError, Request
+from higgs_audio.engine import Engine, Request
 from higgs_audio.engine.guard import FRAMES, Guard
 from higgs_audio.engine.kv_cache import KVCache, row_bytes
 from higgs_audio.engine.lanes import choose, first_lane
 from higgs_audio.engine.prefix import PrefixCache, prefix_key
 from higgs_audio.engine.scheduler import Scheduler
-from higgs_audio.errors import NumericsError, OptionError, PromptError
+from higgs_audio.errors import NumericsError, OptionError, PromptError, QueueFullError
 from higgs_audio.generate import generate
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.sampling import SamplingOptions, filter_logits, sample

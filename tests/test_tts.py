@@ -1,5 +1,6 @@
 """HiggsAudio on a tiny random checkpoint, whose noise has everything that speech has but sense."""
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -80,16 +81,16 @@ def test_generate_is_the_concatenation_of_the_stream(tts, monkeypatch):
 
 
 def test_the_first_chunk_comes_after_a_few_frames(tts, monkeypatch):
-    """8 frames, less the 2 that this decoder looks ahead, whatever the length of the text."""
+    """4 frames and those that this decoder looks ahead, whatever the length of the text."""
     prefer(tts, monkeypatch, -100.0)
     first = next(tts.stream(LONG * 10, seed=2))
-    assert first.seconds == pytest.approx(6 / 25)
+    assert first.seconds == pytest.approx(4 / 25)
 
 
 def test_chunks_double_so_that_little_is_decoded_twice(tts, monkeypatch):
     prefer(tts, monkeypatch, -100.0)
     lengths = [round(25 * chunk.seconds) for chunk in tts.stream("Many words of a length like these. " * 3, seed=2)]
-    assert lengths[:3] == [6, 16, 32]
+    assert lengths[:4] == [4, 8, 16, 32]
     assert max(lengths) <= 64 + 2
 
 
@@ -399,3 +400,55 @@ def test_a_sound_in_brackets_is_a_token_where_the_model_reads_written_text(tts):
     for speaker, expected in ((written, True), (tts, False)):
         request = speaker._check("Well [laugh]. Yes.", None, None, None, None, {})
         assert any("<SE>[Laughter]</SE>" in utterance for utterance in request.utterances) == expected
+
+
+# Several at once.
+
+
+def test_texts_spoken_together_are_what_each_is_alone(tts):
+    texts = ["Hello there.", LONG, "Good night."]
+    together = tts.generate_batch(texts, seed=3)
+    for text, speech in zip(texts, together, strict=True):
+        alone = tts.generate(text, seed=3)
+        assert np.array_equal(speech.codes, alone.codes)
+        assert np.abs(speech.waveform.samples - alone.waveform.samples).max() < 1e-4
+        assert 0 < speech.first_sound_seconds < 60
+    assert tts.engine.num_running == 0
+
+
+def test_a_text_that_cannot_be_said_is_refused_before_any_other_is(tts):
+    with pytest.raises(TextError, match="special token"):
+        tts.generate_batch(["Hello there.", "<|eot_id|>"], seed=3)
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+
+def test_streams_in_asyncio_are_those_outside(tts):
+    async def listen(seed):
+        chunks = [chunk.samples async for chunk in tts.stream_async("Hello there.", seed=seed)]
+        return np.concatenate(chunks), await tts.generate_async("Hello there.", seed=seed)
+
+    async def both():
+        return await asyncio.gather(listen(1), listen(2))
+
+    for seed, (streamed, speech) in zip((1, 2), asyncio.run(both()), strict=True):
+        whole = tts.generate("Hello there.", seed=seed).waveform.samples
+        assert np.abs(streamed - whole).max() < 1e-4
+        assert np.abs(speech.waveform.samples - whole).max() < 1e-4
+
+
+def test_a_stream_that_is_left_leaves_nothing_behind(tts, monkeypatch):
+    prefer(tts, monkeypatch, -100.0)
+    stream = tts.stream(LONG, seed=2)
+    next(stream)
+    assert tts.engine.num_running == 1
+    stream.close()
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+    async def leave():
+        stream = tts.stream_async(LONG, seed=2)
+        async for _ in stream:
+            break
+        await stream.aclose()
+
+    asyncio.run(leave())
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)

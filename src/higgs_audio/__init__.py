@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from higgs_audio.model import HiggsAudioForConditionalGeneration, HiggsAudioModel
     from higgs_audio.processor import HiggsAudioProcessor
     from higgs_audio.prompt import Prompt, Turn, Voice
-    from higgs_audio.tts import HiggsAudio, Speech
+    from higgs_audio.speaking import Speech
+    from higgs_audio.tts import HiggsAudio
 
 __version__ = "0.1.0"
 
@@ -32,7 +33,7 @@ _HOMES = {
     "AutoProcessor": "auto",
     "AutoTokenizer": "auto",
     "HiggsAudio": "tts",
-    "Speech": "tts",
+    "Speech": "speaking",
     "Voice": "prompt",
     "Turn": "prompt",
     "Prompt": "prompt",

@@ -69,13 +69,17 @@ def speak(
     codec_device: Annotated[str | None, typer.Option(help="Of the audio tokenizer; --device when left out.")] = None,
     weights: Annotated[str | None, typer.Option(metavar="int8|nf4", help="Quantise: 8 or 4 bits a weight.")] = None,
     offload_text: Annotated[bool, typer.Option("--offload-text", help="Text weights stay in host memory.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Play while it speaks; into a pipe: raw 16-bit.")] = False,
 ) -> None:
-    """Speak a text into a file."""
+    """Speak a text into a file, or aloud."""
     from higgs_audio.audio import FORMATS, write
+    from higgs_audio.player import find_player, play
     from higgs_audio.text import check_speakable
 
     said = check_speakable(_read_text(text, file))
-    _check_output(output, FORMATS)
+    player = find_player() if stream and sys.stdout.isatty() else None
+    if not stream:
+        _check_output(output, FORMATS)
     if transcript is not None and voice is None:
         raise VoiceError("--transcript belongs to a recording: give it with --voice")
     began = time.perf_counter()
@@ -83,17 +87,48 @@ def speak(
     chosen = None if voice is None else tts.voice(voice, transcript)
     options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     loaded = time.perf_counter()
+    if stream:
+        play(tts.stream(said, chosen, seed=seed, **options), tts.sample_rate, player)
+        return
     with _seconds_made("speaking") as progress:
         speech = tts.generate(said, chosen, seed=seed, progress=progress, **options)
     wall = time.perf_counter() - loaded
     write(speech.waveform, output)
     _report(
-        f"{speech.seconds:.2f} s of sound in {wall:.2f} s, real-time factor {wall / speech.seconds:.2f}; "
-        f"{loaded - began:.2f} s to load"
+        f"{speech.seconds:.2f} s of sound in {wall:.2f} s, real-time factor {wall / speech.seconds:.2f}, first sound "
+        f"after {speech.first_sound_seconds:.2f} s; {loaded - began:.2f} s to load"
     )
-    if speech.finish_reason == "length":
-        _report("at least one utterance did not end by itself and was cut at its limit; try another --seed")
+    if speech.finish_reason != "stop":
+        _report(f"at least one utterance did not end by itself ({speech.finish_reason}); try another --seed")
     print(output)
+
+
+@app.command()
+def batch(
+    texts: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="A JSON object with a text on each line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the sounds.")],
+    model: Model = "nano",
+    device: Device = None,
+    format: Annotated[str, typer.Option(help="wav, flac, mp3, ogg ...")] = "wav",
+) -> None:
+    """Speak many texts, several at once; what is there already is left as it is."""
+    from higgs_audio.audio import FORMATS
+    from higgs_audio.batch import REPORT, read_jobs, speak_all
+
+    jobs = read_jobs(texts)
+    if format not in FORMATS:
+        raise OptionError(f"--format {format!r}; {nearest(format, FORMATS)}")
+    if output.exists() and not output.is_dir():
+        raise OptionError(f"-o {str(output)!r} is a file; give a folder")
+    tts = _load(model, device)
+    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+        bar = progress.add_task("speaking", total=len(jobs))
+        failed = speak_all(tts, jobs, output, f".{format}", lambda job, error: progress.advance(bar))
+    print(output)
+    if failed:
+        raise OptionError(
+            f"{len(failed)} of {len(jobs)} texts were not spoken, {failed[0].id!r} first; {output / REPORT} says why"
+        )
 
 
 @app.command()

@@ -10,6 +10,7 @@
     │   └── OptionError              an unknown keyword, or a value outside its range
     ├── CheckpointError (ValueError) no such model, or files that do not fit the architecture
     ├── RecipeError (ValueError)     a training recipe with unknown keys or impossible values
+    ├── QueueFullError               an engine that takes no more requests now
     ├── NumericsError (ArithmeticError)  a NaN or an infinity where a number was needed
     └── MissingExtraError (ImportError)  an optional dependency that is not installed
 
@@ -59,6 +60,10 @@ class CheckpointError(HiggsAudioError, ValueError):
 
 class RecipeError(HiggsAudioError, ValueError):
     """The recipe has unknown keys or impossible values."""
+
+
+class QueueFullError(HiggsAudioError):
+    """So many requests wait already that no more are taken; ask again later."""
 
 
 class NumericsError(HiggsAudioError, ArithmeticError):

@@ -71,9 +71,10 @@ def twice(feed: Mapping[str, Any], unread: Tensor | None = None) -> dict[str, An
     return {**feed, **doubled}
 
 
-def guided(logits: Tensor, scale: float, end: int) -> Tensor:
+def guided(logits: Tensor, scale: float | Tensor, end: int) -> Tensor:
     """Logits `[2 B, ..., V]` of prompts read and unread to `[B, ..., V]`, what reading changes taken `scale` times.
 
+    A scale for each is `[B, 1, 1]`, of as many dimensions as the logits.
     The id `end` stays as likely as it is to who reads: guided, sentences ended at their pauses.
     """
     read, unread = logits.float().chunk(2)

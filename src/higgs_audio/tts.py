@@ -1,7 +1,10 @@
-"""HiggsAudio: text in, speech out. Where processor, language model and audio tokenizer meet; glue only."""
+"""HiggsAudio: text in, speech out. Where processor, engine and audio tokenizer meet; glue only."""
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from types import NoneType
@@ -9,14 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from higgs_audio import checkpoint, quantize
 from higgs_audio.audio import Waveform, from_array, read
-from higgs_audio.codec import HiggsAudioTokenizer, StreamDecoder
-from higgs_audio.delay import FrameAligner
+from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.device import read_device
+from higgs_audio.engine import Answer, Engine
 from higgs_audio.errors import (
     AudioError,
     CheckpointError,
@@ -25,7 +26,6 @@ from higgs_audio.errors import (
     VoiceError,
     nearest,
 )
-from higgs_audio.generate import stream as stream_steps
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.offload import offload_text as keep_text_home
 from higgs_audio.pace import count_phones, frame_bounds
@@ -33,6 +33,7 @@ from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Turn, Voice, compose, to_messages
 from higgs_audio.rules import read_rules
 from higgs_audio.sampling import SamplingOptions, check_count
+from higgs_audio.speaking import Chunk, Said, Speech, request_of, silent_codes, sound_of
 from higgs_audio.text import check_speakable, mark_sounds, normalize, split_utterances
 
 SPEAKER = "SPEAKER0"  # the only one
@@ -40,43 +41,11 @@ SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions))
 
 MAX_REFERENCE_SECONDS = 30.0  # a longer one makes every step slower and the voice no better
 UTTERANCE_CHARS = 110  # of one generation: nano has learned nothing longer
-# Frames decoded together: few at first, so that sound comes soon, then more, as each call decodes its context again.
-FIRST_CHUNK_FRAMES = 8
-MAX_CHUNK_FRAMES = 64
 
 
 @dataclass(frozen=True)
-class Speech:
-    """A text, spoken.
-
-    Attributes:
-        waveform: its sound, 24 kHz.
-        codes: [K, F] int64, the codes the sound was decoded from.
-        finish_reason: "stop" where every utterance ended by itself; "length" where a limit cut one short.
-    """
-
-    waveform: Waveform
-    codes: NDArray[np.int64]
-    finish_reason: str
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of sound."""
-        return self.waveform.seconds
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Samples [S] that have become certain, the codes [K, F] that came in with them, and why the utterance ended."""
-
-    samples: NDArray[np.float32]
-    codes: Tensor
-    finish_reason: str | None = None
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A call of `generate` or `stream`, checked."""
+class SpeechRequest:
+    """A call of `generate` or `stream`, checked; `max_frames` are of all utterances together."""
 
     utterances: tuple[str, ...]
     voice: Voice | None
@@ -122,6 +91,15 @@ class HiggsAudio:
         self.model = model
         self.processor = processor
         self._profiles = voices or {}
+        self._writing = threading.Lock()  # a tokenizer serves one thread at a time
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What runs its requests, made when something is first said; put another here for other limits.
+
+        Where the weights of the model are changed afterwards, `engine.forget()`.
+        """
+        return Engine(self.model, silent=silent_codes(self.codec))
 
     @classmethod
     def from_pretrained(
@@ -236,16 +214,48 @@ class HiggsAudio:
         request = self._check(text, voice, seed, max_seconds, scene, sampling)
         if progress is not None and not callable(progress):
             raise OptionError(f"progress={progress!r:.60}; give a function of seconds, or None")
-        chunks, num_samples = [], 0
+        said = Said(self.sample_rate)
         for chunk in self._speak(request):
-            chunks.append(chunk)
-            num_samples += len(chunk.samples)
+            said.add(chunk)
             if progress is not None:
-                progress(num_samples / self.sample_rate)
-        waveform = Waveform(np.concatenate([chunk.samples for chunk in chunks]), self.sample_rate)
-        codes = torch.cat([chunk.codes for chunk in chunks], dim=1).numpy()  # [K, F]
-        reason = "length" if any(chunk.finish_reason == "length" for chunk in chunks) else "stop"
-        return Speech(waveform, codes, reason)
+                progress(said.seconds)
+        return said.speech()
+
+    def generate_batch(
+        self,
+        texts: Sequence[str],
+        voice: Voice | str | None = None,
+        *,
+        seed: int | None = None,
+        max_seconds: float | None = None,
+        scene: str | None = None,
+        **sampling: Any,
+    ) -> list[Speech]:
+        """Speaks several texts at once: each as `generate` would with the same arguments, in a fraction of the time.
+
+        Raises what `generate` raises, for the first text with an error; before anything is said where it can be told.
+        """
+        requests = [self._check(text, voice, seed, max_seconds, scene, sampling) for text in texts]
+        spoken = self.speak_together(requests)
+        for result in spoken:
+            if isinstance(result, HiggsAudioError):
+                raise result
+        return [result for result in spoken if isinstance(result, Speech)]
+
+    async def generate_async(self, text: str, voice: Voice | str | None = None, **options: Any) -> Speech:
+        """`generate` for asyncio; what is asked for at once is spoken together."""
+        return await asyncio.to_thread(self.generate, text, voice, **options)
+
+    async def stream_async(
+        self, text: str, voice: Voice | str | None = None, **options: Any
+    ) -> AsyncIterator[Waveform]:
+        """`stream` for asyncio; breaking off ends the work."""
+        chunks = await asyncio.to_thread(self.stream, text, voice, **options)
+        try:
+            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+                yield chunk
+        finally:
+            await asyncio.to_thread(chunks.close)
 
     def stream(
         self,
@@ -256,15 +266,25 @@ class HiggsAudio:
         max_seconds: float | None = None,
         scene: str | None = None,
         **sampling: Any,
-    ) -> Iterator[Waveform]:
+    ) -> Generator[Waveform, None, None]:
         """Speaks a text in chunks, each as soon as it is certain. Arguments and errors are those of `generate`.
 
         Everything is checked before the first chunk is asked for; closing the iterator ends the work.
         """
         request = self._check(text, voice, seed, max_seconds, scene, sampling)
-        return (Waveform(chunk.samples, self.sample_rate) for chunk in self._speak(request) if len(chunk.samples))
+        return self._waveforms(request)
+
+    def _waveforms(self, request: SpeechRequest) -> Generator[Waveform, None, None]:
+        for chunk in self._speak(request):
+            if len(chunk.samples):
+                yield Waveform(chunk.samples, self.sample_rate)
 
     # What a call asks for.
+
+    def request(self, text: str, voice: Voice | str | None, options: Mapping[str, Any]) -> SpeechRequest:
+        """What `generate` would be asked with these arguments, checked; see `speak_together`. Raises as it does."""
+        named = {name: options.get(name) for name in ("seed", "max_seconds", "scene")}
+        return self._check(text, voice, **named, sampling={k: v for k, v in options.items() if k not in named})
 
     def _check(
         self,
@@ -274,7 +294,7 @@ class HiggsAudio:
         max_seconds: float | None,
         scene: str | None,
         sampling: Mapping[str, Any],
-    ) -> _Request:
+    ) -> SpeechRequest:
         if unknown := sorted(set(sampling) - set(SAMPLING_OPTIONS)):
             raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], SAMPLING_OPTIONS)}")
         read_rules(self.model.config, getattr(self.model, "generation_config", None), sampling)
@@ -282,7 +302,7 @@ class HiggsAudio:
         if seed is not None:
             check_count("seed", seed, 0, 2**63 - len(utterances), "None for another sound with every call")
         chosen = self._default() if voice is None else voice if isinstance(voice, Voice) else self._named(str(voice))
-        request = _Request(utterances, chosen, scene, seed, self._frames(max_seconds), sampling)
+        request = SpeechRequest(utterances, chosen, scene, seed, self._frames(max_seconds), sampling)
         for number in range(len(utterances)):
             self._inputs(request, number, (), None)  # what cannot be said is refused before the first word is
         return request
@@ -314,8 +334,8 @@ class HiggsAudio:
 
     # The work.
 
-    def _speak(self, request: _Request) -> Iterator[_Chunk]:
-        """All utterances, one after another, in one voice.
+    def _speak(self, request: SpeechRequest, first: Answer | None = None) -> Iterator[Chunk]:
+        """All utterances, one after another, in one voice; `first` is the answer to the first where it is asked for.
 
         Each is asked for in the voice of the request. Where there is none, the first utterance comes before all
         others as a turn already spoken, or every one would be spoken by somebody else.
@@ -324,22 +344,57 @@ class HiggsAudio:
         left = request.max_frames
         for number, utterance in enumerate(request.utterances):
             if left == 0:
-                yield _Chunk(np.zeros(0, np.float32), self._stack([]), "length")
+                yield Chunk(np.zeros(0, np.float32), torch.zeros(self.codec.config.num_codebooks, 0).long(), "length")
                 return
+            answer = first if first is not None and not number else self._ask(request, number, spoken, left)
             codes = []
-            for chunk in self._speak_utterance(self._inputs(request, number, spoken, left)):
-                codes.append(chunk.codes)
-                yield chunk
+            try:
+                for chunk in sound_of(answer, self.codec):
+                    codes.append(chunk.codes)
+                    yield chunk
+            finally:
+                answer.cancel()
             whole = torch.cat(codes, dim=1)  # [K, F]
             left = None if left is None else left - whole.shape[1]
             if request.voice is None and not spoken:
                 spoken = (Turn(utterance, SPEAKER, whole.numpy()),)
 
-    def _inputs(self, request: _Request, number: int, spoken: tuple[Turn, ...], left: int | None) -> dict[str, Any]:
+    def speak_together(self, requests: Sequence[SpeechRequest]) -> list[Speech | HiggsAudioError]:
+        """Every request, or what it failed with: all are asked for first, then heard in turns.
+
+        Raises QueueFullError for more requests than the engine lets wait.
+        """
+        said = [Said(self.sample_rate) for _ in requests]
+        errors: dict[int, HiggsAudioError] = {}
+        speakers = {
+            number: self._speak(request, self._ask(request, 0, (), request.max_frames))
+            for number, request in enumerate(requests)
+        }
+        while speakers:
+            for number, speaker in list(speakers.items()):
+                try:
+                    chunk = next(speaker, None)
+                except HiggsAudioError as error:
+                    errors[number], chunk = error, None
+                if chunk is None:
+                    del speakers[number]
+                else:
+                    said[number].add(chunk)
+        return [errors.get(number) or one.speech() for number, one in enumerate(said)]
+
+    def _ask(self, request: SpeechRequest, number: int, spoken: tuple[Turn, ...], left: int | None) -> Answer:
+        """Asks the engine for one utterance of at most `left` frames."""
+        inputs = self._inputs(request, number, spoken, left)
+        return self.engine.submit(request_of(self.model, inputs))
+
+    def _inputs(
+        self, request: SpeechRequest, number: int, spoken: tuple[Turn, ...], left: int | None
+    ) -> dict[str, Any]:
         """Arguments of `generate.stream` for one utterance of at most `left` frames."""
         utterance = request.utterances[number]
         prompt = compose([Turn(utterance, SPEAKER)], request.voice, scene=request.scene, spoken=spoken)
-        features = self.processor.apply_chat_template(to_messages(prompt), force_audio=True, output_labels=False)
+        with self._writing:
+            features = self.processor.apply_chat_template(to_messages(prompt), force_audio=True, output_labels=False)
         shortest, longest = self._bounds(utterance, request.voice)
         longest = longest if left is None else min(left, longest)
         return {
@@ -360,35 +415,6 @@ class HiggsAudio:
         if voice is not None and voice.codes is not None:
             pace = voice.codes.shape[1] / rate / max(1, count_phones(voice.transcript or "", phonemes))
         return frame_bounds(count_phones(utterance, phonemes), rate, pace)
-
-    def _speak_utterance(self, inputs: Mapping[str, Any]) -> Iterator[_Chunk]:
-        """One utterance: columns -> frames -> chunks, each twice as long as the last."""
-        config = self.model.config
-        aligner = FrameAligner(config.audio_num_codebooks, config.audio_stream_bos_id, config.audio_stream_eos_id)
-        decoder = StreamDecoder(self.codec)
-        frames: list[list[int]] = []
-        size, reason = FIRST_CHUNK_FRAMES, None
-        for (step,) in stream_steps(self.model, **inputs):
-            reason = step.finish_reason
-            frame = aligner.push(step.column) if step.column is not None else None
-            if frame is not None:
-                frames.append(frame)
-            if len(frames) == size:
-                codes = self._stack(frames)
-                yield _Chunk(_samples(decoder.push(codes.to(self.codec.device))), codes)
-                frames, size = [], min(2 * size, MAX_CHUNK_FRAMES)
-        codes = self._stack(frames)
-        last = _samples(decoder.push(codes.to(self.codec.device))), _samples(decoder.finish())
-        yield _Chunk(np.concatenate(last), codes, reason)
-
-    def _stack(self, frames: list[list[int]]) -> Tensor:
-        """Frames, K ids each, to codes [K, F] on the CPU."""
-        return torch.tensor(frames, dtype=torch.long).reshape(-1, self.model.config.audio_num_codebooks).T
-
-
-def _samples(sound: Tensor) -> NDArray[np.float32]:
-    """What the audio tokenizer says [S], as a waveform's samples: it may go a little over 1."""
-    return sound.float().clamp(-1, 1).cpu().numpy()
 
 
 def _read_reference(source: str | Path | bytes | Waveform) -> Waveform:

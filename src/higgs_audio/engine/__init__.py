@@ -3,6 +3,5 @@
 from higgs_audio.engine.answer import Answer
 from higgs_audio.engine.engine import Engine
 from higgs_audio.engine.request import FINISH_REASONS, Request
-from higgs_audio.engine.scheduler import QueueFullError
 
-__all__ = ["FINISH_REASONS", "Answer", "Engine", "QueueFullError", "Request"]
+__all__ = ["FINISH_REASONS", "Answer", "Engine", "Request"]

@@ -24,7 +24,9 @@ from higgs_audio.guidance import guided
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.sampling import check_count
 
-MEMORY = 1 << 30  # bytes of keys and values
+MEMORY = 4 << 30  # bytes of keys and values at most; they are taken as they are needed
+GPU_SHARE = 0.5  # of what is free
+CONTEXT = 4096
 PREFIX_SHARE = 0.25  # of them for prompts read before
 MAX_ROWS = 128
 MAX_WAITING = 1024
@@ -58,8 +60,9 @@ class Engine:
 
     Args:
         model: the language model, in eval mode.
-        memory: bytes for keys and values, a quarter of them for prompts that may come again.
-        context: most positions of a prompt and its answer; what the model was made for when None.
+        memory: bytes for keys and values, a quarter of them for prompts that may come again; when None 4 GiB, taken
+            as they are needed, or half of what a GPU has free.
+        context: most positions of a prompt and its answer; when None 4096, or what the model was made for.
         max_rows: that run at once; as many as the memory holds when None, at most 128. Guidance takes two.
         max_waiting: requests that may wait for room.
         piece: positions of a prompt that are read between two steps of those who speak already.
@@ -74,7 +77,7 @@ class Engine:
         self,
         model: HiggsAudioForConditionalGeneration,
         *,
-        memory: int = MEMORY,
+        memory: int | None = None,
         context: int | None = None,
         max_rows: int | None = None,
         max_waiting: int = MAX_WAITING,
@@ -83,10 +86,12 @@ class Engine:
         fused: bool | None = None,
     ) -> None:
         config = model.model.text_config
+        memory = free_memory(model.device) if memory is None else memory
         for name, value in (("memory", memory), ("max_waiting", max_waiting), ("piece", piece)):
             check_count(name, value, 1)
-        self.context = config.max_position_embeddings if context is None else context
-        check_count("context", self.context, 1, config.max_position_embeddings)
+        most = config.max_position_embeddings
+        self.context = min(CONTEXT, most) if context is None else context
+        check_count("context", self.context, 1, most)
         room = int(memory * (1 - PREFIX_SHARE)) // row_bytes(config, self.context, model.dtype)
         if room < 1:
             least = round(row_bytes(config, self.context, model.dtype) / (1 - PREFIX_SHARE))
@@ -429,8 +434,13 @@ class _Places:
             [run.rows[-1] for run in runs],
             [len(run.request.input_ids) for run in runs],
         )
-        tensors = (torch.tensor(column, device=device) for column in columns)
-        return cls(*tensors, any(len(run.rows) > 1 for run in runs))
+        lane_of_row, read, unread, prompt = (torch.tensor(column, device=device) for column in columns)
+        return cls(lane_of_row, read, unread, prompt, any(len(run.rows) > 1 for run in runs))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that keys and values may take where nobody says how many."""
+    return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else MEMORY
 
 
 def _placeholders(ids: Tensor, placeholder_ids: tuple[int, ...]) -> Tensor:

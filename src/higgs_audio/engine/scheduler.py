@@ -9,11 +9,7 @@ the first of their priority.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from higgs_audio.errors import HiggsAudioError
-
-
-class QueueFullError(HiggsAudioError):
-    """So many requests wait already that no more are taken; ask again later."""
+from higgs_audio.errors import QueueFullError
 
 
 @dataclass(frozen=True, order=True)
