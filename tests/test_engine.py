@@ -272,8 +272,8 @@ def test_logits_that_are_no_numbers_end_their_request_alone(model, requests, wan
     step, broken = engine._runner.step, engine.submit(requests[2])
     healthy = engine.submit(requests[4])
 
-    def spoiled(columns, positions, length):
-        logits = step(columns, positions, length).clone()
+    def spoiled(columns, positions):
+        logits = step(columns, positions).clone()
         lane = next((n for n, run in enumerate(engine._speaking) if run.answer is broken), None)
         if lane is not None and len(engine._speaking) == 2:
             logits[engine._speaking[lane].rows[0], 3, 5] = float("nan")
@@ -357,7 +357,7 @@ def test_lanes_with_different_options_are_chosen_as_each_alone():
     for _ in range(50):
         logits = 3 * torch.randn(len(options), K, 1026, generator=generator)
         noise = torch.rand(len(options), K, generator=generator, dtype=torch.float64)
-        ids = choose(logits, lanes, noise)
+        ids = choose(logits, lanes, noise, 1026)
         for lane, option in enumerate(options):
             assert torch.equal(ids[lane], sample(logits[lane], option, noise[lane]))
     kept = filter_logits(logits[0], options[0]).isfinite().sum(-1)
@@ -394,10 +394,10 @@ def test_the_cache_grows_and_keeps_what_it_has():
     keys = torch.randn(2, 10, 16)
     cache.write_span(1, 0, 0, keys, keys + 1)
     cache.reserve(3, 600)
-    assert torch.equal(cache.layer(1, 1, 10)[0][0], keys)
+    assert torch.equal(cache.layers(1, 10)[1][0, 0], keys)
     saved = cache.save(0, 10)
     cache.load(2, saved)
-    assert torch.equal(cache.layer(1, 3, 10)[1][2], keys + 1)
+    assert torch.equal(cache.layers(3, 10)[1][1, 2], keys + 1)
     assert cache.num_bytes == 4 * row_bytes(config, 600, torch.float32)
     cache.release()
     assert cache.num_bytes == 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from higgs_audio.engine.answer import Answer
 from higgs_audio.engine.guard import Guard
 from higgs_audio.engine.kv_cache import KVCache, Saved, row_bytes
-from higgs_audio.engine.lanes import Lanes, first_lane, is_finished, next_columns
+from higgs_audio.engine.lanes import Habits, Lanes, first_lane, is_finished, next_columns
 from higgs_audio.engine.prefix import PrefixCache, prefix_key
 from higgs_audio.engine.request import Request
 from higgs_audio.engine.runner import Runner
@@ -31,6 +31,7 @@ PREFIX_SHARE = 0.25  # of them for prompts read before
 MAX_ROWS = 128
 MAX_WAITING = 1024
 PIECE = 64  # positions of a prompt read between two steps of those who speak
+NOISE_STEPS = 32  # whose random numbers are made at once
 IDLE_BYTES = 64 << 20  # of the cache that stay where nobody speaks
 
 
@@ -366,20 +367,19 @@ class Engine:
         if not self._speaking:
             return
         assert self._lanes is not None
-        if self._places is None:
-            self._places = _Places.of(self._speaking, self._runner.model.device)
+        if self._places is None or self._places.num_steps == NOISE_STEPS:
+            self._places = _Places.of(self._speaking, self._lanes)
         lanes, places = self._lanes, self._places
-        length = 1 + max(run.length for run in self._speaking)
-        columns = lanes.column[places.lane_of_row]  # [R, K]
-        positions = (places.prompt + lanes.made - 1)[places.lane_of_row]  # [R]
-        logits = self._runner.step(columns, positions, length)  # [R, K, V + 2]
+        positions = [self._speaking[lane].length for lane in places.lanes]
+        logits = self._runner.step(lanes.column[places.lane_of_row], positions)  # [R, K, V + 2]
         read = logits[places.read]  # [B, K, V + 2]
         finite = (read < float("inf")).flatten(1).all(1)  # [B]
         if places.is_guided:
             both = torch.cat([read, logits[places.unread]])
             scale = lanes.scale[:, None, None]
             read = torch.where(scale == 1, read.float(), guided(both, scale, self.config.audio_stream_eos_id))
-        self._lanes = next_columns(lanes, read, self.config)
+        self._lanes = next_columns(lanes, read, self.config, places.habits, places.num_steps)
+        places.num_steps += 1
         ended = torch.stack([is_finished(self._lanes), finite], dim=1)
         made = torch.cat([self._lanes.column, self._lanes.end[:, None], ended], dim=1).tolist()  # the one wait for it
         with self._changed:
@@ -411,31 +411,30 @@ class Engine:
             self._end(run, reason)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Places:
-    """Which rows belong to which lanes; the same until somebody joins or leaves.
+    """What stays the same until somebody joins or leaves, or its random numbers are used up.
 
-    `lane_of_row [R]`; `read`, `unread` `[B]` rows of a lane, the same one where it has no second; `prompt [B]`
-    positions of the prompts.
+    `lanes` and `lane_of_row [R]` say whose a row is; `read`, `unread` `[B]` which rows a lane has, the same one where
+    there is no second; `num_steps` have been taken.
     """
 
+    lanes: list[int]
     lane_of_row: Tensor
     read: Tensor
     unread: Tensor
-    prompt: Tensor
     is_guided: bool
+    habits: Habits
+    num_steps: int = 0
 
     @classmethod
-    def of(cls, runs: list[_Run], device: torch.device) -> "_Places":
-        lanes = {row: lane for lane, run in enumerate(runs) for row in run.rows}
-        columns = (
-            [lanes[row] for row in range(len(lanes))],
-            [run.rows[0] for run in runs],
-            [run.rows[-1] for run in runs],
-            [len(run.request.input_ids) for run in runs],
-        )
-        lane_of_row, read, unread, prompt = (torch.tensor(column, device=device) for column in columns)
-        return cls(lane_of_row, read, unread, prompt, any(len(run.rows) > 1 for run in runs))
+    def of(cls, runs: list[_Run], lanes: Lanes) -> "_Places":
+        owner = {row: lane for lane, run in enumerate(runs) for row in run.rows}
+        rows = [owner[row] for row in range(len(owner))]
+        columns = (rows, [run.rows[0] for run in runs], [run.rows[-1] for run in runs])
+        lane_of_row, read, unread = (torch.tensor(column, device=lanes.made.device) for column in columns)
+        is_guided = any(len(run.rows) > 1 for run in runs)
+        return cls(rows, lane_of_row, read, unread, is_guided, Habits.of(lanes, NOISE_STEPS))
 
 
 def free_memory(device: torch.device) -> int:

@@ -69,15 +69,9 @@ class KVCache:
         """Gives all memory back."""
         self._state = self._state.new_empty(self._sized(0, 0))
 
-    def layer(self, number: int, num_rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, views `[R, N_kv, T, H]` of the first rows and positions."""
-        keys, values = self._state[number, :, :num_rows, :, :length]
-        return keys, values
-
-    def write(self, number: int, rows: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """One position of each of `rows [R]`: keys and values `[R, N_kv, H]` at `positions [R]`."""
-        self._state[number, 0].index_put_((rows[:, None], self._heads, positions[:, None]), keys)
-        self._state[number, 1].index_put_((rows[:, None], self._heads, positions[:, None]), values)
+    def layers(self, num_rows: int, length: int) -> tuple[Tensor, ...]:
+        """Of every layer the keys and values, views `[2, R, N_kv, T, H]` of the first rows and positions."""
+        return self._state[:, :, :num_rows, :, :length].unbind(0)
 
     def write_span(self, number: int, row: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Keys and values `[N_kv, t, H]` of the positions from `start` on."""
@@ -96,10 +90,6 @@ class KVCache:
     def load(self, row: int, saved: Saved) -> None:
         """Writes a copy back."""
         self._state[:, :, row, :, : saved.length] = saved.state
-
-    @property
-    def _heads(self) -> Tensor:
-        return torch.arange(self._shape[2], device=self._state.device)[None]  # [1, N_kv]
 
     def _sized(self, rows: int, positions: int) -> tuple[int, ...]:
         layers, pair, heads, width = self._shape

@@ -93,24 +93,54 @@ def first_lane(request: Request, config: HiggsAudioConfig, device: torch.device)
     )
 
 
-def next_columns(lanes: Lanes, logits: Tensor, config: HiggsAudioConfig) -> Lanes:
+@dataclass(frozen=True)
+class Habits:
+    """What the host knows of lanes as long as nobody joins or leaves, so that a step need not ask for it.
+
+    Attributes:
+        noise: `[B, n, 2 K]` random numbers of the next n steps, the draws' and then the redraws'.
+        is_random, is_watched: whether any lane draws, looks for repetitions.
+        top_k: the greatest.
+    """
+
+    noise: Tensor
+    is_random: bool
+    is_watched: bool
+    top_k: int
+
+    @classmethod
+    def of(cls, lanes: Lanes, num_steps: int) -> "Habits":
+        """Those of the lanes, for so many steps."""
+        count, num_codebooks = lanes.column.shape
+        steps = lanes.step[:, None] + torch.arange(num_steps, device=lanes.step.device)  # [B, n]
+        seeds = lanes.seed[:, None].expand(-1, num_steps)
+        noise = uniforms(seeds.flatten(), steps.flatten(), 2 * num_codebooks).view(count, num_steps, -1)
+        is_random, is_watched = bool(lanes.is_random.any()), bool((lanes.window > 0).any())
+        return cls(noise, is_random, is_watched, int(lanes.top_k.max()))
+
+
+def next_columns(lanes: Lanes, logits: Tensor, config: HiggsAudioConfig, habits: Habits, number: int) -> Lanes:
     """The lanes one step later; finished ones too, whose columns then mean nothing.
 
     Args:
         lanes: before the step.
-        logits: `[B, K, V + 2]` that follow their columns, guidance done.
+        logits: `[B, K, V + 2]` that follow their columns, guidance done; written to.
         config: of the model.
+        habits: of these lanes.
+        number: of the step among those of `habits`.
     """
     bos, eos = config.audio_stream_bos_id, config.audio_stream_eos_id
-    num_codebooks = config.audio_num_codebooks
     logits = _allowed(lanes, logits.float(), bos, eos)
-    drawing, again = uniforms(lanes.seed, lanes.step, 2 * num_codebooks).chunk(2, dim=1)  # [B, K] each
-    ids = choose(logits, lanes, drawing)  # [B, K]
-    ids = _without_repetition(ids, logits, lanes, again)
+    drawing, again = habits.noise[:, number].chunk(2, dim=1)  # [B, K] each
+    ids = choose(logits, lanes, drawing, habits.top_k) if habits.is_random else logits.argmax(-1)  # [B, K]
+    if habits.is_watched:
+        ids = _without_repetition(ids, logits, lanes, again)
     full = (lanes.end == 0) & (lanes.made == lanes.max_frames + 1)
     ids[:, 0] = torch.where(full, eos, ids[:, 0])
     column, end = _marked(ids, lanes, bos, eos)
-    recent = torch.cat([lanes.recent[:, :, 1:], column.masked_fill(column >= bos, -1)[..., None]], dim=2)
+    recent = lanes.recent
+    if habits.is_watched:
+        recent = torch.cat([recent[:, :, 1:], column.masked_fill(column >= bos, -1)[..., None]], dim=2)
     return replace(lanes, column=column, made=lanes.made + 1, end=end, step=lanes.step + 1, recent=recent)
 
 
@@ -119,12 +149,11 @@ def is_finished(lanes: Lanes) -> Tensor:
     return (lanes.end > 0) & (lanes.made >= lanes.end)
 
 
-def choose(logits: Tensor, lanes: Lanes, noise: Tensor) -> Tensor:
+def choose(logits: Tensor, lanes: Lanes, noise: Tensor, most: int) -> Tensor:
     """`sampling.sample` with options that differ by lane: `[B, K, V]`, noise `[B, K]` -> ids `[B, K]`.
 
-    Only the most likely ids are looked at, so many as the greatest top_k asks for.
+    Only the `most` likely ids are looked at, so many as the greatest top_k.
     """
-    most = int(lanes.top_k.max())  # of small integers that the host knows; on a GPU kept beside the lanes
     values, ids = (logits / lanes.temperature[:, None, None]).topk(min(most, logits.shape[-1]), dim=-1)  # [B, K, k]
     ranks = torch.arange(values.shape[-1], device=values.device)
     values = values.masked_fill(ranks >= lanes.top_k[:, None, None], float("-inf"))
@@ -141,7 +170,6 @@ def _allowed(lanes: Lanes, logits: Tensor, bos: int, eos: int) -> Tensor:
     books = torch.arange(logits.shape[1], device=logits.device)  # [K]
     early = lanes.made[:, None] - 1 - books < lanes.min_frames[:, None]  # [B, K]
     never = early | (books >= lanes.end_books[:, None])
-    logits = logits.clone()
     logits[..., bos] = float("-inf")
     logits[..., eos] = logits[..., eos].masked_fill(never, float("-inf"))
     return logits

@@ -1,7 +1,7 @@
 """The model on the rows of a KV cache: prompts are read in pieces, then all rows take one step together."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from higgs_audio.engine.kv_cache import KVCache
 from higgs_audio.errors import OptionError, nearest
-from higgs_audio.layers import DualFFNLayer, RMSNorm, Route, rotate
+from higgs_audio.layers import DualFFNLayer, RMSNorm, Route
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 
 PLAIN = (nn.Linear, RMSNorm)  # what has weights
@@ -35,7 +35,10 @@ class Runner:
         plain = all(is_plain(layer) for layer in self._trunk.layers)
         self.fused = plain if fused is None else fused and plain
         layers: Any = self._trunk.layers
-        self._layers = [FusedLayer(layer) if self.fused else layer for layer in layers]
+        self._fused = [FusedLayer(layer) for layer in layers] if self.fused else []
+        self._last = FusedNorm(self._trunk.norm) if self.fused else self._trunk.norm
+        positions = torch.arange(cache.max_positions, device=model.device)[None]
+        self._turns = turning(*self._trunk.rotary_emb(positions, model.dtype))  # [T, 2, 1, H]
 
     @torch.inference_mode()
     def read(self, rows: Sequence[int], ids: Tensor, columns: Tensor, start: int) -> None:
@@ -55,22 +58,32 @@ class Runner:
         rotary = self._trunk.rotary_emb(positions, embeds.dtype)
         known = start == 0 and not self._adds_mask  # the attention masks a whole prompt by itself
         mask = None if known else self._mask(_causal(ids.shape[1], start, embeds.device))
-        place, hidden = _Span(self.cache, rows, start), way.take(embeds)
+        place, hidden = _Span(self.cache, rows, start, stop), way.take(embeds)
         for layer in self._trunk.layers:
             hidden = layer(hidden, way, rotary, mask, place)
 
     @torch.inference_mode()
-    def step(self, columns: Tensor, positions: Tensor, length: int) -> Tensor:
-        """One column of every row: `[R, K]` at `positions [R]`, all below `length` -> logits `[R, K, V + 2]`."""
+    def step(self, columns: Tensor, positions: Sequence[int]) -> Tensor:
+        """One column of every row: `[R, K]` at `positions`, which the host knows -> logits `[R, K, V + 2]`."""
+        length = 1 + max(positions)
         self.cache.reserve(len(columns), length)
-        rotary = self._trunk.rotary_emb(positions[:, None], self.model.dtype)
-        place = _Step(self.cache, positions, length)
-        seen = torch.arange(length, device=positions.device) <= positions[:, None]  # [R, T]
-        mask = self._mask(seen[:, None, None])
+        places = torch.tensor(positions, device=columns.device)  # [R]
+        uneven = min(positions) + 1 < length
+        mask = None
+        if uneven:
+            seen = torch.arange(length, device=places.device) <= places[:, None]  # [R, T]
+            mask = self._mask(seen[:, None, None])
+        place = _Step(self.cache, places, length, uneven)
         hidden = self._trunk.embed_audio_tokens(columns)  # [R, D]
-        for layer in self._layers:
-            hidden = layer(hidden, Route(len(columns), 0), rotary, mask, place)
-        return self.model.audio_logits(self._trunk.norm(hidden))
+        if self.fused:
+            turn = self._turns[places]  # [R, 2, 1, H]
+            for layer in self._fused:
+                hidden = layer(hidden, turn, mask, place)
+        else:
+            rotary = self._trunk.rotary_emb(places[:, None], self.model.dtype)
+            for layer in self._trunk.layers:
+                hidden = layer(hidden, Route(len(columns), 0), rotary, mask, place)
+        return self.model.audio_logits(self._last(hidden))
 
     def _mask(self, seen: Tensor) -> Tensor | None:
         """Which positions see which, as the attention takes it; None where all see all."""
@@ -79,44 +92,55 @@ class Runner:
         return torch.where(seen, 0.0, float("-inf")).to(self.model.dtype) if self._adds_mask else seen
 
 
-class Place(Protocol):
-    """What a layer's attention needs of a cache."""
-
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Keeps `[R, N_kv, t, H]`; returns all keys and values up to there, `[R, N_kv, T, H]`."""
-
-
 class _Span:
     """A piece of a prompt in some rows."""
 
-    def __init__(self, cache: KVCache, rows: Sequence[int], start: int) -> None:
+    def __init__(self, cache: KVCache, rows: Sequence[int], start: int, stop: int) -> None:
         self._cache, self._rows, self._start = cache, rows, start
+        self._known = cache.layers(max(rows) + 1, stop)
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         for number, row in enumerate(self._rows):
             self._cache.write_span(layer, row, self._start, keys[number], values[number])
-        stop, first, last = self._start + keys.shape[2], min(self._rows), max(self._rows)
-        known = self._cache.layer(layer, last + 1, stop)
+        known = self._known[layer]
         if len(self._rows) == 1:
-            return known[0][first:], known[1][first:]
-        index = torch.tensor(self._rows, device=keys.device)
-        return known[0][index], known[1][index]
+            known = known[:, self._rows[0] :]
+        else:
+            known = known[:, torch.tensor(self._rows, device=keys.device)]
+        return known[0], known[1]
 
 
 class _Step:
-    """One position of every row."""
+    """One position of every row; `uneven` where rows are of different lengths."""
 
-    def __init__(self, cache: KVCache, positions: Tensor, length: int) -> None:
-        self._cache, self._positions, self._length = cache, positions, length
+    def __init__(self, cache: KVCache, positions: Tensor, length: int, uneven: bool) -> None:
+        self._positions, self._last, self._uneven = positions, length - 1, uneven
         self._rows = torch.arange(len(positions), device=positions.device)
+        self._known = cache.layers(len(positions), length)
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        self._cache.write(layer, self._rows, self._positions, keys[:, :, 0], values[:, :, 0])
-        return self._cache.layer(layer, len(self._positions), self._length)
+        return self.put(torch.stack([keys[:, :, 0], values[:, :, 0]], dim=1), layer)
+
+    def put(self, pairs: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Keeps keys and values `[R, 2, N_kv, H]`; returns all of them, `[R, N_kv, T, H]` each."""
+        known = self._known[layer]  # [2, R, N_kv, T, H]
+        if self._uneven:
+            known[:, self._rows, :, self._positions] = pairs
+        else:
+            known[:, :, :, self._last].copy_(pairs.transpose(0, 1))
+        keys, values = known.unbind(0)
+        return keys, values
+
+
+def turning(cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` as x * a + (x, halves exchanged) * b: cosines and sines `[1, T, 1, H]` -> a and b, `[T, 2, 1, H]`."""
+    first, second = sin[0].chunk(2, dim=-1)
+    return torch.stack([cos[0], torch.cat([-first, second], dim=-1)], dim=1)
 
 
 class FusedLayer:
-    """A layer for rows that are all audio, its matrices joined: fewer and wider products.
+    """A layer for rows that are all audio, its matrices joined and few operations: a step of a small model is mostly
+    their overhead.
 
     The layer's own weights become views of the joined ones, so that nothing is held twice.
     """
@@ -127,28 +151,49 @@ class FusedLayer:
             layer.audio_input_layernorm or layer.input_layernorm,
             layer.audio_post_attention_layernorm or layer.post_attention_layernorm,
         )
-        self._norms = [(norm.weight, norm.eps) for norm in norms]
-        self._attention, self._feed = attention, feed
+        self._before, self._between = (FusedNorm(norm) for norm in norms)
         self._qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj)
         self._gate_up = joined(feed.gate_proj, feed.up_proj)
-        self._heads = [
-            p.out_features // attention.head_dim for p in (attention.q_proj, attention.k_proj, attention.v_proj)
-        ]
+        self._out, self._down, self._act = attention.o_proj, feed.down_proj, feed.act
+        self._number, self._width = attention.layer_idx, attention.head_dim
+        self.num_values = attention.v_proj.out_features // self._width  # N_kv
+        self._num_queries = attention.q_proj.out_features // self._width  # N
+        self._grouped = self._num_queries != self.num_values
 
-    def __call__(self, hidden: Tensor, way: Route, rotary: tuple[Tensor, Tensor], mask: Any, place: Place) -> Tensor:
+    def __call__(self, hidden: Tensor, turn: Tensor, mask: Tensor | None, place: "_Step") -> Tensor:
+        """Rows `[R, D]` to rows `[R, D]`; `turn [R, 2, 1, H]` is of `turning`."""
+        heads = F.linear(self._before(hidden), *self._qkv).unflatten(-1, (-1, self._width))
+        turned, (here, there) = heads[:, : -self.num_values], turn.unbind(1)  # [R, N + N_kv, H]
+        turned.copy_(torch.addcmul(turned * here, turned.roll(self._width // 2, -1), there))
+        query, pairs = heads.tensor_split((self._num_queries,), dim=1)
+        keys, values = place.put(pairs.unflatten(1, (2, -1)), self._number)
+        seen = F.scaled_dot_product_attention(query[:, :, None], keys, values, mask, enable_gqa=self._grouped)
+        hidden = added(hidden, seen.flatten(1), self._out)
+        gate, up = F.linear(self._between(hidden), *self._gate_up).chunk(2, dim=-1)
+        return added(hidden, self._act(gate).mul_(up), self._down)
+
+
+class FusedNorm:
+    """`RMSNorm` in few operations: one kernel on a GPU; on a CPU torch has none, and a norm and a hypotenuse do."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        self._norm, (self._size,) = norm, norm.weight.shape
+        self._least = torch.tensor((self._size * norm.eps) ** 0.5, device=norm.weight.device)
+        self._is_plain = norm.weight.device.type == "cpu" and norm.weight.dtype == torch.float32
+
+    def __call__(self, rows: Tensor) -> Tensor:
         """Rows `[R, D]` to rows `[R, D]`."""
-        attention, (weight, eps) = self._attention, self._norms[0]
-        heads = F.linear(F.rms_norm(hidden, weight.shape, weight, eps), *self._qkv)
-        heads = heads.unflatten(-1, (-1, attention.head_dim))[:, None]  # [R, 1, N + 2 N_kv, H]
-        turned, value = heads.split([self._heads[0] + self._heads[1], self._heads[2]], dim=2)
-        query, key = rotate(turned, *rotary).split(self._heads[:2], dim=2)
-        keys, values = place.update(key.transpose(1, 2), value.transpose(1, 2), attention.layer_idx)
-        grouped = self._heads[0] != self._heads[1]
-        seen = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, mask, enable_gqa=grouped)
-        hidden = hidden + attention.o_proj(seen.flatten(1))
-        weight, eps = self._norms[1]
-        gate, up = F.linear(F.rms_norm(hidden, weight.shape, weight, eps), *self._gate_up).chunk(2, dim=-1)
-        return hidden + self._feed.down_proj(self._feed.act(gate) * up)
+        if not self._is_plain:
+            return F.rms_norm(rows, (self._size,), self._norm.weight, self._norm.eps)
+        length = torch.hypot(torch.linalg.vector_norm(rows, dim=-1, keepdim=True), self._least)  # sqrt(D) rms
+        return rows * (self._norm.weight / length) * self._size**0.5
+
+
+def added(rows: Tensor, x: Tensor, projection: nn.Linear) -> Tensor:
+    """`rows + projection(x)`, in one operation where there is no bias."""
+    if projection.bias is None:
+        return torch.addmm(rows, x, projection.weight.t())
+    return rows + projection(x)
 
 
 def joined(*projections: nn.Linear) -> tuple[Tensor, Tensor | None]:
