@@ -1,0 +1,169 @@
+"""Training steps a second: ours, transformers' own class, and what a DualFFN costs; the same batches, in turns.
+
+    python benchmarks/training.py RECIPE.yaml OUT.json [--rounds 5] [--steps 4] [--set key=value ...]
+
+RECIPE is one of a language model (`recipes/ablation-lm-dual.yaml`), by name alone and without the guide, so that every
+row does the same: forward, loss of text and of each codebook, backward, clipping, AdamW. A round takes every row
+through the same `--steps` batches; ratios are medians of those within a round. "Dense" has one feed-forward of the
+recipe's width, "equal" one of twice that width: as many parameters as the DualFFN.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine import twin_of
+
+from higgs_audio.processor import HiggsAudioProcessor
+from higgs_audio.train.batches import Order, training_steps
+from higgs_audio.train.composer import Composer, usable
+from higgs_audio.train.lm import assemble, cutter_of, train_step
+from higgs_audio.train.lm_recipe import LanguageModelRecipe, mix_of
+from higgs_audio.train.parallel import World, join_world
+from higgs_audio.train.recipe import load_recipe
+from higgs_audio.train.run import apply_step, decay_groups
+from higgs_audio.train.shards import read_samples
+from higgs_audio.train.start import first_model
+
+ALIKE = {
+    "reference_share": 0.0,
+    "several_share": 0.0,
+    "guide_weight": 0.0,
+    "phone_weight": 0.0,
+    "text_weight": 1.0,
+    "corruption": 0.0,
+    "final_corruption": 0.0,
+    "codebook_weights": (1.0,) * 8,
+}
+FRAME_RATE = 25
+Step = Callable[[Any, int], None]
+
+
+def main() -> None:
+    args = parse_arguments()
+    recipe = replace(
+        load_recipe(args.recipe, LanguageModelRecipe, dict(entry.split("=", 1) for entry in args.set)), **ALIKE
+    )
+    world = join_world(recipe.device)
+    processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
+    batches, seconds = prepare(recipe, processor, world, args.steps)
+    rows = steppers(recipe, processor, world)
+    rounds = [{name: measure(step, batches) for name, step in rows.items()} for _ in range(args.rounds + 1)][1:]
+    report = summary(rounds, seconds, args)
+    Path(args.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(table(report))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("out")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    return parser.parse_args()
+
+
+def prepare(
+    recipe: LanguageModelRecipe, processor: HiggsAudioProcessor, world: World, num_steps: int
+) -> tuple[list[Any], float]:
+    """Micro-batches of some steps, and the seconds of sound that are trained in them."""
+    samples = usable(read_samples(recipe.data), recipe.profiles)
+    composer = Composer(samples, recipe.profiles, recipe.default_speaker, mix_of(recipe))
+    cutter = cutter_of(recipe, first_model(recipe, processor), processor, world, {})
+    steps = training_steps(composer, samples, Order(recipe.batch_positions, 0, recipe.seed), 0, cutter, 0)
+    batches = [cutter.finish(shares, number, 0.0) for number, (shares, _) in enumerate(islice(steps, num_steps))]
+    frames = sum(int((batch.inputs["audio_labels"][..., 0] >= 0).sum()) for step in batches for batch in step)
+    return batches, frames / FRAME_RATE
+
+
+def steppers(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor, world: World) -> dict[str, Step]:
+    """Every row as a function of a step's batches and its number."""
+    wide = {**recipe.text_config, "intermediate_size": 2 * recipe.text_config["intermediate_size"]}
+    recipes = {
+        "DualFFN": recipe,
+        "dense": replace(recipe, audio_adapter_type="stack"),
+        "equal": replace(recipe, audio_adapter_type="stack", text_config=wide),
+    }
+    twin = twin_of(copy.deepcopy(first_model(recipe, processor))).train().to(world.device)
+    rows = {"transformers": theirs(twin, recipe)}
+    return rows | {name: ours(one, processor, world) for name, one in recipes.items()}
+
+
+def ours(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor, world: World) -> Step:
+    lesson = assemble(first_model(recipe, processor).train(), recipe, world)
+    optimizer = torch.optim.AdamW(decay_groups(lesson, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
+    return lambda batches, number: train_step(lesson, optimizer, batches, recipe, world, number) and None
+
+
+def theirs(twin: Any, recipe: LanguageModelRecipe) -> Step:
+    """The loop that their documentation shows: the loss of the forward pass, backward, step."""
+    optimizer = torch.optim.AdamW(decay_groups(twin, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
+
+    def step(batches: Any, number: int) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        for batch in batches:
+            inputs = {name: value.to(twin.device) for name, value in batch.inputs.items()}
+            with torch.autocast(twin.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                loss = twin(**inputs, use_cache=False).loss
+            loss.backward()
+        apply_step(float(loss.detach()), twin, optimizer, 1e-4, recipe.max_norm)
+
+    return step
+
+
+def measure(step: Step, batches: list[Any]) -> float:
+    """Seconds of all batches."""
+    begin = clock()
+    for number, batch in enumerate(batches):
+        step(batch, number)
+    return clock() - begin
+
+
+def clock() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def summary(rounds: list[dict[str, float]], seconds: float, args: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    for name in rounds[0]:
+        times = [one[name] for one in rounds]
+        rows.append(
+            {
+                "row": name,
+                "seconds of sound a second": seconds / statistics.median(times),
+                "over transformers": spread([one["transformers"] / one[name] for one in rounds]),
+                "over dense": spread([one["dense"] / one[name] for one in rounds]),
+            }
+        )
+    return {"arguments": vars(args), "threads": torch.get_num_threads(), "seconds of sound": seconds, "rows": rows}
+
+
+def spread(ratios: list[float]) -> list[float]:
+    return [statistics.median(ratios), min(ratios), max(ratios)]
+
+
+def table(report: dict[str, Any]) -> str:
+    lines = ["| | sound trained a second | times transformers | of dense |", "| --- | ---: | ---: | ---: |"]
+    for row in report["rows"]:
+        ratio, share = row["over transformers"], row["over dense"]
+        lines.append(
+            f"| {row['row']} | {row['seconds of sound a second']:.1f} s | "
+            f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f}) | "
+            f"{100 * share[0]:.0f} % ({100 * share[1]:.0f} to {100 * share[2]:.0f}) |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Compares the language models of `ablation-lm-*.yaml`: held-out losses, words, voices; a table and a plot.
+
+    python recipes/ablation_lm.py SPEECH_DIR RUNS_DIR OUT_DIR [--limit 100] [--heldout runs/nano/prepared-heldout]
+
+SPEECH_DIR is what `nano/speech.py` made of the held-out sentences, RUNS_DIR holds the runs. Losses are of held-out
+clips, each by name in its own voice, with 95 % intervals over clips; `less` is what the DualFFN's loss is less than
+this one's, paired clip by clip. Words and voices: `--limit` sentences, the four voices taking turns, one draw each.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.append(str(Path(__file__).parent / "nano"))
+from evaluate import VOICES, source_folder
+
+from higgs_audio import NANO, HiggsAudio, HiggsAudioForConditionalGeneration, HiggsAudioProcessor
+from higgs_audio.evaluate.benchmark import heldout
+from higgs_audio.evaluate.item import Spoken
+from higgs_audio.evaluate.metrics import bootstrap_interval
+from higgs_audio.evaluate.run import run
+from higgs_audio.train.composer import Composer, Mix
+from higgs_audio.train.dialogue import collate
+from higgs_audio.train.lesson import Lesson, counts
+from higgs_audio.train.shards import read_samples
+
+ARMS = {"DualFFN": "lm-dual", "one feed-forward": "lm-single", "one of twice the width": "lm-equal"}
+PROFILES = {"heart": "Ava", "joe": "Joe", "slt": "Sally", "awb": "Angus"}
+SAMPLING = {"temperature": 0.3, "top_k": 30, "top_p": 0.95, "eos_codebooks": 1, "text_guidance_scale": 1.0}
+BOOKS = 8
+NUM_CLIPS = 400
+
+
+def main() -> None:
+    args = parse_arguments()
+    out, runs = Path(args.out), Path(args.runs)
+    out.mkdir(parents=True, exist_ok=True)
+    losses = {
+        arm: kept(out / f"losses-{run}.json", lambda run=run: clip_losses(runs / run / "model", args.heldout))
+        for arm, run in ARMS.items()
+    }
+    source = source_folder(Path(args.speech), out / "source")
+    systems: dict[str, Any] = {"source": source} | {arm: speaker(runs / run / "model") for arm, run in ARMS.items()}
+    run(systems, dataclasses.replace(heldout(tuple(VOICES), args.limit), rotated=True), out)
+    report = loss_table(losses) + "\n\n" + (out / "table.md").read_text(encoding="utf-8")
+    (out / "ablation.md").write_text(report + "\n", encoding="utf-8")
+    plot({arm: metrics(runs / run) for arm, run in ARMS.items()}, losses, out / "ablation.png")
+    print(report)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("speech")
+    parser.add_argument("runs")
+    parser.add_argument("out")
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--heldout", default="runs/nano/prepared-heldout")
+    return parser.parse_args()
+
+
+def kept(path: Path, made: Callable[[], list]) -> np.ndarray:
+    """What a file has, or what is made now and written there."""
+    if not path.exists():
+        path.write_text(json.dumps(made()), encoding="utf-8")
+    return np.array(json.loads(path.read_text(encoding="utf-8")))
+
+
+@torch.no_grad()
+def clip_losses(model: Path, folder: str) -> list[list[list[float]]]:
+    """Of each held-out clip, by codebook: the sum of its losses and the number of its labels, [N, K, 2]."""
+    processor = HiggsAudioProcessor.from_pretrained(NANO)
+    lesson = Lesson(HiggsAudioForConditionalGeneration.from_pretrained(model, dtype=torch.float32)).eval()
+    samples = [sample for sample in read_samples(folder) if sample.speaker in PROFILES][:NUM_CLIPS]
+    composer = Composer(samples, PROFILES, "heart", Mix(reference=0.0, plain=0.0))
+    found = []
+    for number in range(len(samples)):
+        dialogue = composer.compose(number, torch.Generator().manual_seed(number))
+        batch = collate([dialogue], processor)
+        sums, labels = lesson(batch), counts(batch, lesson.model.config.audio_stream_eos_id)
+        found.append([[float(sums[f"codebook_{k}"]), labels[f"codebook_{k}"]] for k in range(BOOKS)])
+    return found
+
+
+def speaker(model: Path) -> Callable[[str, str, int], Spoken]:
+    """A system that speaks with this language model and nano's audio tokenizer."""
+
+    @cache
+    def loaded() -> HiggsAudio:
+        processor = HiggsAudioProcessor.from_pretrained(NANO)
+        voices = {name: {"profile": profile} for name, profile in PROFILES.items()}
+        return HiggsAudio(
+            HiggsAudioForConditionalGeneration.from_pretrained(model, dtype=torch.float32), processor, voices
+        )
+
+    def speak(text: str, voice: str, draw: int) -> Spoken:
+        speech = loaded().generate(text, voice, seed=draw, **SAMPLING)
+        return Spoken(speech.waveform, speech.finish_reason == "stop")
+
+    return speak
+
+
+def loss_table(losses: dict[str, np.ndarray]) -> str:
+    """Mean losses in nats, by codebook and of all; how much less the first arm's are."""
+    first = next(iter(losses.values()))
+    lines = ["| | " + " | ".join([*map(str, range(BOOKS)), "all", "DualFFN less (95 %)"]) + " |"]
+    lines.append("| --- |" + " ---: |" * (BOOKS + 2))
+    for arm, found in losses.items():
+        means = found[..., 0].sum(0) / found[..., 1].sum(0)
+        saved = found[..., 0].sum(1) - first[..., 0].sum(1)  # [N]
+        labels = found[..., 1].sum(1)
+        low, high = bootstrap_interval(saved, labels)
+        cells = [*(f"{mean:.2f}" for mean in means), f"{found[..., 0].sum() / labels.sum():.3f}"]
+        cells.append("-" if found is first else f"{saved.sum() / labels.sum():.3f} ({low:.3f} to {high:.3f})")
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if "heldout" in line]
+
+
+def plot(curves: dict[str, list[dict[str, float]]], losses: dict[str, np.ndarray], path: Path) -> None:
+    """Held-out loss over the steps, and of each codebook at the end with its interval."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    for number, (arm, curve) in enumerate(curves.items()):
+        left.plot([line["step"] for line in curve], [line["heldout_0"] for line in curve], marker="o", label=arm)
+        found = losses[arm]
+        means = found[..., 0].sum(0) / found[..., 1].sum(0)
+        ends = np.array([bootstrap_interval(found[:, k, 0], found[:, k, 1]) for k in range(BOOKS)]).T
+        places = np.arange(BOOKS) + 0.25 * (number - 1)
+        right.errorbar(places, means, [means - ends[0], ends[1] - means], fmt="o", capsize=3, label=arm)
+    left.set(xlabel="step", ylabel="held-out loss of codebook 0, nats")
+    right.set(xlabel="codebook", ylabel="held-out loss at the end, nats, 95 %")
+    left.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
