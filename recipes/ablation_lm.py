@@ -43,16 +43,14 @@ def main() -> None:
     args = parse_arguments()
     out, runs = Path(args.out), Path(args.runs)
     out.mkdir(parents=True, exist_ok=True)
-    losses = {
-        arm: kept(out / f"losses-{run}.json", lambda run=run: clip_losses(runs / run / "model", args.heldout))
-        for arm, run in ARMS.items()
-    }
+    models = {arm: runs / folder / "model" for arm, folder in ARMS.items()}
+    losses = {arm: kept(out / f"losses-{ARMS[arm]}.json", model, args.heldout) for arm, model in models.items()}
     source = source_folder(Path(args.speech), out / "source")
-    systems: dict[str, Any] = {"source": source} | {arm: speaker(runs / run / "model") for arm, run in ARMS.items()}
+    systems: dict[str, Any] = {"source": source} | {arm: speaker(model) for arm, model in models.items()}
     run(systems, dataclasses.replace(heldout(tuple(VOICES), args.limit), rotated=True), out)
     report = loss_table(losses) + "\n\n" + (out / "table.md").read_text(encoding="utf-8")
     (out / "ablation.md").write_text(report + "\n", encoding="utf-8")
-    plot({arm: metrics(runs / run) for arm, run in ARMS.items()}, losses, out / "ablation.png")
+    plot({arm: metrics(runs / folder) for arm, folder in ARMS.items()}, losses, out / "ablation.png")
     print(report)
 
 
@@ -66,10 +64,10 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def kept(path: Path, made: Callable[[], list]) -> np.ndarray:
-    """What a file has, or what is made now and written there."""
+def kept(path: Path, model: Path, heldout: str) -> np.ndarray:
+    """`clip_losses`, from the file where they are there."""
     if not path.exists():
-        path.write_text(json.dumps(made()), encoding="utf-8")
+        path.write_text(json.dumps(clip_losses(model, heldout)), encoding="utf-8")
     return np.array(json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -469,7 +469,7 @@ def test_what_a_recipe_cannot_mean_is_a_recipe_error_before_anything_is_written(
     assert not Path(recipe.output).exists()
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes").rglob("lm*.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes").rglob("*lm*.yaml")), ids=str)
 def test_every_recipe_of_the_repository_is_read(path):
     recipe = load_recipe(path, LanguageModelRecipe)
     assert mix_of(recipe) and len(recipe.codebook_weights) == 8

@@ -8,6 +8,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -1157,6 +1158,11 @@ def test_a_text_of_more_phones_than_a_byte_counts_is_aligned():
     assert total == 0.0
     assert path[::2].tolist() == list(range(150))
     assert (path[1::2] == -1).all()
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes").rglob("*tokenizer*.yaml")), ids=str)
+def test_every_tokenizer_recipe_of_the_repository_is_read(path):
+    assert load_recipe(path, tokenizer.TokenizerRecipe).num_steps >= 1000
 
 
 def tokenizer_recipe(corpus, output, **changes):

@@ -15,6 +15,7 @@ from higgs_audio.errors import (
     CheckpointError,
     CodesError,
     HiggsAudioError,
+    NumericsError,
     OptionError,
     PromptError,
     TextError,
@@ -452,3 +453,38 @@ def test_a_stream_that_is_left_leaves_nothing_behind(tts, monkeypatch):
 
     asyncio.run(leave())
     assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+
+def test_a_batch_that_is_interrupted_leaves_nothing_behind(tts, monkeypatch):
+    prefer(tts, monkeypatch, -100.0)
+    step, steps = tts.engine._runner.step, []
+
+    def interrupted(*args):
+        steps.append(1)
+        if len(steps) == 20:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(tts.engine._runner, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tts.generate_batch([LONG, LONG], seed=1)
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+    assert tts.generate("Hello there.", seed=5).seconds > 0
+
+
+def test_a_text_whose_numbers_fail_does_not_take_the_others_with_it(tts, monkeypatch):
+    healthy = [tts.generate(text, seed=3).codes for text in ("Hello there.", "Good night.")]
+    logits = tts.engine._runner.step
+
+    def spoiled(columns, positions):
+        made = logits(columns, positions).clone()
+        if len(tts.engine._speaking) == 3:
+            made[tts.engine._speaking[1].rows[0]] = float("nan")
+        return made
+
+    monkeypatch.setattr(tts.engine._runner, "step", spoiled)
+    requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", "Bad luck.", "Good night.")]
+    first, broken, last = tts.speak_together(requests)
+    assert isinstance(broken, NumericsError)
+    assert np.array_equal(first.codes, healthy[0])
+    assert np.array_equal(last.codes, healthy[1])

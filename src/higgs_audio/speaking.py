@@ -22,6 +22,7 @@ from higgs_audio.rules import read_rules, read_seeds
 FIRST_CHUNK_FRAMES = 4
 NEXT_CHUNK_FRAMES = 8
 MAX_CHUNK_FRAMES = 64
+PATIENT_CHUNK_FRAMES = 256  # longer than most utterances
 SILENCE_FRAMES = 50  # of zeros, encoded to learn which codes stand for silence
 
 
@@ -114,12 +115,16 @@ def request_of(model: HiggsAudioForConditionalGeneration, options: Mapping[str, 
     )
 
 
-def sound_of(answer: Answer, codec: HiggsAudioTokenizer) -> Iterator[Chunk]:
-    """Columns -> frames -> chunks, each twice as long as the last. Closing it leaves the answer as it is."""
+def sound_of(answer: Answer, codec: HiggsAudioTokenizer, soon: bool = True) -> Iterator[Chunk]:
+    """Columns -> frames -> chunks, each twice as long as the last. Closing it leaves the answer as it is.
+
+    Where nobody waits for the first (not `soon`) all are of the greatest length, and little is decoded twice.
+    """
     num_codebooks, marker = codec.config.num_codebooks, codec.config.codebook_size
     aligner, decoder = FrameAligner(num_codebooks, marker, marker + 1), StreamDecoder(codec)
     frames: list[list[int]] = []
-    size, later = codec.decoder_context[1] + FIRST_CHUNK_FRAMES, NEXT_CHUNK_FRAMES
+    first, later = (FIRST_CHUNK_FRAMES, NEXT_CHUNK_FRAMES) if soon else (PATIENT_CHUNK_FRAMES, PATIENT_CHUNK_FRAMES)
+    size, most = codec.decoder_context[1] + first, max(later, MAX_CHUNK_FRAMES)
     for column in answer:
         frame = aligner.push(column)
         if frame is not None:
@@ -127,7 +132,7 @@ def sound_of(answer: Answer, codec: HiggsAudioTokenizer) -> Iterator[Chunk]:
         if len(frames) == size:
             codes = _stack(frames, num_codebooks)
             yield Chunk(_samples(decoder.push(codes.to(codec.device))), codes)
-            frames, size, later = [], later, min(2 * later, MAX_CHUNK_FRAMES)
+            frames, size, later = [], later, min(2 * later, most)
     codes = _stack(frames, num_codebooks)
     last = _samples(decoder.push(codes.to(codec.device))), _samples(decoder.finish())
     yield Chunk(np.concatenate(last), codes, answer.finish_reason)

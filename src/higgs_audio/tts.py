@@ -1,6 +1,7 @@
 """HiggsAudio: text in, speech out. Where processor, engine and audio tokenizer meet; glue only."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -334,8 +335,9 @@ class HiggsAudio:
 
     # The work.
 
-    def _speak(self, request: SpeechRequest, first: Answer | None = None) -> Iterator[Chunk]:
-        """All utterances, one after another, in one voice; `first` is the answer to the first where it is asked for.
+    def _speak(self, request: SpeechRequest, asked: Sequence[Answer] = ()) -> Iterator[Chunk]:
+        """All utterances, one after another, in one voice. The first of them may have been `asked` for before; then
+        nobody waits for a first chunk.
 
         Each is asked for in the voice of the request. Where there is none, the first utterance comes before all
         others as a turn already spoken, or every one would be spoken by somebody else.
@@ -346,10 +348,10 @@ class HiggsAudio:
             if left == 0:
                 yield Chunk(np.zeros(0, np.float32), torch.zeros(self.codec.config.num_codebooks, 0).long(), "length")
                 return
-            answer = first if first is not None and not number else self._ask(request, number, spoken, left)
+            answer = asked[number] if number < len(asked) else self._ask(request, number, spoken, left)
             codes = []
             try:
-                for chunk in sound_of(answer, self.codec):
+                for chunk in sound_of(answer, self.codec, soon=not asked):
                     codes.append(chunk.codes)
                     yield chunk
             finally:
@@ -360,27 +362,34 @@ class HiggsAudio:
                 spoken = (Turn(utterance, SPEAKER, whole.numpy()),)
 
     def speak_together(self, requests: Sequence[SpeechRequest]) -> list[Speech | HiggsAudioError]:
-        """Every request, or what it failed with: all are asked for first, then heard in turns.
+        """Every request, or what it failed with: all that can be is asked for first, then heard in turns.
 
         Raises QueueFullError for more requests than the engine lets wait.
         """
-        said = [Said(self.sample_rate) for _ in requests]
-        errors: dict[int, HiggsAudioError] = {}
-        speakers = {
-            number: self._speak(request, self._ask(request, 0, (), request.max_frames))
-            for number, request in enumerate(requests)
-        }
-        while speakers:
-            for number, speaker in list(speakers.items()):
-                try:
-                    chunk = next(speaker, None)
-                except HiggsAudioError as error:
-                    errors[number], chunk = error, None
-                if chunk is None:
-                    del speakers[number]
-                else:
-                    said[number].add(chunk)
+        asked = [self._ask_ahead(request) for request in requests]
+        said, errors = [Said(self.sample_rate) for _ in requests], {}
+        speakers = {n: self._speak(request, asked[n]) for n, request in enumerate(requests)}
+        try:
+            while speakers:
+                for number, speaker in list(speakers.items()):
+                    try:
+                        chunk = next(speaker, None)
+                    except HiggsAudioError as error:
+                        errors[number], chunk = error, None
+                    if chunk is None:
+                        del speakers[number]
+                    else:
+                        said[number].add(chunk)
+        finally:
+            for answer in itertools.chain(*asked):  # nothing where they are done
+                answer.cancel()
         return [errors.get(number) or one.speech() for number, one in enumerate(said)]
+
+    def _ask_ahead(self, request: SpeechRequest) -> list[Answer]:
+        """Asks for all utterances that do not depend on others: without a voice or with a limit, the first."""
+        free = request.voice is not None and request.max_frames is None
+        count = len(request.utterances) if free else 1
+        return [self._ask(request, number, (), request.max_frames) for number in range(count)]
 
     def _ask(self, request: SpeechRequest, number: int, spoken: tuple[Turn, ...], left: int | None) -> Answer:
         """Asks the engine for one utterance of at most `left` frames."""
