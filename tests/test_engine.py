@@ -433,3 +433,6 @@ def test_the_model_can_still_be_saved_and_trained_after_an_engine_has_joined_its
     assert list(engine.submit(requests[1])) == alone(own, requests[1])[0] != first
     own.load_state_dict(before)
     assert list(engine.submit(requests[1])) == first
+    own.double()
+    assert list(engine.submit(requests[3])) == alone(own, requests[3])[0]
+    assert engine._runner.fused

@@ -60,7 +60,8 @@ class Engine:
     """Runs requests on one model.
 
     Args:
-        model: the language model, in eval mode.
+        model: the language model, in eval mode. It may be moved or converted while nobody speaks; where its weights
+            are changed in place, `forget`.
         memory: bytes for keys and values, a quarter of them for prompts that may come again; when None 4 GiB, taken
             as they are needed, or half of what a GPU has free.
         context: most positions of a prompt and its answer; when None 4096, or what the model was made for.
@@ -103,9 +104,9 @@ class Engine:
         self.max_rows = min(room, MAX_ROWS) if max_rows is None else max_rows
         check_count("max_rows", self.max_rows, 1, room)
         self.config, self._piece, self._silent = model.config, piece, frozenset(silent)
-        self._cache = KVCache(config, self.max_rows, self.context, model.dtype, model.device)
-        self._runner = Runner(model, self._cache, fused)
+        self._model, self._wants_fused = model, fused
         self._prefixes = PrefixCache(int(memory * PREFIX_SHARE))
+        self._begin()
         self._scheduler = Scheduler(self.max_rows, max_waiting)
         self._runs: dict[Ticket, _Run] = {}
         self._reading: list[_Run] = []  # admitted, in order; rows belong to the first alone
@@ -115,6 +116,13 @@ class Engine:
         self._cancelled: list[Answer] = []
         self._changed = threading.Condition()
         self._has_driver = False
+
+    def _begin(self) -> None:
+        """A cache and a runner for the model as it is now."""
+        model = self._model
+        self._cache = KVCache(model.model.text_config, self.max_rows, self.context, model.dtype, model.device)
+        self._runner = Runner(model, self._cache, self._wants_fused)
+        self._prefixes.clear()
 
     # What others may call, from any thread.
 
@@ -128,6 +136,8 @@ class Engine:
         """
         self._check(request)
         with self._changed:
+            if not self._runs and not self._runner.is_current:
+                self._begin()  # the model was moved or converted
             ticket = self._scheduler.add(request.num_rows, request.priority)
             answer = Answer(self._wait, self._cancel)
             guard = Guard(self._silent, self.config.audio_stream_bos_id) if request.guarded else None

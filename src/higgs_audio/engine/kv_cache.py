@@ -53,6 +53,10 @@ class KVCache:
         """Taken now."""
         return self._state.numel() * self._state.element_size()
 
+    def fits(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether it is of a model there, of that type."""
+        return self._state.device == device and self._state.dtype == dtype
+
     def reserve(self, num_rows: int, num_positions: int) -> None:
         """Makes room for rows of so many positions; what is there stays."""
         rows, positions = self._state.shape[2], self._state.shape[4]

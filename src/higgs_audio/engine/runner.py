@@ -40,6 +40,11 @@ class Runner:
         positions = torch.arange(cache.max_positions, device=model.device)[None]
         self._turns = turning(*self._trunk.rotary_emb(positions, model.dtype))  # [T, 2, 1, H]
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the joined matrices are still the model's: they are not where it was moved or converted."""
+        return self.cache.fits(self.model.device, self.model.dtype) and all(layer.is_current for layer in self._fused)
+
     @torch.inference_mode()
     def read(self, rows: Sequence[int], ids: Tensor, columns: Tensor, start: int) -> None:
         """A piece of a prompt, for one row or for the same positions of several.
@@ -154,11 +159,17 @@ class FusedLayer:
         self._before, self._between = (FusedNorm(norm) for norm in norms)
         self._qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj)
         self._gate_up = joined(feed.gate_proj, feed.up_proj)
+        self._views = ((self._qkv, attention.q_proj), (self._gate_up, feed.gate_proj))
         self._out, self._down, self._act = attention.o_proj, feed.down_proj, feed.act
         self._number, self._width = attention.layer_idx, attention.head_dim
         self.num_values = attention.v_proj.out_features // self._width  # N_kv
         self._num_queries = attention.q_proj.out_features // self._width  # N
         self._grouped = self._num_queries != self.num_values
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the layer's weights still are views of the joined ones."""
+        return all(joined[0].data_ptr() == part.weight.data_ptr() for joined, part in self._views)
 
     def __call__(self, hidden: Tensor, turn: Tensor, mask: Tensor | None, place: "_Step") -> Tensor:
         """Rows `[R, D]` to rows `[R, D]`; `turn [R, 2, 1, H]` is of `turning`."""
