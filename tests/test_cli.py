@@ -70,6 +70,14 @@ def test_speak_streams_raw_samples_into_a_pipe(tiny_checkpoint, tmp_path):
     assert np.abs(streamed - soundfile.read(tmp_path / "hello.wav")[0]).max() < 2e-4
 
 
+def test_speak_tells_how_often_it_tried_and_what_was_heard(run, fails, tiny_checkpoint):
+    """The tiny checkpoint makes noise, in which nobody hears the text."""
+    code, out, err = run("speak", "Hello.", "-o", "hello.wav", "--model", tiny_checkpoint, "--seed", 1, "--tries", 2)
+    assert (code, out) == (0, "hello.wav\n")
+    assert "word errors after 2 of 2 tries; heard:" in err
+    assert "leave --stream out" in fails("speak", "Hello.", "--model", tiny_checkpoint, "--tries", 2, "--stream")
+
+
 def test_batch_speaks_a_list_goes_on_where_it_was_and_tells_what_failed(run, tiny_checkpoint, recording, tmp_path):
     lines = [
         {"id": "one", "text": "Hello.", "seed": 1},

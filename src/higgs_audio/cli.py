@@ -15,6 +15,7 @@ from higgs_audio.errors import HiggsAudioError, OptionError, TextError, VoiceErr
 
 if TYPE_CHECKING:
     from higgs_audio.codec import HiggsAudioTokenizer
+    from higgs_audio.speaking import Speech
     from higgs_audio.tts import HiggsAudio
 
 app = typer.Typer(
@@ -69,6 +70,7 @@ def speak(
     codec_device: Annotated[str | None, typer.Option(help="Of the audio tokenizer; --device when left out.")] = None,
     weights: Annotated[str | None, typer.Option(metavar="int8|nf4", help="Quantise: 8 or 4 bits a weight.")] = None,
     offload_text: Annotated[bool, typer.Option("--offload-text", help="Text weights stay in host memory.")] = False,
+    tries: Annotated[int, typer.Option(help="Say it again, at most so often, until a listener hears it.")] = 1,
     stream: Annotated[bool, typer.Option("--stream", help="Play while it speaks; into a pipe: raw 16-bit.")] = False,
 ) -> None:
     """Speak a text into a file, or aloud."""
@@ -77,6 +79,8 @@ def speak(
     from higgs_audio.text import check_speakable
 
     said = check_speakable(_read_text(text, file))
+    if stream and tries > 1:
+        raise OptionError("--tries hears all of it before it is handed out: leave --stream out")
     player = find_player() if stream and sys.stdout.isatty() else None
     if not stream:
         _check_output(output, FORMATS)
@@ -91,7 +95,10 @@ def speak(
         play(tts.stream(said, chosen, seed=seed, **options), tts.sample_rate, player)
         return
     with _seconds_made("speaking") as progress:
-        speech = tts.generate(said, chosen, seed=seed, progress=progress, **options)
+        if tries == 1:
+            speech = tts.generate(said, chosen, seed=seed, progress=progress, **options)
+        else:
+            speech = _verified(tts, said, chosen, tries, seed, options)
     wall = time.perf_counter() - loaded
     write(speech.waveform, output)
     _report(
@@ -256,6 +263,17 @@ def _read_overrides(given: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise OptionError(f"--set {item!r}: the value is not YAML") from error
     return overrides
+
+
+def _verified(
+    tts: "HiggsAudio", text: str, voice: Any, tries: int, seed: int | None, options: dict[str, Any]
+) -> "Speech":
+    """The best of several tries, and what was heard in it."""
+    from higgs_audio.evaluate.redraw import speak_verified
+
+    best = speak_verified(tts, text, voice, num_tries=tries, seed=seed, **options)
+    _report(f"{best.errors.errors} word errors after {best.num_tries} of {tries} tries; heard: {best.transcript}")
+    return best.speech
 
 
 def _read_text(text: str | None, file: Path | None) -> str:
