@@ -6,7 +6,12 @@ Everything runs as it is, on tiny networks and clips of hummed phones made here.
 import dataclasses
 import itertools
 import json
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +20,7 @@ import pytest
 import soundfile
 import torch
 from corpus import HUBERT, RATE, TEXTS, hum, write_corpus
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.nn import functional as F
 
@@ -837,6 +842,36 @@ def test_a_language_model_killed_and_resumed_equals_one_that_was_not(prepared, t
     """Killed among the short clips, and again among all of them."""
     recipe = lm_recipe(prepared, tiny_checkpoint, num_steps=8, batch_positions=400, short_share=0.5)
     check_resumed(monkeypatch, tmp_path, lm, lm.train_language_model, recipe, deaths=(4, 4))
+
+
+def test_a_run_killed_by_the_system_at_any_step_ends_with_the_same_bits(prepared, tiny_checkpoint, tmp_path):
+    """kill -9 of the command, at a step that differs from run to run, and the same command again."""
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder in folders:
+        recipe = lm_recipe(
+            prepared, tiny_checkpoint, output=str(folder), num_steps=60, batch_positions=400, log_every=1
+        )
+        save_recipe(recipe, tmp_path / f"{folder.name}.yaml")
+    command = [sys.executable, "-m", "higgs_audio", "train", "lm"]
+    last = random.randint(1, 40)
+    with subprocess.Popen([*command, tmp_path / "killed.yaml"], stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (steps_of(folders[1]) and steps_of(folders[1])[-1] >= last):
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert steps_of(folders[1])[-1] < 60
+    for folder in folders:
+        subprocess.run([*command, tmp_path / f"{folder.name}.yaml"], check=True, capture_output=True)
+    whole, killed = (load_file(folder / "model" / "model.safetensors") for folder in folders)
+    assert all(np.array_equal(whole[name], killed[name]) for name in whole), f"killed at step {last}"
+    assert steps_of(folders[1]) == steps_of(folders[0])
+
+
+def steps_of(folder):
+    """Numbers of the steps in a run's metrics so far; a line that is being written is passed over."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line)["step"] for line in lines]
 
 
 def tiny_run(folder, parts):
