@@ -182,7 +182,7 @@ def test_with_text_weights_at_home_the_codes_are_the_same_and_each_layer_travels
     assert (tts.generate(TEXT, seed=1).codes == codes).all()
     assert codes.shape[1] > 2
     assert offload.layers_sent == offload.num_layers == 2  # by the prompt; no step of audio sends anything
-    assert len(heads) == 1
+    assert heads == []  # an utterance is sound, so nobody asks for the next text token
     sizes = [num_bytes(p) for name, p in tts.model.named_parameters() if ".mlp." in name]
     assert offload.bytes_sent == sum(sizes)
 
@@ -272,6 +272,7 @@ def test_the_audio_tokenizer_is_on_its_own_device_and_codes_are_brought_there(ti
 
     monkeypatch.setattr(StreamDecoder, "push", push)
     monkeypatch.setattr(StreamDecoder, "finish", lambda decoder: torch.zeros(0))
+    monkeypatch.setattr("higgs_audio.tts.silent_codes", lambda codec: frozenset())
     speech = tts.generate(TEXT, seed=1)
     assert seen == {"meta"}
     assert (speech.codes == codes).all()

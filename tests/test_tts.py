@@ -85,7 +85,7 @@ def test_the_first_chunk_comes_after_a_few_frames(tts, monkeypatch):
     """4 frames and those that this decoder looks ahead, whatever the length of the text."""
     prefer(tts, monkeypatch, -100.0)
     first = next(tts.stream(LONG * 10, seed=2))
-    assert first.seconds == pytest.approx(4 / 25)
+    assert 4 / 25 <= first.seconds < 5 / 25
 
 
 def test_chunks_double_so_that_little_is_decoded_twice(tts, monkeypatch):

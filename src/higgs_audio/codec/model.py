@@ -242,9 +242,13 @@ class HiggsAudioTokenizer(PreTrainedModel):
         Traceback (most recent call last):
         higgs_audio.errors.CodesError: codes from 1024 to 1024: allowed are 0 to 1023; stream markers must be removed
         """
+        return TokenizerDecoderOutput(audio_values=self.acoustic_decoder(self.acoustic_features(audio_codes)))
+
+    def acoustic_features(self, audio_codes: Tensor) -> Tensor:
+        """What the acoustic decoder makes sound of: codes `[B, k, F]` to `[B, D_a, F]`; raises as `decode`."""
         self._check_codes(audio_codes)
         latent = self.quantizer.decode(audio_codes.long())  # [B, F, D]
-        return TokenizerDecoderOutput(audio_values=self._sound(latent))
+        return self.fc2(latent).transpose(1, 2)
 
     def forward(self, input_values: Tensor, depth: Tensor | None) -> TokenizerTrainingOutput:
         """The training pass: encode, quantize, decode, with gradients.

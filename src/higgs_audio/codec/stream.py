@@ -6,14 +6,48 @@ import torch
 from torch import Tensor
 
 from higgs_audio.codec.model import HiggsAudioTokenizer
+from higgs_audio.codec.vocos import VocosDecoder, VocosStream
 
 
 class StreamDecoder:
-    """Decodes one stream piece by piece; a frame is sounded once every frame it depends on is known.
+    """Decodes one stream piece by piece; a sample is sounded once every frame it depends on is known.
 
-    The tokenizer's decoder sees a fixed number of frames to either side (`decoder_context`, from the config), so
-    a window with that much around it gives the samples that the whole gives.
+    Each piece is computed once where the body can remember ("vocos"); otherwise ("dac") with its neighbours around it,
+    as many frames as `decoder_context` says.
     """
+
+    def __init__(self, tokenizer: HiggsAudioTokenizer) -> None:
+        body = tokenizer.acoustic_decoder
+        self._way = _Memory(tokenizer, body) if isinstance(body, VocosDecoder) else _Window(tokenizer)
+
+    def push(self, codes: Tensor) -> Tensor:
+        """The next codes `[K, F]`, F >= 0, to the samples `[S]` that they make certain; S may be 0."""
+        return self._way.push(codes)
+
+    def finish(self) -> Tensor:
+        """The samples `[S]` that waited for frames to their right."""
+        return self._way.finish()
+
+
+class _Memory:
+    """The decoder's layers remember; see `VocosStream`."""
+
+    def __init__(self, tokenizer: HiggsAudioTokenizer, body: VocosDecoder) -> None:
+        self._tokenizer, self._stream = tokenizer, VocosStream(body)
+
+    @torch.no_grad()
+    def push(self, codes: Tensor) -> Tensor:
+        if not codes.shape[1]:
+            return torch.zeros(0)
+        return self._stream.push(self._tokenizer.acoustic_features(codes[None]))[0, 0]
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        return self._stream.finish()
+
+
+class _Window:
+    """The decoder sees a fixed number of frames to either side, so a window with that much around it is enough."""
 
     def __init__(self, tokenizer: HiggsAudioTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -22,13 +56,11 @@ class StreamDecoder:
         self._done = 0  # frames of the window already sounded
 
     def push(self, codes: Tensor) -> Tensor:
-        """The next codes `[K, F]`, F >= 0, to the samples `[S]` that they make certain; S may be 0."""
         window = codes if self._window is None else torch.cat([self._window, codes], dim=1)
         self._window = window
         return self._sound(window.shape[1] - self._right)
 
     def finish(self) -> Tensor:
-        """The samples `[S]` that waited for frames to their right."""
         return self._sound(0 if self._window is None else self._window.shape[1])
 
     def _sound(self, stop: int) -> Tensor:
