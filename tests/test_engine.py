@@ -23,6 +23,12 @@ GREEDY = SamplingOptions(do_sample=False, top_k=None, ras_win_len=None)
 CONTEXT = 256
 
 
+@pytest.fixture(autouse=True)
+def growing(monkeypatch):
+    """The cache begins small, so that it grows in the middle of steps too."""
+    monkeypatch.setattr("higgs_audio.engine.kv_cache.FIRST_POSITIONS", 8)
+
+
 @pytest.fixture(scope="module")
 def model():
     return fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
@@ -283,6 +289,33 @@ def test_logits_that_are_no_numbers_end_their_request_alone(model, requests, wan
     assert (list(healthy), healthy.finish_reason) == wanted[4]
     with pytest.raises(NumericsError, match="NaN or infinity"):
         list(broken)
+
+
+@pytest.mark.parametrize("place", ["_leave", "_join", "_settle", "_hand_out"])
+def test_an_error_in_the_books_leaves_an_engine_that_works(model, requests, wanted, monkeypatch, place):
+    """Half a change of the books is no state to go on from; the error behind it was told by another one."""
+    engine = make_engine(model, max_rows=3)
+    answers = [engine.submit(request) for request in requests[:6]]
+    whole, calls = getattr(engine, place), []
+
+    def broken(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("half way")
+        return whole(*args)
+
+    monkeypatch.setattr(engine, place, broken)
+    told = 0
+    for number, answer in enumerate(answers):
+        try:
+            columns = list(answer)
+        except RuntimeError as error:
+            told += str(error) == "half way"
+        else:
+            assert (columns, answer.finish_reason) == wanted[number]
+    assert told >= 1
+    again = [engine.submit(request) for request in requests]
+    assert [(list(answer), answer.finish_reason) for answer in again] == wanted
 
 
 def test_a_step_that_fails_is_told_to_everybody_and_the_engine_goes_on(model, requests, wanted):

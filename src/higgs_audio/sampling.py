@@ -161,13 +161,14 @@ def uniforms(seeds: Tensor, steps: Tensor, num: int) -> Tensor:
         num: lanes.
 
     Returns:
-        [B, num] float64, 0 <= u < 1, in steps of 2**-52.
+        [B, num], 0 <= u < 1: float64 in steps of 2**-52, or float32 of 2**-24 on a device that has no more (mps).
 
     Source: the finalizer of SplitMix64 (Steele, Lea and Flood 2014), twice.
     """
     lanes = torch.arange(num, device=seeds.device)  # [num]
     mixed = _mix(_mix(seeds) + steps)[:, None] + (lanes + 1) * _GOLDEN  # wraps around, as it is meant to
-    return (_mix(mixed) >> 12 & (1 << 52) - 1).double() / (1 << 52)
+    bits, kind = (24, torch.float32) if seeds.device.type == "mps" else (52, torch.float64)
+    return (_mix(mixed) >> 64 - bits & (1 << bits) - 1).to(kind) / (1 << bits)
 
 
 # Odd constants of SplitMix64, as signed 64-bit integers.
@@ -205,7 +206,7 @@ def sample(logits: Tensor, options: SamplingOptions, noise: Tensor) -> Tensor:
 
 def draw(logits: Tensor, noise: Tensor) -> Tensor:
     """[..., V] logits -> [...] ids: each is where the probabilities, added up from id 0 on, pass its `noise`."""
-    reached = logits.float().softmax(dim=-1).double().cumsum(dim=-1)  # [..., V]
+    reached = logits.float().softmax(dim=-1).to(noise.dtype).cumsum(dim=-1)  # [..., V]
     return (reached <= noise[..., None] * reached[..., -1:]).sum(dim=-1)
 
 

@@ -260,9 +260,14 @@ class Engine:
             self._cache.release()
 
     def _fail(self, error: Exception) -> None:
-        for run in list(self._runs.values()):
-            self._end(run, None, error)
+        """Everybody is told, and everything begins anew: after half a step nothing is certain."""
+        runs = list(self._runs.values())
+        self._runs.clear()
+        self._reading, self._speaking, self._lanes, self._places = [], [], None, None
+        self._scheduler.clear()
         self._cache.release()
+        for run in runs:
+            run.answer.close(error=error)
 
     def _take_rows(self, run: _Run) -> None:
         """The next rows behind those who speak. Whoever has begun to read moves up behind them, later."""

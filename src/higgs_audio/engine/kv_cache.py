@@ -66,7 +66,9 @@ class KVCache:
         rows = min(self.max_rows, _doubled(rows or 1, num_rows))
         positions = min(self.max_positions, _doubled(positions or FIRST_POSITIONS, num_positions))
         old = self._state
-        self._state = old.new_zeros(self._sized(rows, positions))  # no NaN: what is masked is still multiplied by 0
+        with torch.inference_mode(False):  # whoever asks: a tensor made in that mode cannot be written to outside of it
+            # Zeros and no NaN: what is masked is still multiplied by 0.
+            self._state = torch.zeros(self._sized(rows, positions), dtype=old.dtype, device=old.device)
         self._state[:, :, : old.shape[2], :, : old.shape[4]] = old
 
     def release(self) -> None:

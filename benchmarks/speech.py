@@ -1,0 +1,72 @@
+"""From text to sound, as a user sees it: real-time factor, first sound, several texts at once.
+
+    python benchmarks/speech.py [OUT.json] [--model nano] [--rounds 5] [--together 16]
+
+In one process that has spoken before. A round speaks one text alone, `stream`s it, and speaks `--together` copies of it
+with other seeds one after another and at once; figures are medians over rounds, ratios within a round.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from higgs_audio import HiggsAudio
+
+TEXT = (
+    "The sun rises in the east and sets in the west. This simple fact has been observed by humans for thousands of "
+    "years."
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", type=Path)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--together", type=int, default=16)
+    args = parser.parse_args()
+    tts = HiggsAudio.from_pretrained(args.model)
+    rounds = [measure(tts, number, args.together) for number in range(args.rounds + 1)][1:]  # the first warms up
+    report = {name: spread([one[name] for one in rounds]) for name in rounds[0]}
+    report |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    if args.out is not None:
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name, value in report.items():
+        print(f"| {name} | {value if not isinstance(value, list) else '{:.3f} ({:.3f} to {:.3f})'.format(*value)} |")
+
+
+def measure(tts: HiggsAudio, seed: int, together: int) -> dict[str, float]:
+    """One round. Sound that is made in a second, and what is asked of the first of it."""
+    alone, speech = timed(lambda: tts.generate(TEXT, seed=seed))
+    plain, unguided = timed(lambda: tts.generate(TEXT, seed=seed, text_guidance_scale=1.0))
+    first, _ = timed(lambda: next(tts.stream(TEXT, seed=seed)))
+    serial, one_by_one = timed(lambda: [tts.generate(TEXT, seed=seed) for _ in range(max(1, together // 4))])
+    at_once, batch = timed(lambda: tts.generate_batch([TEXT] * together, seed=seed))
+    rate = sum(one.seconds for one in batch) / at_once
+    return {
+        "real-time factor": alone / speech.seconds,
+        "real-time factor without guidance": plain / unguided.seconds,
+        "first sound, s": first,
+        f"sound a second, {together} at once, s": rate,
+        "times one after another": rate / (sum(one.seconds for one in one_by_one) / serial),
+    }
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    begin = time.perf_counter()
+    result = work()
+    return time.perf_counter() - begin, result
+
+
+def spread(values: list[float]) -> list[float]:
+    return [statistics.median(values), min(values), max(values)]
+
+
+if __name__ == "__main__":
+    main()
