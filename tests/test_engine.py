@@ -1,5 +1,6 @@
 """The engine: whoever joins, leaves or is set aside beside a request, it gets what the plain loop gives it alone."""
 
+import math
 import random
 import threading
 from dataclasses import replace
@@ -248,9 +249,18 @@ def test_a_request_that_the_cache_cannot_hold_is_refused(model):
 
 def test_an_engine_without_memory_for_a_row_says_how_much_it_needs(model):
     least = row_bytes(model.model.text_config, CONTEXT, torch.float32)
-    with pytest.raises(OptionError, match=rf"needs {round(least / 0.75)}"):
+    with pytest.raises(OptionError, match=rf"needs {math.ceil(least / 0.75)}"):
         Engine(model, memory=least, context=CONTEXT)
-    assert Engine(model, memory=4 * least, context=CONTEXT).max_rows == 3
+    assert Engine(model, memory=3 * math.ceil(least / 0.75), context=CONTEXT).max_rows == 3
+
+
+def test_where_nobody_says_how_much_memory_there_is_one_request_has_room(model, requests, wanted, monkeypatch):
+    """It is taken as it is needed, and most need little; a GPU that is nearly full spoke before there was an engine."""
+    monkeypatch.setattr("higgs_audio.engine.engine.free_memory", lambda device: 10)
+    engine = Engine(model)
+    assert engine.max_rows == 2
+    answer = engine.submit(requests[5])
+    assert (list(answer), answer.finish_reason) == wanted[5]
 
 
 def test_prompts_that_do_not_fit_are_refused(model):

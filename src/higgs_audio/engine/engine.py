@@ -4,6 +4,7 @@ Nobody but those who wait for columns does the work: whoever waits first takes s
 him. So there is no thread to start or to stop, and one request alone costs nothing more.
 """
 
+import math
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -62,8 +63,8 @@ class Engine:
     Args:
         model: the language model, in eval mode. It may be moved or converted while nobody speaks; where its weights
             are changed in place, `forget`.
-        memory: bytes for keys and values, a quarter of them for prompts that may come again; when None 4 GiB, taken
-            as they are needed, or half of what a GPU has free.
+        memory: bytes for keys and values, a quarter of them for prompts that may come again, taken as they are needed;
+            when None 4 GiB or half of what a GPU has free, and never less than for one request with guidance.
         context: most positions of a prompt and its answer; when None 4096, or what the model was made for.
         max_rows: that run at once; as many as the memory holds when None, at most 128. Guidance takes two.
         max_waiting: requests that may wait for room.
@@ -88,15 +89,15 @@ class Engine:
         fused: bool | None = None,
     ) -> None:
         config = model.model.text_config
-        memory = free_memory(model.device) if memory is None else memory
-        for name, value in (("memory", memory), ("max_waiting", max_waiting), ("piece", piece)):
-            check_count(name, value, 1)
         most = config.max_position_embeddings
         self.context = min(CONTEXT, most) if context is None else context
         check_count("context", self.context, 1, most)
-        room = int(memory * (1 - PREFIX_SHARE)) // row_bytes(config, self.context, model.dtype)
+        least = math.ceil(row_bytes(config, self.context, model.dtype) / (1 - PREFIX_SHARE))  # bytes for one row
+        memory = max(free_memory(model.device), 2 * least) if memory is None else memory
+        for name, value in (("memory", memory), ("max_waiting", max_waiting), ("piece", piece)):
+            check_count(name, value, 1)
+        room = memory // least
         if room < 1:
-            least = round(row_bytes(config, self.context, model.dtype) / (1 - PREFIX_SHARE))
             raise OptionError(
                 f"memory={memory} holds no row of {self.context} positions, which needs {least}; give more, or a "
                 "smaller context"
