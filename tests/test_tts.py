@@ -2,12 +2,15 @@
 
 import asyncio
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import higgs_audio.tts
 from higgs_audio import audio
 from higgs_audio.audio import Waveform
 from higgs_audio.errors import (
@@ -488,3 +491,21 @@ def test_a_text_whose_numbers_fail_does_not_take_the_others_with_it(tts, monkeyp
     assert isinstance(broken, NumericsError)
     assert np.array_equal(first.codes, healthy[0])
     assert np.array_equal(last.codes, healthy[1])
+
+
+def test_threads_that_speak_first_share_one_engine(tiny_checkpoint, monkeypatch):
+    made, make = [], higgs_audio.tts.Engine
+
+    def slow(*args, **options):
+        made.append(1)
+        time.sleep(0.2)
+        return make(*args, **options)
+
+    monkeypatch.setattr(higgs_audio.tts, "Engine", slow)
+    tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu")
+    with ThreadPoolExecutor(4) as pool:
+        codes = [speech.codes for speech in pool.map(lambda _: tts.generate("Hello there.", seed=1), range(4))]
+    assert len(made) == 1
+    assert all(np.array_equal(codes[0], other) for other in codes)
+    tts.engine = make(tts.model, context=512, max_rows=2)
+    assert tts.engine.context == 512

@@ -5,7 +5,6 @@ import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from types import NoneType
@@ -93,14 +92,23 @@ class HiggsAudio:
         self.processor = processor
         self._profiles = voices or {}
         self._writing = threading.Lock()  # a tokenizer serves one thread at a time
+        self._making = threading.Lock()
+        self._engine: Engine | None = None
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
         """What runs its requests, made when something is first said; put another here for other limits.
 
         Where the weights of the model are changed afterwards, `engine.forget()`.
         """
-        return Engine(self.model, silent=silent_codes(self.codec))
+        with self._making:  # two threads that speak first must not have one each
+            if self._engine is None:
+                self._engine = Engine(self.model, silent=silent_codes(self.codec))
+            return self._engine
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        self._engine = engine
 
     @classmethod
     def from_pretrained(
