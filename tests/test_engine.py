@@ -3,19 +3,20 @@
 import math
 import random
 import threading
+from collections import deque
 from dataclasses import replace
 
 import pytest
 import torch
 from oracle import AUDIO_EOS, BOS, K, collate, fill, make_codes, make_config, make_prompt
 
-from higgs_audio.engine import Engine, Request
+from higgs_audio.engine import Answer, Engine, Request
 from higgs_audio.engine.guard import FRAMES, Guard
 from higgs_audio.engine.kv_cache import KVCache, row_bytes
 from higgs_audio.engine.lanes import choose, first_lane
 from higgs_audio.engine.prefix import PrefixCache, prefix_key
 from higgs_audio.engine.scheduler import Scheduler
-from higgs_audio.errors import NumericsError, OptionError, PromptError, QueueFullError
+from higgs_audio.errors import HiggsAudioError, NumericsError, OptionError, PromptError, QueueFullError
 from higgs_audio.generate import generate
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.sampling import SamplingOptions, filter_logits, sample
@@ -180,7 +181,7 @@ def test_memory_is_what_it_was_after_a_thousand_requests(model):
         assert list(engine.submit(request))
         sizes.append(engine.num_bytes)
     assert max(sizes[100:]) == max(sizes[900:])
-    assert (engine.num_running, engine.num_waiting, engine._runs, engine._reading, engine._speaking) == (
+    assert (engine.num_running, engine.num_waiting, engine._runs, engine._reading, engine._rows.speaking) == (
         0,
         0,
         {},
@@ -290,9 +291,9 @@ def test_logits_that_are_no_numbers_end_their_request_alone(model, requests, wan
 
     def spoiled(columns, positions):
         logits = step(columns, positions).clone()
-        lane = next((n for n, run in enumerate(engine._speaking) if run.answer is broken), None)
-        if lane is not None and len(engine._speaking) == 2:
-            logits[engine._speaking[lane].rows[0], 3, 5] = float("nan")
+        lane = next((n for n, run in enumerate(engine._rows.speaking) if run.answer is broken), None)
+        if lane is not None and len(engine._rows.speaking) == 2:
+            logits[engine._rows.speaking[lane].rows[0], 3, 5] = float("nan")
         return logits
 
     engine._runner.step = spoiled
@@ -301,12 +302,13 @@ def test_logits_that_are_no_numbers_end_their_request_alone(model, requests, wan
         list(broken)
 
 
-@pytest.mark.parametrize("place", ["_leave", "_join", "_settle", "_hand_out"])
+@pytest.mark.parametrize("place", ["_rows.leave", "_rows.join", "_settle", "_hand_out"])
 def test_an_error_in_the_books_leaves_an_engine_that_works(model, requests, wanted, monkeypatch, place):
     """Half a change of the books is no state to go on from; the error behind it was told by another one."""
     engine = make_engine(model, max_rows=3)
     answers = [engine.submit(request) for request in requests[:6]]
-    whole, calls = getattr(engine, place), []
+    owner, place = (engine._rows, place[6:]) if place.startswith("_rows") else (engine, place)
+    whole, calls = getattr(owner, place), []
 
     def broken(*args):
         calls.append(1)
@@ -314,7 +316,7 @@ def test_an_error_in_the_books_leaves_an_engine_that_works(model, requests, want
             raise RuntimeError("half way")
         return whole(*args)
 
-    monkeypatch.setattr(engine, place, broken)
+    monkeypatch.setattr(owner, place, broken)
     told = 0
     for number, answer in enumerate(answers):
         try:
@@ -479,3 +481,105 @@ def test_the_model_can_still_be_saved_and_trained_after_an_engine_has_joined_its
     own.double()
     assert list(engine.submit(requests[3])) == alone(own, requests[3])[0]
     assert engine._runner.fused
+
+
+# What one request does to others.
+
+
+def test_a_last_column_that_comes_between_two_looks_is_not_lost():
+    """The reader had seen no column, then saw that the answer was done, and left."""
+    answer = Answer(lambda answer: None, lambda answer: None)
+
+    class Late(deque):
+        looks = 0
+
+        def __len__(self):
+            self.looks += 1
+            if self.looks == 1:
+                answer.push((1,), "stop")
+                return 0
+            return super().__len__()
+
+    answer._columns = Late()
+    assert list(answer) == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"input_ids": torch.tensor([999, 302])}, "token ids from 302 to 999"),
+        ({"input_ids": torch.tensor([[20, 302]])}, r"input_ids is \(1, 2\)"),
+        ({"input_ids": torch.tensor([20.0, 302.0])}, "must hold integers"),
+        ({"unread_ids": torch.tensor([20])}, r"unread_ids is \(1,\)"),
+        ({"unread_ids": torch.tensor([999, 302])}, "token ids from 302 to 999"),
+        ({"input_ids": torch.tensor([301, 302]), "columns": torch.full((1, K), 99)}, "allowed are 0 to 17"),
+        ({"input_ids": torch.tensor([301, 302]), "columns": torch.zeros(1, K)}, "expected integers"),
+        ({"prefix": 2}, "prefix=2"),
+        ({"prefix": -1}, "prefix=-1"),
+    ],
+    ids=str,
+)
+def test_a_bad_request_is_refused_before_it_meets_the_others(model, requests, wanted, change, error):
+    """An id that no table has made the step of everybody fail."""
+    engine = make_engine(model)
+    good = engine.submit(requests[2])
+    guided = {"sampling": replace(GREEDY, text_guidance_scale=2.0)} if "unread_ids" in change else {}
+    fields = {"input_ids": torch.tensor([20, 302]), "columns": torch.zeros(0, K).long(), **guided, **change}
+    with pytest.raises(HiggsAudioError, match=error):
+        engine.submit(Request(**{"sampling": GREEDY, "max_frames": 3, **fields}))
+    assert (list(good), good.finish_reason) == wanted[2]
+
+
+def test_a_prompt_that_cannot_be_read_ends_its_request_alone(model, requests, wanted, monkeypatch):
+    engine = make_engine(model, piece=4)
+    speaking, read = engine.submit(requests[2]), engine._runner.read
+    next(speaking)
+    broken, waiting = engine.submit(requests[0]), engine.submit(requests[4])
+
+    def failing(rows, ids, columns, start):
+        if engine._reading[0].answer is broken and start:
+            raise RuntimeError("out of memory")
+        return read(rows, ids, columns, start)
+
+    monkeypatch.setattr(engine._runner, "read", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(broken)
+    assert list(speaking) == wanted[2][0][1:]
+    assert list(waiting) == wanted[4][0]
+
+
+def test_a_step_that_fails_leaves_those_who_wait_or_are_set_aside(model, requests, wanted, monkeypatch):
+    engine = make_engine(model, max_rows=1)
+    aside = engine.submit(replace(requests[2], priority=1))
+    for _ in range(6):
+        engine.step()
+    urgent, waiting = engine.submit(requests[0]), engine.submit(replace(requests[4], priority=2))
+    step, calls = engine._runner.step, []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return step(*args)
+
+    monkeypatch.setattr(engine._runner, "step", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(urgent)
+    assert list(aside) == wanted[2][0]
+    assert list(waiting) == wanted[4][0]
+
+
+def test_who_is_cancelled_in_the_last_step_of_another_is_gone_after_it(model, requests):
+    """The other had nothing more to wait for, so nobody came to see to it."""
+    engine = make_engine(model)
+    left, short = engine.submit(requests[2]), engine.submit(requests[7])
+    hand_out = engine._hand_out
+
+    def cancelling(run, column, end, is_finite):
+        hand_out(run, column, end, is_finite)
+        if run.answer is short and end:
+            left.cancel()
+
+    engine._hand_out = cancelling
+    list(short)
+    assert (engine.num_running, left.finish_reason) == (0, "cancelled")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from higgs_audio.checks import check_ids
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import Ramp
 from higgs_audio.errors import CodesError, PromptError
@@ -307,7 +308,7 @@ def stream(
     }
     unread = unread_prompts(input_ids, rules.sampling.text_guidance_scale, options)
     if unread is not None:
-        _check_ids(unread, model.config)
+        check_ids(unread, model.config)
     return _walk(model, inputs, heard, rules, states, unread)
 
 
@@ -429,7 +430,7 @@ def _check_inputs(
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or 0 in input_ids.shape:
         shape = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
         raise PromptError(f"input_ids is {shape}; it must be a tensor [B, T] with at least one token a row")
-    _check_ids(input_ids, config)
+    check_ids(input_ids, config)
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     if attention_mask.shape != input_ids.shape or not bool(attention_mask[:, -1].all()):
@@ -446,18 +447,6 @@ def _check_inputs(
     if audio_mask.shape != audio.shape[:2]:
         raise CodesError(f"audio_input_ids_mask is {tuple(audio_mask.shape)}; it must be {tuple(audio.shape[:2])}")
     return _Inputs(input_ids, attention_mask, audio, audio_mask, config)
-
-
-def _check_ids(input_ids: Tensor, config: HiggsAudioConfig) -> None:
-    """Raises PromptError where an id has no row in the table of embeddings."""
-    text: Any = config.text_config
-    if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
-        raise PromptError(f"input_ids is of {input_ids.dtype}; it must hold integers")
-    low, high = int(input_ids.min()), int(input_ids.max())
-    if low < 0 or high >= text.vocab_size:
-        raise PromptError(
-            f"token ids from {low} to {high}; this model knows 0 to {text.vocab_size - 1}: use its own tokenizer"
-        )
 
 
 def _check_heard(config: HiggsAudioConfig, features: Tensor | None, places: Tensor | None) -> None:

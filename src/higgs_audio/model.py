@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache, LlamaConfig
 from transformers.masking_utils import create_causal_mask
 
+from higgs_audio.checks import audio_mask, check_columns
 from higgs_audio.config import HiggsAudioConfig, HiggsAudioEncoderConfig
 from higgs_audio.errors import CodesError, PromptError
 from higgs_audio.layers import AudioEmbeddings, DualFFNLayer, RMSNorm, RotaryEmbedding, Route, route
@@ -109,7 +110,7 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         heard = self._hear(input_ids, input_features, feature_attention_mask, feature_positions)
         codes = (audio_input_ids, audio_input_ids_mask)
-        way, embeds = self._embed(input_ids, attention_mask, *codes, feature_positions, heard)  # [B, T, D]
+        way, embeds = self.embed(input_ids, attention_mask, *codes, feature_positions, heard)  # [B, T, D]
         packed = position_ids  # positions that begin anew say where the sequences of a packed row begin
         if position_ids is None:
             position_ids = _positions(embeds, attention_mask, past_key_values)
@@ -126,7 +127,7 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         hidden_states = (*states, last) if output_hidden_states else None
         return HiggsAudioModelOutput(last, past_key_values, hidden_states)
 
-    def _embed(
+    def embed(
         self,
         input_ids: Tensor | None,
         attended: Tensor | None,
@@ -135,9 +136,12 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         places: Tensor | None,
         heard: Tensor | None,
     ) -> tuple[Route, Tensor]:
-        """The route of the batch and its embeddings `[B, T, D]`."""
+        """The route of the batch and its embeddings `[B, T, D]`: `forward`'s arguments, what is heard read already.
+
+        `heard [P, D]` takes the positions that `places [B, T]` marks.
+        """
         if codes is not None:
-            self._check_columns(codes, with_range=input_ids is not None)
+            check_columns(codes, self.config, with_range=input_ids is not None)
         if input_ids is None:
             if codes is None:
                 raise PromptError("neither input_ids nor audio_input_ids: give token ids, columns of codes, or both")
@@ -200,23 +204,8 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
 
     def audio_mask(self, input_ids: Tensor, feature_positions: Tensor | None = None) -> Tensor:
         """True where a token id is a placeholder that takes a column of codes, `[B, T]`."""
-        placeholders = torch.tensor(self.config.audio_placeholder_ids, device=input_ids.device)
-        audio = torch.isin(input_ids, placeholders)
+        audio = audio_mask(input_ids, self.config)
         return audio if feature_positions is None else audio & ~feature_positions.bool()
-
-    def _check_columns(self, codes: Tensor, with_range: bool) -> None:
-        """The range is left alone in a decode step: reading it would make the host wait for the device."""
-        num_codebooks, num_rows = self.config.audio_num_codebooks, self.config.codebook_rows
-        if codes.ndim != 3 or codes.shape[2] != num_codebooks:
-            raise CodesError(
-                f"audio_input_ids of shape {tuple(codes.shape)}: expected [batch, columns, {num_codebooks}]"
-            )
-        if codes.is_floating_point():
-            raise CodesError(f"audio_input_ids of {codes.dtype}: expected integers")
-        if with_range and codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < num_rows:
-            raise CodesError(
-                f"audio_input_ids between {int(codes.min())} and {int(codes.max())}: allowed are 0 to {num_rows - 1}"
-            )
 
 
 def _check_counts(audio: Tensor, real: Tensor) -> None:

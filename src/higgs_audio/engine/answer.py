@@ -29,13 +29,13 @@ class Answer:
         return self
 
     def __next__(self) -> Column:
-        while not self._columns:
-            if self.error is not None:
-                raise self.error
-            if self.is_done:
-                raise StopIteration
+        while True:
+            is_done = self.is_done  # first: the last column comes before the answer is done
+            if self._columns:
+                return self._columns.popleft()
+            if is_done:
+                raise StopIteration if self.error is None else self.error
             self._wait(self)
-        return self._columns.popleft()
 
     def cancel(self) -> None:
         """Ends it at the next step; nothing where it has ended."""

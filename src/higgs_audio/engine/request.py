@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from higgs_audio.errors import OptionError
+from higgs_audio.checks import audio_mask, check_columns, check_ids
+from higgs_audio.config import HiggsAudioConfig
+from higgs_audio.errors import OptionError, PromptError
 from higgs_audio.sampling import SamplingOptions, check_count
 
 FINISH_REASONS = ("stop", "length", "silence", "repetition", "cancelled")
@@ -56,6 +58,27 @@ class Request:
     def num_rows(self) -> int:
         """Rows of the batch that it takes: two with guidance."""
         return 1 if self.unread_ids is None else 2
+
+    def check(self, config: HiggsAudioConfig) -> None:
+        """Whether a model of that `config` can read its prompt.
+
+        Raises:
+            PromptError: another shape, an id that the model does not know, or an end where no sound begins.
+            CodesError: columns with impossible codes.
+            OptionError: a prefix that is not shorter than the prompt.
+        """
+        ids, columns = self.input_ids, self.columns
+        for name, given in (("input_ids", ids), ("unread_ids", ids if self.unread_ids is None else self.unread_ids)):
+            if given.ndim != 1 or not len(given) or given.shape != ids.shape:
+                raise PromptError(f"{name} is {tuple(given.shape)}; give [T], at least one token, both of one length")
+            check_ids(given, config, name)
+        if int(ids[-1]) != config.audio_out_bos_token_id:
+            raise PromptError("the prompt must end in <|audio_out_bos|>, where sound begins (force_audio=True)")
+        wanted = (int(audio_mask(ids, config).sum()), config.audio_num_codebooks)
+        if columns.shape != wanted:
+            raise PromptError(f"{wanted[0]} placeholders and columns {tuple(columns.shape)}: give {list(wanted)}")
+        check_columns(columns[None], config)
+        check_count("prefix", self.prefix, 0, len(ids) - 1)
 
     def num_positions(self, num_codebooks: int) -> int:
         """Positions of the cache that it can come to need."""

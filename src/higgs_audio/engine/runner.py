@@ -58,7 +58,7 @@ class Runner:
         stop = start + ids.shape[1]
         self.cache.reserve(max(rows) + 1, stop)
         codes = columns.expand(len(rows), -1, -1) if len(columns) else None
-        way, embeds = self._trunk._embed(ids, None, codes, None, None, None)
+        way, embeds = self._trunk.embed(ids, None, codes, None, None, None)
         positions = torch.arange(start, stop, device=ids.device).expand(len(rows), -1)
         rotary = self._trunk.rotary_emb(positions, embeds.dtype)
         known = start == 0 and not self._adds_mask  # the attention masks a whole prompt by itself

@@ -1,0 +1,148 @@
+"""Whose the rows of a cache are: first, without holes, of those who speak; behind them of the one who reads."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from higgs_audio.engine.kv_cache import KVCache
+from higgs_audio.engine.lanes import Habits, Lanes
+from higgs_audio.engine.run import Run
+
+NOISE_STEPS = 32  # whose random numbers are made at once
+
+
+class Rows:
+    """Keeps the books of one cache.
+
+    Attributes:
+        cache: whose rows they are.
+        speaking: runs, in the order of their lanes.
+        lanes: where they stand; None before the first.
+        reader: the run whose prompt is in the cache in part.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self.speaking: list[Run] = []
+        self.lanes: Lanes | None = None
+        self.reader: Run | None = None
+        self._places: Places | None = None
+
+    @property
+    def owners(self) -> list[Run]:
+        """Everybody who has rows."""
+        return [*self.speaking, *([] if self.reader is None else [self.reader])]
+
+    def take(self, run: Run) -> None:
+        """The rows behind those who speak, for whoever reads from now on."""
+        assert self.reader is None
+        self._place(run)
+        self.reader = run
+
+    def join(self, run: Run, lane: Lanes) -> None:
+        """Whoever has read its prompt speaks."""
+        self.reader, run.length = None, run.num_read
+        self._add(run, lane)
+
+    def set_aside(self, run: Run) -> None:
+        """Takes its rows. What has been said is kept; a prompt is read again, about as fast as it would be copied."""
+        if run in self.speaking:
+            assert self.lanes is not None
+            saved = [self.cache.save(row, run.length) for row in run.rows]
+            run.saved = (saved, self.lanes.select([self.speaking.index(run)]))
+        self.leave(run)
+
+    def take_back(self, run: Run) -> None:
+        """Whoever was set aside speaks on. Whoever has begun to read moves up behind it."""
+        assert run.saved is not None
+        saved, lane = run.saved
+        self._place(run)
+        for row, state in zip(run.rows, saved, strict=True):
+            self.cache.load(row, state)
+        run.saved = None
+        self._add(run, lane)
+
+    def leave(self, run: Run) -> None:
+        """Gives its rows back, if it has any, and closes the holes."""
+        if run in self.speaking:
+            lane = self.speaking.index(run)
+            assert self.lanes is not None
+            self.speaking.remove(run)
+            self.lanes = self.lanes.select([n for n in range(len(self.lanes)) if n != lane])
+            self._close(run.rows)
+        elif run is self.reader:
+            self.reader = None
+        run.rows, run.num_read = [], 0
+        self._places = None
+
+    def places(self) -> "Places":
+        """Which lane has which rows, with random numbers for at least one step."""
+        assert self.lanes is not None
+        if self._places is None or self._places.num_steps == NOISE_STEPS:
+            self._places = Places.of(self.speaking, self.lanes)
+        return self._places
+
+    def _add(self, run: Run, lane: Lanes) -> None:
+        self.speaking.append(run)
+        self.lanes = lane if self.lanes is None or not len(self.lanes) else self.lanes.join(lane)
+        self._places = None
+
+    def _place(self, run: Run) -> None:
+        """The next rows behind those who speak."""
+        first = sum(len(one.rows) for one in self.speaking)
+        rows = list(range(first, first + run.request.num_rows))
+        self.cache.reserve(rows[-1] + 1, max(run.length, 1))
+        if self.reader is not None:
+            self._move_reader(rows[-1] + 1)
+        run.rows = rows
+
+    def _close(self, holes: list[int]) -> None:
+        """Moves the last rows of those who speak into the holes, and who reads up behind them."""
+        used = sum(len(one.rows) for one in self.speaking)
+        free = [row for row in holes if row < used]
+        for run in self.speaking:
+            for number, row in enumerate(run.rows):
+                if row >= used:
+                    target = free.pop()
+                    self.cache.move(row, target, run.length)
+                    run.rows[number] = target
+        if self.reader is not None:
+            self._move_reader(used)
+
+    def _move_reader(self, first: int) -> None:
+        """Its rows to `first` and on; in the order in which none is overwritten before it is read."""
+        reader = self.reader
+        assert reader is not None
+        rows = list(range(first, first + len(reader.rows)))
+        self.cache.reserve(rows[-1] + 1, max(1, reader.num_read))
+        pairs = list(zip(reader.rows, rows, strict=True))
+        for source, target in pairs if first < reader.rows[0] else reversed(pairs):
+            self.cache.move(source, target, reader.num_read)
+        reader.rows = rows
+
+
+@dataclass
+class Places:
+    """What stays the same until somebody joins or leaves, or its random numbers are used up.
+
+    `lanes` and `lane_of_row [R]` say whose a row is; `read`, `unread` `[B]` which rows a lane has, the same one where
+    there is no second; `num_steps` have been taken.
+    """
+
+    lanes: list[int]
+    lane_of_row: Tensor
+    read: Tensor
+    unread: Tensor
+    is_guided: bool
+    habits: Habits
+    num_steps: int = 0
+
+    @classmethod
+    def of(cls, runs: list[Run], lanes: Lanes) -> "Places":
+        owner = {row: lane for lane, run in enumerate(runs) for row in run.rows}
+        rows = [owner[row] for row in range(len(owner))]
+        columns = (rows, [run.rows[0] for run in runs], [run.rows[-1] for run in runs])
+        lane_of_row, read, unread = (torch.tensor(column, device=lanes.made.device) for column in columns)
+        is_guided = any(len(run.rows) > 1 for run in runs)
+        return cls(rows, lane_of_row, read, unread, is_guided, Habits.of(lanes, NOISE_STEPS))

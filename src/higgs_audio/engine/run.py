@@ -1,0 +1,43 @@
+"""A request on its way through an engine."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from higgs_audio.engine.answer import Answer
+from higgs_audio.engine.guard import Guard
+from higgs_audio.engine.kv_cache import Saved
+from higgs_audio.engine.lanes import Lanes
+from higgs_audio.engine.request import Request
+from higgs_audio.engine.scheduler import Ticket
+
+
+@dataclass(eq=False)  # a run is itself: tensors have no one answer to ==
+class Run:
+    """A request that an engine has taken.
+
+    Attributes:
+        request, answer, ticket: what was asked, what is given back, its place in the queue.
+        guard: what watches its codes, where it is guarded.
+        rows: of the cache, its own from its first piece on; none while it waits or is set aside.
+        num_read: positions of the prompt that are in them.
+        length: positions in them, once it speaks.
+        saved: what was in them, and its lane, while it is set aside.
+    """
+
+    request: Request
+    answer: Answer
+    ticket: Ticket
+    guard: Guard | None = None
+    rows: list[int] = field(default_factory=list)
+    num_read: int = 0
+    length: int = 0
+    saved: tuple[list[Saved], Lanes] | None = None
+
+    @property
+    def ids(self) -> Tensor:
+        """Token ids `[R, T]` of its rows."""
+        request = self.request
+        both = (request.input_ids,) if request.unread_ids is None else (request.input_ids, request.unread_ids)
+        return torch.stack(both)
