@@ -13,6 +13,7 @@ import torch
 import higgs_audio.tts
 from higgs_audio import audio
 from higgs_audio.audio import Waveform
+from higgs_audio.engine import Engine
 from higgs_audio.errors import (
     AudioError,
     CheckpointError,
@@ -27,7 +28,9 @@ from higgs_audio.errors import (
 from higgs_audio.pace import count_phones, frame_bounds
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Voice
-from higgs_audio.tts import UTTERANCE_CHARS, HiggsAudio
+from higgs_audio.recital import AHEAD
+from higgs_audio.script import UTTERANCE_CHARS
+from higgs_audio.tts import HiggsAudio
 
 TEXT = "The sun sets."
 LONG = "Hello, all.\n\nGood night.\n\nBye now."  # three utterances
@@ -293,7 +296,7 @@ def test_text_that_is_not_phonemes_counts_figures_and_ideographs_more():
 
 
 def test_utterances_are_no_longer_than_the_model_has_learned(tts):
-    request = tts._check("word " * 100, None, None, None, None, {})
+    request = tts.request("word " * 100, None, {})
     assert max(map(len, request.utterances)) <= UTTERANCE_CHARS + 1  # a full stop may be added
 
 
@@ -402,7 +405,7 @@ def test_a_sound_in_brackets_is_a_token_where_the_model_reads_written_text(tts):
     """As its error message and the published examples promise; a model of phonemes reads the word."""
     written = HiggsAudio(tts.model, HiggsAudioProcessor(tts.processor.tokenizer, tts.codec))
     for speaker, expected in ((written, True), (tts, False)):
-        request = speaker._check("Well [laugh]. Yes.", None, None, None, None, {})
+        request = speaker.request("Well [laugh]. Yes.", None, {})
         assert any("<SE>[Laughter]</SE>" in utterance for utterance in request.utterances) == expected
 
 
@@ -481,13 +484,14 @@ def test_a_text_whose_numbers_fail_does_not_take_the_others_with_it(tts, monkeyp
 
     def spoiled(columns, positions):
         made = logits(columns, positions).clone()
-        if len(tts.engine._speaking) == 3:
-            made[tts.engine._speaking[1].rows[0]] = float("nan")
+        if len(tts.engine._rows.speaking) == 3:
+            made[tts.engine._rows.speaking[1].rows[0]] = float("nan")
         return made
 
     monkeypatch.setattr(tts.engine._runner, "step", spoiled)
     requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", "Bad luck.", "Good night.")]
-    first, broken, last = tts.speak_together(requests)
+    results = dict(tts.speak_together(requests))
+    first, broken, last = (results[number] for number in range(3))
     assert isinstance(broken, NumericsError)
     assert np.array_equal(first.codes, healthy[0])
     assert np.array_equal(last.codes, healthy[1])
@@ -509,3 +513,68 @@ def test_threads_that_speak_first_share_one_engine(tiny_checkpoint, monkeypatch)
     assert all(np.array_equal(codes[0], other) for other in codes)
     tts.engine = make(tts.model, context=512, max_rows=2)
     assert tts.engine.context == 512
+
+
+# What one text does to others.
+
+
+def test_a_text_too_long_for_the_engine_fails_alone_and_nothing_of_it_stays(tts, monkeypatch):
+    monkeypatch.setattr(tts, "_engine", Engine(tts.model, context=200))
+    long = "Many words of a length like these are too much for a small engine. "
+    requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", long, "Good night.")]
+    results = dict(tts.speak_together(requests))
+    assert isinstance(results[1], OptionError)
+    assert results[0].seconds > 0
+    assert results[2].seconds > 0
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+
+def test_long_texts_and_many_of_them_ask_for_no_more_than_may_wait(tts, monkeypatch):
+    """Every utterance of a book was asked for at once, and the engine takes a thousand."""
+    alone = tts.generate(LONG, seed=3)
+    monkeypatch.setattr(tts, "_engine", Engine(tts.model, max_waiting=6 * AHEAD, max_rows=2))
+    monkeypatch.setattr("higgs_audio.recital.TOGETHER", 6)
+    book = "\n\n".join(["Hello, all."] * 40)
+    spoken = tts.generate_batch([LONG, *[book] * 2, *["Hello."] * 20, LONG], seed=3)
+    assert np.array_equal(spoken[0].codes, alone.codes)
+    assert np.array_equal(spoken[-1].codes, alone.codes)
+    assert len(spoken) == 24
+
+
+def test_one_text_is_no_list_of_texts(tts):
+    with pytest.raises(TextError, match=r"give a list"):
+        tts.generate_batch("Hello there.", seed=3)
+    assert tts.generate_batch([]) == []
+
+
+def test_a_stream_whose_task_is_cancelled_ends_its_work(tts, monkeypatch):
+    """Its generator was closed while a thread was still in it."""
+    prefer(tts, monkeypatch, -100.0)
+
+    async def listen(begun):
+        async for _ in tts.stream_async(LONG * 5, seed=2):
+            begun.set()
+
+    async def cancel():
+        begun = asyncio.Event()
+        task = asyncio.create_task(listen(begun))
+        await begun.wait()
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+
+def test_a_recording_is_encoded_once_however_often_it_is_a_voice(tts, recording, monkeypatch):
+    encode, calls = tts.processor.encode_audio, []
+    tts._references.clear()
+    monkeypatch.setattr(tts.processor, "encode_audio", lambda waveform: calls.append(1) or encode(waveform))
+    first, again = tts.voice(recording, "Noise."), tts.voice(recording.read_bytes(), "Other words.")
+    assert np.array_equal(first.codes, again.codes)
+    assert (first.transcript, again.transcript, len(calls)) == ("Noise.", "Other words.", 1)
+    louder = Waveform(audio.read(recording).samples * 0.5, 24000)
+    assert tts.voice(louder, "Noise.").codes is not first.codes
+    assert len(calls) == 2

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,10 @@ from higgs_audio.audio import write
 from higgs_audio.errors import HiggsAudioError, OptionError, nearest
 from higgs_audio.prompt import Voice
 from higgs_audio.sampling import SamplingOptions
+from higgs_audio.script import SpeechRequest
 from higgs_audio.speaking import Speech
 from higgs_audio.tts import HiggsAudio
 
-TOGETHER = 16  # texts that are spoken at once
 REPORT = "report.jsonl"
 _NAME = re.compile(r"[\w][\w.-]{0,199}")
 _OPTIONS = ("seed", "max_seconds", "scene", *(option.name for option in fields(SamplingOptions)))
@@ -46,9 +48,9 @@ def read_jobs(path: Path) -> list[Job]:
     jobs = [_job(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not jobs:
         raise OptionError(f'{str(path)!r} is empty; give lines like {{"id": "one", "text": "Hello."}}')
-    ids = [job.id for job in jobs]
-    if twice := next((one for one in ids if ids.count(one) > 1), None):
-        raise OptionError(f"the id {twice!r} is there twice; every text needs its own")
+    twice, count = Counter(job.id for job in jobs).most_common(1)[0]
+    if count > 1:
+        raise OptionError(f"the id {twice!r} is there {count} times; every text needs its own")
     return jobs
 
 
@@ -61,7 +63,7 @@ def _job(line: str, number: int) -> Job:
         raise OptionError(f'line {number} is {line:.60}; give an object like {{"text": "Hello."}}')
     if unknown := sorted(set(given) - set(KEYS)):
         raise OptionError(f"line {number}: no key {unknown[0]!r}; {nearest(unknown[0], KEYS)}")
-    name = str(given.get("id", f"{number:05d}"))
+    name = f"{number:05d}" if given.get("id") is None else str(given["id"])
     if not _NAME.fullmatch(name):
         raise OptionError(f"line {number}: id {name!r:.60}; give letters, digits, dots, dashes and underscores")
     return Job(name, given)
@@ -105,15 +107,26 @@ def speak_all(
 
 
 def _results(tts: HiggsAudio, jobs: list[Job]) -> Iterator[tuple[Job, Speech | HiggsAudioError]]:
-    """Each job with its speech or its error, groups at once."""
-    for start in range(0, len(jobs), TOGETHER):
-        asked = []
-        for job in jobs[start : start + TOGETHER]:
+    """Each job with its speech or its error, as they are done."""
+    accepted: list[Job] = []
+    refused: list[tuple[Job, HiggsAudioError]] = []
+
+    def requests() -> Iterator[SpeechRequest]:
+        for job in jobs:
             try:
-                asked.append((job, tts.request(*_arguments(tts, job))))
+                request = tts.request(*_arguments(tts, job))
             except HiggsAudioError as error:
-                yield job, error
-        yield from zip([job for job, _ in asked], tts.speak_together([request for _, request in asked]), strict=True)
+                refused.append((job, error))
+            else:
+                accepted.append(job)
+                yield request
+
+    with closing(tts.speak_together(requests())) as results:
+        for number, result in results:
+            yield accepted[number], result
+            yield from refused
+            refused.clear()
+    yield from refused
 
 
 def _arguments(tts: HiggsAudio, job: Job) -> tuple[str, Voice | None, dict[str, Any]]:

@@ -59,7 +59,7 @@ def version(version: Annotated[bool, typer.Option("--version", help="Print the v
 @app.command()
 def speak(
     text: Annotated[str | None, typer.Argument(help="What to say; - reads it from stdin.", show_default=False)] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help=".wav, .flac, .mp3, .ogg ...")] = Path("speech.wav"),
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="speech.wav; or .flac, .mp3, .ogg ...")] = None,
     voice: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A voice, or a recording of one.")] = None,
     transcript: Annotated[str | None, typer.Option(help="What is said in the recording, word for word.")] = None,
     model: Model = "nano",
@@ -79,9 +79,11 @@ def speak(
     from higgs_audio.text import check_speakable
 
     said = check_speakable(_read_text(text, file))
-    if stream and tries > 1:
-        raise OptionError("--tries hears all of it before it is handed out: leave --stream out")
+    if stream and (tries > 1 or output is not None):
+        other = "--tries hears all of it first" if tries > 1 else "-o writes a file"
+        raise OptionError(f"--stream plays while it speaks and {other}: leave one of them out")
     player = find_player() if stream and sys.stdout.isatty() else None
+    output = output or Path("speech.wav")
     if not stream:
         _check_output(output, FORMATS)
     if transcript is not None and voice is None:

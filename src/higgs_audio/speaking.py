@@ -1,5 +1,6 @@
 """An utterance between engine and listener: the options of a call to a request, its columns to chunks of sound."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,8 @@ from higgs_audio.guidance import last_text, unread_prompts
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.rules import read_rules, read_seeds
 
-# Frames sounded together: few at first, so that sound comes soon, then more, as each call decodes its context again.
+# Frames sounded together: few at first, so that sound comes soon, then more, as a call costs (a `dac` body decodes
+# the frames around them again).
 FIRST_CHUNK_FRAMES = 4
 NEXT_CHUNK_FRAMES = 8
 MAX_CHUNK_FRAMES = 64
@@ -35,13 +37,13 @@ class Speech:
         codes: [K, F] int64, the codes the sound was decoded from.
         finish_reason: "stop" where every utterance ended by itself; otherwise why the first that did not ended:
             "length" at its limit, "silence" or "repetition" where the model was stuck.
-        first_sound_seconds: from the call to the first sound.
+        first_sound_seconds: from the call to the first sound; NaN where nobody took the time.
     """
 
     waveform: Waveform
     codes: NDArray[np.int64]
     finish_reason: str
-    first_sound_seconds: float
+    first_sound_seconds: float = math.nan
 
     @property
     def seconds(self) -> float:
@@ -63,7 +65,7 @@ class Said:
 
     def __init__(self, sample_rate: int) -> None:
         self._rate, self._began = sample_rate, time.perf_counter()
-        self._first: float | None = None
+        self._first = math.nan
         self._chunks: list[Chunk] = []
 
     @property
@@ -74,16 +76,15 @@ class Said:
     def add(self, chunk: Chunk) -> None:
         """The next chunk."""
         self._chunks.append(chunk)
-        if self._first is None and len(chunk.samples):
+        if math.isnan(self._first) and len(chunk.samples):
             self._first = time.perf_counter() - self._began
 
     def speech(self) -> Speech:
         """All of it."""
         waveform = Waveform(np.concatenate([chunk.samples for chunk in self._chunks]), self._rate)
         codes = torch.cat([chunk.codes for chunk in self._chunks], dim=1).numpy()  # [K, F]
-        reasons = [chunk.finish_reason for chunk in self._chunks if chunk.finish_reason not in (None, "stop")]
-        took = time.perf_counter() - self._began if self._first is None else self._first
-        return Speech(waveform, codes, reasons[0] or "stop" if reasons else "stop", took)
+        unusual = (chunk.finish_reason for chunk in self._chunks if chunk.finish_reason not in (None, "stop"))
+        return Speech(waveform, codes, next(unusual, None) or "stop", self._first)
 
 
 def request_of(model: HiggsAudioForConditionalGeneration, options: Mapping[str, Any]) -> Request:

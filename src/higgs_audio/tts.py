@@ -1,58 +1,44 @@
 """HiggsAudio: text in, speech out. Where processor, engine and audio tokenizer meet; glue only."""
 
 import asyncio
-import itertools
+import hashlib
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from numbers import Real
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from higgs_audio import checkpoint, quantize
 from higgs_audio.audio import Waveform, from_array, read
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.device import read_device
-from higgs_audio.engine import Answer, Engine
+from higgs_audio.engine import Engine
 from higgs_audio.errors import (
     AudioError,
     CheckpointError,
     HiggsAudioError,
     OptionError,
+    TextError,
     VoiceError,
     nearest,
 )
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.offload import offload_text as keep_text_home
-from higgs_audio.pace import count_phones, frame_bounds
 from higgs_audio.processor import HiggsAudioProcessor
-from higgs_audio.prompt import Turn, Voice, compose, to_messages
-from higgs_audio.rules import read_rules
-from higgs_audio.sampling import SamplingOptions, check_count
-from higgs_audio.speaking import Chunk, Said, Speech, request_of, silent_codes, sound_of
-from higgs_audio.text import check_speakable, mark_sounds, normalize, split_utterances
-
-SPEAKER = "SPEAKER0"  # the only one
-SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions))
+from higgs_audio.prompt import Voice
+from higgs_audio.recital import AHEAD, Recital, recite, recite_together
+from higgs_audio.script import ScriptWriter, SpeechRequest
+from higgs_audio.speaking import Said, Speech, silent_codes
+from higgs_audio.text import check_speakable
 
 MAX_REFERENCE_SECONDS = 30.0  # a longer one makes every step slower and the voice no better
-UTTERANCE_CHARS = 110  # of one generation: nano has learned nothing longer
-
-
-@dataclass(frozen=True)
-class SpeechRequest:
-    """A call of `generate` or `stream`, checked; `max_frames` are of all utterances together."""
-
-    utterances: tuple[str, ...]
-    voice: Voice | None
-    scene: str | None
-    seed: int | None
-    max_frames: int | None
-    sampling: Mapping[str, Any]
+NUM_REFERENCES = 64  # recordings whose codes are kept: a voice is encoded once, however often it comes
 
 
 class HiggsAudio:
@@ -91,9 +77,10 @@ class HiggsAudio:
         self.model = model
         self.processor = processor
         self._profiles = voices or {}
-        self._writing = threading.Lock()  # a tokenizer serves one thread at a time
-        self._making = threading.Lock()
+        self._writer = ScriptWriter(model, processor)
         self._engine: Engine | None = None
+        self._references: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()  # of recordings, by their hash
+        self._making, self._encoding = threading.Lock(), threading.Lock()
 
     @property
     def engine(self) -> Engine:
@@ -188,7 +175,18 @@ class HiggsAudio:
         if transcript is None:
             raise VoiceError("a recording needs its transcript: pass what is said in it, word for word, as transcript=")
         said = check_speakable(transcript).strip()
-        return Voice(transcript=said, codes=self.processor.encode_audio(_read_reference(source)))
+        return Voice(transcript=said, codes=self._encode(_read_reference(source)))
+
+    def _encode(self, reference: Waveform) -> NDArray[np.int64]:
+        """The codes `[K, F]` of a recording."""
+        key = hashlib.sha256(reference.samples.tobytes() + str(reference.sample_rate).encode()).digest()
+        with self._encoding:
+            if key not in self._references:
+                self._references[key] = self.processor.encode_audio(reference)
+            self._references.move_to_end(key)
+            while len(self._references) > NUM_REFERENCES:
+                self._references.popitem(last=False)
+            return self._references[key].copy()  # whoever changes them changes their own
 
     def generate(
         self,
@@ -224,7 +222,7 @@ class HiggsAudio:
         if progress is not None and not callable(progress):
             raise OptionError(f"progress={progress!r:.60}; give a function of seconds, or None")
         said = Said(self.sample_rate)
-        for chunk in self._speak(request):
+        for chunk in recite(self._recital(request, ahead=AHEAD)):
             said.add(chunk)
             if progress is not None:
                 progress(said.seconds)
@@ -244,26 +242,50 @@ class HiggsAudio:
 
         Raises what `generate` raises, for the first text with an error; before anything is said where it can be told.
         """
+        if isinstance(texts, str):
+            raise TextError(f"texts={texts!r:.60} is one text; give a list of them, or call generate")
         requests = [self._check(text, voice, seed, max_seconds, scene, sampling) for text in texts]
-        spoken = self.speak_together(requests)
-        for result in spoken:
-            if isinstance(result, HiggsAudioError):
-                raise result
-        return [result for result in spoken if isinstance(result, Speech)]
+        spoken: dict[int, Speech] = {}
+        with closing(self.speak_together(requests)) as results:
+            for number, result in results:
+                if isinstance(result, HiggsAudioError):
+                    raise result
+                spoken[number] = result
+        return [spoken[number] for number in range(len(requests))]
+
+    def speak_together(
+        self, requests: Iterable[SpeechRequest]
+    ) -> Generator[tuple[int, Speech | HiggsAudioError], None, None]:
+        """Speaks any number of requests, several at once: the number of each and its speech or error, as they are done.
+
+        Args:
+            requests: of `request`; taken as room is made. Closing the iterator ends the work.
+        """
+        return recite_together(requests, lambda one: self._recital(one, ahead=AHEAD, soon=False), self.sample_rate)
 
     async def generate_async(self, text: str, voice: Voice | str | None = None, **options: Any) -> Speech:
-        """`generate` for asyncio; what is asked for at once is spoken together."""
+        """`generate` for asyncio; what is asked for at once is spoken together.
+
+        A task that is cancelled comes back at once; its text is spoken to the end, unheard. `stream_async` stops.
+        """
         return await asyncio.to_thread(self.generate, text, voice, **options)
 
     async def stream_async(
         self, text: str, voice: Voice | str | None = None, **options: Any
     ) -> AsyncIterator[Waveform]:
-        """`stream` for asyncio; breaking off ends the work."""
+        """`stream` for asyncio; breaking off, or cancelling the task, ends the work."""
         chunks = await asyncio.to_thread(self.stream, text, voice, **options)
+        pending: asyncio.Future[Waveform | None] | None = None
         try:
-            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            while True:
+                pending = asyncio.ensure_future(asyncio.to_thread(next, chunks, None))
+                chunk = await asyncio.shield(pending)
+                if chunk is None:
+                    return
                 yield chunk
         finally:
+            if pending is not None:  # a thread may be in the generator still, and nobody can close it before it is out
+                await asyncio.wait([pending])
             await asyncio.to_thread(chunks.close)
 
     def stream(
@@ -284,9 +306,12 @@ class HiggsAudio:
         return self._waveforms(request)
 
     def _waveforms(self, request: SpeechRequest) -> Generator[Waveform, None, None]:
-        for chunk in self._speak(request):
+        for chunk in recite(self._recital(request)):
             if len(chunk.samples):
                 yield Waveform(chunk.samples, self.sample_rate)
+
+    def _recital(self, request: SpeechRequest, **options: Any) -> Recital:
+        return Recital(request, self.engine, self._writer, self.codec, **options)
 
     # What a call asks for.
 
@@ -304,22 +329,9 @@ class HiggsAudio:
         scene: str | None,
         sampling: Mapping[str, Any],
     ) -> SpeechRequest:
-        if unknown := sorted(set(sampling) - set(SAMPLING_OPTIONS)):
-            raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], SAMPLING_OPTIONS)}")
-        read_rules(self.model.config, getattr(self.model, "generation_config", None), sampling)
-        utterances = tuple(self._write(part) for part in split_utterances(check_speakable(text), UTTERANCE_CHARS))
-        if seed is not None:
-            check_count("seed", seed, 0, 2**63 - len(utterances), "None for another sound with every call")
         chosen = self._default() if voice is None else voice if isinstance(voice, Voice) else self._named(str(voice))
-        request = SpeechRequest(utterances, chosen, scene, seed, self._frames(max_seconds), sampling)
-        for number in range(len(utterances)):
-            self._inputs(request, number, (), None)  # what cannot be said is refused before the first word is
-        return request
-
-    def _write(self, utterance: str) -> str:
-        """An utterance as the model reads it best; sounds in brackets are tokens where it reads written text."""
-        tidy = normalize(utterance)
-        return tidy if self.processor.text_frontend == "phonemes" else mark_sounds(tidy)
+        options = {"seed": seed, "max_seconds": max_seconds, "scene": scene}
+        return self._writer.check(text, chosen, options, sampling)
 
     def _named(self, name: str) -> Voice:
         if name not in self._profiles:
@@ -331,107 +343,6 @@ class HiggsAudio:
 
     def _default(self) -> Voice | None:
         return self._named(self.voices[0]) if self.voices else None
-
-    def _frames(self, seconds: float | None) -> int | None:
-        """Whole frames in so many seconds."""
-        if seconds is None:
-            return None
-        rate = self.codec.config.frame_rate
-        if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 1 / rate <= seconds < float("inf"):
-            raise OptionError(f"max_seconds={seconds!r}; allowed: None, or at least one frame, {1 / rate} seconds")
-        return int(seconds * rate + 1e-6)
-
-    # The work.
-
-    def _speak(self, request: SpeechRequest, asked: Sequence[Answer] = ()) -> Iterator[Chunk]:
-        """All utterances, one after another, in one voice. The first of them may have been `asked` for before; then
-        nobody waits for a first chunk.
-
-        Each is asked for in the voice of the request. Where there is none, the first utterance comes before all
-        others as a turn already spoken, or every one would be spoken by somebody else.
-        """
-        spoken: tuple[Turn, ...] = ()
-        left = request.max_frames
-        for number, utterance in enumerate(request.utterances):
-            if left == 0:
-                yield Chunk(np.zeros(0, np.float32), torch.zeros(self.codec.config.num_codebooks, 0).long(), "length")
-                return
-            answer = asked[number] if number < len(asked) else self._ask(request, number, spoken, left)
-            codes = []
-            try:
-                for chunk in sound_of(answer, self.codec, soon=not asked):
-                    codes.append(chunk.codes)
-                    yield chunk
-            finally:
-                answer.cancel()
-            whole = torch.cat(codes, dim=1)  # [K, F]
-            left = None if left is None else left - whole.shape[1]
-            if request.voice is None and not spoken:
-                spoken = (Turn(utterance, SPEAKER, whole.numpy()),)
-
-    def speak_together(self, requests: Sequence[SpeechRequest]) -> list[Speech | HiggsAudioError]:
-        """Every request, or what it failed with: all that can be is asked for first, then heard in turns.
-
-        Raises QueueFullError for more requests than the engine lets wait.
-        """
-        asked = [self._ask_ahead(request) for request in requests]
-        said, errors = [Said(self.sample_rate) for _ in requests], {}
-        speakers = {n: self._speak(request, asked[n]) for n, request in enumerate(requests)}
-        try:
-            while speakers:
-                for number, speaker in list(speakers.items()):
-                    try:
-                        chunk = next(speaker, None)
-                    except HiggsAudioError as error:
-                        errors[number], chunk = error, None
-                    if chunk is None:
-                        del speakers[number]
-                    else:
-                        said[number].add(chunk)
-        finally:
-            for answer in itertools.chain(*asked):  # nothing where they are done
-                answer.cancel()
-        return [errors.get(number) or one.speech() for number, one in enumerate(said)]
-
-    def _ask_ahead(self, request: SpeechRequest) -> list[Answer]:
-        """Asks for all utterances that do not depend on others: without a voice or with a limit, the first."""
-        free = request.voice is not None and request.max_frames is None
-        count = len(request.utterances) if free else 1
-        return [self._ask(request, number, (), request.max_frames) for number in range(count)]
-
-    def _ask(self, request: SpeechRequest, number: int, spoken: tuple[Turn, ...], left: int | None) -> Answer:
-        """Asks the engine for one utterance of at most `left` frames."""
-        inputs = self._inputs(request, number, spoken, left)
-        return self.engine.submit(request_of(self.model, inputs))
-
-    def _inputs(
-        self, request: SpeechRequest, number: int, spoken: tuple[Turn, ...], left: int | None
-    ) -> dict[str, Any]:
-        """Arguments of `generate.stream` for one utterance of at most `left` frames."""
-        utterance = request.utterances[number]
-        prompt = compose([Turn(utterance, SPEAKER)], request.voice, scene=request.scene, spoken=spoken)
-        with self._writing:
-            features = self.processor.apply_chat_template(to_messages(prompt), force_audio=True, output_labels=False)
-        shortest, longest = self._bounds(utterance, request.voice)
-        longest = longest if left is None else min(left, longest)
-        return {
-            **features.to(self.model.device),
-            **request.sampling,
-            "tokenizer": self.processor.tokenizer,
-            "min_frames": min(shortest, longest),
-            "max_frames": longest,
-            "max_new_tokens": longest + self.model.config.audio_num_codebooks + 2,  # the delay and <|audio_eos|>
-            "eos_token_id": self.model.config.audio_eos_token_id,  # an utterance is one segment
-            "seed": None if request.seed is None else request.seed + number,
-        }
-
-    def _bounds(self, utterance: str, voice: Voice | None) -> tuple[int, int]:
-        """Least and most frames of an utterance."""
-        rate, pace = self.codec.config.frame_rate, 0.0
-        phonemes = self.processor.text_frontend == "phonemes"
-        if voice is not None and voice.codes is not None:
-            pace = voice.codes.shape[1] / rate / max(1, count_phones(voice.transcript or "", phonemes))
-        return frame_bounds(count_phones(utterance, phonemes), rate, pace)
 
 
 def _read_reference(source: str | Path | bytes | Waveform) -> Waveform:

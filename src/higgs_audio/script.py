@@ -1,0 +1,132 @@
+"""A text as what the engine is asked for: utterances, each a prompt with its limits."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any
+
+from higgs_audio import engine
+from higgs_audio.errors import OptionError, nearest
+from higgs_audio.model import HiggsAudioForConditionalGeneration
+from higgs_audio.pace import count_phones, frame_bounds
+from higgs_audio.processor import HiggsAudioProcessor
+from higgs_audio.prompt import Turn, Voice, compose, to_messages
+from higgs_audio.rules import read_rules
+from higgs_audio.sampling import SamplingOptions, check_count
+from higgs_audio.speaking import request_of
+from higgs_audio.text import check_speakable, mark_sounds, normalize, split_utterances
+
+SPEAKER = "SPEAKER0"  # the only one
+SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions))
+UTTERANCE_CHARS = 110  # of one generation: nano has learned nothing longer
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """A call of `HiggsAudio.generate` or `stream`, checked; `max_frames` are of all utterances together."""
+
+    utterances: tuple[str, ...]
+    voice: Voice | None
+    scene: str | None
+    seed: int | None
+    max_frames: int | None
+    sampling: Mapping[str, Any]
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no utterance depends on those before: without a voice they set it, and a limit is of all together."""
+        return self.voice is not None and self.max_frames is None
+
+
+class ScriptWriter:
+    """Writes for one model; from any thread, one call at a time: a tokenizer serves one thread.
+
+    Args:
+        model, processor: of a checkpoint, the processor with its audio tokenizer.
+    """
+
+    def __init__(self, model: HiggsAudioForConditionalGeneration, processor: HiggsAudioProcessor) -> None:
+        assert processor.audio_tokenizer is not None
+        self._model, self._processor = model, processor
+        self._frame_rate = processor.audio_tokenizer.config.frame_rate
+        self._is_phonemes = processor.text_frontend == "phonemes"
+        self._lock = threading.Lock()
+
+    def check(
+        self, text: str, voice: Voice | None, options: Mapping[str, Any], sampling: Mapping[str, Any]
+    ) -> SpeechRequest:
+        """What a call of `generate` asks for.
+
+        Args:
+            text, voice: to be spoken.
+            options: `seed`, `max_seconds` and `scene`, where given.
+            sampling: fields of `SamplingOptions`.
+
+        Raises what `HiggsAudio.generate` does.
+        """
+        if unknown := sorted(set(sampling) - set(SAMPLING_OPTIONS)):
+            raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], SAMPLING_OPTIONS)}")
+        read_rules(self._model.config, getattr(self._model, "generation_config", None), sampling)
+        with self._lock:
+            utterances = tuple(self._tidy(part) for part in split_utterances(check_speakable(text), UTTERANCE_CHARS))
+        seed = options.get("seed")
+        if seed is not None:
+            check_count("seed", seed, 0, 2**63 - len(utterances), "None for another sound with every call")
+        limit = self._frames(options.get("max_seconds"))
+        request = SpeechRequest(utterances, voice, options.get("scene"), seed, limit, sampling)
+        for number in range(len(utterances)):
+            self._inputs(request, number, (), None)  # what cannot be said is refused before the first word is
+        return request
+
+    def write(
+        self, request: SpeechRequest, number: int, spoken: tuple[Turn, ...] = (), left: int | None = None
+    ) -> engine.Request:
+        """What the engine is asked for one utterance, of at most `left` frames, after turns that were `spoken`."""
+        inputs = self._inputs(request, number, spoken, left)
+        with self._lock:
+            return request_of(self._model, inputs)
+
+    def _inputs(
+        self, request: SpeechRequest, number: int, spoken: tuple[Turn, ...], left: int | None
+    ) -> dict[str, Any]:
+        """Arguments of `generate.stream`."""
+        utterance = request.utterances[number]
+        prompt = compose([Turn(utterance, SPEAKER)], request.voice, scene=request.scene, spoken=spoken)
+        with self._lock:
+            features = self._processor.apply_chat_template(to_messages(prompt), force_audio=True, output_labels=False)
+            shortest, longest = self._bounds(utterance, request.voice)
+        longest = longest if left is None else min(left, longest)
+        config = self._model.config
+        return {
+            **features.to(self._model.device),
+            **request.sampling,
+            "tokenizer": self._processor.tokenizer,
+            "min_frames": min(shortest, longest),
+            "max_frames": longest,
+            "max_new_tokens": longest + config.audio_num_codebooks + 2,  # the delay and <|audio_eos|>
+            "eos_token_id": config.audio_eos_token_id,  # an utterance is one segment
+            "seed": None if request.seed is None else request.seed + number,
+        }
+
+    def _tidy(self, utterance: str) -> str:
+        """An utterance as the model reads it best; sounds in brackets are tokens where it reads written text."""
+        tidy = normalize(utterance)
+        return tidy if self._is_phonemes else mark_sounds(tidy)
+
+    def _frames(self, seconds: float | None) -> int | None:
+        """Whole frames in so many seconds."""
+        if seconds is None:
+            return None
+        rate = self._frame_rate
+        if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 1 / rate <= seconds < float("inf"):
+            raise OptionError(f"max_seconds={seconds!r}; allowed: None, or at least one frame, {1 / rate} seconds")
+        return int(seconds * rate + 1e-6)
+
+    def _bounds(self, utterance: str, voice: Voice | None) -> tuple[int, int]:
+        """Least and most frames of an utterance."""
+        pace = 0.0
+        if voice is not None and voice.codes is not None:
+            said = count_phones(voice.transcript or "", self._is_phonemes)
+            pace = voice.codes.shape[1] / self._frame_rate / max(1, said)
+        return frame_bounds(count_phones(utterance, self._is_phonemes), self._frame_rate, pace)
