@@ -26,6 +26,7 @@ from higgs_audio import NANO, HiggsAudioConfig, HiggsAudioForConditionalGenerati
 from higgs_audio.engine import Engine, Request
 from higgs_audio.engine.kv_cache import row_bytes
 from higgs_audio.generate import generate
+from higgs_audio.layouts import TRANSFORMERS, write_fields
 from higgs_audio.sampling import SamplingOptions
 
 PROMPT, FRAMES = 100, 100  # positions, columns of sound
@@ -95,23 +96,7 @@ def load(size: str, device: torch.device, dtype: torch.dtype) -> HiggsAudioForCo
 
 def twin_of(model: HiggsAudioForConditionalGeneration) -> HiggsAudioV2ForConditionalGeneration:
     """transformers' class with the very tensors of ours."""
-    config, text = model.config, model.config.text_config
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    names += ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings", "rope_parameters")
-    fields = {name: getattr(text, name) for name in names}
-    theirs = HiggsAudioV2Config(
-        **fields,
-        num_codebooks=config.audio_num_codebooks,
-        codebook_size=config.codebook_rows,
-        audio_token_id=config.audio_out_token_idx,
-        audio_bos_token_id=config.audio_out_bos_token_id,
-        audio_delay_token_id=config.audio_delay_token_id,
-        audio_stream_bos_id=config.audio_stream_bos_id,
-        audio_stream_eos_id=config.audio_stream_eos_id,
-        pad_token_id=config.pad_token_id,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-    )
+    theirs = HiggsAudioV2Config(**write_fields(model.config.to_dict(), TRANSFORMERS, "the model"))
     with torch.device("meta"):
         twin = HiggsAudioV2ForConditionalGeneration(theirs, use_text_head=model.text_lm_head is not None)
     twin.load_state_dict(model.state_dict(), strict=True, assign=True)

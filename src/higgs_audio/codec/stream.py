@@ -43,7 +43,7 @@ class _Memory:
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        return self._stream.finish()
+        return self._stream.finish()[0, 0]
 
 
 class _Window:

@@ -147,10 +147,8 @@ class VocosStream:
         return self._through(self._decoder.embed_norm(self._decoder.embed(features)), False)
 
     def finish(self) -> Tensor:
-        """The samples `[S]` of the first row that waited for what comes next; none where there was nothing."""
-        if self._nothing is None:
-            return torch.zeros(0)
-        return self._through(self._nothing, True)[0, 0]
+        """The samples `[B, 1, S]` that waited for what comes next; `[1, 1, 0]` where there was nothing."""
+        return torch.zeros(1, 1, 0) if self._nothing is None else self._through(self._nothing, True)
 
     def _through(self, x: Tensor, is_last: bool) -> Tensor:
         self._nothing = x[..., :0]
