@@ -77,6 +77,7 @@ def test_speak_tells_how_often_it_tried_and_what_was_heard(run, fails, tiny_chec
     assert "word errors after 2 of 2 tries; heard:" in err
     for other in (["--tries", 2], ["-o", "hello.wav"]):
         assert "leave one of them out" in fails("speak", "Hello.", "--model", tiny_checkpoint, "--stream", *other)
+    assert "give it with --stream" in fails("speak", "Hello.", "--model", tiny_checkpoint, "--low-latency")
 
 
 def test_batch_speaks_a_list_goes_on_where_it_was_and_tells_what_failed(run, tiny_checkpoint, recording, tmp_path):

@@ -13,6 +13,8 @@ from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig, St
 from higgs_audio.codec import resample as resample_module
 from higgs_audio.codec.resample import resample
 from higgs_audio.errors import AudioError, CodesError, OptionError
+from higgs_audio.speaking import LOW_LATENCY_FRAMES
+from higgs_audio.tts import load_codec
 
 
 def make_codes(num_frames, batch=1, seed=0):
@@ -320,6 +322,37 @@ def test_a_layer_that_forgets_its_oldest_or_newest_position_makes_another_stream
     getattr(decoder._way._stream, layer)[0]._kept[..., place] = 0
     stream = torch.cat([first, decoder.push(codes[0, :, 30:]), decoder.finish()])
     assert float((stream - whole).abs().max() / whole.abs().max()) > 1e-7
+
+
+def hasty(tokenizer, codes, look_ahead):
+    """A stream of single frames with a shorter look-ahead; samples after each frame."""
+    decoder = StreamDecoder(tokenizer, look_ahead)
+    parts = [decoder.push(codes[0, :, :0]), *(decoder.push(frame) for frame in codes[0].split(1, dim=1))]
+    return torch.cat([*parts, decoder.finish()]), [len(part) for part in parts]
+
+
+def test_a_shorter_look_ahead_comes_sooner_and_is_nearer_the_longer_it_is(tokenizer):
+    tokenizer, codes = exact(tokenizer), make_codes(40)
+    whole = tokenizer.decode(codes).audio_values[0, 0]
+    most, errors = tokenizer.decoder_context[1], []
+    for look_ahead in (0, most // 2, most - 1, most, most + 5):
+        sound, sizes = hasty(tokenizer, codes, look_ahead)
+        errors.append(float((sound - whole).norm() / whole.norm()))
+        if look_ahead < most:
+            assert sizes == [0] * (look_ahead + 1) + [960] * (40 - look_ahead)
+    assert errors[0] > errors[1] > errors[2] > 1e-9
+    assert max(errors[3:]) < 1e-12
+    with pytest.raises(OptionError, match="look_ahead=-1"):
+        StreamDecoder(tokenizer, -1)
+
+
+def test_nano_hears_little_of_what_low_latency_leaves_out():
+    tokenizer = load_codec("nano", "cpu")
+    codes = tokenizer.encode(make_sound(24000)).audio_codes
+    whole = tokenizer.decode(codes).audio_values[0, 0]
+    sound, sizes = hasty(tokenizer, codes, LOW_LATENCY_FRAMES)
+    assert sizes.index(960) == LOW_LATENCY_FRAMES + 1
+    assert float((sound - whole).norm() / whole.norm()) < 0.05
 
 
 def test_a_listener_waits_for_seven_frames_with_vocos_and_ten_with_the_published_body():

@@ -30,6 +30,7 @@ from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Voice
 from higgs_audio.recital import AHEAD
 from higgs_audio.script import UTTERANCE_CHARS
+from higgs_audio.speaking import LOW_LATENCY_FRAMES
 from higgs_audio.tts import HiggsAudio
 
 TEXT = "The sun sets."
@@ -441,6 +442,21 @@ def test_streams_in_asyncio_are_those_outside(tts):
         whole = tts.generate("Hello there.", seed=seed).waveform.samples
         assert np.abs(streamed - whole).max() < 1e-4
         assert np.abs(speech.waveform.samples - whole).max() < 1e-4
+
+
+def test_low_latency_speaks_after_fewer_columns_and_says_the_same(tts, monkeypatch):
+    prefer(tts, monkeypatch, -100.0)
+    step, steps, waited, spoken = tts.engine._runner.step, [], {}, {}
+    monkeypatch.setattr(tts.engine._runner, "step", lambda *args: steps.append(1) or step(*args))
+    for low_latency in (False, True):
+        steps.clear()
+        stream = tts.stream("Hello there.", seed=2, low_latency=low_latency)
+        first = next(stream).samples
+        waited[low_latency] = len(steps)
+        spoken[low_latency] = np.concatenate([first, *(chunk.samples for chunk in stream)])
+    assert waited[False] - waited[True] == tts.codec.decoder_context[1] - LOW_LATENCY_FRAMES
+    assert spoken[True].shape == spoken[False].shape
+    assert np.abs(spoken[True] - spoken[False]).max() < 0.1 * np.abs(spoken[False]).max()
 
 
 def test_a_stream_that_is_left_leaves_nothing_behind(tts, monkeypatch):

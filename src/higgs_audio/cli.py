@@ -72,6 +72,7 @@ def speak(
     offload_text: Annotated[bool, typer.Option("--offload-text", help="Text weights stay in host memory.")] = False,
     tries: Annotated[int, typer.Option(help="Say it again, at most so often, until a listener hears it.")] = 1,
     stream: Annotated[bool, typer.Option("--stream", help="Play while it speaks; into a pipe: raw 16-bit.")] = False,
+    low_latency: Annotated[bool, typer.Option("--low-latency", help="With --stream: sooner, not quite exact.")] = False,
 ) -> None:
     """Speak a text into a file, or aloud."""
     from higgs_audio.audio import FORMATS, write
@@ -82,6 +83,8 @@ def speak(
     if stream and (tries > 1 or output is not None):
         other = "--tries hears all of it first" if tries > 1 else "-o writes a file"
         raise OptionError(f"--stream plays while it speaks and {other}: leave one of them out")
+    if low_latency and not stream:
+        raise OptionError("--low-latency is about when the first sound comes: give it with --stream")
     player = find_player() if stream and sys.stdout.isatty() else None
     output = output or Path("speech.wav")
     if not stream:
@@ -94,7 +97,7 @@ def speak(
     options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     loaded = time.perf_counter()
     if stream:
-        play(tts.stream(said, chosen, seed=seed, **options), tts.sample_rate, player)
+        play(tts.stream(said, chosen, seed=seed, low_latency=low_latency, **options), tts.sample_rate, player)
         return
     with _seconds_made("speaking") as progress:
         if tries == 1:

@@ -28,7 +28,7 @@ class Recital:
         request: what to say; its first utterance is asked for at once.
         engine, writer, codec: of a checkpoint.
         ahead: utterances that are asked for at once, where none depends on another.
-        soon: whether somebody waits for the first chunk; see `sound_of`.
+        soon, look_ahead: see `sound_of`.
 
     Raises what `Engine.submit` does.
     """
@@ -42,9 +42,11 @@ class Recital:
         *,
         ahead: int = 1,
         soon: bool = True,
+        look_ahead: int | None = None,
     ) -> None:
         self._request, self._engine, self._writer, self._codec = request, engine, writer, codec
-        self._soon, self._ahead = soon, ahead if request.is_free else 1
+        self._soon, self._look_ahead = soon, look_ahead
+        self._ahead = ahead if request.is_free else 1
         self._asked: dict[int, Answer] = {}
         self._spoken: tuple[Turn, ...] = ()
         self._left = request.max_frames
@@ -70,7 +72,7 @@ class Recital:
                 return
             self._ask(number)
             codes = []
-            for chunk in sound_of(self._asked[number], self._codec, self._soon):
+            for chunk in sound_of(self._asked[number], self._codec, self._soon, self._look_ahead):
                 codes.append(chunk.codes)
                 yield chunk
             del self._asked[number]

@@ -25,6 +25,7 @@ FIRST_CHUNK_FRAMES = 4
 NEXT_CHUNK_FRAMES = 8
 MAX_CHUNK_FRAMES = 64
 PATIENT_CHUNK_FRAMES = 256  # longer than most utterances
+LOW_LATENCY_FRAMES = 2  # that a sample waits for where it need not be exact; docs/measurements.md has the error
 SILENCE_FRAMES = 50  # of zeros, encoded to learn which codes stand for silence
 
 
@@ -116,16 +117,20 @@ def request_of(model: HiggsAudioForConditionalGeneration, options: Mapping[str, 
     )
 
 
-def sound_of(answer: Answer, codec: HiggsAudioTokenizer, soon: bool = True) -> Iterator[Chunk]:
+def sound_of(
+    answer: Answer, codec: HiggsAudioTokenizer, soon: bool = True, look_ahead: int | None = None
+) -> Iterator[Chunk]:
     """Columns -> frames -> chunks, each twice as long as the last. Closing it leaves the answer as it is.
 
     Where nobody waits for the first (not `soon`) all are of the greatest length, and little is decoded twice.
+    `look_ahead` is that of `StreamDecoder`.
     """
     num_codebooks, marker = codec.config.num_codebooks, codec.config.codebook_size
-    aligner, decoder = FrameAligner(num_codebooks, marker, marker + 1), StreamDecoder(codec)
+    aligner, decoder = FrameAligner(num_codebooks, marker, marker + 1), StreamDecoder(codec, look_ahead)
     frames: list[list[int]] = []
     first, later = (FIRST_CHUNK_FRAMES, NEXT_CHUNK_FRAMES) if soon else (PATIENT_CHUNK_FRAMES, PATIENT_CHUNK_FRAMES)
-    size, most = codec.decoder_context[1] + first, max(later, MAX_CHUNK_FRAMES)
+    ahead = codec.decoder_context[1] if look_ahead is None else look_ahead
+    size, most = ahead + first, max(later, MAX_CHUNK_FRAMES)
     for column in answer:
         frame = aligner.push(column)
         if frame is not None:

@@ -34,7 +34,7 @@ from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Voice
 from higgs_audio.recital import AHEAD, Recital, recite, recite_together
 from higgs_audio.script import ScriptWriter, SpeechRequest
-from higgs_audio.speaking import Said, Speech, silent_codes
+from higgs_audio.speaking import LOW_LATENCY_FRAMES, Said, Speech, silent_codes
 from higgs_audio.text import check_speakable
 
 MAX_REFERENCE_SECONDS = 30.0  # a longer one makes every step slower and the voice no better
@@ -296,17 +296,23 @@ class HiggsAudio:
         seed: int | None = None,
         max_seconds: float | None = None,
         scene: str | None = None,
+        low_latency: bool = False,
         **sampling: Any,
     ) -> Generator[Waveform, None, None]:
         """Speaks a text in chunks, each as soon as it is certain. Arguments and errors are those of `generate`.
 
         Everything is checked before the first chunk is asked for; closing the iterator ends the work.
+
+        Args:
+            low_latency: each chunk comes some frames earlier, before all that it depends on is known: the sound is
+                nearly that of `generate`, and no longer the same. docs/measurements.md has how much sooner and how
+                near.
         """
         request = self._check(text, voice, seed, max_seconds, scene, sampling)
-        return self._waveforms(request)
+        return self._waveforms(request, LOW_LATENCY_FRAMES if low_latency else None)
 
-    def _waveforms(self, request: SpeechRequest) -> Generator[Waveform, None, None]:
-        for chunk in recite(self._recital(request)):
+    def _waveforms(self, request: SpeechRequest, look_ahead: int | None) -> Generator[Waveform, None, None]:
+        for chunk in recite(self._recital(request, look_ahead=look_ahead)):
             if len(chunk.samples):
                 yield Waveform(chunk.samples, self.sample_rate)
 

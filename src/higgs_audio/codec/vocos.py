@@ -4,6 +4,8 @@ A convolutional network at 25 and 100 Hz with a spectral head needs no upsamplin
 waveform decoder dear (the idea is that of Vocos, arXiv 2306.00814).
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -149,6 +151,12 @@ class VocosStream:
     def finish(self) -> Tensor:
         """The samples `[B, 1, S]` that waited for what comes next; `[1, 1, 0]` where there was nothing."""
         return torch.zeros(1, 1, 0) if self._nothing is None else self._through(self._nothing, True)
+
+    def copy(self) -> "VocosStream":
+        """Where it stands now, to go on from in another way; tensors are replaced, never written to."""
+        other = copy.copy(self)
+        other._coarse, other._fine = ([copy.copy(block) for block in stage] for stage in (self._coarse, self._fine))
+        return other
 
     def _through(self, x: Tensor, is_last: bool) -> Tensor:
         self._nothing = x[..., :0]
