@@ -164,6 +164,13 @@ HUBERT = {
 BODIES = {
     "dac": {"body": "dac", "encoder_hidden_size": 4, "decoder_hidden_size": 32, "hidden_size": 8},
     "vocos": {"body": "vocos", "hidden_size": 8, "encoder_widths": [16, 16], "decoder_widths": [24, 16]},
+    "harmonic": {
+        "body": "vocos",
+        "hidden_size": 8,
+        "encoder_widths": [16, 16],
+        "decoder_widths": [24, 16],
+        "decoder_head": "harmonic",
+    },
 }
 
 

@@ -21,7 +21,7 @@ def make_codes(num_frames, batch=1, seed=0):
     return torch.randint(0, 1024, (batch, 8, num_frames), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module", params=["dac", "vocos"])
+@pytest.fixture(scope="module", params=["dac", "vocos", "harmonic"])
 def tokenizer(request):
     return make_tokenizer(request.param)
 
@@ -219,7 +219,7 @@ def test_the_decoders_wishes_pass_straight_through_the_quantizer(tokenizer):
 
 
 def test_the_nearest_entry_is_the_nearest_by_euclidean_distance(tokenizer):
-    book = tokenizer.quantizer._all_list()[0].codebook
+    book = tokenizer.quantizer.layers[0].codebook
     vectors = torch.randn(2, 50, book.embed.shape[1])
     distances = (vectors[:, :, None] - book.embed).pow(2).sum(-1)  # [2, 50, V]
     assert torch.equal(book.nearest(vectors), distances.argmin(-1))
@@ -238,6 +238,10 @@ def in_random_chunks(codes, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_stream_in_random_chunks_is_the_decoding_of_the_whole(tokenizer, seed):
     codes = make_codes(75, seed=seed)
+    if (
+        tokenizer.pitch_hop is not None
+    ):  # random filters make the 170th harmonic as loud as the first: see below for nano
+        tokenizer = copy.deepcopy(tokenizer).double()
     whole = tokenizer.decode(codes).audio_values[0, 0]
     stream = torch.cat(list(decode_stream(tokenizer, in_random_chunks(codes, seed))))
     assert stream.shape == whole.shape
@@ -300,7 +304,13 @@ def stream_error(tokenizer, codes):
 
 
 def test_with_large_weights_the_context_is_enough_for_either_body(tokenizer):
-    assert stream_error(exact(tokenizer), make_codes(90)) < 1e-12
+    assert stream_error(exact(tokenizer), make_codes(90)) < (1e-12 if tokenizer.pitch_hop is None else 1e-9)
+
+
+def test_nano_streamed_is_nano_to_a_ten_thousandth():
+    tokenizer = load_codec("nano", "cpu")
+    codes = tokenizer.encode(make_sound(24000 * 6)).audio_codes
+    assert stream_error(tokenizer, codes) < 1e-4
 
 
 @pytest.mark.parametrize("missing", [(1, 0), (0, 1)])
@@ -341,7 +351,7 @@ def test_a_shorter_look_ahead_comes_sooner_and_is_nearer_the_longer_it_is(tokeni
         if look_ahead < most:
             assert sizes == [0] * (look_ahead + 1) + [960] * (40 - look_ahead)
     assert errors[0] > errors[1] > errors[2] > 1e-9
-    assert max(errors[3:]) < 1e-12
+    assert max(errors[3:]) < (1e-12 if tokenizer.pitch_hop is None else 1e-9)
     with pytest.raises(OptionError, match="look_ahead=-1"):
         StreamDecoder(tokenizer, -1)
 
@@ -365,10 +375,11 @@ def test_frames_beyond_the_context_change_no_sample(tokenizer):
     tokenizer = exact(tokenizer)
     left, right = tokenizer.decoder_context
     codes, middle = make_codes(left + right + 41, batch=2), left + 20
-    codes[1, :, middle - left : middle + right + 1] = codes[0, :, middle - left : middle + right + 1]
+    first = middle - left if tokenizer.pitch_hop is None else 0  # a pitch comes from the beginning
+    codes[1, :, first : middle + right + 1] = codes[0, :, first : middle + right + 1]
     sounds = tokenizer.decode(codes).audio_values[:, 0].unflatten(1, (-1, 960))  # [2, F, 960]
     torch.testing.assert_close(sounds[0, middle], sounds[1, middle], rtol=0, atol=1e-10)
-    assert (sounds[0, 0] - sounds[1, 0]).abs().max() > 1e-3
+    assert (sounds[0, -1] - sounds[1, -1]).abs().max() > 1e-3
 
 
 # Batches and files
@@ -400,7 +411,7 @@ def test_saving_and_loading_changes_no_bit_of_weights_codes_or_samples(tokenizer
 def test_a_new_tokenizer_has_finite_weights_and_waits_for_its_codebooks(tokenizer):
     new = HiggsAudioTokenizer(tokenizer.config)
     assert all(bool(value.isfinite().all()) for value in new.state_dict().values())
-    assert all(float(layer.codebook.inited) == 0 for layer in new.quantizer._all_list())
+    assert all(float(layer.codebook.inited) == 0 for layer in new.quantizer.layers)
     assert not any(isinstance(module, nn.Dropout) and module.p for module in new.semantic_model.modules())
 
 

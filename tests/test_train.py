@@ -36,7 +36,7 @@ from higgs_audio.model import IGNORED, HiggsAudioForConditionalGeneration
 from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Prompt, Turn, to_messages
 from higgs_audio.text import phonemize
-from higgs_audio.train import lm, prepare, run, teacher, tokenizer
+from higgs_audio.train import decoder, lm, prepare, run, teacher, tokenizer, workshop
 from higgs_audio.train.align import align, nearest_phone, viterbi
 from higgs_audio.train.batches import Order, dialogue_batches
 from higgs_audio.train.clips import Clip, Sounds, batch_order, length_batches
@@ -337,7 +337,7 @@ def test_starting_leaves_every_codebook_consistent_and_each_layer_with_less_to_c
     latents = torch.randn(1500, config.hidden_size, generator=torch.Generator().manual_seed(0))
     start_codebooks(quantizer, latents, 10, 0.1, torch.Generator().manual_seed(1))
     energies, residual = [float(latents.pow(2).mean())], latents
-    for layer in quantizer._all_list():
+    for layer in quantizer.layers:
         book = layer.codebook
         torch.testing.assert_close(book.embed_avg / book.cluster_size[:, None], book.embed)
         assert float(book.inited) == 1
@@ -791,14 +791,17 @@ def test_a_teacher_without_known_times_resumes_at_the_batch_where_it_was(tmp_pat
     check_resumed(monkeypatch, tmp_path, teacher, teacher.train_teacher, teacher_recipe(corpus), deaths=(4,))
 
 
+@pytest.mark.parametrize("head", ["spectrum", "harmonic"])
 @pytest.mark.parametrize("deaths", [(3,), (6, 1)], ids=["as the codebooks start", "later"])
-def test_a_tokenizer_killed_and_resumed_equals_one_that_was_not(corpus, tiny_teacher, tmp_path, monkeypatch, deaths):
+def test_a_tokenizer_killed_and_resumed_equals_one_that_was_not(
+    corpus, tiny_teacher, tmp_path, monkeypatch, deaths, head
+):
     monkeypatch.setattr(tokenizer, "REVIVE_EVERY", 3)
     recipe = tokenizer.TokenizerRecipe(
         data=str(corpus),
         teacher=str(tiny_teacher),
         output="",
-        body=VOCOS,
+        body=VOCOS | {"decoder_head": head},
         codebook_dim=8,
         num_steps=8,
         batch=4,
@@ -816,9 +819,9 @@ def test_a_tokenizer_killed_and_resumed_equals_one_that_was_not(corpus, tiny_tea
         save_every=2,
         log_every=2,
     )
-    check_resumed(monkeypatch, tmp_path, tokenizer, tokenizer.train_tokenizer, recipe, deaths)
+    check_resumed(monkeypatch, tmp_path, workshop, tokenizer.train_tokenizer, recipe, deaths)
     trained = HiggsAudioTokenizer.from_pretrained(tmp_path / "whole" / "model")
-    assert all(float(layer.codebook.inited) == 1 for layer in trained.quantizer._all_list())
+    assert all(float(layer.codebook.inited) == 1 for layer in trained.quantizer.layers)
     assert trained.encode(torch.zeros(1, 1, 4800)).audio_codes.shape == (1, 8, 5)
 
 
@@ -1206,9 +1209,44 @@ def tokenizer_recipe(corpus, output, **changes):
     return tokenizer.TokenizerRecipe(str(corpus), str(output), **{**sizes, **steps, **changes})
 
 
-def test_the_decoder_alone_learns_another_sound_for_the_same_codes(corpus, tiny_teacher, tmp_path):
-    whole = tokenizer.train_tokenizer(tokenizer_recipe(corpus, tmp_path / "whole", teacher=str(tiny_teacher)))
-    recipe = tokenizer_recipe(corpus, tmp_path / "decoder", start=str(whole), decoder_only=True, heard_weight=0.5)
+@pytest.fixture(params=["spectrum", "harmonic"])
+def decoder_recipe(request, corpus, tiny_teacher, tmp_path):
+    body = VOCOS | {"decoder_head": request.param}
+    whole = tokenizer_recipe(corpus, tmp_path / "start", teacher=str(tiny_teacher), body=body)
+    changes = {"start": str(tokenizer.train_tokenizer(whole)), "decoder_only": True, "heard_weight": 0.5}
+    return tokenizer_recipe(corpus, tmp_path / "decoder", **changes)
+
+
+def test_a_decoder_killed_and_resumed_equals_one_that_was_not(decoder_recipe, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(decoder_recipe, num_steps=6, adversarial_weight=0.1)
+    check_resumed(monkeypatch, tmp_path, workshop, tokenizer.train_tokenizer, recipe, deaths=(3, 1))
+
+
+def test_crops_of_coded_clips_are_their_own_sound_codes_and_pitch(decoder_recipe):
+    """A code shifted by one frame would be heard as a blur, much later."""
+    codec = HiggsAudioTokenizer.from_pretrained(decoder_recipe.start)
+    clips = read_manifests(decoder_recipe.data, "train")
+    crops = decoder.CodedClips(clips, codec, decoder_recipe).crops(3, torch.Generator().manual_seed(0))
+    coded = decoder.CodedClips(clips, codec, decoder_recipe)
+    whole = [coded._coded(number) for number in range(len(clips))]
+    for row in range(3):
+        num_frames, found = crops.codes.shape[2], 0
+        for clip in whole:
+            for first in range(clip.codes.shape[2] - num_frames + 1):
+                sound = clip.sound[0, 960 * first : 960 * (first + num_frames)]
+                if torch.equal((crops.sound[row] * decoder.INT16).round().short(), sound):
+                    found += 1
+                    assert torch.equal(crops.codes[row], clip.codes[0, :, first : first + num_frames].long())
+                    if crops.pitch is not None:
+                        hz = clip.pitch.hz[0, 4 * first : 4 * (first + num_frames)]
+                        assert torch.equal(crops.pitch.hz[row], hz)
+        assert found == 1
+    with pytest.raises(RecipeError, match="no clip is longer than crop_seconds=100"):
+        decoder.CodedClips(clips, codec, dataclasses.replace(decoder_recipe, crop_seconds=100.0))
+
+
+def test_the_decoder_alone_learns_another_sound_for_the_same_codes(decoder_recipe):
+    whole, recipe = decoder_recipe.start, decoder_recipe
     before, after = map(HiggsAudioTokenizer.from_pretrained, (whole, tokenizer.train_tokenizer(recipe)))
     waveform = 0.1 * torch.randn(1, 1, 9600, generator=torch.Generator().manual_seed(0))
     codes = before.encode(waveform).audio_codes

@@ -226,7 +226,8 @@ def train_lm(recipe: Recipe, overrides: Overrides = None) -> None:
 @train_app.command("tokenizer")
 def train_tokenizer_command(recipe: Recipe, overrides: Overrides = None) -> None:
     """The audio tokenizer, on recordings."""
-    from higgs_audio.train.tokenizer import TokenizerRecipe, train_tokenizer
+    from higgs_audio.train.tokenizer import train_tokenizer
+    from higgs_audio.train.tokenizer_recipe import TokenizerRecipe
 
     _train(train_tokenizer, TokenizerRecipe, recipe, overrides)
 

@@ -30,7 +30,9 @@ VOCOS_BODY: dict[str, Any] = {
     "decoder_depths": [6, 2],
     "kernel_size": 7,
     "decoder_lookahead": 1,  # positions to the right that each decoder convolution sees
+    "decoder_head": "spectrum",  # or "harmonic"
 }
+HEADS = ("spectrum", "harmonic")
 BODIES = {"dac": DAC_BODY, "vocos": VOCOS_BODY}
 
 
@@ -91,6 +93,9 @@ class HiggsAudioTokenizerConfig(PreTrainedConfig):
         if unknown := set(given) - set(BODIES[body]):
             raise OptionError(f"acoustic_model_config key {min(unknown)!r}; {nearest(min(unknown), BODIES[body])}")
         self.acoustic_model_config = {**BODIES[body], **given}
+        head = str(self.acoustic_model_config.get("decoder_head", HEADS[0]))
+        if head not in HEADS:
+            raise OptionError(f"acoustic_model_config['decoder_head']={head!r}; {nearest(head, HEADS)}")
         if not isinstance(self.semantic_model_config, HubertConfig):
             fields = self.semantic_model_config or {}
             fields = fields.to_dict() if isinstance(fields, PreTrainedConfig) else fields

@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from higgs_audio import checkpoint
 from higgs_audio.codec import dac, vocos
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
+from higgs_audio.codec.harmonic import HarmonicHead, Pitch, Position
 from higgs_audio.codec.quantizer import Codebook, Quantized, ResidualVectorQuantizer, VectorQuantizer
 from higgs_audio.codec.resample import resample
 from higgs_audio.codec.semantic import SemanticDecoder, SemanticEncoder
@@ -53,6 +54,7 @@ class TokenizerTrainingOutput(ModelOutput):
     semantic_first: Tensor | None = None  # [B, F, D_s], rebuilt from the first codebook
     latent: Tensor | None = None  # [B, F, D]
     quantized: Quantized | None = None
+    pitch: Tensor | None = None  # [B, T, 2], what a harmonic head said of it
 
 
 class HiggsAudioTokenizer(PreTrainedModel):
@@ -214,7 +216,7 @@ class HiggsAudioTokenizer(PreTrainedModel):
         higgs_audio.errors.AudioError: waveform of shape (1, 12000): expected [batch, 1, samples], mono
         """
         waveform = self._checked(input_values)
-        latent = self._latent(waveform, self._semantic_features(waveform))
+        latent = self._latent(waveform, self.semantic_features(waveform))
         return TokenizerEncoderOutput(audio_codes=self.quantizer.encode(latent))
 
     @torch.no_grad()
@@ -250,27 +252,47 @@ class HiggsAudioTokenizer(PreTrainedModel):
         latent = self.quantizer.decode(audio_codes.long())  # [B, F, D]
         return self.fc2(latent).transpose(1, 2)
 
-    def forward(self, input_values: Tensor, depth: Tensor | None) -> TokenizerTrainingOutput:
+    def forward(
+        self, input_values: Tensor, depth: Tensor | None, pitch: Pitch | None = None, before: Position | None = None
+    ) -> TokenizerTrainingOutput:
         """The training pass: encode, quantize, decode, with gradients.
 
         Args:
             input_values: `[B, 1, S]`, S a multiple of `hop_length`.
             depth: codebooks used by each sample, `[B]`; None bypasses the quantizer (warm-up).
+            pitch, before: of the recordings, for a harmonic head to sing at, and where in a sound they are.
         """
         with torch.no_grad():
-            target = self._semantic_features(input_values)  # [B, F, D_s]
+            target = self.semantic_features(input_values)  # [B, F, D_s]
         latent = self._latent(input_values, target)
         quantized = None if depth is None else self.quantizer(latent, depth)
         coded = latent if quantized is None else quantized.latent
         first = None if quantized is None else self._semantic_from(quantized.first)
-        return TokenizerTrainingOutput(self._sound(coded), target, self._semantic_from(coded), first, latent, quantized)
+        sound, said = self.sing(self.fc2(coded).transpose(1, 2), pitch, before)
+        return TokenizerTrainingOutput(sound, target, self._semantic_from(coded), first, latent, quantized, said)
+
+    def sing(
+        self, features: Tensor, pitch: Pitch | None = None, before: Position | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features `[B, D_a, F]` to sound `[B, 1, S]` and, from a harmonic head, what it says of the pitch."""
+        body = self.acoustic_decoder
+        if not isinstance(body, vocos.VocosDecoder) or not isinstance(body.head, HarmonicHead):
+            return body(features), None
+        hidden = body.hidden(features)
+        return body.sound(hidden, pitch, before), body.head.pitch(hidden)
+
+    @property
+    def pitch_hop(self) -> int | None:
+        """Samples from one pitch to the next, where the decoder has a harmonic head."""
+        body = self.acoustic_decoder
+        return body.hop if isinstance(body, vocos.VocosDecoder) and body.is_harmonic else None
 
     @property
     def decoder_context(self) -> tuple[int, int]:
         """Frames left and right of a frame that its samples depend on."""
         return {"dac": dac, "vocos": vocos}[self.config.body].decoder_context(self.config)
 
-    def _semantic_features(self, waveform: Tensor) -> Tensor:
+    def semantic_features(self, waveform: Tensor) -> Tensor:
         """Mean of HuBERT's hidden states at the frame rate, `[B, F, D_s]`."""
         c = self.config
         heard = resample(waveform[:, 0], c.sample_rate, c.semantic_sample_rate)
@@ -293,9 +315,6 @@ class HiggsAudioTokenizer(PreTrainedModel):
         if dac.encoder_frames(self.config, waveform.shape[-1]) != num_frames:
             waveform = F.pad(waveform, (self.config.acoustic_padding, self.config.acoustic_padding))
         return self.acoustic_encoder(waveform)[..., :num_frames]
-
-    def _sound(self, latent: Tensor) -> Tensor:
-        return self.acoustic_decoder(self.fc2(latent).transpose(1, 2))
 
     def _semantic_from(self, latent: Tensor) -> Tensor:
         return self.decoder_semantic(self.fc1(latent).transpose(1, 2)).transpose(1, 2)

@@ -1,6 +1,5 @@
 """Residual vector quantization: K codebooks, each coding what the ones before it left over."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -75,15 +74,15 @@ class ResidualVectorQuantizer(nn.Module):
     def encode(self, latent: Tensor) -> Tensor:
         """`latent [B, F, D]` to codes `[B, K, F]`."""
         residual, codes = latent, []
-        for quantizer in self._all():
+        for quantizer in self.layers:
             codes.append(quantizer.encode(residual))
             residual = residual - quantizer.decode(codes[-1])
         return torch.stack(codes, dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes `[B, k, F]` of the first k <= K codebooks to the latent `[B, F, D]`."""
-        latent = self._all_list()[0].decode(codes[:, 0])
-        for quantizer, row in zip(self._all_list()[1:], codes.unbind(1)[1:], strict=False):
+        latent = self.layers[0].decode(codes[:, 0])
+        for quantizer, row in zip(self.layers[1:], codes.unbind(1)[1:], strict=False):
             latent = latent + quantizer.decode(row)
         return latent
 
@@ -97,7 +96,7 @@ class ResidualVectorQuantizer(nn.Module):
             residual, total, first = latent, torch.zeros_like(latent), torch.zeros_like(latent)
             codes, projected, left = [], [], []
             energy = latent.pow(2).mean()
-            for number, quantizer in enumerate(self._all()):
+            for number, quantizer in enumerate(self.layers):
                 projected.append(quantizer.project_in(residual))
                 codes.append(quantizer.codebook.nearest(projected[-1]))
                 out = quantizer.decode(codes[-1])  # [B, F, D]
@@ -111,8 +110,7 @@ class ResidualVectorQuantizer(nn.Module):
             total + straight, first + straight, torch.stack(codes), projected, commitment, torch.stack(left)
         )
 
-    def _all(self) -> Iterator[VectorQuantizer]:
-        return iter(self._all_list())
-
-    def _all_list(self) -> list[VectorQuantizer]:
+    @property
+    def layers(self) -> list[VectorQuantizer]:
+        """The quantizers, the first codebook's first."""
         return [q for q in self.quantizers if isinstance(q, VectorQuantizer)]

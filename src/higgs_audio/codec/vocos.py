@@ -1,7 +1,8 @@
 """The `vocos` body: STFT in, ConvNeXt, inverse STFT out. 27 times cheaper than `dac` at the same rates.
 
-A convolutional network at 25 and 100 Hz with a spectral head needs no upsampling to 24 kHz, which is what makes a
-waveform decoder dear (the idea is that of Vocos, arXiv 2306.00814).
+A convolutional network at 25 and 100 Hz with a head that says spectra needs no upsampling to 24 kHz, which is what
+makes a waveform decoder dear (the idea is that of Vocos, arXiv 2306.00814). The head is one layer ("spectrum"), or
+`HarmonicHead` ("harmonic"), whose voices are smooth.
 """
 
 import copy
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
+from higgs_audio.codec.harmonic import LOG_CEILING, HarmonicHead, Pitch, Position
 
 LOG_FLOOR = 1e-3  # magnitudes below are silence
-LOG_CEILING = 6.0  # exp(6) = 403, above any magnitude of a windowed [-1, 1] signal
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -102,17 +103,38 @@ class VocosDecoder(nn.Module):
         self.up = nn.ConvTranspose1d(coarse, fine, a["stride"], stride=a["stride"])
         self.fine = Stage(fine, a["decoder_depths"][1], kernel, ahead)
         self.norm = nn.LayerNorm(fine)
-        self.head = nn.Linear(fine, self.n_fft + 2)
+        self.is_harmonic = a["decoder_head"] == "harmonic"
+        self.head = (
+            HarmonicHead(fine, self.n_fft, self.hop, config.sample_rate)
+            if self.is_harmonic
+            else nn.Linear(fine, self.n_fft + 2)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
-        x = self.coarse(self.embed_norm(self.embed(features)))  # [B, D, F]
-        return self._overlap_add(self.frames(self.fine(self.up(x))))
+        return self.sound(self.hidden(features))
 
-    def frames(self, x: Tensor) -> Tensor:
-        """Positions `[B, D, T]` to windowed frames of sound `[B, T, n_fft]`."""
-        log_magnitude, phase = self.head(self.norm(x.transpose(1, 2))).chunk(2, dim=-1)  # [B, T, bins] each
-        spectrum = torch.polar(log_magnitude.clamp(max=LOG_CEILING).exp(), phase)
-        return torch.fft.irfft(spectrum, n=self.n_fft) * self.window
+    def hidden(self, features: Tensor) -> Tensor:
+        """What the head reads, `[B, T, D]`, T spectra."""
+        x = self.coarse(self.embed_norm(self.embed(features)))  # [B, D, F]
+        return self.norm(self.fine(self.up(x)).transpose(1, 2))
+
+    def sound(self, hidden: Tensor, pitch: Pitch | None = None, before: Position | None = None) -> Tensor:
+        """Hidden states to samples `[B, 1, T * hop]`; a harmonic head sings at a `pitch` and goes on from a position,
+        where they are given.
+        """
+        return self._overlap_add(self.frames(hidden, pitch, before)[0])
+
+    def frames(
+        self, hidden: Tensor, pitch: Pitch | None = None, before: Position | None = None
+    ) -> tuple[Tensor, Position | None]:
+        """Hidden states to windowed frames of sound `[B, T, n_fft]`, and where a harmonic head stands behind them."""
+        position = None
+        if isinstance(self.head, HarmonicHead):
+            spectrum, position = self.head(hidden, self.window, pitch, before)  # [B, T, bins]
+        else:
+            log_magnitude, phase = self.head(hidden).chunk(2, dim=-1)  # [B, T, bins] each
+            spectrum = torch.polar(log_magnitude.clamp(max=LOG_CEILING).exp(), phase)
+        return torch.fft.irfft(spectrum, n=self.n_fft) * self.window, position
 
     def _overlap_add(self, frames: Tensor) -> Tensor:
         """Windowed frames `[B, T, n_fft]` to samples `[B, 1, T * hop]`, weighted by the windows' own sum."""
@@ -142,6 +164,7 @@ class VocosStream:
         self._fine = [_Remembering(block) for block in decoder.fine]
         self._nothing: Tensor | None = None  # [B, D, 0], once there was something
         self._left: tuple[Tensor, Tensor] | None = None  # sums that later frames add to
+        self._position: Position | None = None  # of a harmonic head
         self._to_skip = (decoder.n_fft - decoder.hop) // 2
 
     def push(self, features: Tensor) -> Tensor:
@@ -171,7 +194,9 @@ class VocosStream:
     def _sound(self, x: Tensor, is_last: bool) -> Tensor:
         decoder, overlap = self._decoder, self._decoder.n_fft - self._decoder.hop
         if x.shape[2]:
-            sums = decoder.sums(decoder.frames(x))  # [B, 1, T * hop + overlap], [1, 1, the same]
+            hidden = decoder.norm(x.transpose(1, 2))
+            frames, self._position = decoder.frames(hidden, before=self._position)
+            sums = decoder.sums(frames)  # [B, 1, T * hop + overlap], [1, 1, the same]
             for total, left in zip(sums, self._left or (), strict=False):
                 total[..., :overlap] += left
         elif self._left is None or not is_last:
@@ -203,7 +228,9 @@ class _Remembering:
 
 
 def decoder_context(config: HiggsAudioTokenizerConfig) -> tuple[int, int]:
-    """Frames to the left and right of a frame that its samples depend on."""
+    """Frames to the left and right of a frame that its samples depend on. With a harmonic head all frames before it
+    have moved the pulses, and nothing else.
+    """
     a = config.acoustic
     kernel, ahead, (coarse, fine) = a["kernel_size"], a["decoder_lookahead"], a["decoder_depths"]
     overlap = -(-(a["n_fft"] - a["stft_hop"]) // 2 // a["stft_hop"])  # spectra that reach into a neighbour's samples

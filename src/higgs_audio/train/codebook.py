@@ -35,7 +35,7 @@ def start_codebooks(
     `scale` turns the counts of the k-means batch into the running counts of one training batch.
     """
     residual = latents
-    for layer in quantizer._all_list():
+    for layer in quantizer.layers:
         width = layer.codebook.embed.shape[1]
         mean = residual.mean(0)
         axes = torch.linalg.eigh(torch.cov((residual - mean).T))[1][:, -width:].T  # [width, D], orthonormal rows

@@ -1,0 +1,118 @@
+"""Sound as a voice makes it: pulses at a pitch, and noise, each through a filter that changes a hundred times a second.
+
+A head that says magnitudes and phases has to invent phases that fit from spectrum to spectrum; a small one does not
+learn to, and sounds rough. Here the pitch is said and integrated, so harmonics go on by construction, and what is left
+to learn are smooth filters. Pulses and noise are made as spectra, one for each window, so nothing waits for what comes
+next.
+
+Source: neural source-filter models (arXiv 1810.11946) and harmonics plus filtered noise (DDSP, arXiv 2001.04643).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+MIDDLE_HZ = 120.0  # the pitch of a new head
+OCTAVES = (-1.25, 2.2)  # of the pitch around it: 50 to 550 Hz
+LOG_CEILING = 6.0  # exp(6) = 403 times as loud as pulses or noise of power 1
+NOISE_PERIOD = 211  # spectra, 2.1 s at 100 Hz; a prime, which no rhythm of speech has
+EDGE = 1e-6  # sines below are taken for 0
+
+
+@dataclass(frozen=True)
+class Pitch:
+    """What a voice does at the middle of every spectrum: `hz` and how `voiced` it is, 0 to 1, both `[B, T]`."""
+
+    hz: Tensor
+    voiced: Tensor
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where sound stands behind its last spectrum: `cycles` of the pitch and `hz`, `[B]`, and spectra so far."""
+
+    cycles: Tensor
+    hz: Tensor
+    num_spectra: int
+
+
+class HarmonicHead(nn.Module):
+    """Hidden states to spectra.
+
+    Args:
+        width: of the hidden states.
+        n_fft, hop: of the spectra, in samples.
+        sample_rate: in Hz.
+    """
+
+    def __init__(self, width: int, n_fft: int, hop: int, sample_rate: int) -> None:
+        super().__init__()
+        self.n_fft, self.hop, self.sample_rate = n_fft, hop, sample_rate
+        self.filters = nn.Linear(width, 3 * (n_fft // 2 + 1))  # log gain of pulses, of noise, and the pulses' phase
+        self.pitch = nn.Linear(width, 2)  # octaves above MIDDLE_HZ, and log odds of a voice
+
+    def forward(
+        self, hidden: Tensor, window: Tensor, pitch: Pitch | None = None, before: Position | None = None
+    ) -> tuple[Tensor, Position]:
+        """Hidden states `[B, T, W]` to spectra `[B, T, bins]` of frames under `window [n_fft]`.
+
+        Args:
+            hidden, window: as above; T is at least 1.
+            pitch: to sing at, in training; what the hidden states say when None.
+            before: where the last piece ended; a beginning when None.
+        """
+        pulse_gain, noise_gain, phase = self.filters(hidden).chunk(3, dim=-1)  # [B, T, bins] each
+        pitch = self.said(hidden) if pitch is None else pitch
+        place = self._go_on(pitch.hz, before)
+        pulses = torch.fft.rfft(self._pulses(place[0], pitch) * window)
+        first = 0 if before is None else before.num_spectra
+        index = (first + torch.arange(hidden.shape[1])) % NOISE_PERIOD
+        noise = noise_spectra(self.n_fft, self.hop)[index].to(pulses)  # [T, bins]
+        voice = torch.polar(pulse_gain.clamp(max=LOG_CEILING).exp(), phase) * pulses
+        return voice + noise_gain.clamp(max=LOG_CEILING).exp() * noise, place[1]
+
+    def said(self, hidden: Tensor) -> Pitch:
+        """The pitch in hidden states."""
+        octaves, odds = self.pitch(hidden).unbind(-1)
+        return Pitch(MIDDLE_HZ * 2 ** octaves.clamp(*OCTAVES), (odds + 0.5).clamp(0, 1))
+
+    def _go_on(self, hz: Tensor, before: Position | None) -> tuple[Tensor, Position]:
+        """Cycles at the middle of every spectrum `[B, T]`, -0.5 to 0.5, and where the last one is.
+
+        In float64: a hundred harmonics make a hundred times the error.
+        """
+        rate = hz.double() * (self.hop / self.sample_rate)  # cycles a hop
+        last = rate[:, :1] if before is None else before.hz.double()[:, None] * (self.hop / self.sample_rate)
+        gone = torch.cat([last, rate], dim=1)
+        steps = (gone[:, 1:] + gone[:, :-1]) / 2
+        start = 0.0 if before is None else before.cycles[:, None]
+        cycles = (start + steps.cumsum(1)).remainder(1)
+        count = hz.shape[1] + (0 if before is None else before.num_spectra)
+        return (cycles - cycles.round()).to(hz), Position(cycles[:, -1], hz[:, -1], count)
+
+    def _pulses(self, cycles: Tensor, pitch: Pitch) -> Tensor:
+        """Frames `[B, T, n_fft]` of all harmonics below the highest frequency, as loud as noise of power 1.
+
+        The sum of cosines has a closed form, the kernel of Dirichlet.
+        """
+        seconds = (torch.arange(self.n_fft, device=cycles.device) - self.n_fft // 2) / self.sample_rate
+        angle = cycles[..., None] + pitch.hz[..., None] * seconds.to(cycles)
+        angle = math.pi * (angle - angle.round())
+        count = (self.sample_rate / 2 / pitch.hz).floor()[..., None] - 1
+        sine = torch.sin(angle)
+        is_edge = sine.abs() < EDGE
+        ratio = torch.sin((2 * count + 1) * angle) / torch.where(is_edge, 1.0, sine)
+        total = torch.where(is_edge, count, (ratio - 1) / 2)
+        return total * (pitch.voiced[..., None] * (2 / count).sqrt())
+
+
+@lru_cache(maxsize=4)
+def noise_spectra(n_fft: int, hop: int) -> Tensor:
+    """Spectra `[NOISE_PERIOD, bins]` of a stretch of noise that begins anew without a seam, complex64, on the CPU."""
+    generator = torch.Generator("cpu").manual_seed(1)
+    noise = torch.randn(NOISE_PERIOD * hop, generator=generator, device="cpu")
+    frames = torch.cat([noise, noise[:n_fft]]).unfold(0, n_fft, hop)[:NOISE_PERIOD]
+    return torch.fft.rfft(frames * torch.hann_window(n_fft, device="cpu"))
