@@ -98,8 +98,8 @@ class HarmonicHead(nn.Module):
 
         The sum of cosines has a closed form, the kernel of Dirichlet.
         """
-        seconds = (torch.arange(self.n_fft, device=cycles.device) - self.n_fft // 2) / self.sample_rate
-        angle = cycles[..., None] + pitch.hz[..., None] * seconds.to(cycles)
+        places = torch.arange(self.n_fft, device=cycles.device, dtype=cycles.dtype) - self.n_fft // 2
+        angle = cycles[..., None] + pitch.hz[..., None] * (places / self.sample_rate)
         angle = math.pi * (angle - angle.round())
         count = (self.sample_rate / 2 / pitch.hz).floor()[..., None] - 1
         sine = torch.sin(angle)
