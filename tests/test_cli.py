@@ -88,7 +88,8 @@ def test_batch_speaks_a_list_goes_on_where_it_was_and_tells_what_failed(run, tin
         {"id": "bad", "text": "<|eot_id|>"},
         {"id": "worse", "text": "Hello.", "temperature": -1},
     ]
-    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    lines[1]["text"] = "Good\u2028night."  # ends no line of the list
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n")
     code, _, err = run("batch", "in.jsonl", "-o", "out", "--model", tiny_checkpoint)
     assert code == 2
     assert "2 of 5 texts were not spoken, 'bad' first" in err
@@ -115,6 +116,7 @@ def test_batch_speaks_a_list_goes_on_where_it_was_and_tells_what_failed(run, tin
         ('{"txt": "a"}', "line 1 is"),
         ('{"text": "a", "vioce": "ava"}', "did you mean 'voice'"),
         ('{"text": "a", "id": "../b"}', "id '../b'"),
+        ('{"text": "a", "id": "' + 150 * "\u00e9" + '"}', "line 1: id"),
         ('{"text": "a", "id": "b"}\n{"text": "a", "id": "b"}', "'b' is there 2 times"),
     ],
 )

@@ -48,3 +48,9 @@ def test_the_best_of_bad_tries_is_given(tts, monkeypatch):
 def test_no_try_at_all_is_refused(tts):
     with pytest.raises(OptionError, match="num_tries=0"):
         speak_verified(tts, TEXT, num_tries=0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**70, "x"])
+def test_a_seed_is_that_of_the_first_try_or_none(tts, seed):
+    with pytest.raises(OptionError, match="seed="):
+        speak_verified(tts, TEXT, seed=seed)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import higgs_audio.speaking
 import higgs_audio.tts
 from higgs_audio import audio
 from higgs_audio.audio import Waveform
@@ -18,6 +19,7 @@ from higgs_audio.errors import (
     AudioError,
     CheckpointError,
     CodesError,
+    EngineError,
     HiggsAudioError,
     NumericsError,
     OptionError,
@@ -591,6 +593,86 @@ def test_a_recording_is_encoded_once_however_often_it_is_a_voice(tts, recording,
     first, again = tts.voice(recording, "Noise."), tts.voice(recording.read_bytes(), "Other words.")
     assert np.array_equal(first.codes, again.codes)
     assert (first.transcript, again.transcript, len(calls)) == ("Noise.", "Other words.", 1)
-    louder = Waveform(audio.read(recording).samples * 0.5, 24000)
-    assert tts.voice(louder, "Noise.").codes is not first.codes
+    first.codes[:] = 0  # one's own
+    assert not np.array_equal(tts.voice(recording, "Noise.").codes, first.codes)
+    assert len(calls) == 1
+    tts.voice(Waveform(audio.read(recording).samples * 0.5, 24000), "Noise.")
     assert len(calls) == 2
+
+
+def test_many_bad_texts_before_good_ones_do_not_end_the_list(tts, monkeypatch):
+    """Sixteen errors in a row while nobody spoke were taken for the end."""
+    monkeypatch.setattr(tts, "_engine", Engine(tts.model, context=200))
+    long = "Many words of a length like these are too much for a small engine. "
+    texts = [long] * 20 + ["Hello there."] * 3
+    results = dict(tts.speak_together(tts.request(text, None, {"seed": 3}) for text in texts))
+    assert sorted(results) == list(range(23))
+    assert [isinstance(results[number], OptionError) for number in range(23)] == [True] * 20 + [False] * 3
+
+
+def test_an_audio_tokenizer_that_fails_ends_its_text_alone(tts, monkeypatch):
+    alone = tts.generate("Good night.", seed=3)
+    push, calls = higgs_audio.speaking.StreamDecoder.push, []
+
+    def failing(decoder, codes):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        return push(decoder, codes)
+
+    monkeypatch.setattr(higgs_audio.speaking.StreamDecoder, "push", failing)
+    requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", "Good night.")]
+    results = dict(tts.speak_together(requests))
+    assert isinstance(results[0], EngineError)
+    assert isinstance(results[0].__cause__, RuntimeError)
+    assert np.array_equal(results[1].codes, alone.codes)
+    calls.clear()
+    with pytest.raises(EngineError, match="out of memory"):
+        tts.generate("Hello there.", seed=3)
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+
+def test_a_stream_that_waits_for_others_can_be_cancelled_at_once(tts, monkeypatch):
+    """It came back when it had been given room and had spoken."""
+    prefer(tts, monkeypatch, -100.0)
+    monkeypatch.setattr(tts, "_engine", Engine(tts.model, max_rows=1))
+    made = []
+
+    async def run():
+        async def listen():
+            async for _ in tts.stream_async("Good night.", seed=2):
+                made.append(1)
+
+        other = asyncio.create_task(asyncio.to_thread(tts.generate, LONG * 3, seed=1, max_seconds=4.0))
+        while not tts.engine.num_running:
+            await asyncio.sleep(0.001)
+        task = asyncio.create_task(listen())
+        while not tts.engine.num_waiting:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not other.done()
+        assert tts.engine.num_waiting == 0
+        await other
+
+    asyncio.run(run())
+    assert not made
+
+
+def test_an_asynchronous_stream_raises_what_a_stream_raises(tts):
+    async def listen(**options):
+        async for _ in tts.stream_async("Hello.", **options):
+            pass
+
+    with pytest.raises(OptionError, match="no option 'temperatur'"):
+        asyncio.run(listen(temperatur=1))
+    asyncio.run(listen(low_latency=True, seed=1, max_seconds=0.2))
+
+
+@pytest.mark.parametrize(
+    ("text", "scene", "error"), [("Half \ud800.", None, TextError), ("Hello.", "\udfff", PromptError)]
+)
+def test_half_a_character_is_refused(tts, text, scene, error):
+    with pytest.raises(error, match="half of a character"):
+        tts.generate(text, scene=scene)

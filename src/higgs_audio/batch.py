@@ -40,7 +40,7 @@ def read_jobs(path: Path) -> list[Job]:
         OptionError: a list that cannot be read, a line that is no object, or an id twice or unfit for a file's name.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a string in JSON may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(
             f"{str(path)!r} cannot be read: {error}; give a UTF-8 file with a JSON object on each line"
@@ -64,9 +64,14 @@ def _job(line: str, number: int) -> Job:
     if unknown := sorted(set(given) - set(KEYS)):
         raise OptionError(f"line {number}: no key {unknown[0]!r}; {nearest(unknown[0], KEYS)}")
     name = f"{number:05d}" if given.get("id") is None else str(given["id"])
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or len(name.encode()) > 200:  # file systems allow 255 bytes
         raise OptionError(f"line {number}: id {name!r:.60}; give letters, digits, dots, dashes and underscores")
     return Job(name, given)
+
+
+def missing_jobs(jobs: list[Job], folder: Path, suffix: str = ".wav") -> list[Job]:
+    """Those whose sound `folder` does not have."""
+    return [job for job in jobs if not (folder / f"{job.id}{suffix}").exists()]
 
 
 def speak_all(
@@ -89,9 +94,8 @@ def speak_all(
         The jobs that failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in jobs if not (folder / f"{job.id}{suffix}").exists()]
     failed = []
-    for job, result in _results(tts, missing):
+    for job, result in _results(tts, missing_jobs(jobs, folder, suffix)):
         error = " ".join(str(result).split()) if isinstance(result, HiggsAudioError) else None
         line: dict[str, Any] = {"id": job.id, "error": error}
         if isinstance(result, Speech):

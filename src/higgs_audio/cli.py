@@ -125,7 +125,7 @@ def batch(
 ) -> None:
     """Speak many texts, several at once; what is there already is left as it is."""
     from higgs_audio.audio import FORMATS
-    from higgs_audio.batch import REPORT, read_jobs, speak_all
+    from higgs_audio.batch import REPORT, missing_jobs, read_jobs, speak_all
 
     jobs = read_jobs(texts)
     if format not in FORMATS:
@@ -134,7 +134,7 @@ def batch(
         raise OptionError(f"-o {str(output)!r} is a file; give a folder")
     tts = _load(model, device)
     with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
-        bar = progress.add_task("speaking", total=len(jobs))
+        bar = progress.add_task("speaking", total=len(missing_jobs(jobs, output, f".{format}")))
         failed = speak_all(tts, jobs, output, f".{format}", lambda job, error: progress.advance(bar))
     print(output)
     if failed:

@@ -11,6 +11,7 @@
     ├── CheckpointError (ValueError) no such model, or files that do not fit the architecture
     ├── RecipeError (ValueError)     a training recipe with unknown keys or impossible values
     ├── QueueFullError               an engine that takes no more requests now
+    ├── EngineError                  something below this package failed while a request ran, such as memory
     ├── NumericsError (ArithmeticError)  a NaN or an infinity where a number was needed
     └── MissingExtraError (ImportError)  an optional dependency that is not installed
 
@@ -66,6 +67,10 @@ class QueueFullError(HiggsAudioError):
     """So many requests wait already that no more are taken; ask again later."""
 
 
+class EngineError(HiggsAudioError):
+    """Something below this package failed while a request ran, such as an allocation; its cause is the error."""
+
+
 class NumericsError(HiggsAudioError, ArithmeticError):
     """A NaN or an infinity where a number was needed: in logits, in a loss or in its gradient."""
 
@@ -75,6 +80,15 @@ class MissingExtraError(HiggsAudioError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package!r} is needed for this and is not installed: pip install 'higgs-audio[{extra}]'")
+
+
+def typed(error: BaseException) -> HiggsAudioError:
+    """The error, where it is of this package; otherwise a new `EngineError` that it is the cause of."""
+    if isinstance(error, HiggsAudioError):
+        return error
+    own = EngineError(f"the engine failed with {type(error).__name__}: {error}; try again, with less at once")
+    own.__cause__ = error
+    return own
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

@@ -43,7 +43,7 @@ def play(chunks: Iterable[Waveform], sample_rate: int, player: str | None = None
         _pour(chunks, sys.stdout.buffer)
         return
     arguments = [argument.format(rate=sample_rate) for argument in PLAYERS[player]]
-    with subprocess.Popen([player, *arguments], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen([player, *arguments], stdin=subprocess.PIPE, bufsize=0) as process:
         assert process.stdin is not None
         _pour(chunks, process.stdin)
         process.stdin.close()

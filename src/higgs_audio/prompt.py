@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from higgs_audio.errors import CodesError, PromptError, TextError, VoiceError
 from higgs_audio.template import SCENE_END, SCENE_START
-from higgs_audio.text import contains_special
+from higgs_audio.text import contains_special, is_unicode
 
 Codes = NDArray[np.int64]
 
@@ -138,6 +138,8 @@ class Prompt:
         if sorted(spoken, reverse=True) != spoken:
             raise PromptError(f"turn {spoken.index(False)} has no codes and turns after it have; speak it first")
         _check_codebooks([*(turn.codes for turn in self.turns), *self.profiles.values()])
+        if self.scene and not is_unicode(self.scene):
+            raise PromptError(f"the scene {self.scene!r:.60} holds half of a character; decode it as UTF-8")
         if self.scene and (found := contains_special(self.scene)):
             raise PromptError(f"the scene holds the special token {found[0]}; give its text alone, the tags are added")
         if self.system == "" and (self.scene or self.profiles):

@@ -1,6 +1,5 @@
 """Texts on their way through the engine: utterances are asked for, a few ahead, and sounded one after another."""
 
-import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 
@@ -9,7 +8,7 @@ import torch
 
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.engine import Answer, Engine
-from higgs_audio.errors import HiggsAudioError
+from higgs_audio.errors import HiggsAudioError, typed
 from higgs_audio.prompt import Turn
 from higgs_audio.script import SPEAKER, ScriptWriter, SpeechRequest
 from higgs_audio.speaking import Chunk, Said, Speech, sound_of
@@ -48,6 +47,7 @@ class Recital:
         self._soon, self._look_ahead = soon, look_ahead
         self._ahead = ahead if request.is_free else 1
         self._asked: dict[int, Answer] = {}
+        self._is_stopped = False
         self._spoken: tuple[Turn, ...] = ()
         self._left = request.max_frames
         self._ask(0)
@@ -59,11 +59,16 @@ class Recital:
     def __next__(self) -> Chunk:
         return next(self._chunks)
 
+    def stop(self) -> None:
+        """Ends it at the next step, from any thread: whoever waits for its next chunk gets no more."""
+        self._is_stopped = True
+        for answer in list(self._asked.values()):
+            answer.cancel()
+
     def close(self) -> None:
         """Ends what is not done."""
         self._chunks.close()
-        for answer in self._asked.values():
-            answer.cancel()
+        self.stop()
 
     def _speak(self) -> Generator[Chunk, None, None]:
         for number in range(len(self._request.utterances)):
@@ -72,11 +77,22 @@ class Recital:
                 return
             self._ask(number)
             codes = []
-            for chunk in sound_of(self._asked[number], self._codec, self._soon, self._look_ahead):
+            for chunk in self._sound(self._asked[number]):
                 codes.append(chunk.codes)
                 yield chunk
+            if self._is_stopped:
+                return
             del self._asked[number]
             self._said(number, torch.cat(codes, dim=1).numpy())
+
+    def _sound(self, answer: Answer) -> Iterator[Chunk]:
+        """What fails below, such as memory for the audio tokenizer, is told as an error of this package."""
+        try:
+            yield from sound_of(answer, self._codec, self._soon, self._look_ahead)
+        except HiggsAudioError:
+            raise
+        except Exception as error:
+            raise typed(error) from error
 
     def _said(self, number: int, codes: np.ndarray) -> None:
         """An utterance, `[K, F]`, is over."""
@@ -91,13 +107,14 @@ class Recital:
             if number in self._asked:
                 continue
             try:
-                self._asked[number] = self._engine.submit(
-                    self._writer.write(self._request, number, self._spoken, self._left)
-                )
+                written = self._writer.write(self._request, number, self._spoken, self._left)
+                self._asked[number] = self._engine.submit(written)
             except HiggsAudioError:
                 if number == first:
                     raise
                 return
+            if self._is_stopped:
+                self._asked[number].cancel()
 
     def _nothing(self, reason: str) -> Chunk:
         return Chunk(np.zeros(0, np.float32), torch.zeros(self._codec.config.num_codebooks, 0).long(), reason)
@@ -118,7 +135,8 @@ def recite_together(
     waiting, speaking = enumerate(requests), dict[int, tuple[Recital, Said]]()
     try:
         while True:
-            for number, request in itertools.islice(waiting, TOGETHER - len(speaking)):
+            while len(speaking) < TOGETHER and (following := next(waiting, None)) is not None:
+                number, request = following
                 try:
                     speaking[number] = begin(request), Said(sample_rate)
                 except HiggsAudioError as error:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from higgs_audio.errors import NumericsError, OptionError
 
+MOST = 2**31 - 1  # of a count; torch's own numbers end at 2**63
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -56,14 +58,14 @@ class SamplingOptions:
             in_range = _is_number(self.top_p) and 0 < self.top_p <= 1
             _check("top_p", self.top_p, in_range, "above 0 and at most 1, or None to keep every id")
         if self.ras_win_len is not None:
-            check_count("ras_win_len", self.ras_win_len, 1, None, "None to switch repetition-aware sampling off")
-        check_count("ras_win_max_num_repeat", self.ras_win_max_num_repeat, 1)
+            check_count("ras_win_len", self.ras_win_len, 1, MOST, "None to switch repetition-aware sampling off")
+        check_count("ras_win_max_num_repeat", self.ras_win_max_num_repeat, 1, MOST)
         scale = self.text_guidance_scale
         _check(
             "text_guidance_scale", scale, _is_number(scale) and 1 <= scale < math.inf, "a finite number of at least 1"
         )
         if self.eos_codebooks is not None:
-            check_count("eos_codebooks", self.eos_codebooks, 1, None, "None for all of them")
+            check_count("eos_codebooks", self.eos_codebooks, 1, MOST, "None for all of them")
         return self
 
 
@@ -111,6 +113,12 @@ def read_sampling(given: Mapping[str, Any], checkpoint: object, num_ids: int) ->
     return options.validate(num_ids if "top_k" in given else None)
 
 
+NOT_FINITE = (
+    "the model gave logits with NaN or infinity. Usual reasons: float16, whose range is too small (use bfloat16 or "
+    "float32), or damaged weights."
+)
+
+
 def check_finite(logits: Tensor, where: str) -> Tensor:
     """The logits, if one can choose from them; -inf is allowed.
 
@@ -118,10 +126,7 @@ def check_finite(logits: Tensor, where: str) -> Tensor:
         NumericsError: a NaN or +inf among them; the message begins with `where`.
     """
     if not bool((logits < math.inf).all()):
-        raise NumericsError(
-            f"{where}: the model gave logits with NaN or infinity. Usual reasons: float16, whose range is too small "
-            "(use bfloat16 or float32), or damaged weights."
-        )
+        raise NumericsError(f"{where}: {NOT_FINITE}")
     return logits
 
 
@@ -146,7 +151,7 @@ def filter_logits(logits: Tensor, options: SamplingOptions) -> Tensor:
 
 def _keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     """[..., V] -> [..., V]: an id stays where the more likely ids together have less than top_p."""
-    ordered, order = logits.sort(dim=-1, descending=True)
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # of equal ones the lower id first
     probabilities = ordered.softmax(dim=-1)
     more_likely = probabilities.cumsum(dim=-1) - probabilities
     drop = more_likely >= top_p  # never the most likely id: nothing is more likely

@@ -68,15 +68,17 @@ class Said:
         self._rate, self._began = sample_rate, time.perf_counter()
         self._first = math.nan
         self._chunks: list[Chunk] = []
+        self._num_samples = 0
 
     @property
     def seconds(self) -> float:
         """Of sound so far."""
-        return sum(len(chunk.samples) for chunk in self._chunks) / self._rate
+        return self._num_samples / self._rate
 
     def add(self, chunk: Chunk) -> None:
         """The next chunk."""
         self._chunks.append(chunk)
+        self._num_samples += len(chunk.samples)
         if math.isnan(self._first) and len(chunk.samples):
             self._first = time.perf_counter() - self._began
 

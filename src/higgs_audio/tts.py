@@ -34,7 +34,7 @@ from higgs_audio.processor import HiggsAudioProcessor
 from higgs_audio.prompt import Voice
 from higgs_audio.recital import AHEAD, Recital, recite, recite_together
 from higgs_audio.script import ScriptWriter, SpeechRequest
-from higgs_audio.speaking import LOW_LATENCY_FRAMES, Said, Speech, silent_codes
+from higgs_audio.speaking import LOW_LATENCY_FRAMES, Chunk, Said, Speech, silent_codes
 from higgs_audio.text import check_speakable
 
 MAX_REFERENCE_SECONDS = 30.0  # a longer one makes every step slower and the voice no better
@@ -240,7 +240,8 @@ class HiggsAudio:
     ) -> list[Speech]:
         """Speaks several texts at once: each as `generate` would with the same arguments, in a fraction of the time.
 
-        Raises what `generate` raises, for the first text with an error; before anything is said where it can be told.
+        Raises what `generate` raises, for the first text found with an error; before anything is said where it can be
+        told.
         """
         if isinstance(texts, str):
             raise TextError(f"texts={texts!r:.60} is one text; give a list of them, or call generate")
@@ -274,19 +275,25 @@ class HiggsAudio:
         self, text: str, voice: Voice | str | None = None, **options: Any
     ) -> AsyncIterator[Waveform]:
         """`stream` for asyncio; breaking off, or cancelling the task, ends the work."""
-        chunks = await asyncio.to_thread(self.stream, text, voice, **options)
-        pending: asyncio.Future[Waveform | None] | None = None
+        low_latency = options.pop("low_latency", False)
+        request = await asyncio.to_thread(self.request, text, voice, options)
+        recital = await asyncio.to_thread(self._recital, request, look_ahead=_look_ahead(low_latency))
+        pending: asyncio.Future[Chunk | None] | None = None
         try:
             while True:
-                pending = asyncio.ensure_future(asyncio.to_thread(next, chunks, None))
+                pending = asyncio.ensure_future(asyncio.to_thread(next, recital, None))
                 chunk = await asyncio.shield(pending)
                 if chunk is None:
                     return
-                yield chunk
+                if len(chunk.samples):
+                    yield Waveform(chunk.samples, self.sample_rate)
         finally:
-            if pending is not None:  # a thread may be in the generator still, and nobody can close it before it is out
+            recital.stop()  # a thread may be in it still, and nobody can close it before it is out
+            if pending is not None:
                 await asyncio.wait([pending])
-            await asyncio.to_thread(chunks.close)
+                if not pending.cancelled():
+                    pending.exception()  # told already, or nobody waits for it any more
+            await asyncio.to_thread(recital.close)
 
     def stream(
         self,
@@ -309,7 +316,7 @@ class HiggsAudio:
                 near.
         """
         request = self._check(text, voice, seed, max_seconds, scene, sampling)
-        return self._waveforms(request, LOW_LATENCY_FRAMES if low_latency else None)
+        return self._waveforms(request, _look_ahead(low_latency))
 
     def _waveforms(self, request: SpeechRequest, look_ahead: int | None) -> Generator[Waveform, None, None]:
         for chunk in recite(self._recital(request, look_ahead=look_ahead)):
@@ -349,6 +356,11 @@ class HiggsAudio:
 
     def _default(self) -> Voice | None:
         return self._named(self.voices[0]) if self.voices else None
+
+
+def _look_ahead(low_latency: bool) -> int | None:
+    """Frames that a sample waits for; all that it depends on when None."""
+    return LOW_LATENCY_FRAMES if low_latency else None
 
 
 def _read_reference(source: str | Path | bytes | Waveform) -> Waveform:

@@ -14,7 +14,7 @@ class Answer:
         error: what it failed with; iterating raises it behind the columns made before.
     """
 
-    def __init__(self, wait: Callable[["Answer"], None], cancel: Callable[["Answer"], None]) -> None:
+    def __init__(self, wait: Callable[[], None], cancel: Callable[[], None]) -> None:
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self._columns: deque[Column] = deque()
@@ -35,12 +35,12 @@ class Answer:
                 return self._columns.popleft()
             if is_done:
                 raise StopIteration if self.error is None else self.error
-            self._wait(self)
+            self._wait()
 
     def cancel(self) -> None:
         """Ends it at the next step; nothing where it has ended."""
         if not self.is_done:
-            self._cancel(self)
+            self._cancel()
 
     def push(self, column: Column, finish_reason: str | None) -> None:
         """The engine's side: the next column, and the reason with the last one."""

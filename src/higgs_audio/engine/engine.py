@@ -6,9 +6,11 @@ him. So there is no thread to start or to stop, and one request alone costs noth
 
 import math
 import threading
+import traceback
 from collections.abc import Collection
 
 import torch
+from torch import Tensor
 
 from higgs_audio.engine.answer import Answer
 from higgs_audio.engine.guard import Guard
@@ -21,10 +23,10 @@ from higgs_audio.engine.rows import Rows
 from higgs_audio.engine.run import Run
 from higgs_audio.engine.runner import Runner
 from higgs_audio.engine.scheduler import Scheduler, Ticket
-from higgs_audio.errors import NumericsError, OptionError
+from higgs_audio.errors import NumericsError, OptionError, typed
 from higgs_audio.guidance import guided
 from higgs_audio.model import HiggsAudioForConditionalGeneration
-from higgs_audio.sampling import check_count
+from higgs_audio.sampling import NOT_FINITE, check_count
 
 MEMORY = 4 << 30  # bytes of keys and values at most; they are taken as they are needed
 GPU_SHARE = 0.5  # of what is free
@@ -40,8 +42,8 @@ class Engine:
     """Runs requests on one model.
 
     Args:
-        model: the language model, in eval mode. It may be moved or converted while nobody speaks; where its weights
-            are changed in place, `forget`.
+        model: the language model, in eval mode. It may be moved, converted or adapted while nobody speaks; where its
+            weights are changed in place, `forget`. One engine a model: two of them join its matrices in turns.
         memory: bytes for keys and values, a quarter of them for prompts that may come again, taken as they are needed;
             when None 4 GiB or half of what a GPU has free, and never less than for one request with guidance.
         context: most positions of a prompt and its answer; when None 4096, or what the model was made for.
@@ -90,9 +92,9 @@ class Engine:
         self._scheduler = Scheduler(self.max_rows, max_waiting)
         self._runs: dict[Ticket, Run] = {}
         self._reading: list[Run] = []  # admitted, in order; rows belong to the first alone
-        self._cancelled: list[Answer] = []
+        self._is_any_cancelled = False
         self._changed = threading.Condition()
-        self._has_driver = False
+        self._driver: int | None = None  # the thread that takes a step now
 
     def _begin(self) -> None:
         """A cache and a runner for the model as it is now."""
@@ -116,11 +118,11 @@ class Engine:
         self._check(request)
         with self._changed:
             if not self._runs and not self._runner.is_current:
-                self._begin()  # the model was moved or converted
+                self._begin()  # the model was moved, converted or adapted
             ticket = self._scheduler.add(request.num_rows, request.priority)
-            answer = Answer(self._wait, self._cancel)
+            answer = Answer(self.step, lambda: self._cancel(run))
             guard = Guard(self._silent, self.config.audio_stream_bos_id) if request.guarded else None
-            self._runs[ticket] = Run(request, answer, ticket, guard)
+            run = self._runs[ticket] = Run(request, answer, ticket, guard)
         return answer
 
     @property
@@ -135,8 +137,10 @@ class Engine:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of keys and values held, those of prompts that may come again among them."""
-        return self._cache.num_bytes + self._prefixes.num_bytes
+        """Bytes of keys and values held, those of prompts that may come again and of who is set aside among them."""
+        with self._changed:
+            aside = sum(run.num_saved_bytes for run in self._runs.values())
+            return self._cache.num_bytes + self._prefixes.num_bytes + aside
 
     def forget(self) -> None:
         """Forgets the prompts read before: the model's weights have changed."""
@@ -156,29 +160,36 @@ class Engine:
 
     # Who waits, drives.
 
-    def _wait(self, answer: Answer) -> None:
-        """Comes back when the answer may have something new."""
-        with self._changed:
-            if self._has_driver:
-                self._changed.wait()
-                return
-            self._has_driver = True
+    def step(self) -> None:
+        """One step for all who speak, and a piece of the prompt of whoever is next.
+
+        Where another thread is at it, waits for that one instead. Comes back when there may be something new.
+        """
+        me = threading.get_ident()
         try:
-            self.step()
+            with self._changed:
+                if self._driver not in (None, me):
+                    self._changed.wait()
+                    return
+                self._driver = me
+            self._step()
         finally:
             with self._changed:
-                self._has_driver = False
-                self._drop()  # whoever was cancelled during the step; nobody may come for another
+                if self._driver == me:
+                    self._driver = None
+                    try:
+                        self._drop()  # whoever was cancelled during the step; nobody may come for another
+                    finally:
+                        self._changed.notify_all()
+
+    def _cancel(self, run: Run) -> None:
+        with self._changed:
+            run.is_cancelled = self._is_any_cancelled = True
+            if self._driver is None:
+                self._drop()
                 self._changed.notify_all()
 
-    def _cancel(self, answer: Answer) -> None:
-        with self._changed:
-            self._cancelled.append(answer)
-            if not self._has_driver:
-                self._drop()
-
-    def step(self) -> None:
-        """One step for all who speak, and a piece of the prompt of whoever is next; one thread at a time."""
+    def _step(self) -> None:
         try:
             with self._changed:
                 self._settle()
@@ -186,7 +197,7 @@ class Engine:
             self._read()
         except BaseException as error:  # half a step is no state to go on from: all who were in it are told
             with self._changed:
-                self._fail(error if isinstance(error, Exception) else RuntimeError(f"interrupted by {error!r}"))
+                self._fail(error)
             if not isinstance(error, Exception):
                 raise
 
@@ -204,38 +215,50 @@ class Engine:
 
     def _set_aside(self, run: Run) -> None:
         self._rows.set_aside(run)
+        self._forget_reading(run)
+
+    def _forget_reading(self, run: Run) -> None:
         if run in self._reading:
             self._reading.remove(run)
 
     def _drop(self) -> None:
         """Those who are cancelled leave."""
-        answers, self._cancelled = self._cancelled, []
+        if not self._is_any_cancelled:
+            return
+        self._is_any_cancelled = False
         try:
-            for run in [run for run in self._runs.values() if run.answer in answers]:
+            for run in [run for run in self._runs.values() if run.is_cancelled]:
                 self._end(run, "cancelled")
         except Exception as error:
             self._fail(error)
 
     def _end(self, run: Run, reason: str | None, error: Exception | None = None) -> None:
-        self._set_aside(run)
-        self._scheduler.remove(run.ticket)
-        del self._runs[run.ticket]
-        run.answer.close(reason, error)
+        self._rows.leave(run)
+        self._close(run, reason, error)
         if not self._runs and self._cache.num_bytes > IDLE_BYTES:
             self._cache.release()
 
-    def _fail(self, error: Exception) -> None:
-        """All who have rows, or were about to get some, are told; those who wait or are set aside lose nothing."""
-        lost = [run for run in self._runs.values() if run.rows or not self._waits(run)] or list(self._runs.values())
+    def _close(self, run: Run, reason: str | None, error: Exception | None) -> None:
+        """Out of the books, its answer first: somebody waits for it."""
+        run.answer.close(reason, error)
+        self._forget_reading(run)
+        self._scheduler.remove(run.ticket)
+        del self._runs[run.ticket]
+
+    def _fail(self, error: BaseException) -> None:
+        """All who have rows, or were about to get some, are told; those who wait or are set aside lose nothing.
+
+        Where nobody was, an error that comes again and again would leave the others waiting for ever: all are told.
+        """
+        lost = [run for run in self._runs.values() if run.rows or not self._waits(run)]
+        if not lost and isinstance(error, Exception):
+            lost = list(self._runs.values())
+        traceback.clear_frames(error.__traceback__)  # they hold the cache, and whoever is told may try again
         self._cache.release()
         self._rows = Rows(self._cache)
         self._reader = Reader(self._runner, self._rows, self._prefixes)
         for run in lost:
-            if run in self._reading:
-                self._reading.remove(run)
-            self._scheduler.remove(run.ticket)
-            del self._runs[run.ticket]
-            run.answer.close(error=error)
+            self._close(run, None, typed(error))
 
     def _waits(self, run: Run) -> bool:
         """For rows, or to be read."""
@@ -250,17 +273,17 @@ class Engine:
             run = self._reading[0]
             try:
                 left -= self._reader.read(run, left if self._rows.speaking else None)
-            except Exception as error:  # such as a prompt too long for the memory left: it ends alone
-                with self._changed:
-                    self._end(run, None, error)
-            else:
                 if run.num_read == len(run.request.input_ids):
                     self._begin_to_speak(run)
+            except Exception as error:  # such as a prompt too long for the memory left: it ends alone
+                with self._changed:
+                    self._end(run, None, typed(error))
 
     def _begin_to_speak(self, run: Run) -> None:
+        lane = first_lane(run.request, self.config, self._runner.model.device)
         self._reading.remove(run)
+        self._rows.join(run, lane)
         run.answer.push((self.config.audio_stream_bos_id,) * self.config.audio_num_codebooks, None)
-        self._rows.join(run, first_lane(run.request, self.config, self._runner.model.device))
 
     def _speak(self) -> None:
         """One column of everybody who speaks."""
@@ -272,8 +295,9 @@ class Engine:
         positions = [rows.speaking[lane].length for lane in places.lanes]
         logits = self._runner.step(lanes.column[places.lane_of_row], positions)  # [R, K, V + 2]
         read = logits[places.read]  # [B, K, V + 2]
-        finite = (read < float("inf")).flatten(1).all(1)  # [B]
+        finite = _is_finite(read)  # [B]
         if places.is_guided:
+            finite &= _is_finite(logits[places.unread])
             both = torch.cat([read, logits[places.unread]])
             scale = lanes.scale[:, None, None]
             read = torch.where(scale == 1, read.float(), guided(both, scale, self.config.audio_stream_eos_id))
@@ -293,10 +317,7 @@ class Engine:
             self._end(
                 run,
                 None,
-                NumericsError(
-                    "the model gave logits with NaN or infinity. Usual reasons: float16, whose range is too small (use "
-                    "bfloat16 or float32), or damaged weights."
-                ),
+                NumericsError(f"after {run.length} positions: {NOT_FINITE}"),
             )
             return
         reason = None
@@ -308,6 +329,11 @@ class Engine:
         run.answer.push(column, reason)
         if reason is not None:
             self._end(run, reason)
+
+
+def _is_finite(logits: Tensor) -> Tensor:
+    """Whether one can choose from `[B, K, V]`, `[B]`; -inf is allowed."""
+    return (logits < float("inf")).flatten(1).all(1)
 
 
 def free_memory(device: torch.device) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 FRAMES = 24  # just under a second; the pauses of speech and its longest vowels are shorter
 PERIODS = (1, 2, 3, 4, 6, 8)  # frames after which a loop begins again; they divide FRAMES
-BOOKS = 2  # codebooks that are compared: the upper ones are noise to a small model
+BOOKS = 2  # codebooks that are compared, if there are so many: the upper ones are noise to a small model
 
 
 class Guard:
@@ -24,9 +24,10 @@ class Guard:
     def push(self, column: Sequence[int]) -> str | None:
         """The next column `[K]`; why the model is stuck, or None."""
         self._columns.append(column)
-        if len(self._columns) < BOOKS:
+        if len(self._columns) < min(BOOKS, len(column)):
             return None
-        frame = tuple(cells[book] for book, cells in enumerate(self._columns))
+        latest = list(self._columns)[-len(column) :]  # one column where there is one codebook
+        frame = tuple(cells[book] for book, cells in enumerate(latest))
         if max(frame) >= self._first_marker:
             self._frames.clear()
             return None

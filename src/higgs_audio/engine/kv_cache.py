@@ -67,7 +67,7 @@ class KVCache:
         positions = min(self.max_positions, _doubled(positions or FIRST_POSITIONS, num_positions))
         old = self._state
         with torch.inference_mode(False):  # whoever asks: a tensor made in that mode cannot be written to outside of it
-            # Zeros and no NaN: what is masked is still multiplied by 0.
+            # Zeros and no NaN; see `wipe`.
             self._state = torch.zeros(self._sized(rows, positions), dtype=old.dtype, device=old.device)
         self._state[:, :, : old.shape[2], :, : old.shape[4]] = old
 
@@ -88,6 +88,10 @@ class KVCache:
     def move(self, source: int, target: int, length: int) -> None:
         """Copies a row's first positions to another row."""
         self._state[:, :, target, :, :length] = self._state[:, :, source, :, :length]
+
+    def wipe(self, row: int, length: int) -> None:
+        """Zeros in a row's first positions: what is masked is still multiplied by 0, and NaN would stay NaN."""
+        self._state[:, :, row, :, :length] = 0
 
     def save(self, row: int, length: int) -> Saved:
         """A copy of a row's first positions."""

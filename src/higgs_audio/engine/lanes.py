@@ -67,6 +67,8 @@ def first_lane(request: Request, config: HiggsAudioConfig, device: torch.device)
     """The lane of a request whose prompt has been read: its first column is that of bos."""
     options, num_codebooks = request.sampling, config.audio_num_codebooks
     num_rows = config.codebook_rows
+    most = request.max_frames + num_codebooks + 1  # columns of the segment
+    window = min(options.ras_win_len or 0, most)
     whole = {
         "made": 1,
         "end": 0,
@@ -75,8 +77,8 @@ def first_lane(request: Request, config: HiggsAudioConfig, device: torch.device)
         "min_frames": request.min_frames,
         "max_frames": request.max_frames,
         "top_k": min(num_rows, options.top_k or num_rows),
-        "window": options.ras_win_len or 0,
-        "repeats": options.ras_win_max_num_repeat if options.ras_win_len else NEVER,
+        "window": window,
+        "repeats": options.ras_win_max_num_repeat if window else NEVER,
         "end_books": options.eos_codebooks or num_codebooks,
     }
     real = {
@@ -86,7 +88,7 @@ def first_lane(request: Request, config: HiggsAudioConfig, device: torch.device)
     }
     return Lanes(
         column=torch.full((1, num_codebooks), config.audio_stream_bos_id, device=device),
-        recent=torch.full((1, num_codebooks, max(1, options.ras_win_len or 1)), -1, device=device),
+        recent=torch.full((1, num_codebooks, max(1, window)), -1, device=device),
         is_random=torch.tensor([options.do_sample], device=device),
         **{name: torch.tensor([value], dtype=torch.long, device=device) for name, value in whole.items()},
         **{name: torch.tensor([value], dtype=torch.float32, device=device) for name, value in real.items()},
@@ -152,17 +154,35 @@ def is_finished(lanes: Lanes) -> Tensor:
 def choose(logits: Tensor, lanes: Lanes, noise: Tensor, most: int) -> Tensor:
     """`sampling.sample` with options that differ by lane: `[B, K, V]`, noise `[B, K]` -> ids `[B, K]`.
 
-    Only the `most` likely ids are looked at, so many as the greatest top_k.
+    Only the `most` likely ids are looked at, so many as the greatest top_k, and those that are as likely as the last:
+    what a lane draws must not depend on how many its neighbours look at. Equally likely ids count from id 0 on.
     """
-    values, ids = (logits / lanes.temperature[:, None, None]).topk(min(most, logits.shape[-1]), dim=-1)  # [B, K, k]
-    ranks = torch.arange(values.shape[-1], device=values.device)
-    values = values.masked_fill(ranks >= lanes.top_k[:, None, None], float("-inf"))
-    probabilities = values.softmax(dim=-1)
+    values, ids = _likeliest(logits / lanes.temperature[:, None, None], most)  # [B, K, k], by id
+    ordered, order = values.sort(dim=-1, descending=True, stable=True)
+    last = (lanes.top_k.clamp(max=values.shape[-1]) - 1)[:, None, None].expand(-1, values.shape[1], -1)
+    ordered = ordered.masked_fill(ordered < ordered.gather(-1, last), float("-inf"))
+    probabilities = ordered.softmax(dim=-1)
     more_likely = probabilities.cumsum(dim=-1) - probabilities
-    values = values.masked_fill(more_likely >= lanes.top_p[:, None, None], float("-inf"))
-    ordered, places = ids.sort(dim=-1)  # draws add probabilities up from id 0 on
-    drawn = ordered.gather(-1, draw(values.gather(-1, places), noise)[..., None])[..., 0]
-    return torch.where(lanes.is_random[:, None], drawn, ids[..., 0])
+    ordered = ordered.masked_fill(more_likely >= lanes.top_p[:, None, None], float("-inf"))
+    kept = torch.empty_like(values).scatter_(-1, order, ordered)  # draws add probabilities up from id 0 on
+    drawn = ids.gather(-1, draw(kept, noise)[..., None])[..., 0]
+    return torch.where(lanes.is_random[:, None], drawn, logits.argmax(-1))
+
+
+def _likeliest(logits: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Logits and ids `[B, K, k]`, by id, of the `most` likely ones and of all that are as likely as the last of them.
+
+    On a GPU all: counting those would make the host wait.
+    """
+    num_ids = logits.shape[-1]
+    if most >= num_ids or logits.device.type != "cpu":
+        return logits, torch.arange(num_ids, device=logits.device).expand_as(logits)
+    found = logits.topk(most, dim=-1)
+    equal = int((logits >= found.values[..., -1:]).sum(-1).max())
+    if most < equal:
+        found = logits.topk(equal, dim=-1)
+    ids = found.indices.sort(dim=-1).values
+    return logits.gather(-1, ids), ids
 
 
 def _allowed(lanes: Lanes, logits: Tensor, bos: int, eos: int) -> Tensor:

@@ -10,6 +10,7 @@ from higgs_audio.errors import OptionError, PromptError
 from higgs_audio.sampling import SamplingOptions, check_count
 
 FINISH_REASONS = ("stop", "length", "silence", "repetition", "cancelled")
+LEAST_URGENT = 2**31
 Column = tuple[int, ...]  # [K] ids of one step, markers included
 
 
@@ -48,6 +49,7 @@ class Request:
         check_count("max_frames", self.max_frames, 1)
         check_count("min_frames", self.min_frames, 0, self.max_frames)
         check_count("seed", self.seed, 0, 2**63 - 1)
+        check_count("priority", self.priority, -LEAST_URGENT, LEAST_URGENT)
         if (self.sampling.text_guidance_scale != 1) != (self.unread_ids is not None):
             raise OptionError(
                 f"text_guidance_scale={self.sampling.text_guidance_scale} and unread_ids="

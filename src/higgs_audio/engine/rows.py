@@ -29,11 +29,6 @@ class Rows:
         self.reader: Run | None = None
         self._places: Places | None = None
 
-    @property
-    def owners(self) -> list[Run]:
-        """Everybody who has rows."""
-        return [*self.speaking, *([] if self.reader is None else [self.reader])]
-
     def take(self, run: Run) -> None:
         """The rows behind those who speak, for whoever reads from now on."""
         assert self.reader is None
@@ -65,15 +60,18 @@ class Rows:
 
     def leave(self, run: Run) -> None:
         """Gives its rows back, if it has any, and closes the holes."""
+        rows, run.rows = run.rows, []
+        for row in rows:
+            self.cache.wipe(row, run.length or len(run.request.input_ids))
         if run in self.speaking:
             lane = self.speaking.index(run)
             assert self.lanes is not None
             self.speaking.remove(run)
             self.lanes = self.lanes.select([n for n in range(len(self.lanes)) if n != lane])
-            self._close(run.rows)
+            self._close(rows)
         elif run is self.reader:
             self.reader = None
-        run.rows, run.num_read = [], 0
+        run.num_read = 0
         self._places = None
 
     def places(self) -> "Places":

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from higgs_audio.engine.answer import Answer
 from higgs_audio.engine.guard import Guard
@@ -24,6 +23,7 @@ class Run:
         num_read: positions of the prompt that are in them.
         length: positions in them, once it speaks.
         saved: what was in them, and its lane, while it is set aside.
+        is_cancelled: whether it is to leave at the next step.
     """
 
     request: Request
@@ -35,9 +35,14 @@ class Run:
     length: int = 0
     saved: tuple[list[Saved], Lanes] | None = None
 
-    @property
-    def ids(self) -> Tensor:
-        """Token ids `[R, T]` of its rows."""
+    is_cancelled: bool = False
+
+    def __post_init__(self) -> None:
         request = self.request
         both = (request.input_ids,) if request.unread_ids is None else (request.input_ids, request.unread_ids)
-        return torch.stack(both)
+        self.ids = torch.stack(both)  # [R, T] of its rows
+
+    @property
+    def num_saved_bytes(self) -> int:
+        """What it keeps while it is set aside."""
+        return 0 if self.saved is None else sum(saved.num_bytes for saved in self.saved[0])

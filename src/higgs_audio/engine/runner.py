@@ -62,7 +62,7 @@ class Runner:
         positions = torch.arange(start, stop, device=ids.device).expand(len(rows), -1)
         rotary = self._trunk.rotary_emb(positions, embeds.dtype)
         known = start == 0 and not self._adds_mask  # the attention masks a whole prompt by itself
-        mask = None if known else self._mask(_causal(ids.shape[1], start, embeds.device))
+        mask = None if known or ids.shape[1] == 1 else self._mask(_causal(ids.shape[1], start, embeds.device))
         place, hidden = _Span(self.cache, rows, start, stop), way.take(embeds)
         for layer in self._trunk.layers:
             hidden = layer(hidden, way, rotary, mask, place)
@@ -90,10 +90,8 @@ class Runner:
                 hidden = layer(hidden, Route(len(columns), 0), rotary, mask, place)
         return self.model.audio_logits(self._last(hidden))
 
-    def _mask(self, seen: Tensor) -> Tensor | None:
-        """Which positions see which, as the attention takes it; None where all see all."""
-        if bool(seen.all()):
-            return None
+    def _mask(self, seen: Tensor) -> Tensor:
+        """Which positions see which, as the attention takes it."""
         return torch.where(seen, 0.0, float("-inf")).to(self.model.dtype) if self._adds_mask else seen
 
 
@@ -160,6 +158,9 @@ class FusedLayer:
         self._qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj)
         self._gate_up = joined(feed.gate_proj, feed.up_proj)
         self._views = ((self._qkv, attention.q_proj), (self._gate_up, feed.gate_proj))
+        names = ("q_proj", "k_proj", "v_proj", "o_proj")
+        parts = [(attention, name) for name in names] + [(feed, name) for name in ("gate_proj", "up_proj", "down_proj")]
+        self._parts = [(owner, name, getattr(owner, name)) for owner, name in parts]
         self._out, self._down, self._act = attention.o_proj, feed.down_proj, feed.act
         self._number, self._width = attention.layer_idx, attention.head_dim
         self.num_values = attention.v_proj.out_features // self._width  # N_kv
@@ -168,8 +169,9 @@ class FusedLayer:
 
     @property
     def is_current(self) -> bool:
-        """Whether the layer's weights still are views of the joined ones."""
-        return all(joined[0].data_ptr() == part.weight.data_ptr() for joined, part in self._views)
+        """Whether the layer's matrices still are the same, no adapter around them, and views of the joined ones."""
+        same = all(getattr(owner, name) is part for owner, name, part in self._parts)
+        return same and all(joined[0].data_ptr() == part.weight.data_ptr() for joined, part in self._views)
 
     def __call__(self, hidden: Tensor, turn: Tensor, mask: Tensor | None, place: "_Step") -> Tensor:
         """Rows `[R, D]` to rows `[R, D]`; `turn [R, 2, 1, H]` is of `turning`."""

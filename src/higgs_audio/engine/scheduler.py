@@ -69,10 +69,6 @@ class Scheduler:
         """A request has ended or is no longer wanted."""
         (self.running if ticket in self.running else self.waiting).remove(ticket)
 
-    def clear(self) -> None:
-        """Nobody runs, nobody waits."""
-        self.running, self.waiting = [], []
-
     def plan(self) -> Plan:
         """Admits whom it can, in order. Nobody overtakes one that waits for room: it would starve."""
         set_aside: list[Ticket] = []

@@ -56,10 +56,12 @@ def speak_verified(
         TextError: no word is left of the text to compare with.
     """
     check_count("num_tries", num_tries, 1)
+    if seed is not None:
+        check_count("seed", seed, 0, 2**62)
     check_judges(listener, WORDS)
     best: Verified | None = None
     for number in range(num_tries):
-        own = None if seed is None else (seed + number * SEED_STEP) % 2**62
+        own = None if seed is None else seed + number * SEED_STEP
         speech = tts.generate(text, voice, seed=own, **options)
         heard = transcribe([speech.waveform], listener)[0].text
         errors = word_errors(text, heard)
