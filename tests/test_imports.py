@@ -16,7 +16,14 @@ PACKAGE = ROOT / "src" / "higgs_audio"
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 UPWARD = {("model", "generate")}  # model.generate() is what users of transformers expect
-SAME_LEVEL = {("hearing", "inputs"), ("model", "pretrained"), ("codec", "checkpoint"), ("tts", "speaking")}
+SAME_LEVEL = {
+    ("hearing", "inputs"),
+    ("model", "pretrained"),
+    ("codec", "checkpoint"),
+    ("script", "speaking"),
+    *(("recital", module) for module in ("script", "speaking")),
+    *(("tts", module) for module in ("recital", "script", "speaking")),
+}
 FORBIDDEN = {
     "model": {"processor", "codec", "prompt", "template", "audio", "text"},
     "generate": {"processor", "codec", "prompt", "template", "audio", "text"},

@@ -7,9 +7,11 @@ export it before `train prepare`.
     python recipes/nano/export.py all LM_DIR CODEC_DIR PROCESSOR_DIR OUT_DIR
     python recipes/nano/export.py average LM_DIR OTHER_LM_DIR SHARE OUT_DIR
     python recipes/nano/export.py deepen TOKENIZER_DIR BLOCKS OUT_DIR
+    python recipes/nano/export.py harmonic TOKENIZER_DIR OUT_DIR
 
 `average` writes language-model weights that are SHARE of the first and the rest of the second, number by number.
-`deepen` writes the audio tokenizer with that many more decoder blocks at 100 Hz, which do nothing yet.
+`deepen` writes the audio tokenizer with that many more decoder blocks at 100 Hz, which do nothing yet. `harmonic`
+writes it with a harmonic head in place of its spectrum head, to be trained: its filters begin as the magnitudes were.
 """
 
 import copy
@@ -83,7 +85,31 @@ def export_deepened(tokenizer: str, blocks: str, out: str) -> None:
     deeper.save_pretrained(out)
 
 
-COMMANDS = {"codec": export_codec, "all": export_all, "average": export_average, "deepen": export_deepened}
+def export_harmonic(tokenizer: str, out: str) -> None:
+    """Pulses and noise begin with the filter that made all of the sound before, noise e times softer."""
+    codec = HiggsAudioTokenizer.from_pretrained(tokenizer)
+    config = copy.deepcopy(codec.config)
+    config.acoustic_model_config["decoder_head"] = "harmonic"
+    torch.manual_seed(0)
+    harmonic = HiggsAudioTokenizer(config)
+    old, new = codec.acoustic_decoder.head, harmonic.acoustic_decoder.head.filters
+    kept = {name: value for name, value in codec.state_dict().items() if not name.startswith("acoustic_decoder.head.")}
+    harmonic.load_state_dict(kept, strict=False)
+    bins = old.out_features // 2
+    with torch.no_grad():
+        for part, softer in ((0, 0.0), (1, 1.0)):
+            new.weight[part * bins : (part + 1) * bins] = old.weight[:bins]
+            new.bias[part * bins : (part + 1) * bins] = old.bias[:bins] - softer
+    harmonic.save_pretrained(out)
+
+
+COMMANDS = {
+    "codec": export_codec,
+    "all": export_all,
+    "average": export_average,
+    "deepen": export_deepened,
+    "harmonic": export_harmonic,
+}
 
 if __name__ == "__main__":
     COMMANDS[sys.argv[1]](*sys.argv[2:])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from higgs_audio.codec.model import HiggsAudioTokenizer
 from higgs_audio.codec.vocos import VocosDecoder, VocosStream
-from higgs_audio.sampling import check_count
+from higgs_audio.errors import OptionError
 
 
 class StreamDecoder:
@@ -28,7 +28,8 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: HiggsAudioTokenizer, look_ahead: int | None = None) -> None:
         whole = tokenizer.decoder_context[1]
-        check_count("look_ahead", whole if look_ahead is None else look_ahead, 0)
+        if look_ahead is not None and (not isinstance(look_ahead, int) or look_ahead < 0):
+            raise OptionError(f"look_ahead={look_ahead!r}; give a whole number of frames, 0 or more, or None for all")
         ahead = whole if look_ahead is None else min(look_ahead, whole)
         body = tokenizer.acoustic_decoder
         if not isinstance(body, VocosDecoder):
