@@ -92,6 +92,11 @@ def wanted(model, requests):
     return [alone(model, request) for request in requests]
 
 
+@pytest.fixture
+def without_native(monkeypatch):
+    monkeypatch.setenv("HIGGS_AUDIO_NATIVE", "0")
+
+
 def make_engine(model, **options):
     return Engine(model, **{"context": CONTEXT, "max_rows": 8, **options})
 
@@ -112,7 +117,7 @@ def test_requests_together_are_what_they_are_alone(model, requests, wanted):
     assert (engine.num_running, engine.num_waiting) == (0, 0)
 
 
-def test_layers_as_they_are_and_fused_ones_agree(model, requests, wanted):
+def test_layers_as_they_are_and_fused_ones_agree(model, requests, wanted, without_native):
     engine = make_engine(model, fused=False)
     assert not engine._runner.fused
     assert make_engine(model)._runner.fused
@@ -463,6 +468,7 @@ def test_prefixes_go_the_least_recently_used_first():
     assert prefixes.get(keys[1]) is None
 
 
+@pytest.mark.usefixtures("without_native")
 def test_the_model_can_still_be_saved_and_trained_after_an_engine_has_joined_its_matrices(model, requests, tmp_path):
     own = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
     before = {name: value.clone() for name, value in own.state_dict().items()}

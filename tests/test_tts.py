@@ -52,10 +52,9 @@ def sound(seconds: float, sample_rate: int = 24000) -> Waveform:
 
 def prefer(tts, monkeypatch, bias):
     """Adds `bias` to the logits of stream eos."""
-    audio_logits = tts.model.audio_logits
-    ends = torch.zeros(1026)
+    step, ends = tts.engine._runner.step, torch.zeros(1026)
     ends[1025] = bias
-    monkeypatch.setattr(tts.model, "audio_logits", lambda hidden: audio_logits(hidden) + ends)
+    monkeypatch.setattr(tts.engine._runner, "step", lambda *args: step(*args) + ends)
 
 
 @pytest.fixture

@@ -49,6 +49,11 @@ class KVCache:
         self._state = torch.empty(self._sized(0, 0), dtype=dtype, device=device)  # [L, 2, R, N_kv, T, H]
 
     @property
+    def state(self) -> Tensor:
+        """All of it, `[L, 2, R, N_kv, T, H]`; another tensor whenever it has grown."""
+        return self._state
+
+    @property
     def num_bytes(self) -> int:
         """Taken now."""
         return self._state.numel() * self._state.element_size()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from higgs_audio.engine.kv_cache import KVCache
+from higgs_audio.engine.native import native_step
 from higgs_audio.errors import OptionError, nearest
 from higgs_audio.layers import DualFFNLayer, RMSNorm, Route
 from higgs_audio.model import HiggsAudioForConditionalGeneration
@@ -22,7 +23,8 @@ class Runner:
     Args:
         model: in eval mode.
         cache: of its sizes.
-        fused: join matrices that read the same rows, where they are plain; None: where they are.
+        fused: few operations where layers are plain, in C (`native`) or with matrices joined that read the same rows;
+            None: where they are.
     """
 
     def __init__(self, model: HiggsAudioForConditionalGeneration, cache: KVCache, fused: bool | None = None) -> None:
@@ -34,16 +36,19 @@ class Runner:
         self._adds_mask = backend == "eager"
         plain = all(is_plain(layer) for layer in self._trunk.layers)
         self.fused = plain if fused is None else fused and plain
-        layers: Any = self._trunk.layers
-        self._fused = [FusedLayer(layer) for layer in layers] if self.fused else []
-        self._last = FusedNorm(self._trunk.norm) if self.fused else self._trunk.norm
         positions = torch.arange(cache.max_positions, device=model.device)[None]
         self._turns = turning(*self._trunk.rotary_emb(positions, model.dtype))  # [T, 2, 1, H]
+        self._native = native_step(model, self._turns) if self.fused else None
+        layers: Any = self._trunk.layers if self.fused and self._native is None else []
+        self._fused = [FusedLayer(layer) for layer in layers]
+        self._last = FusedNorm(self._trunk.norm) if self.fused else self._trunk.norm
 
     @property
     def is_current(self) -> bool:
         """Whether the joined matrices are still the model's: they are not where it was moved or converted."""
-        return self.cache.fits(self.model.device, self.model.dtype) and all(layer.is_current for layer in self._fused)
+        fused = all(layer.is_current for layer in self._fused)
+        native = self._native is None or self._native.is_current
+        return self.cache.fits(self.model.device, self.model.dtype) and fused and native
 
     @torch.inference_mode()
     def read(self, rows: Sequence[int], ids: Tensor, columns: Tensor, start: int) -> None:
@@ -73,6 +78,10 @@ class Runner:
         length = 1 + max(positions)
         self.cache.reserve(len(columns), length)
         places = torch.tensor(positions, device=columns.device)  # [R]
+        if self._native is not None:
+            hidden = self._trunk.embed_audio_tokens(columns)  # [R, D]
+            logits = self._native(hidden, places, self.cache)
+            return logits.unflatten(-1, (self.model.config.audio_num_codebooks, -1))
         uneven = min(positions) + 1 < length
         mask = None
         if uneven:

@@ -1,0 +1,151 @@
+"""The step in C against the step in torch: equal numbers, equal columns, and what happens where it cannot be."""
+
+import ctypes
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from oracle import BOS, K, fill, make_config
+from test_engine import alone, make_engine, many_requests
+
+from higgs_audio import NANO
+from higgs_audio.engine import native
+from higgs_audio.engine.kv_cache import KVCache
+from higgs_audio.engine.runner import Runner
+from higgs_audio.model import HiggsAudioForConditionalGeneration
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler is here")
+
+
+def runners(model, monkeypatch, max_positions=128):
+    """One that steps in C, one that steps in torch."""
+    made = []
+    for switch in ("1", "0"):
+        monkeypatch.setenv("HIGGS_AUDIO_NATIVE", switch)
+        cache = KVCache(model.model.text_config, 24, max_positions, torch.float32, model.device)
+        made.append(Runner(model, cache))
+    assert made[0]._native is not None
+    assert made[1]._native is None
+    return made
+
+
+@pytest.fixture(params=["float32", "bfloat16", "grouped heads", "one feed-forward"])
+def model(request):
+    text = {"num_key_value_heads": 1} if request.param == "grouped heads" else {}
+    config = make_config()
+    for name, value in text.items():
+        setattr(config.text_config, name, value)
+    if request.param == "one feed-forward":
+        config.audio_dual_ffn_layers = []
+    made = fill(HiggsAudioForConditionalGeneration(config), seed=0).eval()
+    return made.to(torch.bfloat16).float() if request.param == "bfloat16" else made
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 9, 17])
+def test_a_step_in_c_is_the_step_in_torch(model, monkeypatch, rows):
+    ours, theirs = runners(model, monkeypatch)
+    assert ours._native._is_half == bool((model.audio_lm_head.weight == model.audio_lm_head.weight.bfloat16()).all())
+    generator = torch.Generator().manual_seed(rows)
+    lengths = [9 + (5 * row) % 7 for row in range(rows)]
+    for row, length in enumerate(lengths):
+        ids = torch.randint(20, 90, (1, length), generator=generator)
+        for runner in (ours, theirs):
+            runner.read([row], ids, torch.zeros(0, K).long(), 0)
+    for step in range(4):
+        columns = torch.randint(BOS, (rows, K), generator=generator)
+        positions = [length + step for length in lengths]
+        made, wanted = (runner.step(columns, positions) for runner in (ours, theirs))
+        assert float((made - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+
+
+@needs_compiler
+def test_a_row_has_the_same_numbers_to_the_bit_whoever_is_beside_it(model, monkeypatch):
+    ours, _ = runners(model, monkeypatch)
+    for row in range(11):
+        ours.read([row], torch.tensor([[30 + row, 40, 50]]), torch.zeros(0, K).long(), 0)
+    columns = torch.arange(11)[:, None].expand(-1, K).contiguous()
+    together = ours.step(columns, [3] * 11)
+    for count in (1, 2, 3, 6, 10):
+        assert torch.equal(ours.step(columns[:count], [3] * count), together[:count])
+
+
+@needs_compiler
+def test_requests_of_both_kinds_of_steps_are_the_plain_loop_s(model, monkeypatch):
+    for switch in ("1", "0"):
+        monkeypatch.setenv("HIGGS_AUDIO_NATIVE", switch)
+        engine = make_engine(model)
+        assert (engine._runner._native is not None) == (switch == "1")
+        requests = many_requests()
+        answers = [engine.submit(request) for request in requests]
+        assert [(list(answer), answer.finish_reason) for answer in answers] == [alone(model, one) for one in requests]
+
+
+@needs_compiler
+def test_nano_is_read_as_bfloat16_without_losing_a_bit(monkeypatch):
+    nano = HiggsAudioForConditionalGeneration.from_pretrained(NANO, dtype=torch.float32).eval()
+    ours, theirs = runners(nano, monkeypatch)
+    assert ours._native._is_half
+    columns = torch.randint(1024, (2, 8), generator=torch.Generator().manual_seed(0))
+    made, wanted = (runner.step(columns, [0, 0]) for runner in (ours, theirs))
+    assert float((made - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+
+
+@needs_compiler
+def test_weights_that_are_written_to_are_read_anew(model):
+    engine, request = make_engine(model), many_requests()[0]
+    before = list(engine.submit(request))
+    with torch.no_grad():
+        model.model.layers[0].self_attn.v_proj.weight.mul_(-3)
+    answer = engine.submit(request)
+    assert (list(answer), answer.finish_reason) == alone(model, request)
+    assert list(engine.submit(replace(request, seed=1))) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.double(),
+        lambda model: setattr(model.model.layers[0].self_attn.q_proj, "bias", torch.nn.Parameter(torch.zeros(64))),
+        lambda model: setattr(model.model.layers[0].audio_mlp or model.model.layers[0].mlp, "act", torch.nn.GELU()),
+    ],
+    ids=["float64", "a bias", "another activation"],
+)
+def test_a_model_that_c_does_not_know_is_left_to_torch(change):
+    model = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
+    assert native.fits(model)
+    change(model)
+    assert not native.fits(model)
+
+
+def test_without_a_compiler_or_with_one_that_fails_torch_takes_the_steps(monkeypatch, tmp_path):
+    native.native_library.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "false")
+    model = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
+    request = many_requests()[0]
+    with pytest.warns(UserWarning, match=r"native\.c cannot be compiled"):
+        engine = make_engine(model)
+    assert engine._runner._native is None
+    answer = engine.submit(request)
+    assert (list(answer), answer.finish_reason) == alone(model, request)
+    assert not list(tmp_path.rglob("*.so"))
+    native.native_library.cache_clear()
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    assert native.native_library() is None
+    native.native_library.cache_clear()
+
+
+@needs_compiler
+def test_it_is_compiled_once(monkeypatch, tmp_path):
+    native.native_library.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert isinstance(native.native_library(), ctypes.CDLL)
+    (library,) = tmp_path.rglob("*.so")
+    made = library.stat().st_mtime_ns
+    native.native_library.cache_clear()
+    assert native.native_library() is not None
+    assert library.stat().st_mtime_ns == made
+    native.native_library.cache_clear()
