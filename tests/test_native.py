@@ -149,3 +149,20 @@ def test_it_is_compiled_once(monkeypatch, tmp_path):
     assert native.native_library() is not None
     assert library.stat().st_mtime_ns == made
     native.native_library.cache_clear()
+
+
+@needs_compiler
+def test_a_compiler_without_openmp_makes_a_step_of_one_thread(monkeypatch, tmp_path):
+    native.native_library.cache_clear()
+    compiler = tmp_path / "compiler"
+    real = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *openmp*) exit 1;; esac\nexec {real} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(compiler))
+    model = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
+    engine, request = make_engine(model), many_requests()[4]
+    assert engine._runner._native is not None
+    answer = engine.submit(request)
+    assert (list(answer), answer.finish_reason) == alone(model, request)
+    native.native_library.cache_clear()

@@ -26,7 +26,7 @@ from higgs_audio.layers import RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 
 SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 LANES = 16  # floats of a vector in native.c; every width is a multiple
 HALF_BYTES = 1 << 30  # of weights that are kept a second time, in bfloat16; larger models are read as they are
 SWITCH = "HIGGS_AUDIO_NATIVE"  # environment variable; 0 leaves steps to torch
@@ -45,7 +45,8 @@ class _Layer(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("layers_", "width", "inner", "heads", "groups", "head_width", "is_half")),
+        *((name, ctypes.c_int64) for name in ("num_layers", "width", "inner", "heads", "groups", "head_width")),
+        ("is_half", ctypes.c_int64),
         ("layers", ctypes.POINTER(_Layer)),
         ("last", ctypes.c_void_p),
         ("head", _Matrix),
@@ -161,10 +162,17 @@ def _compiled(compiler: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-") as temporary:
             made = Path(temporary) / library.name
-            command = [*compiler.split(), *FLAGS, "-o", str(made), str(SOURCE), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+            try:
+                _compile(compiler, (*FLAGS, "-fopenmp"), made)
+            except subprocess.CalledProcessError:  # such as Apple's compiler, which has no OpenMP
+                _compile(compiler, FLAGS, made)
             os.replace(made, library)
     return library
+
+
+def _compile(compiler: str, flags: tuple[str, ...], made: Path) -> None:
+    command = [*compiler.split(), *flags, "-o", str(made), str(SOURCE), "-lm"]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 
 def _processor() -> bytes:
