@@ -156,7 +156,7 @@ def test_a_compiler_without_openmp_makes_a_step_of_one_thread(monkeypatch, tmp_p
     native.native_library.cache_clear()
     compiler = tmp_path / "compiler"
     real = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))
-    compiler.write_text(f'#!/bin/sh\ncase "$*" in *openmp*) exit 1;; esac\nexec {real} "$@"\n')
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec {real} "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", str(compiler))
