@@ -62,10 +62,10 @@ def check_speakable(text: str) -> str:
             f"the text holds the special token {found[0]}; take it out, or write its brackets as words. "
             f"Sounds are written [{SOUNDS[0]}], [{SOUNDS[-1]}] and so on."
         )
-    if not is_unicode(text):
-        raise TextError(f"the text {text!r:.60} holds half of a character (a lone surrogate); decode it as UTF-8")
     if not is_speakable(text):
         raise TextError(f"the text is {text!r:.60}; give at least one letter or digit")
+    if not is_unicode(text):
+        raise TextError(f"the text {text!r:.60} holds half of a character (a lone surrogate); decode it as UTF-8")
     return text
 
 
