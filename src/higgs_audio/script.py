@@ -18,6 +18,7 @@ from higgs_audio.speaking import request_of
 from higgs_audio.text import check_speakable, mark_sounds, normalize, split_utterances
 
 SPEAKER = "SPEAKER0"  # the only one
+OWN_OPTIONS = ("seed", "max_seconds", "scene")
 SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions))
 UTTERANCE_CHARS = 110  # of one generation: nano has learned nothing longer
 
@@ -53,18 +54,16 @@ class ScriptWriter:
         self._is_phonemes = processor.text_frontend == "phonemes"
         self._lock = threading.Lock()
 
-    def check(
-        self, text: str, voice: Voice | None, options: Mapping[str, Any], sampling: Mapping[str, Any]
-    ) -> SpeechRequest:
+    def check(self, text: str, voice: Voice | None, options: Mapping[str, Any]) -> SpeechRequest:
         """What a call of `generate` asks for.
 
         Args:
             text, voice: to be spoken.
-            options: `seed`, `max_seconds` and `scene`, where given.
-            sampling: fields of `SamplingOptions`.
+            options: `seed`, `max_seconds`, `scene` and fields of `SamplingOptions`, where given.
 
         Raises what `HiggsAudio.generate` does.
         """
+        sampling = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
         if unknown := sorted(set(sampling) - set(SAMPLING_OPTIONS)):
             raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], SAMPLING_OPTIONS)}")
         read_rules(self._model.config, getattr(self._model, "generation_config", None), sampling)

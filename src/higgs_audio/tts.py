@@ -218,7 +218,7 @@ class HiggsAudio:
             OptionError: an option that does not exist, or a value outside its range.
             PromptError: a scene with a special token in it. CodesError: a voice with impossible codes.
         """
-        request = self._check(text, voice, seed, max_seconds, scene, sampling)
+        request = self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
         if progress is not None and not callable(progress):
             raise OptionError(f"progress={progress!r:.60}; give a function of seconds, or None")
         said = Said(self.sample_rate)
@@ -245,7 +245,10 @@ class HiggsAudio:
         """
         if isinstance(texts, str):
             raise TextError(f"texts={texts!r:.60} is one text; give a list of them, or call generate")
-        requests = [self._check(text, voice, seed, max_seconds, scene, sampling) for text in texts]
+        requests = [
+            self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
+            for text in texts
+        ]
         spoken: dict[int, Speech] = {}
         with closing(self.speak_together(requests)) as results:
             for number, result in results:
@@ -315,7 +318,7 @@ class HiggsAudio:
                 nearly that of `generate`, and no longer the same. docs/measurements.md has how much sooner and how
                 near.
         """
-        request = self._check(text, voice, seed, max_seconds, scene, sampling)
+        request = self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
         return self._waveforms(request, _look_ahead(low_latency))
 
     def _waveforms(self, request: SpeechRequest, look_ahead: int | None) -> Generator[Waveform, None, None]:
@@ -330,21 +333,8 @@ class HiggsAudio:
 
     def request(self, text: str, voice: Voice | str | None, options: Mapping[str, Any]) -> SpeechRequest:
         """What `generate` would be asked with these arguments, checked; see `speak_together`. Raises as it does."""
-        named = {name: options.get(name) for name in ("seed", "max_seconds", "scene")}
-        return self._check(text, voice, **named, sampling={k: v for k, v in options.items() if k not in named})
-
-    def _check(
-        self,
-        text: str,
-        voice: Voice | str | None,
-        seed: int | None,
-        max_seconds: float | None,
-        scene: str | None,
-        sampling: Mapping[str, Any],
-    ) -> SpeechRequest:
         chosen = self._default() if voice is None else voice if isinstance(voice, Voice) else self._named(str(voice))
-        options = {"seed": seed, "max_seconds": max_seconds, "scene": scene}
-        return self._writer.check(text, chosen, options, sampling)
+        return self._writer.check(text, chosen, options)
 
     def _named(self, name: str) -> Voice:
         if name not in self._profiles:
