@@ -14,7 +14,7 @@ from higgs_audio.codec import resample as resample_module
 from higgs_audio.codec.resample import resample
 from higgs_audio.errors import AudioError, CodesError, OptionError
 from higgs_audio.speaking import LOW_LATENCY_FRAMES
-from higgs_audio.tts import load_codec
+from higgs_audio.tts import HiggsAudio
 
 
 def make_codes(num_frames, batch=1, seed=0):
@@ -307,10 +307,21 @@ def test_with_large_weights_the_context_is_enough_for_either_body(tokenizer):
     assert stream_error(exact(tokenizer), make_codes(90)) < (1e-12 if tokenizer.pitch_hop is None else 1e-9)
 
 
-def test_nano_streamed_is_nano_to_a_ten_thousandth():
-    tokenizer = load_codec("nano", "cpu")
-    codes = tokenizer.encode(make_sound(24000 * 6)).audio_codes
-    assert stream_error(tokenizer, codes) < 1e-4
+@pytest.fixture(scope="module")
+def spoken():
+    """nano's audio tokenizer and codes that it spoke, for two voices `[1, K, F]`."""
+    tts = HiggsAudio.from_pretrained("nano", device="cpu")
+    said = [tts.generate("The sun rises in the east and sets in the west.", voice, seed=1) for voice in ("joe", "ava")]
+    return tts.codec, [torch.from_numpy(one.codes)[None] for one in said]
+
+
+def test_nano_streamed_is_nano_to_a_ten_thousandth(spoken):
+    """In pieces of one frame; what rounding does to a pitch moves its pulses, most where they are many."""
+    tokenizer, said = spoken
+    for codes in said:
+        whole = tokenizer.decode(codes).audio_values[0, 0]
+        stream = torch.cat(list(decode_stream(tokenizer, codes[0].split(1, dim=1))))
+        assert float((stream - whole).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("missing", [(1, 0), (0, 1)])
@@ -356,13 +367,13 @@ def test_a_shorter_look_ahead_comes_sooner_and_is_nearer_the_longer_it_is(tokeni
         StreamDecoder(tokenizer, -1)
 
 
-def test_nano_hears_little_of_what_low_latency_leaves_out():
-    tokenizer = load_codec("nano", "cpu")
-    codes = tokenizer.encode(make_sound(24000)).audio_codes
-    whole = tokenizer.decode(codes).audio_values[0, 0]
-    sound, sizes = hasty(tokenizer, codes, LOW_LATENCY_FRAMES)
-    assert sizes.index(960) == LOW_LATENCY_FRAMES + 1
-    assert float((sound - whole).norm() / whole.norm()) < 0.05
+def test_nano_with_low_latency_is_nearly_nano(spoken):
+    tokenizer, said = spoken
+    for codes in said:
+        whole = tokenizer.decode(codes).audio_values[0, 0]
+        sound, sizes = hasty(tokenizer, codes, LOW_LATENCY_FRAMES)
+        assert sizes.index(960) == LOW_LATENCY_FRAMES + 1
+        assert float((sound - whole).norm() / whole.norm()) < 0.1
 
 
 def test_a_listener_waits_for_seven_frames_with_vocos_and_ten_with_the_published_body():

@@ -43,7 +43,7 @@ def test_the_closed_form_is_the_sum_of_all_harmonics_below_the_highest_frequency
 def test_harmonics_go_on_from_spectrum_to_spectrum(head):
     """Where windows overlap, the pulses of a steady pitch are the same pulses."""
     pitch = Pitch(torch.full((1, 9), 150.0).double(), torch.ones(1, 9).double())
-    cycles, position = head._go_on(pitch.hz, None)
+    cycles, position = head._go_on(pitch, None)
     frames = head._pulses(cycles, pitch)[0]
     for before, behind in itertools.pairwise(frames):
         torch.testing.assert_close(before[HOP:], behind[:-HOP], rtol=0, atol=1e-7)

@@ -25,7 +25,7 @@ FIRST_CHUNK_FRAMES = 4
 NEXT_CHUNK_FRAMES = 8
 MAX_CHUNK_FRAMES = 64
 PATIENT_CHUNK_FRAMES = 256  # longer than most utterances
-LOW_LATENCY_FRAMES = 2  # that a sample waits for where it need not be exact; docs/measurements.md has the error
+LOW_LATENCY_FRAMES = 3  # that a sample waits for where it need not be exact; docs/measurements.md has the error
 SILENCE_FRAMES = 50  # of zeros, encoded to learn which codes stand for silence
 
 

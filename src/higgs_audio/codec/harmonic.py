@@ -66,7 +66,7 @@ class HarmonicHead(nn.Module):
         """
         pulse_gain, noise_gain, phase = self.filters(hidden).chunk(3, dim=-1)  # [B, T, bins] each
         pitch = self.said(hidden) if pitch is None else pitch
-        place = self._go_on(pitch.hz, before)
+        place = self._go_on(pitch, before)
         pulses = torch.fft.rfft(self._pulses(place[0], pitch) * window)
         first = 0 if before is None else before.num_spectra
         index = (first + torch.arange(hidden.shape[1])) % NOISE_PERIOD
@@ -79,17 +79,22 @@ class HarmonicHead(nn.Module):
         octaves, odds = self.pitch(hidden).unbind(-1)
         return Pitch(MIDDLE_HZ * 2 ** octaves.clamp(*OCTAVES), (odds + 0.5).clamp(0, 1))
 
-    def _go_on(self, hz: Tensor, before: Position | None) -> tuple[Tensor, Position]:
+    def _go_on(self, pitch: Pitch, before: Position | None) -> tuple[Tensor, Position]:
         """Cycles at the middle of every spectrum `[B, T]`, -0.5 to 0.5, and where the last one is.
 
-        In float64: a hundred harmonics make a hundred times the error.
+        Each voice begins at 0, so that what rounding does to a pitch adds up over a voice, not over a text. In float64,
+        as a hundred harmonics make a hundred times the error.
         """
+        hz = pitch.hz
         rate = hz.double() * (self.hop / self.sample_rate)  # cycles a hop
         last = rate[:, :1] if before is None else before.hz.double()[:, None] * (self.hop / self.sample_rate)
         gone = torch.cat([last, rate], dim=1)
-        steps = (gone[:, 1:] + gone[:, :-1]) / 2
         start = 0.0 if before is None else before.cycles[:, None]
-        cycles = (start + steps.cumsum(1)).remainder(1)
+        total = start + ((gone[:, 1:] + gone[:, :-1]) / 2).cumsum(1)
+        times = torch.arange(hz.shape[1], device=hz.device)
+        silent = torch.where(pitch.voiced > 0, -1, times).cummax(1).values  # the last spectrum without a voice, so far
+        since = torch.where(silent < 0, 0.0, total.gather(1, silent.clamp(min=0)))
+        cycles = (total - since).remainder(1)
         count = hz.shape[1] + (0 if before is None else before.num_spectra)
         return (cycles - cycles.round()).to(hz), Position(cycles[:, -1], hz[:, -1], count)
 
