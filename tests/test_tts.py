@@ -642,7 +642,7 @@ def test_a_stream_that_waits_for_others_can_be_cancelled_at_once(tts, monkeypatc
             async for _ in tts.stream_async("Good night.", seed=2):
                 made.append(1)
 
-        other = asyncio.create_task(asyncio.to_thread(tts.generate, LONG * 3, seed=1, max_seconds=4.0))
+        other = asyncio.create_task(asyncio.to_thread(tts.generate, LONG * 20, seed=1, max_seconds=40.0))
         while not tts.engine.num_running:
             await asyncio.sleep(0.001)
         task = asyncio.create_task(listen())
