@@ -39,7 +39,7 @@ from higgs_audio.text import phonemize
 from higgs_audio.train import decoder, lm, prepare, run, teacher, tokenizer, workshop
 from higgs_audio.train.align import align, nearest_phone, viterbi
 from higgs_audio.train.batches import Order, dialogue_batches
-from higgs_audio.train.clips import Clip, Sounds, batch_order, length_batches
+from higgs_audio.train.clips import Clip, Sounds, batch_order, length_batches, to_short
 from higgs_audio.train.codebook import DEAD_SHARE, kmeans, perplexity, revive, start_codebooks, update_codebook
 from higgs_audio.train.composer import Composer, Mix
 from higgs_audio.train.dialogue import Dialogue, collate, corrupt
@@ -1234,7 +1234,7 @@ def test_crops_of_coded_clips_are_their_own_sound_codes_and_pitch(decoder_recipe
         for clip in whole:
             for first in range(clip.codes.shape[2] - num_frames + 1):
                 sound = clip.sound[0, 960 * first : 960 * (first + num_frames)]
-                if torch.equal((crops.sound[row] * decoder.INT16).round().short(), sound):
+                if torch.equal(to_short(crops.sound[row]), sound):
                     found += 1
                     assert torch.equal(crops.codes[row], clip.codes[0, :, first : first + num_frames].long())
                     if crops.pitch is not None:
@@ -1243,6 +1243,19 @@ def test_crops_of_coded_clips_are_their_own_sound_codes_and_pitch(decoder_recipe
         assert found == 1
     with pytest.raises(RecipeError, match="no clip is longer than crop_seconds=100"):
         decoder.CodedClips(clips, codec, dataclasses.replace(decoder_recipe, crop_seconds=100.0))
+
+
+def test_clips_too_short_for_a_crop_are_told_and_lengths_that_lie_are_named(decoder_recipe, capsys):
+    codec = HiggsAudioTokenizer.from_pretrained(decoder_recipe.start)
+    clips = read_manifests(decoder_recipe.data, "train")
+    brief = dataclasses.replace(clips[0], seconds=0.1)
+    coded = decoder.CodedClips([brief, *clips], codec, decoder_recipe)
+    assert coded.crops(2, torch.Generator().manual_seed(0)).codes.shape[0] == 2
+    assert f"1 of {len(clips) + 1} clips are shorter than a crop" in capsys.readouterr().err
+    lying = [dataclasses.replace(clip, seconds=100.0) for clip in clips]
+    long = dataclasses.replace(decoder_recipe, crop_seconds=50.0)
+    with pytest.raises(RecipeError, match=r"frames, and its manifest says 100\.0 s"):
+        decoder.CodedClips(lying, codec, long).crops(1, torch.Generator().manual_seed(0))
 
 
 def test_the_decoder_alone_learns_another_sound_for_the_same_codes(decoder_recipe):

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -676,3 +677,30 @@ def test_an_asynchronous_stream_raises_what_a_stream_raises(tts):
 def test_half_a_character_is_refused(tts, text, scene, error):
     with pytest.raises(error, match="half of a character"):
         tts.generate(text, scene=scene)
+
+
+def test_a_stream_that_is_cancelled_as_it_begins_asks_for_nothing_that_stays(tts, monkeypatch):
+    """What a thread asked for when nobody waited for it any more kept its rows."""
+    submit = tts.engine.submit
+    begun = threading.Event()
+
+    def slow(request):
+        begun.set()
+        time.sleep(0.2)
+        return submit(request)
+
+    monkeypatch.setattr(tts.engine, "submit", slow)
+
+    async def run():
+        async def listen():
+            async for _ in tts.stream_async("Good night.", seed=2):
+                pass
+
+        task = asyncio.create_task(listen())
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)

@@ -187,6 +187,15 @@ class DualFFNLayer(GradientCheckpointingLayer):
         self.audio_input_layernorm = RMSNorm(width, eps) if dual else None
         self.audio_post_attention_layernorm = RMSNorm(width, eps) if dual else None
 
+    @property
+    def of_audio(self) -> tuple[RMSNorm, RMSNorm, FeedForward]:
+        """What audio rows pass: the norms before the attention and before the feed-forward, and that."""
+        return (
+            self.audio_input_layernorm or self.input_layernorm,
+            self.audio_post_attention_layernorm or self.post_attention_layernorm,
+            self.audio_mlp or self.mlp,
+        )
+
     def forward(self, rows: Tensor, way: Route, *attention: Any, **options: Any) -> Tensor:
         """Rows `[N, D]` to rows `[N, D]`; the order of the operations is that of the published DualFFN."""
         normed = way.apply(self.input_layernorm, self.audio_input_layernorm, rows)

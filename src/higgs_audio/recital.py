@@ -24,12 +24,10 @@ class Recital:
     others as a turn already spoken, or every one would be spoken by somebody else.
 
     Args:
-        request: what to say; its first utterance is asked for at once.
+        request: what to say. Nothing is asked for before the first chunk is, or `begin` is called.
         engine, writer, codec: of a checkpoint.
         ahead: utterances that are asked for at once, where none depends on another.
         soon, look_ahead: see `sound_of`.
-
-    Raises what `Engine.submit` does.
     """
 
     def __init__(
@@ -50,7 +48,6 @@ class Recital:
         self._is_stopped = False
         self._spoken: tuple[Turn, ...] = ()
         self._left = request.max_frames
-        self._ask(0)
         self._chunks = self._speak()
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -58,6 +55,11 @@ class Recital:
 
     def __next__(self) -> Chunk:
         return next(self._chunks)
+
+    def begin(self) -> "Recital":
+        """Asks for its first utterances, so that they are made beside others; raises what `Engine.submit` does."""
+        self._ask(0)
+        return self
 
     def stop(self) -> None:
         """Ends it at the next step, from any thread: whoever waits for its next chunk gets no more."""
@@ -121,13 +123,13 @@ class Recital:
 
 
 def recite_together(
-    requests: Iterable[SpeechRequest], begin: Callable[[SpeechRequest], Recital], sample_rate: int
+    requests: Iterable[SpeechRequest], recital_of: Callable[[SpeechRequest], Recital], sample_rate: int
 ) -> Generator[tuple[int, Speech | HiggsAudioError], None, None]:
     """Speaks many texts, `TOGETHER` at once: each one's number and its speech or error, as they are done.
 
     Args:
         requests: asked for one as room is made, so there may be any number of them.
-        begin: makes a recital of one.
+        recital_of: makes one of a request.
         sample_rate: of the sound.
 
     Closing the iterator ends the work.
@@ -138,7 +140,7 @@ def recite_together(
             while len(speaking) < TOGETHER and (following := next(waiting, None)) is not None:
                 number, request = following
                 try:
-                    speaking[number] = begin(request), Said(sample_rate)
+                    speaking[number] = recital_of(request).begin(), Said(sample_rate)
                 except HiggsAudioError as error:
                     yield number, error
             if not speaking:

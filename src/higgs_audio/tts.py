@@ -280,7 +280,8 @@ class HiggsAudio:
         """`stream` for asyncio; breaking off, or cancelling the task, ends the work."""
         low_latency = options.pop("low_latency", False)
         request = await asyncio.to_thread(self.request, text, voice, options)
-        recital = await asyncio.to_thread(self._recital, request, look_ahead=_look_ahead(low_latency))
+        await asyncio.to_thread(lambda: self.engine)  # made when something is first said
+        recital = self._recital(request, look_ahead=_look_ahead(low_latency))  # which asks in the first thread below
         pending: asyncio.Future[Chunk | None] | None = None
         try:
             while True:

@@ -66,13 +66,13 @@ class HarmonicHead(nn.Module):
         """
         pulse_gain, noise_gain, phase = self.filters(hidden).chunk(3, dim=-1)  # [B, T, bins] each
         pitch = self.said(hidden) if pitch is None else pitch
-        place = self._go_on(pitch, before)
-        pulses = torch.fft.rfft(self._pulses(place[0], pitch) * window)
+        cycles, position = self._go_on(pitch, before)
+        pulses = torch.fft.rfft(self._pulses(cycles, pitch) * window)
         first = 0 if before is None else before.num_spectra
         index = (first + torch.arange(hidden.shape[1])) % NOISE_PERIOD
         noise = noise_spectra(self.n_fft, self.hop)[index].to(pulses)  # [T, bins]
         voice = torch.polar(pulse_gain.clamp(max=LOG_CEILING).exp(), phase) * pulses
-        return voice + noise_gain.clamp(max=LOG_CEILING).exp() * noise, place[1]
+        return voice + noise_gain.clamp(max=LOG_CEILING).exp() * noise, position
 
     def said(self, hidden: Tensor) -> Pitch:
         """The pitch in hidden states."""

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,11 @@ class NativeStep:
         self._is_half = _are_half(matrices)
         self._layers = (_Layer * len(model.model.layers))(*(self._layer(layer) for layer in model.model.layers))
         attention, norm = model.model.layers[0].self_attn, model.model.norm
-        self._width, self._num_logits = model.model.text_config.hidden_size, model.audio_lm_head.out_features
+        self._num_logits = model.audio_lm_head.out_features
         self._model = _Model(
             len(self._layers),
-            self._width,
-            _feed(model.model.layers[0]).gate_proj.out_features,
+            model.model.text_config.hidden_size,
+            model.model.layers[0].of_audio[2].gate_proj.out_features,
             attention.q_proj.out_features // attention.head_dim,
             attention.k_proj.out_features // attention.head_dim,
             attention.head_dim,
@@ -119,10 +120,8 @@ class NativeStep:
         return logits
 
     def _layer(self, layer: Any) -> _Layer:
-        attention, feed = layer.self_attn, _feed(layer)
-        matrices = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-        matrices += [feed.gate_proj, feed.up_proj, feed.down_proj]
-        return _Layer(*(self._keep(norm.weight) for norm in _norms(layer)), *map(self._matrix, matrices))
+        before, between, *matrices = _layer_parts(layer)
+        return _Layer(self._keep(before.weight), self._keep(between.weight), *map(self._matrix, matrices))
 
     def _matrix(self, linear: nn.Linear) -> _Matrix:
         weight = linear.weight.detach()
@@ -203,29 +202,22 @@ def fits(model: HiggsAudioForConditionalGeneration) -> bool:
         and all(part.weight.is_contiguous() for part in parts)
         and all(part.bias is None and part.in_features % LANES == 0 for part in linears)
         and attention.head_dim % LANES == 0
-        and all(isinstance(_feed(layer).act, (nn.SiLU, SiLUActivation)) for layer in model.model.layers)
+        and all(isinstance(layer.of_audio[2].act, (nn.SiLU, SiLUActivation)) for layer in model.model.layers)
     )
 
 
-def _parts(model: HiggsAudioForConditionalGeneration) -> Any:
+def _parts(model: HiggsAudioForConditionalGeneration) -> Iterator[Any]:
     """What has the weights of a step."""
     for layer in model.model.layers:
-        attention, feed = layer.self_attn, _feed(layer)
-        yield from _norms(layer)
-        yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        yield from (feed.gate_proj, feed.up_proj, feed.down_proj)
+        yield from _layer_parts(layer)
     yield from (model.model.norm, model.audio_lm_head)
 
 
-def _feed(layer: Any) -> Any:
-    return layer.audio_mlp or layer.mlp
-
-
-def _norms(layer: Any) -> tuple[Any, Any]:
-    return (
-        layer.audio_input_layernorm or layer.input_layernorm,
-        layer.audio_post_attention_layernorm or layer.post_attention_layernorm,
-    )
+def _layer_parts(layer: Any) -> tuple[Any, ...]:
+    """In the order of `_Layer`."""
+    attention, (before, between, feed) = layer.self_attn, layer.of_audio
+    matrices = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    return before, between, *matrices, feed.gate_proj, feed.up_proj, feed.down_proj
 
 
 def _state(part: Any) -> tuple[int, int, int]:

@@ -158,12 +158,8 @@ class FusedLayer:
     """
 
     def __init__(self, layer: DualFFNLayer) -> None:
-        attention, feed = layer.self_attn, layer.audio_mlp or layer.mlp
-        norms = (
-            layer.audio_input_layernorm or layer.input_layernorm,
-            layer.audio_post_attention_layernorm or layer.post_attention_layernorm,
-        )
-        self._before, self._between = (FusedNorm(norm) for norm in norms)
+        attention, (before, between, feed) = layer.self_attn, layer.of_audio
+        self._before, self._between = FusedNorm(before), FusedNorm(between)
         self._qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj)
         self._gate_up = joined(feed.gate_proj, feed.up_proj)
         self._views = ((self._qkv, attention.q_proj), (self._gate_up, feed.gate_proj))

@@ -67,7 +67,7 @@ class Sounds:
         The generator is a CPU's, and both ways draw the same stretches from it.
         """
         crops = torch.stack([self._crop(length, generator) for _ in range(count)])
-        return crops if self._held is None else crops.float() / INT16
+        return crops if self._held is None else to_float(crops)
 
     def _crop(self, length: int, generator: torch.Generator) -> torch.Tensor:
         number = int(torch.randint(len(self._clips), (), generator=generator))
@@ -82,7 +82,17 @@ class Sounds:
         return self._held[self._starts[number] : self._starts[number] + self._lengths[number]]
 
     def _short(self, clip: Clip) -> torch.Tensor:
-        return (samples(clip, self._rate) * INT16).round().clamp(-INT16, INT16 - 1).to(torch.int16)
+        return to_short(samples(clip, self._rate))
+
+
+def to_short(sound: torch.Tensor) -> torch.Tensor:
+    """Sound in [-1, 1] in 16 bits."""
+    return (sound * INT16).round().clamp(-INT16, INT16 - 1).to(torch.int16)
+
+
+def to_float(sound: torch.Tensor) -> torch.Tensor:
+    """`to_short` undone."""
+    return sound.float() / INT16
 
 
 def length_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int) -> list[list[int]]:

@@ -3,6 +3,7 @@
 What is decoded does not change from step to step, so every clip is encoded once, and a step costs a third.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.codec.harmonic import Pitch
 from higgs_audio.errors import RecipeError
-from higgs_audio.train.clips import Clip, samples
+from higgs_audio.train.clips import Clip, samples, to_float, to_short
 from higgs_audio.train.pitch import anywhere, pitch_losses, pitch_of
 from higgs_audio.train.run import seed_step
 from higgs_audio.train.semantic import heard, heard_error
@@ -23,7 +24,6 @@ from higgs_audio.train.tokenizer_recipe import TokenizerRecipe
 from higgs_audio.train.workshop import Workshop
 
 DECIBELS = (-10.0, 3.0)  # a clip's level against its own
-INT16 = 32_767
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CodedClips:
         recipe: of the run; a clip's level follows from its seed and the clip's number.
 
     Raises:
-        RecipeError: no clip is as long as a crop.
+        RecipeError: no clip is as long as a crop, or one is not as long as its manifest says.
     """
 
     def __init__(self, clips: Sequence[Clip], tokenizer: HiggsAudioTokenizer, recipe: TokenizerRecipe) -> None:
@@ -53,6 +53,8 @@ class CodedClips:
         self._hop, self._num_frames = tokenizer.config.hop_length, round(recipe.crop_seconds * rate)
         self._clips = [clip for clip in clips if clip.seconds * rate >= self._num_frames + 1]
         self._known: dict[int, Crops] = {}
+        if short := len(clips) - len(self._clips):
+            print(f"{short} of {len(clips)} clips are shorter than a crop and left out", file=sys.stderr)
         if not self._clips:
             raise RecipeError(f"no clip is longer than crop_seconds={recipe.crop_seconds}; give a smaller one")
 
@@ -65,7 +67,11 @@ class CodedClips:
         return Crops(sound, codes, pitch)
 
     def _crop(self, generator: torch.Generator) -> Crops:
-        whole = self._coded(int(torch.randint(len(self._clips), (), generator=generator)))
+        number = int(torch.randint(len(self._clips), (), generator=generator))
+        whole = self._coded(number)
+        if whole.codes.shape[2] < self._num_frames:
+            clip = self._clips[number]
+            raise RecipeError(f"{clip.id} has {whole.codes.shape[2]} frames, and its manifest says {clip.seconds} s")
         first = int(torch.randint(whole.codes.shape[2] - self._num_frames + 1, (), generator=generator))
         frames, sound = (slice(k * first, k * (first + self._num_frames)) for k in (1, self._hop))
         pitch = whole.pitch
@@ -73,7 +79,7 @@ class CodedClips:
             each = pitch.hz.shape[1] // whole.codes.shape[2]  # spectra of a frame
             spectra = slice(each * first, each * (first + self._num_frames))
             pitch = Pitch(pitch.hz[:, spectra], pitch.voiced[:, spectra])
-        return Crops(whole.sound[:, sound].float() / INT16, whole.codes[..., frames].long(), pitch)
+        return Crops(to_float(whole.sound[:, sound]), whole.codes[..., frames].long(), pitch)
 
     def _coded(self, number: int) -> Crops:
         """A whole clip; its sound and codes in 16 bits."""
@@ -91,7 +97,7 @@ class CodedClips:
         assert codes is not None
         hop = tokenizer.pitch_hop
         pitch = None if hop is None else pitch_of(sound, hop, config.sample_rate)
-        return Crops((sound * INT16).round().short(), codes.short().cpu(), pitch)
+        return Crops(to_short(sound), codes.short().cpu(), pitch)
 
 
 def train_decoder(recipe: TokenizerRecipe, tokenizer: HiggsAudioTokenizer, clips: Sequence[Clip]) -> Path:
