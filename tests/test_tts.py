@@ -460,6 +460,8 @@ def test_low_latency_speaks_after_fewer_columns_and_says_the_same(tts, monkeypat
     assert waited[False] - waited[True] == tts.codec.decoder_context[1] - LOW_LATENCY_FRAMES
     assert spoken[True].shape == spoken[False].shape
     assert np.abs(spoken[True] - spoken[False]).max() < 0.1 * np.abs(spoken[False]).max()
+    with pytest.raises(OptionError, match="low_latency='no'"):
+        tts.stream("Hello there.", low_latency="no")
 
 
 def test_a_stream_that_is_left_leaves_nothing_behind(tts, monkeypatch):

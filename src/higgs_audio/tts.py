@@ -350,7 +350,9 @@ class HiggsAudio:
 
 
 def _look_ahead(low_latency: bool) -> int | None:
-    """Frames that a sample waits for; all that it depends on when None."""
+    """Frames that a sample waits for; all that it depends on when None. Raises OptionError unless it is a bool."""
+    if not isinstance(low_latency, bool):
+        raise OptionError(f"low_latency={low_latency!r}; allowed: True or False")
     return LOW_LATENCY_FRAMES if low_latency else None
 
 
