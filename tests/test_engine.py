@@ -220,11 +220,22 @@ def test_a_prefix_is_read_once(model, monkeypatch):
 
 
 def spy(read, calls):
-    def spied(rows, ids, columns, start):
-        calls.append((start, start + ids.shape[1]))
-        return read(rows, ids, columns, start)
+    def spied(pieces):
+        calls.extend((piece.start, piece.stop) for piece in pieces)
+        return read(pieces)
 
     return spied
+
+
+def test_prompts_are_read_together(model, requests, wanted, monkeypatch):
+    engine, sizes = make_engine(model, piece=100), []
+    speaking, read = engine.submit(requests[2]), engine._runner.read
+    next(speaking)
+    monkeypatch.setattr(engine._runner, "read", lambda pieces: sizes.append(len(pieces)) or read(pieces))
+    answers = [engine.submit(requests[number]) for number in (0, 1, 6)]
+    assert [list(answer) for answer in answers] == [wanted[number][0] for number in (0, 1, 6)]
+    assert sizes == [4]  # the last is guided
+    assert list(speaking) == wanted[2][0][1:]
 
 
 def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_who_speaks(model, requests):
@@ -535,16 +546,18 @@ def test_a_bad_request_is_refused_before_it_meets_the_others(model, requests, wa
     assert (list(good), good.finish_reason) == wanted[2]
 
 
-def test_a_prompt_that_cannot_be_read_ends_its_request_alone(model, requests, wanted, monkeypatch):
-    engine = make_engine(model, piece=4)
+@pytest.mark.parametrize("piece", [4, 64])
+def test_a_prompt_that_cannot_be_read_ends_its_request_alone(model, requests, wanted, monkeypatch, piece):
+    """In pieces of its own, and in one batch with the prompt of another."""
+    engine = make_engine(model, piece=piece)
     speaking, read = engine.submit(requests[2]), engine._runner.read
     next(speaking)
     broken, waiting = engine.submit(requests[0]), engine.submit(requests[4])
 
-    def failing(rows, ids, columns, start):
-        if engine._reading[0].answer is broken and start:
+    def failing(pieces):
+        if any(31 in piece.ids for piece in pieces):
             raise RuntimeError("out of memory")
-        return read(rows, ids, columns, start)
+        return read(pieces)
 
     monkeypatch.setattr(engine._runner, "read", failing)
     with pytest.raises(EngineError, match="out of memory"):

@@ -10,9 +10,9 @@ from oracle import BOS, K, fill, make_config
 from test_engine import alone, make_engine, many_requests
 
 from higgs_audio import NANO
-from higgs_audio.engine import native
+from higgs_audio.engine import compiled, native
 from higgs_audio.engine.kv_cache import KVCache
-from higgs_audio.engine.runner import Runner
+from higgs_audio.engine.runner import Piece, Runner
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler is here")
@@ -52,7 +52,7 @@ def test_a_step_in_c_is_the_step_in_torch(model, monkeypatch, rows):
     for row, length in enumerate(lengths):
         ids = torch.randint(20, 90, (1, length), generator=generator)
         for runner in (ours, theirs):
-            runner.read([row], ids, torch.zeros(0, K).long(), 0)
+            runner.read([Piece(row, ids[0], torch.zeros(0, K).long(), 0)])
     for step in range(4):
         columns = torch.randint(BOS, (rows, K), generator=generator)
         positions = [length + step for length in lengths]
@@ -64,7 +64,7 @@ def test_a_step_in_c_is_the_step_in_torch(model, monkeypatch, rows):
 def test_a_row_has_the_same_numbers_to_the_bit_whoever_is_beside_it(model, monkeypatch):
     ours, _ = runners(model, monkeypatch)
     for row in range(11):
-        ours.read([row], torch.tensor([[30 + row, 40, 50]]), torch.zeros(0, K).long(), 0)
+        ours.read([Piece(row, torch.tensor([30 + row, 40, 50]), torch.zeros(0, K).long(), 0)])
     columns = torch.arange(11)[:, None].expand(-1, K).contiguous()
     together = ours.step(columns, [3] * 11)
     for count in (1, 2, 3, 6, 10):
@@ -120,7 +120,7 @@ def test_a_model_that_c_does_not_know_is_left_to_torch(change):
 
 
 def test_without_a_compiler_or_with_one_that_fails_torch_takes_the_steps(monkeypatch, tmp_path):
-    native.native_library.cache_clear()
+    compiled.native_library.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "false")
     model = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
@@ -131,29 +131,29 @@ def test_without_a_compiler_or_with_one_that_fails_torch_takes_the_steps(monkeyp
     answer = engine.submit(request)
     assert (list(answer), answer.finish_reason) == alone(model, request)
     assert not list(tmp_path.rglob("*.so"))
-    native.native_library.cache_clear()
+    compiled.native_library.cache_clear()
     monkeypatch.delenv("CC")
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
-    assert native.native_library() is None
-    native.native_library.cache_clear()
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    assert compiled.native_library() is None
+    compiled.native_library.cache_clear()
 
 
 @needs_compiler
 def test_it_is_compiled_once(monkeypatch, tmp_path):
-    native.native_library.cache_clear()
+    compiled.native_library.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert isinstance(native.native_library(), ctypes.CDLL)
+    assert isinstance(compiled.native_library(), ctypes.CDLL)
     (library,) = tmp_path.rglob("*.so")
     made = library.stat().st_mtime_ns
-    native.native_library.cache_clear()
-    assert native.native_library() is not None
+    compiled.native_library.cache_clear()
+    assert compiled.native_library() is not None
     assert library.stat().st_mtime_ns == made
-    native.native_library.cache_clear()
+    compiled.native_library.cache_clear()
 
 
 @needs_compiler
 def test_a_compiler_without_openmp_makes_a_step_of_one_thread(monkeypatch, tmp_path):
-    native.native_library.cache_clear()
+    compiled.native_library.cache_clear()
     compiler = tmp_path / "compiler"
     real = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))
     compiler.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec {real} "$@"\n')
@@ -165,4 +165,4 @@ def test_a_compiler_without_openmp_makes_a_step_of_one_thread(monkeypatch, tmp_p
     assert engine._runner._native is not None
     answer = engine.submit(request)
     assert (list(answer), answer.finish_reason) == alone(model, request)
-    native.native_library.cache_clear()
+    compiled.native_library.cache_clear()

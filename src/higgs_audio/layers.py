@@ -188,8 +188,13 @@ class DualFFNLayer(GradientCheckpointingLayer):
         self.audio_post_attention_layernorm = RMSNorm(width, eps) if dual else None
 
     @property
+    def of_text(self) -> tuple[RMSNorm, RMSNorm, FeedForward]:
+        """What text rows pass: the norms before the attention and before the feed-forward, and that."""
+        return self.input_layernorm, self.post_attention_layernorm, self.mlp
+
+    @property
     def of_audio(self) -> tuple[RMSNorm, RMSNorm, FeedForward]:
-        """What audio rows pass: the norms before the attention and before the feed-forward, and that."""
+        """What audio rows pass, in the same order."""
         return (
             self.audio_input_layernorm or self.input_layernorm,
             self.audio_post_attention_layernorm or self.post_attention_layernorm,

@@ -7,7 +7,8 @@ him. So there is no thread to start or to stop, and one request alone costs noth
 import math
 import threading
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ CONTEXT = 4096
 PREFIX_SHARE = 0.25  # of them for prompts read before
 MAX_ROWS = 128
 MAX_WAITING = 1024
-PIECE = 64  # positions of a prompt read between two steps of those who speak
+PIECE = 64  # positions of prompts read between two steps of those who speak
 IDLE_BYTES = 64 << 20  # of the cache that stay where nobody speaks
 
 
@@ -49,7 +50,7 @@ class Engine:
         context: most positions of a prompt and its answer; when None 4096, or what the model was made for.
         max_rows: that run at once; as many as the memory holds when None, at most 128. Guidance takes two.
         max_waiting: requests that may wait for room.
-        piece: positions of a prompt that are read between two steps of those who speak already.
+        piece: positions of prompts, counted once a row, that are read between two steps of those who speak already.
         silent: codes of codebook 0 that stand for silence, for requests that are guarded.
         fused: see `Runner`.
 
@@ -91,7 +92,7 @@ class Engine:
         self._begin()
         self._scheduler = Scheduler(self.max_rows, max_waiting)
         self._runs: dict[Ticket, Run] = {}
-        self._reading: list[Run] = []  # admitted, in order; rows belong to the first alone
+        self._reading: list[Run] = []  # admitted, in order; the first of them have rows
         self._is_any_cancelled = False
         self._changed = threading.Condition()
         self._driver: int | None = None  # the thread that takes a step now
@@ -267,17 +268,42 @@ class Engine:
     # The work; only the driver does it, and the lock is not held.
 
     def _read(self) -> None:
-        """Pieces of prompts, as many positions as a step may be held up for."""
-        left = self._piece
-        while self._reading and left > 0:
-            run = self._reading[0]
-            try:
-                left -= self._reader.read(run, left if self._rows.speaking else None)
-                if run.num_read == len(run.request.input_ids):
-                    self._begin_to_speak(run)
-            except Exception as error:  # such as a prompt too long for the memory left: it ends alone
-                with self._changed:
-                    self._end(run, None, typed(error))
+        """Pieces of prompts, as many positions as a step may be held up for. All but the last come to their ends."""
+        stops = self._stops()
+        try:
+            self._reader.read(stops)
+        except Exception:  # such as a prompt too long for the memory left: it ends alone
+            for run, stop in list(stops.items()):
+                if not self._survives(run, partial(self._reader.read, {run: stop})):
+                    del stops[run]
+        for run in stops:
+            if run.num_read == len(run.request.input_ids):
+                self._survives(run, partial(self._begin_to_speak, run))
+
+    def _stops(self) -> dict[Run, int]:
+        """How far prompts are read in this step, in order; where nobody waits for one, the first is read whole."""
+        left, stops = self._piece, dict[Run, int]()
+        for run in list(self._reading):
+            if left <= 0:
+                break
+            if not run.rows and not self._survives(run, partial(self._reader.begin, run)):
+                continue
+            unread = len(run.request.input_ids) - run.num_read
+            is_alone = not stops and not self._rows.speaking
+            size = unread if is_alone else min(unread, max(1, left // len(run.rows)))
+            stops[run] = run.num_read + size
+            left = left - size * len(run.rows) if size == unread else 0
+        return stops
+
+    def _survives(self, run: Run, do: Callable[[], None]) -> bool:
+        """Does what may fail for one request alone, which then ends."""
+        try:
+            do()
+        except Exception as error:
+            with self._changed:
+                self._end(run, None, typed(error))
+            return False
+        return True
 
     def _begin_to_speak(self, run: Run) -> None:
         lane = first_lane(run.request, self.config, self._runner.model.device)

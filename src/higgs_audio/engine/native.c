@@ -1,32 +1,56 @@
-/* One decode step of all layers for rows that are all audio, on a CPU; see native.py.
+/* All layers for rows of a batch, on a CPU; see native.py.
  *
  * A step of a small model is mostly the overhead of its operations, one of a large model the reading of its weights. Here
- * a step is one parallel region, and each weight is read once for all rows, as bfloat16 where that is what it holds.
- * A row is computed in the same order however many there are, so its numbers do not depend on the others.
+ * all layers are one parallel region, and each weight is read once for a block of rows, as bfloat16 where that is what it
+ * holds. A row is computed in the same order whatever is beside it, so its numbers do not depend on the others.
  *
- * Vectors are GCC's and Clang's own: sixteen floats, whatever the processor makes of them.
+ * Vectors are GCC's and Clang's own, as wide as the processor's. A matrix lies in panels of two vectors of outputs, one
+ * input after another: a product needs no sums across a vector, and memory is read in a line.
  */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX512F__)
 #define LANES 16
-#define BLOCK 8 /* rows that are computed together */
+#define BLOCK 12 /* rows that share a panel: so many sums as there are registers */
+#elif defined(__AVX__)
+#define LANES 8
+#define BLOCK 6
+#elif defined(__aarch64__)
+#define LANES 4
+#define BLOCK 12
+#else
+#define LANES 4
+#define BLOCK 6
+#endif
+#if defined(__clang__)
+#define UNROLLED _Pragma("unroll")
+#else
+#define UNROLLED _Pragma("GCC unroll 24")
+#endif
+#define PANEL (2 * LANES) /* outputs */
+#define FEW 2             /* rows or fewer, for which two panels are read at once: one has too few sums to keep busy */
+
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef float vec8 __attribute__((vector_size(32)));
-typedef float vec4 __attribute__((vector_size(16)));
-typedef uint32_t bits __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint16_t half __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4)));
 
 typedef struct {
-    const void *weight; /* [out, in], float or bfloat16 */
+    /* [out / PANEL, in, PANEL], the last one filled up with zeros: float, or bfloat16 with outputs o and o + LANES
+     * beside each other, which are taken apart by a shift and a mask. */
+    const void *panels;
     int64_t out, in;
 } matrix;
 
 typedef struct {
     const float *before, *between; /* norms [width] */
-    matrix query, key, value, output, gate, up, down;
+    matrix gate, up, down;
+} feed;
+
+typedef struct {
+    matrix query, key, value, output;
+    feed text, audio;
 } layer;
 
 typedef struct {
@@ -42,133 +66,216 @@ typedef struct {
     int64_t of_layer, of_value, of_row, of_group;
 } cache;
 
-static inline vec load(const void *weight, int64_t place, int64_t is_half) {
-    if (!is_half) return *(const vec *)((const float *)weight + place);
-    bits wide = __builtin_convertvector(*(const half *)((const uint16_t *)weight + place), bits) << 16;
-    vec value;
-    memcpy(&value, &wide, sizeof value);
-    return value;
-}
+/* Positions of sequences, in any order: text first, then audio; the last `num_read` are read out. */
+typedef struct {
+    int64_t num_rows, num_text, num_read;
+    const int64_t *sequences, *positions; /* [num_rows] rows of the cache, and places in them */
+    const float *turns;                   /* [positions, 2, head_width], of `runner.turning` */
+} batch;
 
-/* Halves, quarters and eighths of a vector added up; inlined, its copies would keep sums out of registers. */
-static __attribute__((noinline)) float sum(vec v) {
-    vec8 a, b;
-    memcpy(&a, &v, sizeof a);
-    memcpy(&b, (char *)&v + sizeof a, sizeof b);
-    a += b;
-    vec4 c, d;
-    memcpy(&c, &a, sizeof c);
-    memcpy(&d, (char *)&a + sizeof c, sizeof d);
-    c += d;
-    return (c[0] + c[2]) + (c[1] + c[3]);
-}
-
-/* Output o of `count` rows: result[r * stride] = weight[o] . x[r]. The weights of one output lie in a line, and are read
- * as fast as memory gives them; several outputs at once were half as fast. */
-static inline __attribute__((always_inline)) void together(
-    const matrix *m, int64_t is_half, const float *x, int count, int64_t o, float *result, int64_t stride) {
-    vec total[BLOCK] = {{0}};
-    for (int64_t i = 0; i < m->in; i += LANES) {
-        vec w = load(m->weight, o * m->in + i, is_half);
-        for (int r = 0; r < count; r++) total[r] += w * *(const vec *)(x + r * m->in + i);
+/* Two vectors of weights of one input. */
+static inline __attribute__((always_inline)) void load(const void *weight, int64_t place, int64_t is_half, vec *w) {
+    if (!is_half) {
+        w[0] = *(const vec *)((const float *)weight + place);
+        w[1] = *(const vec *)((const float *)weight + place + LANES);
+        return;
     }
-    for (int r = 0; r < count; r++) result[r * stride] = sum(total[r]);
+    ints words = *(const ints *)((const uint16_t *)weight + place), low = words << 16, high = words & -65536;
+    memcpy(&w[0], &low, sizeof low);
+    memcpy(&w[1], &high, sizeof high);
 }
 
-/* All rows; the constants let a compiler keep sums in registers. */
-static inline __attribute__((always_inline)) void all(
-    const matrix *m, int64_t is_half, const float *x, int64_t rows, int64_t o, float *result, int64_t stride) {
-    int64_t r = 0;
-    for (; r + BLOCK <= rows; r += BLOCK) together(m, is_half, x + r * m->in, BLOCK, o, result + r * stride, stride);
-    for (; r + 4 <= rows; r += 4) together(m, is_half, x + r * m->in, 4, o, result + r * stride, stride);
-    x += r * m->in;
-    result += r * stride;
-    if (rows - r == 3) together(m, is_half, x, 3, o, result, stride);
-    if (rows - r == 2) together(m, is_half, x, 2, o, result, stride);
-    if (rows - r == 1) together(m, is_half, x, 1, o, result, stride);
+static inline float sum(vec v) {
+    typedef float four __attribute__((vector_size(16)));
+    four total = {0}, part;
+    for (int i = 0; i < LANES; i += 4) {
+        memcpy(&part, (float *)&v + i, sizeof part);
+        total += part;
+    }
+    return (total[0] + total[2]) + (total[1] + total[3]);
 }
 
-static void dots(const matrix *m, int64_t is_half, const float *x, int64_t rows, int64_t o, float *result, int64_t stride) {
-    if (is_half) all(m, 1, x, rows, o, result, stride);
-    else all(m, 0, x, rows, o, result, stride);
+static inline vec where(ints is, vec yes, vec no) {
+    ints a, b;
+    memcpy(&a, &yes, sizeof a);
+    memcpy(&b, &no, sizeof b);
+    a = (a & is) | (b & ~is);
+    memcpy(&yes, &a, sizeof yes);
+    return yes;
 }
 
-/* The same, added to rows x [R, m->out]. */
-static void add(const matrix *m, int64_t is_half, const float *from, int64_t rows, int64_t o, float *few, float *x) {
-    dots(m, is_half, from, rows, o, few, 1);
-    for (int64_t r = 0; r < rows; r++) x[r * m->out + o] += few[r];
+/* e to the x, to 2 in 10^7: a power of two times a polynomial in what is left of x. */
+static inline vec exponential(vec x) {
+    x = where(x < -87.0f, (vec){0} - 87.0f, x);
+    x = where(x > 88.0f, (vec){0} + 88.0f, x);
+    vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounded: 1.5 * 2^23 has no room for fractions */
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = r * 1.3888889e-3f + 8.3333333e-3f;
+    p = r * p + 4.1666667e-2f;
+    p = r * p + 1.6666667e-1f;
+    p = r * p + 0.5f;
+    p = r * p + 1.0f;
+    p = r * p + 1.0f;
+    ints bits = (__builtin_convertvector(n, ints) + 127) << 23;
+    vec power;
+    memcpy(&power, &bits, sizeof power);
+    return p * power;
 }
 
-/* Root mean square norm of rows [R, width]; every thread makes its own. */
-static void norm(const float *x, const float *weight, int64_t rows, int64_t width, float eps, float *result) {
-    for (int64_t r = 0; r < rows; r++) {
-        vec total = {0};
-        for (int64_t i = 0; i < width; i += LANES) {
-            vec v = *(const vec *)(x + r * width + i);
-            total += v * v;
+/* `count` rows x [count, in] times `panels` panels, to result [count, panels * PANEL]. */
+static inline __attribute__((always_inline)) void product(
+    const void *weight, int64_t is_half, int64_t in, const float *x, const int count, const int panels, float *result) {
+    vec total[2 * BLOCK], w[2 * FEW]; /* of a constant size, or they would not be registers */
+    const int each = 2 * panels, sums = count * each;
+UNROLLED
+    for (int n = 0; n < sums; n++) total[n] = (vec){0};
+    for (int64_t i = 0; i < in; i++) {
+UNROLLED
+        for (int p = 0; p < panels; p++) load(weight, (p * in + i) * PANEL, is_half, w + 2 * p);
+UNROLLED
+        for (int n = 0; n < sums; n++) total[n] += x[n / each * in + i] * w[n % each];
+    }
+UNROLLED
+    for (int n = 0; n < sums; n++) *(vec *)(result + n * LANES) = total[n];
+}
+
+/* Any number of rows. The constants let a compiler keep sums in registers. */
+static inline __attribute__((always_inline)) void products(
+    const void *weight, int64_t is_half, int64_t in, const float *x, int64_t rows, const int panels, float *result) {
+    if (panels == 2) {
+        if (rows == 1) product(weight, is_half, in, x, 1, 2, result);
+        if (rows == 2) product(weight, is_half, in, x, 2, 2, result);
+        return;
+    }
+    for (; rows >= BLOCK; rows -= BLOCK, x += BLOCK * in, result += BLOCK * PANEL)
+        product(weight, is_half, in, x, BLOCK, 1, result);
+#define CASE(n) \
+    case n: product(weight, is_half, in, x, n, 1, result); break;
+    switch (rows) {
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
+#if BLOCK > 6
+        CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11)
+#endif
+    }
+#undef CASE
+}
+
+/* A matrix as many loops over its outputs: the one at hand, and how many at once. */
+static int64_t width_of(int64_t rows) { return rows <= FEW ? 2 * PANEL : PANEL; }
+#define MOST (4 * PANEL) /* outputs of a row at once: of gate and up */
+
+/* Outputs from o on, `width_of(rows)` of them or what is left, to result [rows, that many]. */
+static int64_t outputs(const matrix *m, int64_t is_half, const float *x, int64_t rows, int64_t o, float *result) {
+    int64_t panels = rows <= FEW && o + PANEL < m->out ? 2 : 1;
+    const char *weight = (const char *)m->panels + o * m->in * (is_half ? 2 : 4);
+    if (is_half && panels == 2) products(weight, 1, m->in, x, rows, 2, result);
+    if (is_half && panels == 1) products(weight, 1, m->in, x, rows, 1, result);
+    if (!is_half && panels == 2) products(weight, 0, m->in, x, rows, 2, result);
+    if (!is_half && panels == 1) products(weight, 0, m->in, x, rows, 1, result);
+    return panels * PANEL;
+}
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Rows x [rows, in] times a matrix, to result [rows, out], from output o on. */
+static void put(const matrix *m, int64_t is_half, const float *x, int64_t rows, int64_t o, float *few, float *result) {
+    int64_t made = outputs(m, is_half, x, rows, o, few), count = least(made, m->out - o);
+    for (int64_t r = 0; r < rows; r++) memcpy(result + r * m->out + o, few + r * made, count * sizeof(float));
+}
+
+/* The same, added to the result. */
+static void add(const matrix *m, int64_t is_half, const float *x, int64_t rows, int64_t o, float *few, float *result) {
+    int64_t made = outputs(m, is_half, x, rows, o, few), count = least(made, m->out - o);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < count; i++) result[r * m->out + o + i] += few[r * made + i];
+}
+
+/* up(x) times the SiLU of gate(x), from output o on. */
+static void gated(const feed *f, int64_t is_half, const float *x, int64_t rows, int64_t o, float *few, float *result) {
+    float *gate = few, *up = few + rows * width_of(rows);
+    int64_t made = outputs(&f->gate, is_half, x, rows, o, gate), count = least(made, f->gate.out - o);
+    outputs(&f->up, is_half, x, rows, o, up);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < count; i += LANES) {
+            vec g = *(const vec *)(gate + r * made + i), u = *(const vec *)(up + r * made + i);
+            *(vec *)(result + r * f->gate.out + o + i) = u * g / (1.0f + exponential(-g));
         }
-        float scale = 1 / sqrtf(sum(total) / width + eps);
-        for (int64_t i = 0; i < width; i += LANES)
-            *(vec *)(result + r * width + i) = *(const vec *)(x + r * width + i) * scale * *(const vec *)(weight + i);
-    }
 }
 
-/* x * a + (x, halves exchanged) * b, in place. */
-static void turn(float *x, const float *a, const float *b, int64_t width) {
+/* Root mean square norm of a row [width]. */
+static void norm(const float *x, const float *weight, int64_t width, float eps, float *result) {
+    vec total = {0};
+    for (int64_t i = 0; i < width; i += LANES) total += *(const vec *)(x + i) * *(const vec *)(x + i);
+    float scale = 1 / sqrtf(sum(total) / width + eps);
+    for (int64_t i = 0; i < width; i += LANES)
+        *(vec *)(result + i) = *(const vec *)(x + i) * scale * *(const vec *)(weight + i);
+}
+
+/* x * a + (x, halves exchanged) * b, times a scale, in place. */
+static void turn(float *x, const float *turns, int64_t width, float scale) {
+    const float *a = turns, *b = turns + width;
     int64_t middle = width / 2;
     for (int64_t i = 0; i < middle; i++) {
         float low = x[i], high = x[middle + i];
-        x[i] = low * a[i] + high * b[i];
-        x[middle + i] = high * a[middle + i] + low * b[middle + i];
+        x[i] = (low * a[i] + high * b[i]) * scale;
+        x[middle + i] = (high * a[middle + i] + low * b[middle + i]) * scale;
     }
 }
 
-/* One group of heads of one row: its key and value are kept, its queries see all positions up to this one. */
+/* Values [positions, width] weighed and added up, for `count` vectors of each. */
+static inline __attribute__((always_inline)) void weigh(
+    const float *shares, const float *values, int64_t positions, int64_t width, const int count, float scale, float *out) {
+    vec total[count];
+    for (int i = 0; i < count; i++) total[i] = (vec){0};
+    for (int64_t t = 0; t < positions; t++)
+        for (int i = 0; i < count; i++) total[i] += shares[t] * *(const vec *)(values + t * width + i * LANES);
+    for (int i = 0; i < count; i++) *(vec *)(out + i * LANES) = total[i] * scale;
+}
+
+/* What a query [width], scaled, sees of keys and values [positions, width]; scores has room for a vector more. */
 static void attend(
-    const model *m, const cache *c, int64_t l, int64_t row, int64_t group, int64_t position, const float *turns,
-    const float *query, const float *key, const float *value, float *scores, float *result) {
-    int64_t h = m->head_width, each = m->heads / m->groups;
-    float *keys = c->state + l * c->of_layer + row * c->of_row + group * c->of_group, *values = keys + c->of_value;
-    const float *a = turns + position * 2 * h, *b = a + h;
-    float *own = keys + position * h;
-    memcpy(own, key, h * sizeof(float));
-    turn(own, a, b, h);
-    memcpy(values + position * h, value, h * sizeof(float));
-    for (int64_t n = group * each; n < (group + 1) * each; n++) {
-        float turned[h], *out = result + n * h, most = -INFINITY, total = 0;
-        memcpy(turned, query + n * h, h * sizeof(float));
-        turn(turned, a, b, h);
-        for (int64_t t = 0; t <= position; t++) {
-            vec dot = {0};
-            for (int64_t i = 0; i < h; i += LANES) dot += *(const vec *)(turned + i) * *(const vec *)(keys + t * h + i);
-            scores[t] = sum(dot) / sqrtf(h);
-            most = scores[t] > most ? scores[t] : most;
-        }
-        memset(out, 0, h * sizeof(float));
-        for (int64_t t = 0; t <= position; t++) {
-            float share = expf(scores[t] - most);
-            total += share;
-            for (int64_t i = 0; i < h; i += LANES) *(vec *)(out + i) += share * *(const vec *)(values + t * h + i);
-        }
-        for (int64_t i = 0; i < h; i += LANES) *(vec *)(out + i) /= total;
+    const float *query, const float *keys, const float *values, int64_t positions, int64_t width, float *scores, float *out) {
+    float most = -INFINITY;
+    for (int64_t t = 0; t < positions; t++) {
+        vec dot = {0};
+        for (int64_t i = 0; i < width; i += LANES) dot += *(const vec *)(query + i) * *(const vec *)(keys + t * width + i);
+        scores[t] = sum(dot);
+        most = scores[t] > most ? scores[t] : most;
     }
+    for (int64_t t = positions; t < positions + LANES; t++) scores[t] = -INFINITY;
+    vec shares = {0};
+    for (int64_t t = 0; t < positions; t += LANES) shares += *(vec *)(scores + t) = exponential(*(vec *)(scores + t) - most);
+    float scale = 1 / sum(shares);
+    int64_t i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES) weigh(scores, values + i, positions, width, 4, scale, out + i);
+    for (; i < width; i += LANES) weigh(scores, values + i, positions, width, 1, scale, out + i);
 }
 
-/* Floats of working memory that `step` needs. */
+/* Keys and values of a row in a group of heads; kept, and its queries turned. */
+static void keep(
+    const model *m, const batch *b, int64_t r, int64_t group, float *keys, float *values, float *query, const float *key,
+    const float *value) {
+    int64_t h = m->head_width, each = m->heads / m->groups, place = b->positions[r] * h;
+    const float *turns = b->turns + 2 * place;
+    memcpy(keys + place, key + (r * m->groups + group) * h, h * sizeof(float));
+    memcpy(values + place, value + (r * m->groups + group) * h, h * sizeof(float));
+    turn(keys + place, turns, h, 1);
+    for (int64_t n = group * each; n < (group + 1) * each; n++) turn(query + (r * m->heads + n) * h, turns, h, 1 / sqrtf(h));
+}
+
+/* Floats of working memory that `forward` needs where rows see up to so many positions. */
 int64_t workspace(const model *m, int64_t rows, int64_t threads, int64_t positions) {
-    int64_t heads = (m->heads + 2 * m->groups) * m->head_width, seen = m->heads * m->head_width;
-    return rows * (heads + seen + m->inner) + threads * (rows * m->width + positions + rows);
+    int64_t heads = (2 * m->heads + 2 * m->groups) * m->head_width;
+    return rows * (heads + m->width + m->inner) + threads * (rows * MOST + positions + LANES);
 }
 
-/* Rows x [R, width], changed in place, each at its position, to logits [R, head.out].
- * turns [T, 2, head_width] is of `runner.turning`. */
-void step(
-    const model *m, const cache *c, int64_t rows, const int64_t *positions, const float *turns, float *x, float *logits,
-    float *work, int64_t threads, int64_t num_positions) {
-    const int64_t q = m->heads * m->head_width, k = m->groups * m->head_width, width = m->width, is_half = m->is_half;
-    float *query = work, *key = query + rows * q, *value = key + rows * k, *seen = value + rows * k;
-    float *inner = seen + rows * q, *own = inner + rows * m->inner;
-    const int64_t own_size = rows * width + num_positions + rows;
+/* Rows x [num_rows, width], changed in place; of the last num_read logits [num_read, head.out]. */
+void forward(
+    const model *m, const cache *c, const batch *b, float *x, float *logits, float *work, int64_t threads, int64_t positions) {
+    const int64_t rows = b->num_rows, text = b->num_text, audio = rows - text, width = m->width, is_half = m->is_half;
+    const int64_t h = m->head_width, q = m->heads * h, k = m->groups * h, each = m->heads / m->groups;
+    float *query = work, *seen = query + rows * q, *key = seen + rows * q, *value = key + rows * k;
+    float *normed = value + rows * k, *inner = normed + rows * width, *own = inner + rows * m->inner;
 #pragma omp parallel num_threads(threads)
     {
         int64_t number = 0;
@@ -176,36 +283,67 @@ void step(
         extern int omp_get_thread_num(void);
         number = omp_get_thread_num();
 #endif
-        float *mine = own + number * own_size, *scores = mine + rows * width, *few = scores + num_positions;
+        float *scores = own + number * (rows * MOST + positions + LANES), *few = scores + positions + LANES;
         for (int64_t l = 0; l < m->num_layers; l++) {
             const layer *a = m->layers + l;
-            norm(x, a->before, rows, width, m->eps, mine);
-#pragma omp for schedule(static) nowait
-            for (int64_t o = 0; o < q; o++) dots(&a->query, is_half, mine, rows, o, query + o, q);
-#pragma omp for schedule(static) nowait
-            for (int64_t o = 0; o < k; o++) dots(&a->key, is_half, mine, rows, o, key + o, k);
+            float *state = c->state + l * c->of_layer;
+#define EACH_OUTPUT(count, out) _Pragma("omp for schedule(static) nowait") for (int64_t o = 0; o < (out); o += width_of(count))
+#define BARRIER _Pragma("omp barrier")
 #pragma omp for schedule(static)
-            for (int64_t o = 0; o < k; o++) dots(&a->value, is_half, mine, rows, o, value + o, k);
-#pragma omp for schedule(dynamic)
+            for (int64_t r = 0; r < rows; r++)
+                norm(x + r * width, r < text ? a->text.before : a->audio.before, width, m->eps, normed + r * width);
+            EACH_OUTPUT(rows, q) put(&a->query, is_half, normed, rows, o, few, query);
+            EACH_OUTPUT(rows, k) put(&a->key, is_half, normed, rows, o, few, key);
+            EACH_OUTPUT(rows, k) put(&a->value, is_half, normed, rows, o, few, value);
+            BARRIER
+#pragma omp for schedule(static)
             for (int64_t one = 0; one < rows * m->groups; one++) {
-                int64_t r = one / m->groups, g = one % m->groups, h = m->head_width;
-                attend(m, c, l, r, g, positions[r], turns, query + r * q, key + r * k + g * h, value + r * k + g * h,
-                       scores, seen + r * q);
+                int64_t r = one / m->groups, g = one % m->groups;
+                float *keys = state + b->sequences[r] * c->of_row + g * c->of_group;
+                keep(m, b, r, g, keys, keys + c->of_value, query, key, value);
             }
-#pragma omp for schedule(static)
-            for (int64_t o = 0; o < width; o++) add(&a->output, is_half, seen, rows, o, few, x);
-            norm(x, a->between, rows, width, m->eps, mine);
-#pragma omp for schedule(static)
-            for (int64_t o = 0; o < m->inner; o++) {
-                dots(&a->gate, is_half, mine, rows, o, few, 1);
-                dots(&a->up, is_half, mine, rows, o, inner + o, m->inner);
-                for (int64_t r = 0; r < rows; r++) inner[r * m->inner + o] *= few[r] / (1 + expf(-few[r]));
+#pragma omp for schedule(dynamic)
+            for (int64_t one = 0; one < rows * m->heads; one++) {
+                int64_t r = one / m->heads, g = one % m->heads / each;
+                const float *keys = state + b->sequences[r] * c->of_row + g * c->of_group;
+                attend(query + one * h, keys, keys + c->of_value, b->positions[r] + 1, h, scores, seen + one * h);
             }
+            EACH_OUTPUT(rows, width) add(&a->output, is_half, seen, rows, o, few, x);
+            BARRIER
 #pragma omp for schedule(static)
-            for (int64_t o = 0; o < width; o++) add(&a->down, is_half, inner, rows, o, few, x);
+            for (int64_t r = 0; r < rows; r++)
+                norm(x + r * width, r < text ? a->text.between : a->audio.between, width, m->eps, normed + r * width);
+            if (text) EACH_OUTPUT(text, m->inner) gated(&a->text, is_half, normed, text, o, few, inner);
+            if (audio)
+                EACH_OUTPUT(audio, m->inner)
+                    gated(&a->audio, is_half, normed + text * width, audio, o, few, inner + text * m->inner);
+            BARRIER
+            if (text) EACH_OUTPUT(text, width) add(&a->text.down, is_half, inner, text, o, few, x);
+            if (audio)
+                EACH_OUTPUT(audio, width)
+                    add(&a->audio.down, is_half, inner + text * m->inner, audio, o, few, x + text * width);
+            BARRIER
         }
-        norm(x, m->last, rows, width, m->eps, mine);
+        const int64_t read = b->num_read, first = rows - read;
 #pragma omp for schedule(static)
-        for (int64_t o = 0; o < m->head.out; o++) dots(&m->head, is_half, mine, rows, o, logits + o, m->head.out);
+        for (int64_t r = 0; r < read; r++) norm(x + (first + r) * width, m->last, width, m->eps, normed + r * width);
+        if (read) EACH_OUTPUT(read, m->head.out) put(&m->head, is_half, normed, read, o, few, logits);
     }
+}
+
+/* Outputs of a panel: what a matrix is filled up to. */
+int64_t panel(void) { return PANEL; }
+
+/* A matrix [out, in] in panels, filled up with zeros; with is_half as bfloat16, its numbers being such. */
+void pack(const float *weight, int64_t out, int64_t in, int64_t is_half, void *panels) {
+    for (int64_t o = 0; o < (out + PANEL - 1) / PANEL * PANEL; o++)
+        for (int64_t i = 0; i < in; i++) {
+            int64_t line = (o / PANEL * in + i) * PANEL, n = o % PANEL;
+            int64_t place = line + (is_half ? n % LANES * 2 + n / LANES : n);
+            float value = o < out ? weight[o * in + i] : 0;
+            uint32_t bits;
+            memcpy(&bits, &value, sizeof bits);
+            if (is_half) ((uint16_t *)panels)[place] = bits >> 16;
+            else ((float *)panels)[place] = value;
+        }
 }

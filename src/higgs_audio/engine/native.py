@@ -1,46 +1,44 @@
-"""A decode step as one call of compiled C (`native.c`), for models in float32 on a CPU.
+"""The layers of a model as one call of compiled C (`native.c`), for models in float32 on a CPU.
 
-It is compiled once, by the C compiler that is there, and kept in the user's cache; without a compiler, or for a model
-that it does not know, torch does the step. Weights that bfloat16 holds exactly, as those of a checkpoint saved in it,
-are read as bfloat16: half of the bytes, the same numbers.
+Without a compiler, or for a model that C does not know, torch does it. Weights are packed as C reads them, a second
+time; those that bfloat16 holds exactly, as those of a checkpoint saved in it, as bfloat16: half of the bytes, the same
+numbers.
 """
 
 import ctypes
-import hashlib
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import warnings
 from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
+from higgs_audio.engine.compiled import native_library
 from higgs_audio.engine.kv_cache import KVCache
-from higgs_audio.layers import RMSNorm
+from higgs_audio.layers import DualFFNLayer, FeedForward, RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 
-SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
-LANES = 16  # floats of a vector in native.c; every width is a multiple
-HALF_BYTES = 1 << 30  # of weights that are kept a second time, in bfloat16; larger models are read as they are
-SWITCH = "HIGGS_AUDIO_NATIVE"  # environment variable; 0 leaves steps to torch
+MULTIPLE = 16  # of which widths are: the longest vector of native.c
+MAX_BYTES = 2 << 30  # of packed weights; the products of larger models are fast enough in torch
+SWITCH = "HIGGS_AUDIO_NATIVE"  # environment variable; 0 leaves everything to torch
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = [("weight", ctypes.c_void_p), ("out", ctypes.c_int64), ("in", ctypes.c_int64)]
+    _fields_ = [("panels", ctypes.c_void_p), ("out", ctypes.c_int64), ("in", ctypes.c_int64)]
+
+
+class _Feed(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("before", "between")),
+        *((name, _Matrix) for name in ("gate", "up", "down")),
+    ]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("before", "between")),
-        *((name, _Matrix) for name in ("query", "key", "value", "output", "gate", "up", "down")),
+        *((name, _Matrix) for name in ("query", "key", "value", "output")),
+        *((name, _Feed) for name in ("text", "audio")),
     ]
 
 
@@ -62,8 +60,15 @@ class _Cache(ctypes.Structure):
     ]
 
 
-class NativeStep:
-    """Steps of one model.
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("num_rows", "num_text", "num_read")),
+        *((name, ctypes.c_void_p) for name in ("sequences", "positions", "turns")),
+    ]
+
+
+class NativeTrunk:
+    """Forward passes of one model's layers.
 
     Args:
         model: one that `fits`.
@@ -75,149 +80,116 @@ class NativeStep:
         self._library, self._turns, self._of = library, turns.contiguous(), model
         parts = list(_parts(model))
         self._seen = [_state(part) for part in parts]
-        self._held: list[Tensor] = []  # what C points to
-        matrices = [part.weight for part in parts if isinstance(part, nn.Linear)]
-        self._is_half = _are_half(matrices)
-        self._layers = (_Layer * len(model.model.layers))(*(self._layer(layer) for layer in model.model.layers))
+        self._panels: dict[int, Tensor] = {}  # by the weight that is in them; what C points to
+        self._is_half = _are_half([part.weight for part in parts if isinstance(part, nn.Linear)])
+        layers = [self._layer(layer) for layer in model.model.layers]
         attention, norm = model.model.layers[0].self_attn, model.model.norm
         self._num_logits = model.audio_lm_head.out_features
         self._model = _Model(
-            len(self._layers),
+            len(layers),
             model.model.text_config.hidden_size,
-            model.model.layers[0].of_audio[2].gate_proj.out_features,
+            model.model.layers[0].mlp.gate_proj.out_features,
             attention.q_proj.out_features // attention.head_dim,
             attention.k_proj.out_features // attention.head_dim,
             attention.head_dim,
             self._is_half,
-            self._layers,
-            self._keep(norm.weight),
+            (_Layer * len(layers))(*layers),
+            norm.weight.data_ptr(),
             self._matrix(model.audio_lm_head),
             norm.eps,
         )
 
     @property
     def is_current(self) -> bool:
-        """Whether the model still has the weights that the steps read, unchanged."""
+        """Whether the model still has the weights that were packed, unchanged."""
         return [_state(part) for part in _parts(self._of)] == self._seen
 
-    def __call__(self, hidden: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
-        """Rows `[R, D]` at `positions [R]` to logits `[R, K (V + 2)]`; keys and values are kept in the cache's rows."""
-        rows, state = hidden.clone(), cache.state
+    def __call__(
+        self, rows: Tensor, num_text: int, num_read: int, sequences: Tensor, positions: Tensor, cache: KVCache
+    ) -> Tensor:
+        """Embeddings to logits; keys and values go into the cache.
+
+        Args:
+            rows: `[N, D]`, text first, then audio.
+            num_text: rows that are text.
+            num_read: the last rows, whose logits are wanted.
+            sequences, positions: `[N]`, rows of the cache and places in them; of a sequence in order, without holes.
+            cache: with room for them.
+
+        Returns:
+            `[num_read, K (V + 2)]`.
+        """
+        rows, state = rows.contiguous().clone(), cache.state
         threads, length = torch.get_num_threads(), state.shape[4]
-        logits = hidden.new_empty(len(rows), self._num_logits)
-        size = self._library.workspace(ctypes.byref(self._model), len(rows), threads, length)
-        work = hidden.new_empty(size)
+        logits = rows.new_empty(num_read, self._num_logits)
+        work = rows.new_empty(self._library.workspace(ctypes.byref(self._model), len(rows), threads, length))
         layer, pair, row, group = state.stride()[:4]
-        where = _Cache(state.data_ptr(), layer, pair, row, group)
-        self._library.step(
+        where = (tensor.data_ptr() for tensor in (sequences, positions, self._turns))
+        self._library.forward(
             ctypes.byref(self._model),
-            ctypes.byref(where),
-            len(rows),
-            *(ctypes.c_void_p(one.data_ptr()) for one in (positions, self._turns, rows, logits, work)),
+            ctypes.byref(_Cache(state.data_ptr(), layer, pair, row, group)),
+            ctypes.byref(_Batch(len(rows), num_text, num_read, *where)),
+            *(tensor.data_ptr() for tensor in (rows, logits, work)),
             threads,
             length,
         )
         return logits
 
-    def _layer(self, layer: Any) -> _Layer:
-        before, between, *matrices = _layer_parts(layer)
-        return _Layer(self._keep(before.weight), self._keep(between.weight), *map(self._matrix, matrices))
+    def _layer(self, layer: DualFFNLayer) -> _Layer:
+        attention = layer.self_attn
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        return _Layer(*map(self._matrix, projections), self._feed(*layer.of_text), self._feed(*layer.of_audio))
+
+    def _feed(self, before: RMSNorm, between: RMSNorm, feed: FeedForward) -> _Feed:
+        matrices = map(self._matrix, (feed.gate_proj, feed.up_proj, feed.down_proj))
+        return _Feed(before.weight.data_ptr(), between.weight.data_ptr(), *matrices)
 
     def _matrix(self, linear: nn.Linear) -> _Matrix:
         weight = linear.weight.detach()
-        kept = weight.to(torch.bfloat16).contiguous() if self._is_half else weight
-        return _Matrix(self._keep(kept), linear.out_features, linear.in_features)
-
-    def _keep(self, tensor: Tensor) -> int:
-        self._held.append(tensor.detach())
-        return tensor.data_ptr()
-
-
-@lru_cache(maxsize=1)
-def native_library() -> ctypes.CDLL | None:
-    """The compiled `native.c`; None, with a warning, where it cannot be compiled."""
-    compiler = os.environ.get("CC") or next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
-    if compiler is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        warnings.warn(f"{SOURCE.name} cannot be compiled, so that torch takes the steps: {said}", stacklevel=2)
-        return None
-    library.workspace.restype, library.step.restype = ctypes.c_int64, None
-    library.workspace.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 3)
-    library.step.argtypes = (*[ctypes.c_void_p] * 2, ctypes.c_int64, *[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 2)
-    return library
+        key = weight.data_ptr()
+        if key not in self._panels:  # a layer with one feed-forward has it twice
+            out = -(-len(weight) // self._library.panel()) * self._library.panel()
+            panels = torch.empty(out, weight.shape[1], dtype=torch.bfloat16 if self._is_half else torch.float32)
+            self._library.pack(key, *weight.shape, self._is_half, panels.data_ptr())
+            self._panels[key] = panels
+        return _Matrix(self._panels[key].data_ptr(), *weight.shape)
 
 
-def _compiled(compiler: str) -> Path:
-    """The library in the cache, whole or not there: compiled beside its place and then moved."""
-    made_of = (SOURCE.read_bytes(), compiler.encode(), " ".join(FLAGS).encode(), _processor())
-    name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "higgs-audio"
-    library = folder / f"native-{name}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-") as temporary:
-            made = Path(temporary) / library.name
-            try:
-                _compile(compiler, (*FLAGS, "-fopenmp"), made)
-            except subprocess.CalledProcessError:  # such as Apple's compiler, which has no OpenMP
-                _compile(compiler, FLAGS, made)
-            os.replace(made, library)
-    return library
-
-
-def _compile(compiler: str, flags: tuple[str, ...], made: Path) -> None:
-    command = [*compiler.split(), *flags, "-o", str(made), str(SOURCE), "-lm"]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-
-
-def _processor() -> bytes:
-    """What `-march=native` depends on: a home folder may be shared by machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-        return next(line for line in lines if line.startswith((b"flags", b"Features")))
-    except (OSError, StopIteration):
-        return f"{platform.machine()} {platform.processor()} {platform.node()}".encode()
-
-
-def native_step(model: HiggsAudioForConditionalGeneration, turns: Tensor) -> NativeStep | None:
-    """Steps of the model in C; None where they cannot be."""
+def native_trunk(model: HiggsAudioForConditionalGeneration, turns: Tensor) -> NativeTrunk | None:
+    """The model's layers in C; None where they cannot be."""
     if os.environ.get(SWITCH) == "0" or not fits(model):
         return None
     library = native_library()
-    return None if library is None else NativeStep(model, turns, library)
+    return None if library is None else NativeTrunk(model, turns, library)
 
 
 def fits(model: HiggsAudioForConditionalGeneration) -> bool:
-    """Whether `native.c` knows such a model: float32 on a CPU, no biases, widths that are multiples of 16, SiLU."""
+    """Whether `native.c` knows such a model: float32 on a CPU, no biases, widths that are multiples of 16, SiLU.
+
+    It must not be too large to be packed, either.
+    """
     parts = list(_parts(model))
     linears = [part for part in parts if type(part) is nn.Linear]
-    attention = model.model.layers[0].self_attn
+    feeds = [feed for layer in model.model.layers for _, _, feed in (layer.of_text, layer.of_audio)]
     return (
         all(type(part) in (nn.Linear, RMSNorm) for part in parts)
         and all(part.weight.device.type == "cpu" and part.weight.dtype == torch.float32 for part in parts)
         and all(part.weight.is_contiguous() for part in parts)
-        and all(part.bias is None and part.in_features % LANES == 0 for part in linears)
-        and attention.head_dim % LANES == 0
-        and all(isinstance(layer.of_audio[2].act, (nn.SiLU, SiLUActivation)) for layer in model.model.layers)
+        and all(part.bias is None and part.in_features % MULTIPLE == 0 for part in linears)
+        and model.model.layers[0].self_attn.head_dim % MULTIPLE == 0
+        and all(isinstance(feed.act, (nn.SiLU, SiLUActivation)) for feed in feeds)
+        and _packed_bytes([linear.weight for linear in linears]) <= MAX_BYTES
     )
 
 
 def _parts(model: HiggsAudioForConditionalGeneration) -> Iterator[Any]:
-    """What has the weights of a step."""
+    """What has the weights."""
     for layer in model.model.layers:
-        yield from _layer_parts(layer)
+        attention = layer.self_attn
+        yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        for before, between, feed in (layer.of_text, layer.of_audio):
+            yield from (before, between, feed.gate_proj, feed.up_proj, feed.down_proj)
     yield from (model.model.norm, model.audio_lm_head)
-
-
-def _layer_parts(layer: Any) -> tuple[Any, ...]:
-    """In the order of `_Layer`."""
-    attention, (before, between, feed) = layer.self_attn, layer.of_audio
-    matrices = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    return before, between, *matrices, feed.gate_proj, feed.up_proj, feed.down_proj
 
 
 def _state(part: Any) -> tuple[int, int, int]:
@@ -225,7 +197,12 @@ def _state(part: Any) -> tuple[int, int, int]:
     return id(part), part.weight.data_ptr(), part.weight._version
 
 
+def _packed_bytes(matrices: list[Tensor]) -> int:
+    """Of every matrix once."""
+    sizes = {matrix.data_ptr(): matrix.numel() for matrix in matrices}
+    return sum(sizes.values()) * (2 if _are_half(matrices) else 4)
+
+
 def _are_half(matrices: list[Tensor]) -> bool:
-    if sum(matrix.numel() * 2 for matrix in matrices) > HALF_BYTES:
-        return False
-    return all(bool((matrix == matrix.to(torch.bfloat16)).all()) for matrix in matrices)
+    """Whether bfloat16 holds all numbers; float32's lower 16 bits are then 0."""
+    return all(not bool((matrix.view(torch.int32) & 0xFFFF).any()) for matrix in matrices)

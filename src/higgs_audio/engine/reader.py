@@ -1,10 +1,12 @@
-"""Reads prompts into a cache, a piece at a time; what precedes a text is read once, however often it comes."""
+"""Reads prompts into a cache, pieces of several at once; what precedes a text is read once, however often it comes."""
+
+from collections.abc import Mapping
 
 from higgs_audio.checks import audio_mask
 from higgs_audio.engine.prefix import PrefixCache, prefix_key
 from higgs_audio.engine.rows import Rows
 from higgs_audio.engine.run import Run
-from higgs_audio.engine.runner import Runner
+from higgs_audio.engine.runner import Piece, Runner
 
 
 class Reader:
@@ -20,35 +22,9 @@ class Reader:
         self._runner, self._rows, self._prefixes = runner, rows, prefixes
         self._config = runner.model.config
 
-    def read(self, run: Run, most: int | None) -> int:
-        """The next positions of a prompt, at most so many, or all where None; how many they were.
-
-        Those that were read before cost nothing and do not count.
-        """
-        if not run.rows:
-            self._rows.take(run)
-            self._recall(run)
-        left = len(run.request.input_ids) - run.num_read
-        size = left if most is None else min(left, most)
-        start, prefix = run.num_read, run.request.prefix
-        if start < prefix < start + size:
-            self._read_piece(run, prefix)
-        self._read_piece(run, start + size)
-        return size
-
-    def _read_piece(self, run: Run, stop: int) -> None:
-        """Up to a position; a prefix that ends there is kept."""
-        start, device = run.num_read, self._runner.model.device
-        before, within = (self._num_columns(run, end) for end in (start, stop))
-        ids, columns = run.ids[:, start:stop], run.request.columns[before:within]
-        self._runner.read(run.rows, ids.to(device), columns.to(device), start)
-        run.num_read = stop
-        if stop == run.request.prefix:
-            for key, row in dict(zip(self._keys(run), run.rows, strict=True)).items():  # guided, both may be the same
-                self._prefixes.put(key, self._rows.cache.save(row, stop))
-
-    def _recall(self, run: Run) -> None:
-        """Takes over what is known of the prompt."""
+    def begin(self, run: Run) -> None:
+        """Gives it rows, with what is known of its prompt."""
+        self._rows.take(run)
         prefix = run.request.prefix
         known = [self._prefixes.get(key) for key in self._keys(run)] if prefix else []
         if not known or None in known:
@@ -58,6 +34,33 @@ class Reader:
             assert saved is not None
             self._rows.cache.load(row, saved)
         run.num_read = prefix
+
+    def read(self, stops: Mapping[Run, int]) -> None:
+        """Prompts that have begun, each up to its position.
+
+        A prefix is read by itself, so that the rest has the same numbers whether it was known or not.
+        """
+        while ends := {run: self._end(run, stop) for run, stop in stops.items() if run.num_read < stop}:
+            self._runner.read([piece for run, end in ends.items() for piece in self._pieces(run, end)])
+            for run, end in ends.items():
+                run.num_read = end
+                if end == run.request.prefix:
+                    self._keep(run)
+
+    def _end(self, run: Run, stop: int) -> int:
+        prefix = run.request.prefix
+        return prefix if run.num_read < prefix < stop else stop
+
+    def _pieces(self, run: Run, stop: int) -> list[Piece]:
+        """From where it is to a position, for each of its rows."""
+        start = run.num_read
+        columns = run.request.columns[self._num_columns(run, start) : self._num_columns(run, stop)]
+        return [Piece(row, ids[start:stop], columns, start) for row, ids in zip(run.rows, run.ids, strict=True)]
+
+    def _keep(self, run: Run) -> None:
+        """Its prefix; guided, both rows may have the same."""
+        for key, row in dict(zip(self._keys(run), run.rows, strict=True)).items():
+            self._prefixes.put(key, self._rows.cache.save(row, run.request.prefix))
 
     def _keys(self, run: Run) -> list[bytes]:
         """What its prefix is known by, for each of its rows."""

@@ -1,4 +1,4 @@
-"""Whose the rows of a cache are: first, without holes, of those who speak; behind them of the one who reads."""
+"""Whose the rows of a cache are: first, without holes, of those who speak; behind them of those who read."""
 
 from dataclasses import dataclass
 
@@ -19,25 +19,29 @@ class Rows:
         cache: whose rows they are.
         speaking: runs, in the order of their lanes.
         lanes: where they stand; None before the first.
-        reader: the run whose prompt is in the cache in part.
+        readers: runs whose prompts are in the cache in part, in the order of their rows.
     """
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
         self.speaking: list[Run] = []
         self.lanes: Lanes | None = None
-        self.reader: Run | None = None
+        self.readers: list[Run] = []
         self._places: Places | None = None
 
     def take(self, run: Run) -> None:
-        """The rows behind those who speak, for whoever reads from now on."""
-        assert self.reader is None
-        self._place(run)
-        self.reader = run
+        """The next rows, for whoever reads from now on."""
+        first = _num_rows(self.speaking) + _num_rows(self.readers)
+        rows = list(range(first, first + run.request.num_rows))
+        self.cache.reserve(rows[-1] + 1, 1)
+        self.readers.append(run)
+        run.rows = rows
 
     def join(self, run: Run, lane: Lanes) -> None:
-        """Whoever has read its prompt speaks."""
-        self.reader, run.length = None, run.num_read
+        """The first who reads has read its prompt, and speaks."""
+        assert run is self.readers[0]
+        self.readers.remove(run)
+        run.length = run.num_read
         self._add(run, lane)
 
     def set_aside(self, run: Run) -> None:
@@ -49,10 +53,14 @@ class Rows:
         self.leave(run)
 
     def take_back(self, run: Run) -> None:
-        """Whoever was set aside speaks on. Whoever has begun to read moves up behind it."""
+        """Whoever was set aside speaks on. Those who read move up behind it."""
         assert run.saved is not None
         saved, lane = run.saved
-        self._place(run)
+        first = _num_rows(self.speaking)
+        rows = list(range(first, first + run.request.num_rows))
+        self.cache.reserve(rows[-1] + 1, run.length)
+        self._move_readers(rows[-1] + 1)
+        run.rows = rows
         for row, state in zip(run.rows, saved, strict=True):
             self.cache.load(row, state)
         run.saved = None
@@ -69,8 +77,9 @@ class Rows:
             self.speaking.remove(run)
             self.lanes = self.lanes.select([n for n in range(len(self.lanes)) if n != lane])
             self._close(rows)
-        elif run is self.reader:
-            self.reader = None
+        elif run in self.readers:
+            self.readers.remove(run)
+            self._move_readers(_num_rows(self.speaking))
         run.num_read = 0
         self._places = None
 
@@ -86,18 +95,9 @@ class Rows:
         self.lanes = lane if self.lanes is None or not len(self.lanes) else self.lanes.join(lane)
         self._places = None
 
-    def _place(self, run: Run) -> None:
-        """The next rows behind those who speak."""
-        first = sum(len(one.rows) for one in self.speaking)
-        rows = list(range(first, first + run.request.num_rows))
-        self.cache.reserve(rows[-1] + 1, max(run.length, 1))
-        if self.reader is not None:
-            self._move_reader(rows[-1] + 1)
-        run.rows = rows
-
     def _close(self, holes: list[int]) -> None:
         """Moves the last rows of those who speak into the holes, and who reads up behind them."""
-        used = sum(len(one.rows) for one in self.speaking)
+        used = _num_rows(self.speaking)
         free = [row for row in holes if row < used]
         for run in self.speaking:
             for number, row in enumerate(run.rows):
@@ -105,19 +105,21 @@ class Rows:
                     target = free.pop()
                     self.cache.move(row, target, run.length)
                     run.rows[number] = target
-        if self.reader is not None:
-            self._move_reader(used)
+        self._move_readers(used)
 
-    def _move_reader(self, first: int) -> None:
-        """Its rows to `first` and on; in the order in which none is overwritten before it is read."""
-        reader = self.reader
-        assert reader is not None
-        rows = list(range(first, first + len(reader.rows)))
-        self.cache.reserve(rows[-1] + 1, max(1, reader.num_read))
-        pairs = list(zip(reader.rows, rows, strict=True))
-        for source, target in pairs if first < reader.rows[0] else reversed(pairs):
-            self.cache.move(source, target, reader.num_read)
-        reader.rows = rows
+    def _move_readers(self, first: int) -> None:
+        """Their rows to `first` and on; in the order in which none is overwritten before it is read."""
+        moves: list[tuple[int, int, int]] = []  # source, target, positions
+        for run in self.readers:
+            rows = list(range(first, first + len(run.rows)))
+            moves += [(source, target, run.num_read) for source, target in zip(run.rows, rows, strict=True)]
+            run.rows, first = rows, first + len(rows)
+        if not moves or moves[-1][0] == moves[-1][1]:
+            return
+        self.cache.reserve(first, max(1, *(length for _, _, length in moves)))
+        for source, target, length in moves if moves[-1][1] < moves[-1][0] else reversed(moves):
+            if source != target:
+                self.cache.move(source, target, length)
 
 
 @dataclass
@@ -144,3 +146,7 @@ class Places:
         lane_of_row, read, unread = (torch.tensor(column, device=lanes.made.device) for column in columns)
         is_guided = any(len(run.rows) > 1 for run in runs)
         return cls(rows, lane_of_row, read, unread, is_guided, Habits.of(lanes, NOISE_STEPS))
+
+
+def _num_rows(runs: list[Run]) -> int:
+    return sum(len(run.rows) for run in runs)

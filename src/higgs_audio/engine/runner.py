@@ -1,20 +1,45 @@
 """The model on the rows of a KV cache: prompts are read in pieces, then all rows take one step together."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+from higgs_audio.checks import audio_mask
 from higgs_audio.engine.kv_cache import KVCache
-from higgs_audio.engine.native import native_step
+from higgs_audio.engine.native import native_trunk
 from higgs_audio.errors import OptionError, nearest
 from higgs_audio.layers import DualFFNLayer, RMSNorm, Route
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 
 PLAIN = (nn.Linear, RMSNorm)  # what has weights
 BACKENDS = ("sdpa", "eager")  # attention that takes a mask
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A stretch of a prompt for a row of the cache: token ids `[t]` from position `start` on, and the columns `[F, K]`
+    of its placeholders, both on the CPU.
+    """
+
+    row: int
+    ids: Tensor
+    columns: Tensor
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """The position behind it."""
+        return self.start + len(self.ids)
+
+    @property
+    def positions(self) -> Tensor:
+        """`[t]`."""
+        return torch.arange(self.start, self.stop)
 
 
 class Runner:
@@ -38,7 +63,7 @@ class Runner:
         self.fused = plain if fused is None else fused and plain
         positions = torch.arange(cache.max_positions, device=model.device)[None]
         self._turns = turning(*self._trunk.rotary_emb(positions, model.dtype))  # [T, 2, 1, H]
-        self._native = native_step(model, self._turns) if self.fused else None
+        self._native = native_trunk(model, self._turns) if self.fused else None
         layers: Any = self._trunk.layers if self.fused and self._native is None else []
         self._fused = [FusedLayer(layer) for layer in layers]
         self._last = FusedNorm(self._trunk.norm) if self.fused else self._trunk.norm
@@ -51,24 +76,39 @@ class Runner:
         return self.cache.fits(self.model.device, self.model.dtype) and fused and native
 
     @torch.inference_mode()
-    def read(self, rows: Sequence[int], ids: Tensor, columns: Tensor, start: int) -> None:
-        """A piece of a prompt, for one row or for the same positions of several.
+    def read(self, pieces: Sequence[Piece]) -> None:
+        """Pieces of prompts, each in a row of its own."""
+        length = max(piece.stop for piece in pieces)
+        self.cache.reserve(1 + max(piece.row for piece in pieces), length)
+        if self._native is None:
+            self._read_in_torch(pieces, length)
+            return
+        ids = torch.cat([piece.ids for piece in pieces])  # [N]
+        columns = torch.cat([piece.columns for piece in pieces])  # [F, K]
+        audio = audio_mask(ids, self.model.config)  # [N]
+        order = torch.cat([(~audio).nonzero(), audio.nonzero()])[:, 0]
+        written = self._trunk.embed_tokens(ids[~audio])
+        rows = torch.cat([written, self._trunk.embed_audio_tokens(columns)])  # [N, D]
+        sequences = torch.cat([torch.full_like(piece.ids, piece.row) for piece in pieces])
+        positions = torch.cat([piece.positions for piece in pieces])
+        self._native(rows, len(written), 0, sequences[order], positions[order], self.cache)
 
-        Args:
-            rows: of the cache.
-            ids: `[R, t]` the token ids from position `start` on; rows differ in text only.
-            columns: `[F, K]` of the piece's placeholders, F at least 0.
-            start: its first position.
-        """
-        stop = start + ids.shape[1]
-        self.cache.reserve(max(rows) + 1, stop)
-        codes = columns.expand(len(rows), -1, -1) if len(columns) else None
-        way, embeds = self._trunk.embed(ids, None, codes, None, None, None)
-        positions = torch.arange(start, stop, device=ids.device).expand(len(rows), -1)
+    def _read_in_torch(self, pieces: Sequence[Piece], length: int) -> None:
+        """One batch `[B, t]`, shorter pieces filled up on the right."""
+        device = self.model.device
+        padding = self.model.config.pad_token_id or 0
+        ids = pad_sequence([piece.ids for piece in pieces], True, padding).to(device)  # [B, t]
+        positions = pad_sequence([piece.positions for piece in pieces], True).to(device)  # [B, t]
+        real = pad_sequence([torch.ones_like(piece.ids) for piece in pieces], True).to(device)  # [B, t]
+        columns = pad_sequence([piece.columns for piece in pieces], True).to(device)  # [B, F, K]
+        filled = pad_sequence([torch.ones(len(piece.columns)).bool() for piece in pieces], True).to(device)  # [B, F]
+        codes = (columns, filled) if columns.shape[1] else (None, None)
+        way, embeds = self._trunk.embed(ids, real, *codes, None, None)
         rotary = self._trunk.rotary_emb(positions, embeds.dtype)
-        known = start == 0 and not self._adds_mask  # the attention masks a whole prompt by itself
-        mask = None if known or ids.shape[1] == 1 else self._mask(_causal(ids.shape[1], start, embeds.device))
-        place, hidden = _Span(self.cache, rows, start, stop), way.take(embeds)
+        seen = torch.arange(length, device=device) <= positions[:, :, None]  # [B, t, T]
+        is_whole = not self._adds_mask and all(len(piece.ids) == length for piece in pieces)
+        mask = None if is_whole else self._mask(seen[:, None])  # the attention masks whole prompts by itself
+        place, hidden = _Spans(self.cache, pieces, length), way.take(embeds)
         for layer in self._trunk.layers:
             hidden = layer(hidden, way, rotary, mask, place)
 
@@ -78,9 +118,9 @@ class Runner:
         length = 1 + max(positions)
         self.cache.reserve(len(columns), length)
         places = torch.tensor(positions, device=columns.device)  # [R]
+        hidden = self._trunk.embed_audio_tokens(columns)  # [R, D]
         if self._native is not None:
-            hidden = self._trunk.embed_audio_tokens(columns)  # [R, D]
-            logits = self._native(hidden, places, self.cache)
+            logits = self._native(hidden, 0, len(hidden), torch.arange(len(hidden)), places, self.cache)
             return logits.unflatten(-1, (self.model.config.audio_num_codebooks, -1))
         uneven = min(positions) + 1 < length
         mask = None
@@ -88,7 +128,6 @@ class Runner:
             seen = torch.arange(length, device=places.device) <= places[:, None]  # [R, T]
             mask = self._mask(seen[:, None, None])
         place = _Step(self.cache, places, length, uneven)
-        hidden = self._trunk.embed_audio_tokens(columns)  # [R, D]
         if self.fused:
             turn = self._turns[places]  # [R, 2, 1, H]
             for layer in self._fused:
@@ -104,21 +143,19 @@ class Runner:
         return torch.where(seen, 0.0, float("-inf")).to(self.model.dtype) if self._adds_mask else seen
 
 
-class _Span:
-    """A piece of a prompt in some rows."""
+class _Spans:
+    """Pieces of prompts in their rows, the keys and values of others hidden by the mask."""
 
-    def __init__(self, cache: KVCache, rows: Sequence[int], start: int, stop: int) -> None:
-        self._cache, self._rows, self._start = cache, rows, start
-        self._known = cache.layers(max(rows) + 1, stop)
+    def __init__(self, cache: KVCache, pieces: Sequence[Piece], length: int) -> None:
+        self._cache, self._pieces = cache, pieces
+        self._rows = torch.tensor([piece.row for piece in pieces], device=cache.state.device)
+        self._known = cache.layers(cache.state.shape[2], length)
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        for number, row in enumerate(self._rows):
-            self._cache.write_span(layer, row, self._start, keys[number], values[number])
-        known = self._known[layer]
-        if len(self._rows) == 1:
-            known = known[:, self._rows[0] :]
-        else:
-            known = known[:, torch.tensor(self._rows, device=keys.device)]
+        for number, piece in enumerate(self._pieces):
+            size = len(piece.ids)
+            self._cache.write_span(layer, piece.row, piece.start, keys[number, :, :size], values[number, :, :size])
+        known = self._known[layer].index_select(1, self._rows)  # [2, B, N_kv, T, H]
         return known[0], known[1]
 
 
@@ -235,8 +272,3 @@ def is_plain(layer: nn.Module) -> bool:
         and len({(weight.device, weight.dtype) for weight in weights}) == 1
         and not any(part._forward_pre_hooks or part._forward_hooks for part in parts)
     )
-
-
-def _causal(length: int, start: int, device: torch.device) -> Tensor:
-    """Which positions see which, `[1, 1, t, T]`."""
-    return torch.ones(length, start + length, dtype=torch.bool, device=device).tril(start)[None, None]
