@@ -9,7 +9,15 @@ import torch
 from oracle import RESIDUES, make_sound, make_tokenizer, randomize, stand_in_torchaudio, tokenizer_twin
 from torch import nn
 
-from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig, StreamDecoder, dac, decode_stream, vocos
+from higgs_audio.codec import (
+    HiggsAudioTokenizer,
+    HiggsAudioTokenizerConfig,
+    StreamDecoder,
+    dac,
+    decode_stream,
+    push_together,
+    vocos,
+)
 from higgs_audio.codec import resample as resample_module
 from higgs_audio.codec.resample import resample
 from higgs_audio.errors import AudioError, CodesError, OptionError
@@ -269,12 +277,48 @@ def test_a_stream_keeps_no_more_than_its_context_and_waits_for_no_more_than_its_
 
 def kept_by(decoder):
     """Numbers that a stream decoder remembers."""
-    way = decoder._way
-    if hasattr(way, "_window"):
-        return way._window.numel()
-    blocks = [*way._stream._coarse, *way._stream._fine]
-    sums = 0 if way._stream._left is None else way._stream._left[0].numel()
-    return sums + sum(block._kept.numel() for block in blocks if block._kept is not None)
+    state = decoder._way.state
+    if isinstance(state, tuple):
+        return state[0].numel()
+    sums = 0 if state.left is None else state.left[0].numel()
+    return sums + sum(kept.numel() for kept in state.kept if kept is not None)
+
+
+@pytest.mark.parametrize("look_ahead", [None, 1])
+def test_streams_decoded_together_are_what_each_is_alone(tokenizer, look_ahead):
+    """Of different lengths, in pieces of different sizes, some of them empty; one ends before the others begin."""
+    tokenizer = copy.deepcopy(tokenizer).double()
+    lengths = [40, 7, 1, 25]
+    pieces = [in_random_chunks(make_codes(length, seed=length), length) for length in lengths]
+    wanted = []
+    for parts in pieces:
+        decoder = StreamDecoder(tokenizer, look_ahead)
+        wanted.append(torch.cat([*(decoder.push(part) for part in parts[:-1]), decoder.push(parts[-1], True)]))
+    decoders = [StreamDecoder(tokenizer, look_ahead) for _ in lengths]
+    made, delays = [[] for _ in lengths], [0, 3, 12, 1]
+    for step in range(30):
+        live = [n for n, delay in enumerate(delays) if 0 <= step - delay < len(pieces[n])]
+        if live:
+            codes = [pieces[n][step - delays[n]] for n in live]
+            last = [step - delays[n] == len(pieces[n]) - 1 for n in live]
+            for n, sound in zip(live, push_together([decoders[n] for n in live], codes, last), strict=True):
+                made[n].append(sound)
+    for length, parts, whole in zip(lengths, made, wanted, strict=True):
+        assert len(whole) == 960 * length
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-9 * float(whole.abs().max()))
+
+
+def test_a_push_that_fails_leaves_all_streams_as_they_were(tokenizer, monkeypatch):
+    codes = [make_codes(30, seed=seed)[0] for seed in (1, 2)]
+    decoders = [StreamDecoder(tokenizer) for _ in codes]
+    push_together(decoders, [part[:, :12] for part in codes], [False, False])
+    bad = codes[1][:, 12:] + 5000
+    with pytest.raises(CodesError):
+        push_together(decoders, [codes[0][:, 12:], bad], [True, True])
+    twins = [StreamDecoder(tokenizer) for _ in codes]
+    push_together(twins, [part[:, :12] for part in codes], [False, False])
+    for decoder, twin, part in zip(decoders, twins, codes, strict=True):
+        assert torch.equal(decoder.push(part[:, 12:], True), twin.push(part[:, 12:], True))
 
 
 class Shortsighted(HiggsAudioTokenizer):
@@ -333,14 +377,14 @@ def test_with_one_frame_of_context_less_on_either_side_the_stream_is_another(tok
     assert stream_error(tokenizer, make_codes(90)) > 1e-7
 
 
-@pytest.mark.parametrize("layer", ["_coarse", "_fine"])
+@pytest.mark.parametrize("layer", [0, -1])
 @pytest.mark.parametrize("place", [0, -1])
 def test_a_layer_that_forgets_its_oldest_or_newest_position_makes_another_stream(vocos_tokenizer, layer, place):
     tokenizer, codes = exact(vocos_tokenizer), make_codes(60)
     whole = tokenizer.decode(codes).audio_values[0, 0]
     decoder = StreamDecoder(tokenizer)
     first = decoder.push(codes[0, :, :30])
-    getattr(decoder._way._stream, layer)[0]._kept[..., place] = 0
+    decoder._way.state.kept[layer][..., place] = 0
     stream = torch.cat([first, decoder.push(codes[0, :, 30:]), decoder.finish()])
     assert float((stream - whole).abs().max() / whole.abs().max()) > 1e-7
 

@@ -21,8 +21,9 @@ SAME_LEVEL = {
     ("model", "pretrained"),
     ("codec", "checkpoint"),
     ("script", "speaking"),
-    *(("recital", module) for module in ("script", "speaking")),
-    *(("tts", module) for module in ("recital", "script", "speaking")),
+    ("desk", "speaking"),
+    *(("recital", module) for module in ("desk", "script", "speaking")),
+    *(("tts", module) for module in ("desk", "recital", "script", "speaking")),
 }
 FORBIDDEN = {
     "model": {"processor", "codec", "prompt", "template", "audio", "text"},

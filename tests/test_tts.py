@@ -615,21 +615,21 @@ def test_many_bad_texts_before_good_ones_do_not_end_the_list(tts, monkeypatch):
 
 def test_an_audio_tokenizer_that_fails_ends_its_text_alone(tts, monkeypatch):
     alone = tts.generate("Good night.", seed=3)
-    push, calls = higgs_audio.speaking.StreamDecoder.push, []
+    push, broken = higgs_audio.desk.push_together, []
 
-    def failing(decoder, codes):
-        calls.append(1)
-        if len(calls) == 1:
+    def failing(decoders, *args):
+        broken[:] = broken or decoders[:1]
+        if broken[0] in decoders:
             raise RuntimeError("out of memory")
-        return push(decoder, codes)
+        return push(decoders, *args)
 
-    monkeypatch.setattr(higgs_audio.speaking.StreamDecoder, "push", failing)
+    monkeypatch.setattr(higgs_audio.desk, "push_together", failing)
     requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", "Good night.")]
     results = dict(tts.speak_together(requests))
     assert isinstance(results[0], EngineError)
     assert isinstance(results[0].__cause__, RuntimeError)
     assert np.array_equal(results[1].codes, alone.codes)
-    calls.clear()
+    broken.clear()
     with pytest.raises(EngineError, match="out of memory"):
         tts.generate("Hello there.", seed=3)
     assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)

@@ -96,6 +96,8 @@ def _send_weights(feed: nn.Module, offload: TextOffload) -> None:
     feed.register_forward_hook(forget, always_call=True)
 
 
+@torch.inference_mode(False)  # whoever asks: bitsandbytes cannot use a tensor made in that mode a second time
+@torch.no_grad()
 def _sent(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
     """A copy on the device. bitsandbytes' scales are moved in place, so they are copied first."""
     if (state := getattr(weight, "quant_state", None)) is not None:

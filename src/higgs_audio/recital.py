@@ -6,15 +6,15 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from higgs_audio.codec import HiggsAudioTokenizer
-from higgs_audio.engine import Answer, Engine
-from higgs_audio.errors import HiggsAudioError, typed
+from higgs_audio.desk import Desk, Sounding
+from higgs_audio.engine import Engine
+from higgs_audio.errors import HiggsAudioError
 from higgs_audio.prompt import Turn
 from higgs_audio.script import SPEAKER, ScriptWriter, SpeechRequest
-from higgs_audio.speaking import Chunk, Said, Speech, sound_of
+from higgs_audio.speaking import Chunk, Said, Speech
 
 AHEAD = 4  # utterances of a text that are asked for at once, where nobody waits for the first sound
-TOGETHER = 16  # texts that are spoken at once
+TOGETHER = 24  # texts that are spoken at once: sixteen, and the eight that wait to be sounded together
 
 
 class Recital:
@@ -25,9 +25,9 @@ class Recital:
 
     Args:
         request: what to say. Nothing is asked for before the first chunk is, or `begin` is called.
-        engine, writer, codec: of a checkpoint.
+        engine, writer, desk: of a checkpoint.
         ahead: utterances that are asked for at once, where none depends on another.
-        soon, look_ahead: see `sound_of`.
+        soon, look_ahead: see `Desk.open`.
     """
 
     def __init__(
@@ -35,16 +35,16 @@ class Recital:
         request: SpeechRequest,
         engine: Engine,
         writer: ScriptWriter,
-        codec: HiggsAudioTokenizer,
+        desk: Desk,
         *,
         ahead: int = 1,
         soon: bool = True,
         look_ahead: int | None = None,
     ) -> None:
-        self._request, self._engine, self._writer, self._codec = request, engine, writer, codec
+        self._request, self._engine, self._writer, self._desk = request, engine, writer, desk
         self._soon, self._look_ahead = soon, look_ahead
         self._ahead = ahead if request.is_free else 1
-        self._asked: dict[int, Answer] = {}
+        self._asked: dict[int, Sounding] = {}
         self._is_stopped = False
         self._spoken: tuple[Turn, ...] = ()
         self._left = request.max_frames
@@ -64,13 +64,15 @@ class Recital:
     def stop(self) -> None:
         """Ends it at the next step, from any thread: whoever waits for its next chunk gets no more."""
         self._is_stopped = True
-        for answer in list(self._asked.values()):
-            answer.cancel()
+        for sounding in list(self._asked.values()):
+            sounding.answer.cancel()
 
     def close(self) -> None:
         """Ends what is not done."""
         self._chunks.close()
         self.stop()
+        for sounding in list(self._asked.values()):
+            self._desk.close(sounding)
 
     def _speak(self) -> Generator[Chunk, None, None]:
         for number in range(len(self._request.utterances)):
@@ -79,22 +81,13 @@ class Recital:
                 return
             self._ask(number)
             codes = []
-            for chunk in self._sound(self._asked[number]):
+            for chunk in self._desk.chunks(self._asked[number]):
                 codes.append(chunk.codes)
                 yield chunk
             if self._is_stopped:
                 return
             del self._asked[number]
             self._said(number, torch.cat(codes, dim=1).numpy())
-
-    def _sound(self, answer: Answer) -> Iterator[Chunk]:
-        """What fails below, such as memory for the audio tokenizer, is told as an error of this package."""
-        try:
-            yield from sound_of(answer, self._codec, self._soon, self._look_ahead)
-        except HiggsAudioError:
-            raise
-        except Exception as error:
-            raise typed(error) from error
 
     def _said(self, number: int, codes: np.ndarray) -> None:
         """An utterance, `[K, F]`, is over."""
@@ -110,16 +103,17 @@ class Recital:
                 continue
             try:
                 written = self._writer.write(self._request, number, self._spoken, self._left)
-                self._asked[number] = self._engine.submit(written)
+                answer = self._engine.submit(written)
+                self._asked[number] = self._desk.open(answer, self._soon, self._look_ahead)
             except HiggsAudioError:
                 if number == first:
                     raise
                 return
             if self._is_stopped:
-                self._asked[number].cancel()
+                self._asked[number].answer.cancel()
 
     def _nothing(self, reason: str) -> Chunk:
-        return Chunk(np.zeros(0, np.float32), torch.zeros(self._codec.config.num_codebooks, 0).long(), reason)
+        return Chunk(np.zeros(0, np.float32), torch.zeros(self._desk.codec.config.num_codebooks, 0).long(), reason)
 
 
 def recite_together(

@@ -1,8 +1,8 @@
-"""An utterance between engine and listener: the options of a call to a request, its columns to chunks of sound."""
+"""An utterance between engine and listener: the options of a call to a request, chunks of sound to a speech."""
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,19 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from higgs_audio.audio import Waveform
-from higgs_audio.codec import HiggsAudioTokenizer, StreamDecoder
-from higgs_audio.delay import FrameAligner
-from higgs_audio.engine import Answer, Request
+from higgs_audio.codec import HiggsAudioTokenizer
+from higgs_audio.engine import Request
 from higgs_audio.guidance import last_text, unread_prompts
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.rules import read_rules, read_seeds
 
-# Frames sounded together: few at first, so that sound comes soon, then more, as a call costs (a `dac` body decodes
-# the frames around them again).
-FIRST_CHUNK_FRAMES = 4
-NEXT_CHUNK_FRAMES = 8
-MAX_CHUNK_FRAMES = 64
-PATIENT_CHUNK_FRAMES = 256  # longer than most utterances
 LOW_LATENCY_FRAMES = 3  # that a sample waits for where it need not be exact; docs/measurements.md has the error
 SILENCE_FRAMES = 50  # of zeros, encoded to learn which codes stand for silence
 
@@ -119,46 +112,9 @@ def request_of(model: HiggsAudioForConditionalGeneration, options: Mapping[str, 
     )
 
 
-def sound_of(
-    answer: Answer, codec: HiggsAudioTokenizer, soon: bool = True, look_ahead: int | None = None
-) -> Iterator[Chunk]:
-    """Columns -> frames -> chunks, each twice as long as the last. Closing it leaves the answer as it is.
-
-    Where nobody waits for the first (not `soon`) all are of the greatest length, and little is decoded twice.
-    `look_ahead` is that of `StreamDecoder`.
-    """
-    num_codebooks, marker = codec.config.num_codebooks, codec.config.codebook_size
-    aligner, decoder = FrameAligner(num_codebooks, marker, marker + 1), StreamDecoder(codec, look_ahead)
-    frames: list[list[int]] = []
-    first, later = (FIRST_CHUNK_FRAMES, NEXT_CHUNK_FRAMES) if soon else (PATIENT_CHUNK_FRAMES, PATIENT_CHUNK_FRAMES)
-    ahead = codec.decoder_context[1] if look_ahead is None else look_ahead
-    size, most = ahead + first, max(later, MAX_CHUNK_FRAMES)
-    for column in answer:
-        frame = aligner.push(column)
-        if frame is not None:
-            frames.append(frame)
-        if len(frames) == size:
-            codes = _stack(frames, num_codebooks)
-            yield Chunk(_samples(decoder.push(codes.to(codec.device))), codes)
-            frames, size, later = [], later, min(2 * later, most)
-    codes = _stack(frames, num_codebooks)
-    last = _samples(decoder.push(codes.to(codec.device))), _samples(decoder.finish())
-    yield Chunk(np.concatenate(last), codes, answer.finish_reason)
-
-
 def silent_codes(codec: HiggsAudioTokenizer) -> frozenset[int]:
     """The codes of codebook 0 that stand for silence."""
     silence = torch.zeros(1, 1, SILENCE_FRAMES * codec.config.hop_length, device=codec.device)
     codes = codec.encode(silence).audio_codes
     assert codes is not None
     return frozenset(codes[0, 0].tolist())
-
-
-def _stack(frames: list[list[int]], num_codebooks: int) -> Tensor:
-    """Frames, K ids each, to codes [K, F] on the CPU."""
-    return torch.tensor(frames, dtype=torch.long).reshape(-1, num_codebooks).T
-
-
-def _samples(sound: Tensor) -> NDArray[np.float32]:
-    """What the audio tokenizer says [S], as a waveform's samples: it may go a little over 1."""
-    return sound.float().clamp(-1, 1).cpu().numpy()

@@ -356,6 +356,7 @@ _GREEK = re.compile("GREEK (?:SMALL|CAPITAL) LETTER (?:FINAL )?([A-Z]+)")
 _LETTERS = _Letters()
 
 
+@lru_cache(maxsize=1024)  # a text is read where it is checked, measured and written
 def phonemize(text: str) -> str:
     """English text -> phonemes, in the American English alphabet of misaki; the same text always gives the same.
 

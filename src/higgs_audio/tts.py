@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from higgs_audio import checkpoint, quantize
 from higgs_audio.audio import Waveform, from_array, read
 from higgs_audio.codec import HiggsAudioTokenizer
+from higgs_audio.desk import Desk
 from higgs_audio.device import read_device
 from higgs_audio.engine import Engine
 from higgs_audio.errors import (
@@ -77,7 +78,7 @@ class HiggsAudio:
         self.model = model
         self.processor = processor
         self._profiles = voices or {}
-        self._writer = ScriptWriter(model, processor)
+        self._writer, self._desk = ScriptWriter(model, processor), Desk(processor.audio_tokenizer)
         self._engine: Engine | None = None
         self._references: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()  # of recordings, by their hash
         self._making, self._encoding = threading.Lock(), threading.Lock()
@@ -328,7 +329,7 @@ class HiggsAudio:
                 yield Waveform(chunk.samples, self.sample_rate)
 
     def _recital(self, request: SpeechRequest, **options: Any) -> Recital:
-        return Recital(request, self.engine, self._writer, self.codec, **options)
+        return Recital(request, self.engine, self._writer, self._desk, **options)
 
     # What a call asks for.
 

@@ -9,6 +9,7 @@ Source: neural source-filter models (arXiv 1810.11946) and harmonics plus filter
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -64,15 +65,37 @@ class HarmonicHead(nn.Module):
             pitch: to sing at, in training; what the hidden states say when None.
             before: where the last piece ended; a beginning when None.
         """
-        pulse_gain, noise_gain, phase = self.filters(hidden).chunk(3, dim=-1)  # [B, T, bins] each
         pitch = self.said(hidden) if pitch is None else pitch
         cycles, position = self._go_on(pitch, before)
+        return self._spectra(hidden, window, pitch, cycles, self._counted(hidden.shape[1], before)), position
+
+    def of_several(
+        self, hidden: Tensor, window: Tensor, sizes: Sequence[int], before: Sequence[Position | None]
+    ) -> tuple[Tensor, list[Position]]:
+        """The same of several sounds one after another in `hidden [1, T, W]`: of each so many, and where it stood.
+
+        No size is 0.
+        """
+        pitch = self.said(hidden)
+        parts = map(Pitch, pitch.hz.split(list(sizes), 1), pitch.voiced.split(list(sizes), 1))
+        gone = [self._go_on(part, start) for part, start in zip(parts, before, strict=True)]
+        cycles = torch.cat([cycles for cycles, _ in gone], dim=1)
+        counts = torch.cat([self._counted(size, start) for size, start in zip(sizes, before, strict=True)])
+        return self._spectra(hidden, window, pitch, cycles, counts), [position for _, position in gone]
+
+    def _spectra(self, hidden: Tensor, window: Tensor, pitch: Pitch, cycles: Tensor, counts: Tensor) -> Tensor:
+        """Spectra whose pulses are `cycles [B, T]` on, the `counts [T]`-th of their sounds."""
+        pulse_gain, noise_gain, phase = self.filters(hidden).chunk(3, dim=-1)  # [B, T, bins] each
         pulses = torch.fft.rfft(self._pulses(cycles, pitch) * window)
-        first = 0 if before is None else before.num_spectra
-        index = (first + torch.arange(hidden.shape[1])) % NOISE_PERIOD
-        noise = noise_spectra(self.n_fft, self.hop)[index].to(pulses)  # [T, bins]
+        noise = noise_spectra(self.n_fft, self.hop)[counts % NOISE_PERIOD].to(pulses)  # [T, bins]
         voice = torch.polar(pulse_gain.clamp(max=LOG_CEILING).exp(), phase) * pulses
-        return voice + noise_gain.clamp(max=LOG_CEILING).exp() * noise, position
+        return voice + noise_gain.clamp(max=LOG_CEILING).exp() * noise
+
+    @staticmethod
+    def _counted(size: int, before: Position | None) -> Tensor:
+        """The numbers of so many spectra."""
+        first = 0 if before is None else before.num_spectra
+        return torch.arange(first, first + size)
 
     def said(self, hidden: Tensor) -> Pitch:
         """The pitch in hidden states."""

@@ -5,7 +5,7 @@ makes a waveform decoder dear (the idea is that of Vocos, arXiv 2306.00814). The
 `HarmonicHead` ("harmonic"), whose voices are smooth.
 """
 
-import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +42,11 @@ class ConvNeXt(nn.Module):
         self.scale = nn.Parameter(torch.full((width,), 0.1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.between(F.pad(x, self.pad), x)
+        return self.mix(self.depthwise(F.pad(x, self.pad)), x)
 
-    def between(self, wide: Tensor, x: Tensor) -> Tensor:
-        """`x [B, D, T]` with its neighbours on either side in `wide`."""
-        y = self.depthwise(wide).transpose(1, 2)  # [B, T, D]
+    def mix(self, around: Tensor, x: Tensor) -> Tensor:
+        """`x [B, D, T]` and the perceptron of what the convolution says is around it, as large."""
+        y = around.transpose(1, 2)  # [B, T, D]
         y = self.contract(F.gelu(self.expand(self.norm(y)), approximate="tanh"))
         return x + (self.scale * y).transpose(1, 2)
 
@@ -128,13 +128,28 @@ class VocosDecoder(nn.Module):
         self, hidden: Tensor, pitch: Pitch | None = None, before: Position | None = None
     ) -> tuple[Tensor, Position | None]:
         """Hidden states to windowed frames of sound `[B, T, n_fft]`, and where a harmonic head stands behind them."""
-        position = None
-        if isinstance(self.head, HarmonicHead):
-            spectrum, position = self.head(hidden, self.window, pitch, before)  # [B, T, bins]
-        else:
-            log_magnitude, phase = self.head(hidden).chunk(2, dim=-1)  # [B, T, bins] each
-            spectrum = torch.polar(log_magnitude.clamp(max=LOG_CEILING).exp(), phase)
-        return torch.fft.irfft(spectrum, n=self.n_fft) * self.window, position
+        if not isinstance(self.head, HarmonicHead):
+            return self._windowed(self._said(hidden)), None
+        spectrum, position = self.head(hidden, self.window, pitch, before)  # [B, T, bins]
+        return self._windowed(spectrum), position
+
+    def frames_of_several(
+        self, hidden: Tensor, sizes: Sequence[int], before: Sequence[Position | None]
+    ) -> tuple[Tensor, Sequence[Position | None]]:
+        """The same of several sounds one after another: `[1, T, D]`, of each so many, and where it stood."""
+        if not isinstance(self.head, HarmonicHead):
+            return self._windowed(self._said(hidden)), before
+        spectrum, positions = self.head.of_several(hidden, self.window, sizes, before)
+        return self._windowed(spectrum), positions
+
+    def _said(self, hidden: Tensor) -> Tensor:
+        """Spectra `[B, T, bins]`, where the head says magnitudes and phases."""
+        log_magnitude, phase = self.head(hidden).chunk(2, dim=-1)
+        return torch.polar(log_magnitude.clamp(max=LOG_CEILING).exp(), phase)
+
+    def _windowed(self, spectrum: Tensor) -> Tensor:
+        """Spectra to frames of sound `[B, T, n_fft]`."""
+        return torch.fft.irfft(spectrum, n=self.n_fft) * self.window
 
     def _overlap_add(self, frames: Tensor) -> Tensor:
         """Windowed frames `[B, T, n_fft]` to samples `[B, 1, T * hop]`, weighted by the windows' own sum."""
@@ -151,80 +166,6 @@ class VocosDecoder(nn.Module):
     def _fold(self, frames: Tensor, length: int) -> Tensor:
         columns = frames.transpose(1, 2)  # [B, n_fft, T]
         return F.fold(columns, (1, length), (1, self.n_fft), stride=(1, self.hop))[:, 0]
-
-
-class VocosStream:
-    """A `VocosDecoder` on features that come in pieces: every layer remembers what the next piece needs of the last
-    ones, so nothing is computed twice, and what is said in all is what the decoder says of the whole.
-    """
-
-    def __init__(self, decoder: VocosDecoder) -> None:
-        self._decoder = decoder
-        self._coarse = [_Remembering(block) for block in decoder.coarse]
-        self._fine = [_Remembering(block) for block in decoder.fine]
-        self._nothing: Tensor | None = None  # [B, D, 0], once there was something
-        self._left: tuple[Tensor, Tensor] | None = None  # sums that later frames add to
-        self._position: Position | None = None  # of a harmonic head
-        self._to_skip = (decoder.n_fft - decoder.hop) // 2
-
-    def push(self, features: Tensor) -> Tensor:
-        """The next features `[B, hidden, F]`, F at least 1, to the samples `[B, 1, S]` that they make certain."""
-        return self._through(self._decoder.embed_norm(self._decoder.embed(features)), False)
-
-    def finish(self) -> Tensor:
-        """The samples `[B, 1, S]` that waited for what comes next; `[1, 1, 0]` where there was nothing."""
-        return torch.zeros(1, 1, 0) if self._nothing is None else self._through(self._nothing, True)
-
-    def copy(self) -> "VocosStream":
-        """Where it stands now, to go on from in another way; tensors are replaced, never written to."""
-        other = copy.copy(self)
-        other._coarse, other._fine = ([copy.copy(block) for block in stage] for stage in (self._coarse, self._fine))
-        return other
-
-    def _through(self, x: Tensor, is_last: bool) -> Tensor:
-        self._nothing = x[..., :0]
-        for block in self._coarse:
-            x = block(x, is_last)
-        up = self._decoder.up
-        x = up(x) if x.shape[2] else x.new_zeros(len(x), up.out_channels, 0)
-        for block in self._fine:
-            x = block(x, is_last)
-        return self._sound(x, is_last)
-
-    def _sound(self, x: Tensor, is_last: bool) -> Tensor:
-        decoder, overlap = self._decoder, self._decoder.n_fft - self._decoder.hop
-        if x.shape[2]:
-            hidden = decoder.norm(x.transpose(1, 2))
-            frames, self._position = decoder.frames(hidden, before=self._position)
-            sums = decoder.sums(frames)  # [B, 1, T * hop + overlap], [1, 1, the same]
-            for total, left in zip(sums, self._left or (), strict=False):
-                total[..., :overlap] += left
-        elif self._left is None or not is_last:
-            return x.new_zeros(len(x), 1, 0)
-        else:
-            sums = self._left
-        length = sums[0].shape[-1] - (overlap // 2 if is_last else overlap)
-        self._left = (sums[0][..., -overlap:].clone(), sums[1][..., -overlap:].clone())
-        sound = (sums[0] / sums[1].clamp(min=1e-6))[..., self._to_skip : length]
-        self._to_skip = max(0, self._to_skip - length)
-        return sound
-
-
-class _Remembering:
-    """A `ConvNeXt` on positions that come in pieces; those that it looks ahead to come out with the next piece."""
-
-    def __init__(self, block: nn.Module) -> None:
-        assert isinstance(block, ConvNeXt)
-        self._block = block
-        self._kept: Tensor | None = None
-
-    def __call__(self, x: Tensor, is_last: bool) -> Tensor:
-        (before, ahead), zeros = self._block.pad, x.new_zeros(*x.shape[:2], 1)
-        kept = zeros.expand(-1, -1, before) if self._kept is None else self._kept
-        wide = torch.cat([kept, x, *([zeros.expand(-1, -1, ahead)] if is_last else [])], dim=2)
-        self._kept = wide[..., -(before + ahead) :]
-        count = wide.shape[2] - before - ahead
-        return self._block.between(wide, wide[..., before : before + count]) if count > 0 else x[..., :0]
 
 
 def decoder_context(config: HiggsAudioTokenizerConfig) -> tuple[int, int]:

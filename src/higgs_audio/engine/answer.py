@@ -35,7 +35,15 @@ class Answer:
                 return self._columns.popleft()
             if is_done:
                 raise StopIteration if self.error is None else self.error
-            self._wait()
+            self.wait()
+
+    def poll(self) -> Column | None:
+        """The next column, where it has been made."""
+        return self._columns.popleft() if self._columns else None
+
+    def wait(self) -> None:
+        """A step of the engine's work, or until another thread has done it."""
+        self._wait()
 
     def cancel(self) -> None:
         """Ends it at the next step; nothing where it has ended."""

@@ -208,6 +208,7 @@ class Engine:
         """Who is cancelled leaves, and whom the scheduler admits begins or goes on."""
         self._drop()
         plan = self._scheduler.plan()
+        self._rows.expected = self.max_rows - self._scheduler.num_free
         for ticket in plan.set_aside:
             self._set_aside(self._runs[ticket])
         for ticket in plan.admitted:

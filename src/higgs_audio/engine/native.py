@@ -79,7 +79,7 @@ class NativeTrunk:
     def __init__(self, model: HiggsAudioForConditionalGeneration, turns: Tensor, library: ctypes.CDLL) -> None:
         self._library, self._turns, self._of = library, turns.contiguous(), model
         parts = list(_parts(model))
-        self._seen = [_state(part) for part in parts]
+        self._seen = _state(model)
         self._panels: dict[int, Tensor] = {}  # by the weight that is in them; what C points to
         self._is_half = _are_half([part.weight for part in parts if isinstance(part, nn.Linear)])
         layers = [self._layer(layer) for layer in model.model.layers]
@@ -101,8 +101,8 @@ class NativeTrunk:
 
     @property
     def is_current(self) -> bool:
-        """Whether the model still has the weights that were packed, unchanged."""
-        return [_state(part) for part in _parts(self._of)] == self._seen
+        """Whether the model still has the weights that were packed, unchanged, and no hooks that C would not call."""
+        return _state(self._of) == self._seen
 
     def __call__(
         self, rows: Tensor, num_text: int, num_read: int, sequences: Tensor, positions: Tensor, cache: KVCache
@@ -192,9 +192,11 @@ def _parts(model: HiggsAudioForConditionalGeneration) -> Iterator[Any]:
     yield from (model.model.norm, model.audio_lm_head)
 
 
-def _state(part: Any) -> tuple[int, int, int]:
-    """What changes when a part is replaced or wrapped, and its weight moved, converted or written to."""
-    return id(part), part.weight.data_ptr(), part.weight._version
+def _state(model: HiggsAudioForConditionalGeneration) -> list[tuple[int, ...]]:
+    """What changes when a part is replaced or wrapped, its weight moved or written to, or a module hooked."""
+    weights = [(id(part), part.weight.data_ptr(), part.weight._version) for part in _parts(model)]
+    modules = model.model.layers.modules()
+    return [*weights, *((len(one._forward_pre_hooks), len(one._forward_hooks)) for one in modules)]
 
 
 def _packed_bytes(matrices: list[Tensor]) -> int:

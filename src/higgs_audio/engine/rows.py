@@ -19,6 +19,7 @@ class Rows:
         cache: whose rows they are.
         speaking: runs, in the order of their lanes.
         lanes: where they stand; None before the first.
+        expected: rows that will be wanted soon; room for them is made at once.
         readers: runs whose prompts are in the cache in part, in the order of their rows.
     """
 
@@ -27,13 +28,14 @@ class Rows:
         self.speaking: list[Run] = []
         self.lanes: Lanes | None = None
         self.readers: list[Run] = []
+        self.expected = 0
         self._places: Places | None = None
 
     def take(self, run: Run) -> None:
         """The next rows, for whoever reads from now on."""
         first = _num_rows(self.speaking) + _num_rows(self.readers)
         rows = list(range(first, first + run.request.num_rows))
-        self.cache.reserve(rows[-1] + 1, 1)
+        self.cache.reserve(max(rows[-1] + 1, self.expected), 1)
         self.readers.append(run)
         run.rows = rows
 

@@ -1,0 +1,116 @@
+"""A `VocosDecoder` on features that come in pieces, of one sound or of several at once.
+
+Every layer remembers what the next piece needs of the last ones, so nothing is computed twice, and what is said in all
+is what the decoder says of the whole. Pieces of several sounds stand one after another in time, each behind what is
+remembered of its own past: a convolution is right wherever it does not see across a seam, and the rest is left out.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from higgs_audio.codec.harmonic import Position
+from higgs_audio.codec.vocos import ConvNeXt, VocosDecoder
+
+
+class VocosStream:
+    """What is remembered of one sound. Tensors are replaced, never written to.
+
+    Args:
+        decoder: whose layers they are.
+    """
+
+    def __init__(self, decoder: VocosDecoder) -> None:
+        self.decoder = decoder
+        self.kept: list[Tensor | None] = [None] * (len(decoder.coarse) + len(decoder.fine))  # [1, D, n], of every block
+        self.left: tuple[Tensor, Tensor] | None = None  # sums that later frames add to
+        self.position: Position | None = None  # of a harmonic head
+        self.to_skip = (decoder.n_fft - decoder.hop) // 2
+
+    def copy(self) -> "VocosStream":
+        """Where it stands now, to go on from in another way."""
+        other = VocosStream(self.decoder)
+        other.kept, other.left, other.position = list(self.kept), self.left, self.position
+        other.to_skip = self.to_skip
+        return other
+
+    def add_up(self, frames: Tensor, is_last: bool) -> Tensor:
+        """Windowed frames `[1, T, n_fft]` to the samples `[S]` that they make certain."""
+        overlap = self.decoder.n_fft - self.decoder.hop
+        if frames.shape[1]:
+            sums = self.decoder.sums(frames)  # [1, 1, T * hop + overlap] each
+            for total, left in zip(sums, self.left or (), strict=False):
+                total[..., :overlap] += left
+        elif self.left is None or not is_last:
+            return frames.new_zeros(0)
+        else:
+            sums = self.left
+        length = sums[0].shape[-1] - (overlap // 2 if is_last else overlap)
+        self.left = (sums[0][..., -overlap:].clone(), sums[1][..., -overlap:].clone())
+        sound = (sums[0] / sums[1].clamp(min=1e-6))[0, 0, self.to_skip : length]
+        self.to_skip = max(0, self.to_skip - length)
+        return sound
+
+
+def sound_together(streams: Sequence[VocosStream], features: Sequence[Tensor], last: Sequence[bool]) -> list[Tensor]:
+    """The next features of every stream to the samples that they make certain.
+
+    Args:
+        streams: of one decoder, no one twice; changed, also where it fails: give copies.
+        features: `[1, hidden, F]` of each, F at least 0.
+        last: whether nothing comes behind them.
+
+    Returns:
+        `[S]` of each.
+    """
+    decoder, sizes = streams[0].decoder, [part.shape[2] for part in features]
+    x = torch.cat(list(features), dim=2)  # [1, hidden, all F]
+    x = decoder.embed_norm(decoder.embed(x)) if sum(sizes) else x.new_zeros(1, decoder.embed.out_channels, 0)
+    for number, block in enumerate(decoder.coarse):
+        x, sizes = _through(block, number, streams, x, sizes, last)
+    x = decoder.up(x) if sum(sizes) else x.new_zeros(1, decoder.up.out_channels, 0)
+    sizes = [size * decoder.up.stride[0] for size in sizes]
+    for number, block in enumerate(decoder.fine, start=len(decoder.coarse)):
+        x, sizes = _through(block, number, streams, x, sizes, last)
+    parts = zip(streams, _frames(streams, x, sizes), last, strict=True)
+    return [stream.add_up(frames, is_last) for stream, frames, is_last in parts]
+
+
+def _through(
+    block: nn.Module, number: int, streams: Sequence[VocosStream], x: Tensor, sizes: Sequence[int], last: Sequence[bool]
+) -> tuple[Tensor, list[int]]:
+    """Positions `[1, D, T]`, of every stream so many, through a block; those it looks ahead to come with the next."""
+    assert isinstance(block, ConvNeXt)
+    before, ahead = block.pad
+    zeros, wide, starts, counts = x.new_zeros(1, x.shape[1], before + ahead), list[Tensor](), [0], list[int]()
+    for stream, part, is_last in zip(streams, x.split(list(sizes), dim=2), last, strict=True):
+        past = stream.kept[number]
+        parts = [zeros[..., :before] if past is None else past, part, zeros[..., : ahead * is_last]]
+        wide.append(torch.cat(parts, dim=2))
+        stream.kept[number] = wide[-1][..., -(before + ahead) :]
+        starts.append(starts[-1] + wide[-1].shape[2])
+        counts.append(max(0, wide[-1].shape[2] - before - ahead))
+    if not sum(counts):
+        return x[..., :0], counts
+    everything = torch.cat(wide, dim=2)
+    spans = [slice(start, start + count) for start, count in zip(starts, counts, strict=False)]
+    centre = everything[..., before:]
+    around, own = (
+        torch.cat([whole[..., span] for span in spans], dim=2) for whole in (block.depthwise(everything), centre)
+    )
+    return block.mix(around, own), counts
+
+
+def _frames(streams: Sequence[VocosStream], x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """What the last layer says `[1, D, T]`, of every stream so many, to frames of sound `[1, T, n_fft]` of each."""
+    decoder = streams[0].decoder
+    if not sum(sizes):
+        return [x.new_zeros(1, 0, decoder.n_fft)] * len(streams)
+    speaking = [(stream, size) for stream, size in zip(streams, sizes, strict=True) if size]
+    frames, positions = decoder.frames_of_several(
+        decoder.norm(x.transpose(1, 2)), [size for _, size in speaking], [stream.position for stream, _ in speaking]
+    )
+    for (stream, _), position in zip(speaking, positions, strict=True):
+        stream.position = position
+    return list(frames.split(list(sizes), dim=1))
