@@ -3,7 +3,7 @@
     python benchmarks/speech.py [OUT.json] [--model nano] [--rounds 5] [--together 16]
 
 In one process that has spoken before. A round speaks a text alone, `stream`s it as it is certain and with low latency,
-and speaks one sentence `--together` times, at once, against one after another; figures are medians over rounds, ratios
+and speaks `--together` different sentences at once and one after another; figures are medians over rounds, ratios
 within a round.
 """
 
@@ -21,6 +21,24 @@ from higgs_audio import HiggsAudio
 
 SENTENCE = "The sun rises in the east and sets in the west."
 TEXT = SENTENCE + " This simple fact has been observed by humans for thousands of years."
+SENTENCES = (  # of five to fifteen words
+    SENTENCE,
+    "We walked along the river until it grew dark.",
+    "Please leave the keys on the kitchen table.",
+    "The last train to the coast leaves at half past nine tonight.",
+    "Nobody remembered who had painted the door green.",
+    "A small boat was waiting for them behind the island.",
+    "She counted the steps, and there were forty two of them.",
+    "Rain is expected in the north, and sunshine everywhere else.",
+    "He never finished the letter to his brother.",
+    "The library opens at ten and closes when the last reader has gone home.",
+    "Bread, butter and a little salt are all you need.",
+    "Turn left at the church, then follow the wall.",
+    "Her answer was short and very clear.",
+    "In winter the lake freezes, and children skate on it after school.",
+    "They sold the house but kept the garden.",
+    "Tomorrow I will tell you how the story ends.",
+)
 
 
 def main() -> None:
@@ -46,8 +64,9 @@ def measure(tts: HiggsAudio, seed: int, together: int) -> dict[str, float]:
     plain, unguided = timed(lambda: tts.generate(TEXT, seed=seed, text_guidance_scale=1.0))
     first, _ = timed(lambda: next(tts.stream(TEXT, seed=seed)))
     soon, _ = timed(lambda: next(tts.stream(TEXT, seed=seed, low_latency=True)))
-    serial, one_by_one = timed(lambda: [tts.generate(SENTENCE, seed=seed) for _ in range(max(1, together // 4))])
-    at_once, batch = timed(lambda: tts.generate_batch([SENTENCE] * together, seed=seed))
+    texts = [SENTENCES[number % len(SENTENCES)] for number in range(together)]
+    serial, one_by_one = timed(lambda: [tts.generate(text, seed=seed) for text in texts])
+    at_once, batch = timed(lambda: tts.generate_batch(texts, seed=seed))
     rate = sum(one.seconds for one in batch) / at_once
     return {
         "real-time factor": alone / speech.seconds,

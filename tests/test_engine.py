@@ -4,7 +4,7 @@ import math
 import random
 import threading
 from collections import deque
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -13,11 +13,13 @@ from oracle import AUDIO_EOS, BOS, K, collate, fill, make_codes, make_config, ma
 from higgs_audio.engine import Answer, Engine, Request
 from higgs_audio.engine.guard import FRAMES, Guard
 from higgs_audio.engine.kv_cache import KVCache, row_bytes
-from higgs_audio.engine.lanes import choose, first_lane
+from higgs_audio.engine.lanes import Habits, choose, first_lane, is_finished, next_columns
 from higgs_audio.engine.prefix import PrefixCache, prefix_key
+from higgs_audio.engine.runner import Runner
 from higgs_audio.engine.scheduler import Scheduler
 from higgs_audio.errors import EngineError, HiggsAudioError, NumericsError, OptionError, PromptError, QueueFullError
 from higgs_audio.generate import generate
+from higgs_audio.guidance import guided
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.sampling import MOST, SamplingOptions, filter_logits, sample
 
@@ -125,12 +127,46 @@ def test_layers_as_they_are_and_fused_ones_agree(model, requests, wanted, withou
     assert [(list(answer), answer.finish_reason) for answer in answers] == wanted
 
 
+@pytest.mark.parametrize("num_steps", [2, 3, 32])
+def test_columns_made_before_the_host_looks_are_the_same(model, requests, wanted, num_steps):
+    """Some end in the middle of them, one at the end of its row of the cache."""
+    context = max(request.num_positions(K) for request in requests)
+    engine = make_engine(model, context=context, max_rows=16, num_steps=num_steps)
+    answers = [engine.submit(request) for request in requests]
+    assert [(list(answer), answer.finish_reason) for answer in answers] == wanted
+
+
+def test_a_step_never_waits_for_a_device(requests):
+    """The meta device has shapes and no numbers: whoever asks it for one fails."""
+    model = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
+    lanes = first_lane(requests[5], model.config, torch.device("cpu")).join(
+        first_lane(requests[4], model.config, torch.device("cpu"))
+    )
+    habits = Habits.of(lanes, 3)
+    away = lambda one: replace(  # noqa: E731
+        one, **{f.name: v.to("meta") for f in fields(one) if isinstance(v := getattr(one, f.name), torch.Tensor)}
+    )
+    lanes, habits, model = away(lanes), away(habits), model.to("meta")
+    cache = KVCache(model.model.text_config, 3, CONTEXT, torch.float32, model.device)
+    runner, logits = Runner(model, cache), None
+    for number in range(3):
+        logits = runner.step(lanes.column[[0, 0, 1]], [9 + number, 9 + number, 4 + number])
+        read = guided(torch.cat([logits[[0, 2]], logits[[1, 2]]]), lanes.scale[:, None, None], BOS + 1)
+        lanes = next_columns(lanes, read, model.config, habits, number)
+        is_finished(lanes)
+    assert lanes.column.shape == (2, K)
+    with pytest.raises(RuntimeError):
+        lanes.column.tolist()
+
+
 @pytest.mark.parametrize("schedule", range(200))
 def test_random_schedules_change_nothing(model, requests, wanted, schedule):
     """Joins at any step, cancellations, priorities that set others aside, prompts read in small pieces."""
     chance = random.Random(schedule)
     rows = chance.choice([2, 3, 5])
-    engine = make_engine(model, max_rows=rows, piece=chance.choice([1, 3, 10, 64]))
+    engine = make_engine(
+        model, max_rows=rows, piece=chance.choice([1, 3, 10, 64]), num_steps=chance.choice([1, 1, 2, 5])
+    )
     running, cancelled = [], set()
     for _ in range(chance.randint(4, 9)):
         number = chance.randrange(len(requests))
@@ -594,9 +630,10 @@ def test_who_is_cancelled_in_the_last_step_of_another_is_gone_after_it(model, re
     left, short = engine.submit(requests[2]), engine.submit(requests[7])
     hand_out = engine._hand_out
 
-    def cancelling(run, column, end, is_finite):
-        hand_out(run, column, end, is_finite)
-        if run.answer is short and end:
+    def cancelling(run, made, position):
+        hand_out(run, made, position)
+        *_, is_last, _ = made
+        if run.answer is short and is_last:
             left.cancel()
 
     engine._hand_out = cancelling

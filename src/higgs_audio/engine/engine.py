@@ -20,7 +20,7 @@ from higgs_audio.engine.lanes import first_lane, is_finished, next_columns
 from higgs_audio.engine.prefix import PrefixCache
 from higgs_audio.engine.reader import Reader
 from higgs_audio.engine.request import Request
-from higgs_audio.engine.rows import Rows
+from higgs_audio.engine.rows import NOISE_STEPS, Rows
 from higgs_audio.engine.run import Run
 from higgs_audio.engine.runner import Runner
 from higgs_audio.engine.scheduler import Scheduler, Ticket
@@ -35,6 +35,7 @@ CONTEXT = 4096
 PREFIX_SHARE = 0.25  # of them for prompts read before
 MAX_ROWS = 128
 MAX_WAITING = 1024
+GPU_STEPS = 4  # 8 ms where a step takes 2
 PIECE = 64  # positions of prompts read between two steps of those who speak
 IDLE_BYTES = 64 << 20  # of the cache that stay where nobody speaks
 
@@ -51,6 +52,8 @@ class Engine:
         max_rows: that run at once; as many as the memory holds when None, at most 128. Guidance takes two.
         max_waiting: requests that may wait for room.
         piece: positions of prompts, counted once a row, that are read between two steps of those who speak already.
+        num_steps: taken before the host looks at what was made, while it waits for a device but once. Who joins or is
+            cancelled waits for them; what follows a last column is thrown away. When None 1, and 4 on a GPU.
         silent: codes of codebook 0 that stand for silence, for requests that are guarded.
         fused: see `Runner`.
 
@@ -67,6 +70,7 @@ class Engine:
         max_rows: int | None = None,
         max_waiting: int = MAX_WAITING,
         piece: int = PIECE,
+        num_steps: int | None = None,
         silent: Collection[int] = (),
         fused: bool | None = None,
     ) -> None:
@@ -74,7 +78,10 @@ class Engine:
         most = config.max_position_embeddings
         self.context = min(CONTEXT, most) if context is None else context
         check_count("context", self.context, 1, most)
-        least = math.ceil(row_bytes(config, self.context, model.dtype) / (1 - PREFIX_SHARE))  # bytes for one row
+        self._num_steps = (GPU_STEPS if model.device.type == "cuda" else 1) if num_steps is None else num_steps
+        check_count("num_steps", self._num_steps, 1, NOISE_STEPS)
+        self._positions = self.context + self._num_steps - 1  # of a row: some are written behind a last column
+        least = math.ceil(row_bytes(config, self._positions, model.dtype) / (1 - PREFIX_SHARE))  # bytes for one row
         memory = max(free_memory(model.device), 2 * least) if memory is None else memory
         for name, value in (("memory", memory), ("max_waiting", max_waiting), ("piece", piece)):
             check_count(name, value, 1)
@@ -100,7 +107,7 @@ class Engine:
     def _begin(self) -> None:
         """A cache and a runner for the model as it is now."""
         model = self._model
-        self._cache = KVCache(model.model.text_config, self.max_rows, self.context, model.dtype, model.device)
+        self._cache = KVCache(model.model.text_config, self.max_rows, self._positions, model.dtype, model.device)
         self._runner = Runner(model, self._cache, self._wants_fused)
         self._rows = Rows(self._cache)
         self._prefixes.clear()
@@ -313,13 +320,28 @@ class Engine:
         run.answer.push((self.config.audio_stream_bos_id,) * self.config.audio_num_codebooks, None)
 
     def _speak(self) -> None:
-        """One column of everybody who speaks."""
-        rows = self._rows
+        """The next columns of everybody who speaks; what follows somebody's last one is nobody's."""
+        rows, count = self._rows, self._num_steps
         if not rows.speaking:
             return
+        made = torch.stack([self._column(number) for number in range(count)]).tolist()  # the one wait for the device
+        with self._changed:
+            speaking = list(rows.speaking)
+            for run in speaking:
+                run.length += count
+            for number, columns in enumerate(made, start=1):
+                for run, column in zip(speaking, columns, strict=True):
+                    if run.rows:
+                        self._hand_out(run, column, run.length - count + number)
+
+    def _column(self, number: int) -> Tensor:
+        """The one behind so many that the host has not seen: `[B, K + 3]`, with where its segment ends, whether it is
+        the last one, and whether its logits were numbers.
+        """
+        rows = self._rows
         assert rows.lanes is not None
         lanes, places = rows.lanes, rows.places()
-        positions = [rows.speaking[lane].length for lane in places.lanes]
+        positions = [rows.speaking[lane].length + number for lane in places.lanes]
         logits = self._runner.step(lanes.column[places.lane_of_row], positions)  # [R, K, V + 2]
         read = logits[places.read]  # [B, K, V + 2]
         finite = _is_finite(read)  # [B]
@@ -330,25 +352,17 @@ class Engine:
             read = torch.where(scale == 1, read.float(), guided(both, scale, self.config.audio_stream_eos_id))
         rows.lanes = next_columns(lanes, read, self.config, places.habits, places.num_steps)
         places.num_steps += 1
-        ended = torch.stack([is_finished(rows.lanes), finite], dim=1)
-        made = torch.cat([rows.lanes.column, rows.lanes.end[:, None], ended], dim=1).tolist()  # the one wait for it
-        with self._changed:
-            speaking = list(rows.speaking)
-            for run in speaking:
-                run.length += 1
-            for run, (*column, end, is_last, is_finite) in zip(speaking, made, strict=True):
-                self._hand_out(run, tuple(column), end if is_last else 0, bool(is_finite))
+        state = torch.stack([rows.lanes.end, is_finished(rows.lanes), finite], dim=1)  # [B, 3]
+        return torch.cat([rows.lanes.column, state], dim=1)
 
-    def _hand_out(self, run: Run, column: tuple[int, ...], end: int, is_finite: bool) -> None:
+    def _hand_out(self, run: Run, made: list[int], position: int) -> None:
+        """One column of one request, as `_column` made it, at a position."""
+        *codes, end, is_last, is_finite = made
+        column, reason = tuple(codes), None
         if not is_finite:
-            self._end(
-                run,
-                None,
-                NumericsError(f"after {run.length} positions: {NOT_FINITE}"),
-            )
+            self._end(run, None, NumericsError(f"after {position} positions: {NOT_FINITE}"))
             return
-        reason = None
-        if end:
+        if is_last:
             frames = end - self.config.audio_num_codebooks - 1
             reason = "length" if frames == run.request.max_frames else "stop"
         elif run.guard is not None:
