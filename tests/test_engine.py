@@ -167,11 +167,16 @@ def test_random_schedules_change_nothing(model, requests, wanted, schedule):
     engine = make_engine(
         model, max_rows=rows, piece=chance.choice([1, 3, 10, 64]), num_steps=chance.choice([1, 1, 2, 5])
     )
-    running, cancelled = [], set()
+    running, cancelled, patience = [], set(), chance.choice([0, 0.5, 1])
     for _ in range(chance.randint(4, 9)):
         number = chance.randrange(len(requests))
         prefix = chance.choice([0, 1, len(requests[number].input_ids) - 1])
-        request = replace(requests[number], priority=chance.choice([0, 0, 1]), prefix=prefix)
+        request = replace(
+            requests[number],
+            priority=chance.choice([0, 0, 1]),
+            prefix=prefix,
+            is_patient=chance.random() < patience,
+        )
         running.append((number, engine.submit(request)))
         for _ in range(chance.choice([0, 1, 2, 7])):
             engine.step()
@@ -286,6 +291,21 @@ def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_who_speaks(model, 
         engine.step()
     assert read == [(0, 4), (4, 8), (8, 12), (12, 14)]
     assert len(speaking._columns) == made + 4
+
+
+@pytest.mark.parametrize("who", ["nobody", "speaking", "reading", "behind"])
+def test_prompts_are_read_at_once_where_nobody_waits_for_a_column(model, requests, who):
+    engine, read = make_engine(model, piece=4), []
+    engine._runner.read = spy(engine._runner.read, read)
+    names = ["speaking", "reading", "behind"]
+    for name, request in zip(names, (requests[2], requests[0], requests[3]), strict=True):
+        answer = engine.submit(replace(request, is_patient=name != who))
+        if name == "speaking":
+            next(answer)
+    read.clear()
+    engine.step()
+    whole = [(0, len(requests[0].input_ids)), (0, len(requests[3].input_ids))]
+    assert read == (whole if who == "nobody" else [(0, 4)])
 
 
 # What cannot be done.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ class Recital:
                 continue
             try:
                 written = self._writer.write(self._request, number, self._spoken, self._left)
-                answer = self._engine.submit(written)
+                answer = self._engine.submit(replace(written, is_patient=not self._soon))
                 self._asked[number] = self._desk.open(answer, self._soon, self._look_ahead)
             except HiggsAudioError:
                 if number == first:

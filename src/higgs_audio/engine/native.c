@@ -302,6 +302,7 @@ void forward(
                 float *keys = state + b->sequences[r] * c->of_row + g * c->of_group;
                 keep(m, b, r, g, keys, keys + c->of_value, query, key, value);
             }
+            if (l + 1 == m->num_layers && !b->num_read) break; /* nobody asks for more than its keys and values */
 #pragma omp for schedule(dynamic)
             for (int64_t one = 0; one < rows * m->heads; one++) {
                 int64_t r = one / m->heads, g = one % m->heads / each;

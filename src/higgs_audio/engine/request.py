@@ -28,6 +28,7 @@ class Request:
         prefix: so many first positions are likely to be asked for again, such as those of a voice.
         priority: lower ones go first, equal ones in the order of their arrival.
         guarded: whether it is stopped where its codes show that it is stuck.
+        is_patient: whether nobody waits for its columns one by one; where all are, prompts are read at once.
 
     Raises:
         OptionError: a value outside its range, or guidance without `unread_ids`.
@@ -43,6 +44,7 @@ class Request:
     prefix: int = 0
     priority: int = 0
     guarded: bool = False
+    is_patient: bool = False
 
     def __post_init__(self) -> None:
         self.sampling.validate()
