@@ -268,6 +268,28 @@ def spy(read, calls):
     return spied
 
 
+def test_what_is_known_of_a_hidden_text_is_not_read_again(model, requests):
+    """Padding of any length is the beginning of a longer one; behind another prompt it is something else."""
+    engine, read = make_engine(model), []
+    engine._runner.read = spy(engine._runner.read, read)
+    long = make_request(range(71, 91), hidden=[70] * 20, sampling=requests[5].sampling)
+    short = make_request(range(30, 37), hidden=[70] * 7, sampling=long.sampling)
+    first, other = long.unread_ids.tolist().index(70), requests[6]
+    for request, found in ((long, 0), (short, first + 7), (long, first + 20), (other, 0), (short, first + 7)):
+        read.clear()
+        assert list(engine.submit(request)) == alone(model, request)[0]
+        assert [start for start, _ in read] == [0, found]
+
+
+@pytest.mark.usefixtures("without_native")
+def test_a_hidden_text_is_read_whole_where_numbers_depend_on_pieces(model, requests):
+    engine, read = make_engine(model), []
+    engine._runner.read = spy(engine._runner.read, read)
+    for _ in range(2):
+        list(engine.submit(requests[5]))
+    assert [start for start, _ in read] == [0, 0] * 2
+
+
 def test_prompts_are_read_together(model, requests, wanted, monkeypatch):
     engine, sizes = make_engine(model, piece=100), []
     speaking, read = engine.submit(requests[2]), engine._runner.read

@@ -102,9 +102,10 @@ class KVCache:
         """A copy of a row's first positions."""
         return Saved(self._state[:, :, row, :, :length].clone())
 
-    def load(self, row: int, saved: Saved) -> None:
-        """Writes a copy back."""
-        self._state[:, :, row, :, : saved.length] = saved.state
+    def load(self, row: int, saved: Saved, length: int | None = None) -> None:
+        """Writes a copy back, or its first positions."""
+        length = saved.length if length is None else length
+        self._state[:, :, row, :, :length] = saved.state[:, :, :, :length]
 
     def _sized(self, rows: int, positions: int) -> tuple[int, ...]:
         layers, pair, heads, width = self._shape

@@ -1,6 +1,9 @@
-"""Reads prompts into a cache, pieces of several at once; what precedes a text is read once, however often it comes."""
+"""Reads prompts into a cache, pieces of several at once; what precedes a text is read once, however often it comes.
 
-from collections.abc import Mapping
+So is a hidden text: padding after padding, of which a longer one begins with every shorter one.
+"""
+
+from collections.abc import Iterator, Mapping
 
 from higgs_audio.checks import audio_mask
 from higgs_audio.engine.prefix import PrefixCache, prefix_key
@@ -25,15 +28,11 @@ class Reader:
     def begin(self, run: Run) -> None:
         """Gives it rows, with what is known of its prompt."""
         self._rows.take(run)
-        prefix = run.request.prefix
-        known = [self._prefixes.get(key) for key in self._keys(run)] if prefix else []
-        if not known or None in known:
-            return
-        self._rows.cache.reserve(run.rows[-1] + 1, prefix)
-        for row, saved in zip(run.rows, known, strict=True):
-            assert saved is not None
-            self._rows.cache.load(row, saved)
-        run.num_read = prefix
+        if run.request.prefix:
+            found = [self._load(run, row, key, run.request.prefix) for row, key in enumerate(self._keys(run))]
+            run.num_read = min(found)
+        if hidden := self._hidden(run):
+            self._load(run, 1, *hidden)
 
     def read(self, stops: Mapping[Run, int]) -> None:
         """Prompts that have begun, each up to its position.
@@ -41,32 +40,74 @@ class Reader:
         A prefix is read by itself, so that the rest has the same numbers whether it was known or not.
         """
         while ends := {run: self._end(run, stop) for run, stop in stops.items() if run.num_read < stop}:
-            self._runner.read([piece for run, end in ends.items() for piece in self._pieces(run, end)])
+            pieces = [piece for run, end in ends.items() for piece in self._pieces(run, end)]
+            if pieces:
+                self._runner.read(pieces)
             for run, end in ends.items():
                 run.num_read = end
                 if end == run.request.prefix:
                     self._keep(run)
+                if end == len(run.request.input_ids):
+                    self._keep_hidden(run)
+
+    def _load(self, run: Run, row: int, key: bytes, most: int) -> int:
+        """What is known under a key, up to so many positions, into one of its rows; how many they are."""
+        saved = self._prefixes.get(key)
+        if saved is None:
+            return 0
+        length = min(most, saved.length)
+        self._rows.cache.reserve(run.rows[-1] + 1, length)
+        self._rows.cache.load(run.rows[row], saved, length)
+        run.known[row] = length
+        return length
 
     def _end(self, run: Run, stop: int) -> int:
         prefix = run.request.prefix
         return prefix if run.num_read < prefix < stop else stop
 
-    def _pieces(self, run: Run, stop: int) -> list[Piece]:
-        """From where it is to a position, for each of its rows."""
-        start = run.num_read
-        columns = run.request.columns[self._num_columns(run, start) : self._num_columns(run, stop)]
-        return [Piece(row, ids[start:stop], columns, start) for row, ids in zip(run.rows, run.ids, strict=True)]
+    def _pieces(self, run: Run, stop: int) -> Iterator[Piece]:
+        """From where it is to a position, for each of its rows that does not know them."""
+        for row, ids, known in zip(run.rows, run.ids, run.known, strict=True):
+            start = max(run.num_read, known)
+            if start < stop:
+                columns = run.request.columns[self._num_columns(run, start) : self._num_columns(run, stop)]
+                yield Piece(row, ids[start:stop], columns, start)
 
     def _keep(self, run: Run) -> None:
         """Its prefix; guided, both rows may have the same."""
         for key, row in dict(zip(self._keys(run), run.rows, strict=True)).items():
             self._prefixes.put(key, self._rows.cache.save(row, run.request.prefix))
 
+    def _keep_hidden(self, run: Run) -> None:
+        """Its hidden text, where it is longer than what is known."""
+        hidden = self._hidden(run)
+        if hidden and run.known[1] < hidden[1]:
+            key, stop = hidden
+            self._prefixes.put(key, self._rows.cache.save(run.rows[1], stop))
+
     def _keys(self, run: Run) -> list[bytes]:
         """What its prefix is known by, for each of its rows."""
         prefix = run.request.prefix
         columns = run.request.columns[: self._num_columns(run, prefix)]
         return [prefix_key(ids, columns) for ids in run.ids[:, :prefix]]
+
+    def _hidden(self, run: Run) -> tuple[bytes, int] | None:
+        """What a text hidden by one token again and again is known by, whatever its length, and where it stops.
+
+        None where there is none, or where numbers depend on what they are read with: those of a piece of such a text
+        would not be those of the whole.
+        """
+        if len(run.rows) < 2 or not self._runner.is_invariant:
+            return None
+        places = (run.ids[0] != run.ids[1]).nonzero()[:, 0].tolist()
+        if not places:
+            return None
+        start, stop = places[0], places[-1] + 1
+        text = run.ids[1, start:stop]
+        if bool((text != text[0]).any()) or bool(audio_mask(text, self._config).any()):
+            return None
+        columns = run.request.columns[: self._num_columns(run, start)]
+        return b"hidden" + prefix_key(run.ids[1, : start + 1], columns), stop
 
     def _num_columns(self, run: Run, stop: int) -> int:
         """Columns before a position."""

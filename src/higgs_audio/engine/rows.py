@@ -37,7 +37,7 @@ class Rows:
         rows = list(range(first, first + run.request.num_rows))
         self.cache.reserve(max(rows[-1] + 1, self.expected), 1)
         self.readers.append(run)
-        run.rows = rows
+        run.rows, run.known = rows, [0] * len(rows)
 
     def join(self, run: Run, lane: Lanes) -> None:
         """The first who reads has read its prompt, and speaks."""
@@ -114,7 +114,8 @@ class Rows:
         moves: list[tuple[int, int, int]] = []  # source, target, positions
         for run in self.readers:
             rows = list(range(first, first + len(run.rows)))
-            moves += [(source, target, run.num_read) for source, target in zip(run.rows, rows, strict=True)]
+            lengths = [max(run.num_read, known) for known in run.known]
+            moves += zip(run.rows, rows, lengths, strict=True)
             run.rows, first = rows, first + len(rows)
         if not moves or moves[-1][0] == moves[-1][1]:
             return

@@ -75,6 +75,11 @@ class Runner:
         native = self._native is None or self._native.is_current
         return self.cache.fits(self.model.device, self.model.dtype) and fused and native
 
+    @property
+    def is_invariant(self) -> bool:
+        """Whether a position has the same numbers whatever it is read with."""
+        return self._native is not None
+
     @torch.inference_mode()
     def read(self, pieces: Sequence[Piece]) -> None:
         """Pieces of prompts, each in a row of its own."""
