@@ -11,15 +11,15 @@ import torch
 from oracle import AUDIO_EOS, BOS, K, collate, fill, make_codes, make_config, make_prompt
 
 from higgs_audio.engine import Answer, Engine, Request
+from higgs_audio.engine.choice import Choice
 from higgs_audio.engine.guard import FRAMES, Guard
 from higgs_audio.engine.kv_cache import KVCache, row_bytes
-from higgs_audio.engine.lanes import Habits, choose, first_lane, is_finished, next_columns
+from higgs_audio.engine.lanes import choose, first_lane
 from higgs_audio.engine.prefix import PrefixCache, prefix_key
 from higgs_audio.engine.runner import Runner
 from higgs_audio.engine.scheduler import Scheduler
 from higgs_audio.errors import EngineError, HiggsAudioError, NumericsError, OptionError, PromptError, QueueFullError
 from higgs_audio.generate import generate
-from higgs_audio.guidance import guided
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.sampling import MOST, SamplingOptions, filter_logits, sample
 
@@ -136,24 +136,26 @@ def test_columns_made_before_the_host_looks_are_the_same(model, requests, wanted
     assert [(list(answer), answer.finish_reason) for answer in answers] == wanted
 
 
+def away(one):
+    """Its tensors on the meta device."""
+    tensors = {f.name: v for f in fields(one) if isinstance(v := getattr(one, f.name), torch.Tensor)}
+    return replace(one, **{name: tensor.to("meta") for name, tensor in tensors.items()})
+
+
 def test_a_step_never_waits_for_a_device(requests):
     """The meta device has shapes and no numbers: whoever asks it for one fails."""
     model = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
     lanes = first_lane(requests[5], model.config, torch.device("cpu")).join(
         first_lane(requests[4], model.config, torch.device("cpu"))
     )
-    habits = Habits.of(lanes, 3)
-    away = lambda one: replace(  # noqa: E731
-        one, **{f.name: v.to("meta") for f in fields(one) if isinstance(v := getattr(one, f.name), torch.Tensor)}
-    )
-    lanes, habits, model = away(lanes), away(habits), model.to("meta")
+    choice = Choice(lanes, torch.tensor([0, 2]), torch.tensor([1, 2]), model.config)
+    choice._read, choice._unread = choice._read.to("meta"), choice._unread.to("meta")
+    lanes, choice._habits, model = away(lanes), away(choice._habits), model.to("meta")
     cache = KVCache(model.model.text_config, 3, CONTEXT, torch.float32, model.device)
-    runner, logits = Runner(model, cache), None
+    runner = Runner(model, cache)
     for number in range(3):
         logits = runner.step(lanes.column[[0, 0, 1]], [9 + number, 9 + number, 4 + number])
-        read = guided(torch.cat([logits[[0, 2]], logits[[1, 2]]]), lanes.scale[:, None, None], BOS + 1)
-        lanes = next_columns(lanes, read, model.config, habits, number)
-        is_finished(lanes)
+        lanes, _ = choice(lanes, logits)
     assert lanes.column.shape == (2, K)
     with pytest.raises(RuntimeError):
         lanes.column.tolist()

@@ -1,19 +1,25 @@
 """The step in C against the step in torch: equal numbers, equal columns, and what happens where it cannot be."""
 
 import ctypes
+import random
 import shutil
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 import torch
-from oracle import BOS, K, fill, make_config
+from oracle import AUDIO_OUT_BOS, BOS, K, fill, make_config
 from test_engine import alone, make_engine, many_requests
 
 from higgs_audio import NANO
-from higgs_audio.engine import compiled, native
+from higgs_audio.engine import Request, trunk
+from higgs_audio.engine.choice import Choice, NativeChoice, choice_for
 from higgs_audio.engine.kv_cache import KVCache
+from higgs_audio.engine.lanes import Lanes, first_lane
 from higgs_audio.engine.runner import Piece, Runner
 from higgs_audio.model import HiggsAudioForConditionalGeneration
+from higgs_audio.native import library
+from higgs_audio.sampling import SamplingOptions
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler is here")
 
@@ -71,6 +77,54 @@ def test_a_row_has_the_same_numbers_to_the_bit_whoever_is_beside_it(model, monke
         assert torch.equal(ours.step(columns[:count], [3] * count), together[:count])
 
 
+def any_lane(number, config):
+    """A lane of some options, in the middle or near one of the ends of its segment."""
+    chance, generator = random.Random(number), torch.Generator().manual_seed(number)
+    options = SamplingOptions(
+        temperature=chance.choice([0.3, 1.0, 1.7]),
+        top_k=chance.choice([None, 1, 3, 50]),
+        top_p=chance.choice([None, 0.2, 0.95]),
+        ras_win_len=chance.choice([None, 1, 7]),
+        ras_win_max_num_repeat=chance.choice([1, 2]),
+        text_guidance_scale=chance.choice([1.0, 2.5]),
+        eos_codebooks=chance.choice([1, None]),
+        do_sample=chance.random() < 0.8,
+    )
+    ids = torch.tensor([AUDIO_OUT_BOS])
+    unread = ids if options.text_guidance_scale != 1 else None
+    least, most = chance.choice([0, 4]), chance.choice([4, 5, 40])
+    lane = first_lane(Request(ids, torch.zeros(0, K).long(), options, number, least, most, unread), config, ids.device)
+    made, end = torch.tensor([chance.randint(1, K + 5)]), torch.tensor([chance.choice([0, 0, 7])])
+    return replace(lane, recent=torch.randint(-1, BOS, lane.recent.shape, generator=generator), made=made, end=end)
+
+
+@needs_compiler
+@pytest.mark.parametrize("seed", range(60))
+def test_a_choice_in_c_is_the_choice_in_torch(seed):
+    """Of all options side by side, from logits among which many are equal, impossible, or no numbers."""
+    config, generator, count = make_config(), torch.Generator().manual_seed(seed), 1 + seed % 7
+    first = reduce(Lanes.join, [any_lane(7 * seed + number, config) for number in range(count)])
+    rows = [1 + int(scale != 1) for scale in first.scale]
+    read = torch.tensor([0, *rows]).cumsum(0)[:-1]
+    ours, theirs = (kind(first, read, read + torch.tensor(rows) - 1, config) for kind in (choice_for, Choice))
+    assert isinstance(ours, NativeChoice)
+    mine = yours = first
+    for step in range(6):
+        logits = 4 * torch.randn(sum(rows), K, config.codebook_rows, generator=generator)
+        logits = logits.round() if step % 2 else logits
+        impossible = torch.rand(logits.shape, generator=generator) < 0.2
+        impossible[torch.tensor(rows).repeat_interleave(torch.tensor(rows)) == 2] = False  # guided, they are no numbers
+        logits[impossible] = float("-inf")
+        if step == 5:
+            logits[seed % len(logits), 3, 2] = (float("nan"), float("inf"))[seed % 2]
+        (mine, made), (yours, wanted) = ours(mine, logits), theirs(yours, logits)
+        finite = wanted[:, -1] == 1
+        assert (int((~finite).sum()), made[:, -1].tolist()) == (step == 5, wanted[:, -1].tolist())
+        assert torch.equal(made[finite], wanted[finite])
+        watched = finite & (first.window > 0)
+        assert torch.equal(mine.recent[watched], yours.recent[watched])
+
+
 @needs_compiler
 def test_requests_of_both_kinds_of_steps_are_the_plain_loop_s(model, monkeypatch):
     for switch in ("1", "0"):
@@ -114,46 +168,46 @@ def test_weights_that_are_written_to_are_read_anew(model):
 )
 def test_a_model_that_c_does_not_know_is_left_to_torch(change):
     model = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
-    assert native.fits(model)
+    assert trunk.fits(model)
     change(model)
-    assert not native.fits(model)
+    assert not trunk.fits(model)
 
 
 def test_without_a_compiler_or_with_one_that_fails_torch_takes_the_steps(monkeypatch, tmp_path):
-    compiled.native_library.cache_clear()
+    library._loaded.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "false")
     model = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
     request = many_requests()[0]
-    with pytest.warns(UserWarning, match=r"native\.c cannot be compiled"):
+    with pytest.warns(UserWarning, match=r"C files cannot be compiled"):
         engine = make_engine(model)
     assert engine._runner._native is None
     answer = engine.submit(request)
     assert (list(answer), answer.finish_reason) == alone(model, request)
     assert not list(tmp_path.rglob("*.so"))
-    compiled.native_library.cache_clear()
+    library._loaded.cache_clear()
     monkeypatch.delenv("CC")
-    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
-    assert compiled.native_library() is None
-    compiled.native_library.cache_clear()
+    monkeypatch.setattr(library.shutil, "which", lambda name: None)
+    assert library.native_library() is None
+    library._loaded.cache_clear()
 
 
 @needs_compiler
 def test_it_is_compiled_once(monkeypatch, tmp_path):
-    compiled.native_library.cache_clear()
+    library._loaded.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert isinstance(compiled.native_library(), ctypes.CDLL)
-    (library,) = tmp_path.rglob("*.so")
-    made = library.stat().st_mtime_ns
-    compiled.native_library.cache_clear()
-    assert compiled.native_library() is not None
-    assert library.stat().st_mtime_ns == made
-    compiled.native_library.cache_clear()
+    assert isinstance(library.native_library(), ctypes.CDLL)
+    (made,) = tmp_path.rglob("*.so")
+    when = made.stat().st_mtime_ns
+    library._loaded.cache_clear()
+    assert library.native_library() is not None
+    assert made.stat().st_mtime_ns == when
+    library._loaded.cache_clear()
 
 
 @needs_compiler
 def test_a_compiler_without_openmp_makes_a_step_of_one_thread(monkeypatch, tmp_path):
-    compiled.native_library.cache_clear()
+    library._loaded.cache_clear()
     compiler = tmp_path / "compiler"
     real = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))
     compiler.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec {real} "$@"\n')
@@ -165,4 +219,4 @@ def test_a_compiler_without_openmp_makes_a_step_of_one_thread(monkeypatch, tmp_p
     assert engine._runner._native is not None
     answer = engine.submit(request)
     assert (list(answer), answer.finish_reason) == alone(model, request)
-    compiled.native_library.cache_clear()
+    library._loaded.cache_clear()

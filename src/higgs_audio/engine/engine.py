@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from higgs_audio.engine.answer import Answer
+from higgs_audio.engine.choice import NUM_STEPS
 from higgs_audio.engine.guard import Guard
 from higgs_audio.engine.kv_cache import KVCache, row_bytes
-from higgs_audio.engine.lanes import first_lane, is_finished, next_columns
+from higgs_audio.engine.lanes import first_lane
 from higgs_audio.engine.prefix import PrefixCache
 from higgs_audio.engine.reader import Reader
 from higgs_audio.engine.request import Request
-from higgs_audio.engine.rows import NOISE_STEPS, Rows
+from higgs_audio.engine.rows import Rows
 from higgs_audio.engine.run import Run
 from higgs_audio.engine.runner import Runner
 from higgs_audio.engine.scheduler import Scheduler, Ticket
 from higgs_audio.errors import NumericsError, OptionError, typed
-from higgs_audio.guidance import guided
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.sampling import NOT_FINITE, check_count
 
@@ -81,7 +81,7 @@ class Engine:
         self.context = min(CONTEXT, most) if context is None else context
         check_count("context", self.context, 1, most)
         self._num_steps = (GPU_STEPS if model.device.type == "cuda" else 1) if num_steps is None else num_steps
-        check_count("num_steps", self._num_steps, 1, NOISE_STEPS)
+        check_count("num_steps", self._num_steps, 1, NUM_STEPS)
         self._positions = self.context + self._num_steps - 1  # of a row: some are written behind a last column
         least = math.ceil(row_bytes(config, self._positions, model.dtype) / (1 - PREFIX_SHARE))  # bytes for one row
         memory = max(free_memory(model.device), 2 * least) if memory is None else memory
@@ -111,7 +111,7 @@ class Engine:
         model = self._model
         self._cache = KVCache(model.model.text_config, self.max_rows, self._positions, model.dtype, model.device)
         self._runner = Runner(model, self._cache, self._wants_fused)
-        self._rows = Rows(self._cache)
+        self._rows = Rows(self._cache, self.config)
         self._prefixes.clear()
         self._reader = Reader(self._runner, self._rows, self._prefixes)
 
@@ -266,7 +266,7 @@ class Engine:
             lost = list(self._runs.values())
         traceback.clear_frames(error.__traceback__)  # they hold the cache, and whoever is told may try again
         self._cache.release()
-        self._rows = Rows(self._cache)
+        self._rows = Rows(self._cache, self.config)
         self._reader = Reader(self._runner, self._rows, self._prefixes)
         for run in lost:
             self._close(run, None, typed(error))
@@ -338,25 +338,14 @@ class Engine:
                         self._hand_out(run, column, run.length - count + number)
 
     def _column(self, number: int) -> Tensor:
-        """The one behind so many that the host has not seen: `[B, K + 3]`, with where its segment ends, whether it is
-        the last one, and whether its logits were numbers.
-        """
+        """The one behind so many that the host has not seen, `[B, K + 3]`; see `Choice`."""
         rows = self._rows
         assert rows.lanes is not None
-        lanes, places = rows.lanes, rows.places()
+        places = rows.places()
         positions = [rows.speaking[lane].length + number for lane in places.lanes]
-        logits = self._runner.step(lanes.column[places.lane_of_row], positions)  # [R, K, V + 2]
-        read = logits[places.read]  # [B, K, V + 2]
-        finite = _is_finite(read)  # [B]
-        if places.is_guided:
-            finite &= _is_finite(logits[places.unread])
-            both = torch.cat([read, logits[places.unread]])
-            scale = lanes.scale[:, None, None]
-            read = torch.where(scale == 1, read.float(), guided(both, scale, self.config.audio_stream_eos_id))
-        rows.lanes = next_columns(lanes, read, self.config, places.habits, places.num_steps)
-        places.num_steps += 1
-        state = torch.stack([rows.lanes.end, is_finished(rows.lanes), finite], dim=1)  # [B, 3]
-        return torch.cat([rows.lanes.column, state], dim=1)
+        logits = self._runner.step(rows.lanes.column[places.lane_of_row], positions)  # [R, K, V + 2]
+        rows.lanes, made = places.choice(rows.lanes, logits)
+        return made
 
     def _hand_out(self, run: Run, made: list[int], position: int) -> None:
         """One column of one request, as `_column` made it, at a position."""
@@ -373,11 +362,6 @@ class Engine:
         run.answer.push(column, reason)
         if reason is not None:
             self._end(run, reason)
-
-
-def _is_finite(logits: Tensor) -> Tensor:
-    """Whether one can choose from `[B, K, V]`, `[B]`; -inf is allowed."""
-    return (logits < float("inf")).flatten(1).all(1)
 
 
 def free_memory(device: torch.device) -> int:

@@ -5,26 +5,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from higgs_audio.config import HiggsAudioConfig
+from higgs_audio.engine.choice import NUM_STEPS, Choice, choice_for
 from higgs_audio.engine.kv_cache import KVCache
-from higgs_audio.engine.lanes import Habits, Lanes
+from higgs_audio.engine.lanes import Lanes
 from higgs_audio.engine.run import Run
-
-NOISE_STEPS = 32  # whose random numbers are made at once
 
 
 class Rows:
     """Keeps the books of one cache.
 
-    Attributes:
+    Args:
         cache: whose rows they are.
+        config: of the model.
+
+    Attributes:
+        cache: as given.
         speaking: runs, in the order of their lanes.
         lanes: where they stand; None before the first.
         expected: rows that will be wanted soon; room for them is made at once.
         readers: runs whose prompts are in the cache in part, in the order of their rows.
     """
 
-    def __init__(self, cache: KVCache) -> None:
-        self.cache = cache
+    def __init__(self, cache: KVCache, config: HiggsAudioConfig) -> None:
+        self.cache, self._config = cache, config
         self.speaking: list[Run] = []
         self.lanes: Lanes | None = None
         self.readers: list[Run] = []
@@ -88,8 +92,8 @@ class Rows:
     def places(self) -> "Places":
         """Which lane has which rows, with random numbers for at least one step."""
         assert self.lanes is not None
-        if self._places is None or self._places.num_steps == NOISE_STEPS:
-            self._places = Places.of(self.speaking, self.lanes)
+        if self._places is None or self._places.choice.num_steps == NUM_STEPS:
+            self._places = Places.of(self.speaking, self.lanes, self._config)
         return self._places
 
     def _add(self, run: Run, lane: Lanes) -> None:
@@ -125,30 +129,24 @@ class Rows:
                 self.cache.move(source, target, length)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Places:
     """What stays the same until somebody joins or leaves, or its random numbers are used up.
 
-    `lanes` and `lane_of_row [R]` say whose a row is; `read`, `unread` `[B]` which rows a lane has, the same one where
-    there is no second; `num_steps` have been taken.
+    `lanes` and `lane_of_row [R]` say whose a row is; `choice` makes the columns.
     """
 
     lanes: list[int]
     lane_of_row: Tensor
-    read: Tensor
-    unread: Tensor
-    is_guided: bool
-    habits: Habits
-    num_steps: int = 0
+    choice: Choice
 
     @classmethod
-    def of(cls, runs: list[Run], lanes: Lanes) -> "Places":
+    def of(cls, runs: list[Run], lanes: Lanes, config: HiggsAudioConfig) -> "Places":
         owner = {row: lane for lane, run in enumerate(runs) for row in run.rows}
         rows = [owner[row] for row in range(len(owner))]
         columns = (rows, [run.rows[0] for run in runs], [run.rows[-1] for run in runs])
         lane_of_row, read, unread = (torch.tensor(column, device=lanes.made.device) for column in columns)
-        is_guided = any(len(run.rows) > 1 for run in runs)
-        return cls(rows, lane_of_row, read, unread, is_guided, Habits.of(lanes, NOISE_STEPS))
+        return cls(rows, lane_of_row, choice_for(lanes, read, unread, config))
 
 
 def _num_rows(runs: list[Run]) -> int:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from higgs_audio.checks import audio_mask
 from higgs_audio.engine.kv_cache import KVCache
-from higgs_audio.engine.native import native_trunk
+from higgs_audio.engine.trunk import native_trunk
 from higgs_audio.errors import OptionError, nearest
 from higgs_audio.layers import DualFFNLayer, RMSNorm, Route
 from higgs_audio.model import HiggsAudioForConditionalGeneration
@@ -48,8 +48,8 @@ class Runner:
     Args:
         model: in eval mode.
         cache: of its sizes.
-        fused: few operations where layers are plain, in C (`native`) or with matrices joined that read the same rows;
-            None: where they are.
+        fused: few operations where layers are plain, in C (`NativeTrunk`) or with matrices joined that read the same
+            rows; None: where they are.
     """
 
     def __init__(self, model: HiggsAudioForConditionalGeneration, cache: KVCache, fused: bool | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The layers of a model as one call of compiled C (`native.c`), for models in float32 on a CPU.
+"""The layers of a model as one call of compiled C (`native/layers.c`), for models in float32 on a CPU.
 
 Without a compiler, or for a model that C does not know, torch does it. Weights are packed as C reads them, a second
 time; those that bfloat16 holds exactly, as those of a checkpoint saved in it, as bfloat16: half of the bytes, the same
@@ -6,7 +6,6 @@ numbers.
 """
 
 import ctypes
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from higgs_audio.engine.compiled import native_library
 from higgs_audio.engine.kv_cache import KVCache
 from higgs_audio.layers import DualFFNLayer, FeedForward, RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
+from higgs_audio.native import native_library
 
-MULTIPLE = 16  # of which widths are: the longest vector of native.c
+MULTIPLE = 16  # of which widths are: the longest vector of native/vectors.h
 MAX_BYTES = 2 << 30  # of packed weights; the products of larger models are fast enough in torch
-SWITCH = "HIGGS_AUDIO_NATIVE"  # environment variable; 0 leaves everything to torch
 
 
 class _Matrix(ctypes.Structure):
@@ -157,14 +155,12 @@ class NativeTrunk:
 
 def native_trunk(model: HiggsAudioForConditionalGeneration, turns: Tensor) -> NativeTrunk | None:
     """The model's layers in C; None where they cannot be."""
-    if os.environ.get(SWITCH) == "0" or not fits(model):
-        return None
-    library = native_library()
+    library = native_library() if fits(model) else None
     return None if library is None else NativeTrunk(model, turns, library)
 
 
 def fits(model: HiggsAudioForConditionalGeneration) -> bool:
-    """Whether `native.c` knows such a model: float32 on a CPU, no biases, widths that are multiples of 16, SiLU.
+    """Whether C knows such a model: float32 on a CPU, no biases, widths that are multiples of 16, SiLU.
 
     It must not be too large to be packed, either.
     """

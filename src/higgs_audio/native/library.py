@@ -1,4 +1,4 @@
-"""`native.c`, compiled once by the C compiler that is there, and kept in the user's cache."""
+"""The C files of this folder, compiled once by the C compiler that is there, and kept in the user's cache."""
 
 import ctypes
 import hashlib
@@ -11,7 +11,9 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("choice.c", "layers.c", "matrix.c"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("matrix.h", "vectors.h"))
+SWITCH = "HIGGS_AUDIO_NATIVE"  # environment variable; 0 leaves everything to torch
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 POINTER, COUNT = ctypes.c_void_p, ctypes.c_int64
 FUNCTIONS = {  # what they return, what they take
@@ -19,12 +21,18 @@ FUNCTIONS = {  # what they return, what they take
     "pack": (None, POINTER, COUNT, COUNT, COUNT, POINTER),
     "workspace": (COUNT, POINTER, COUNT, COUNT, COUNT),
     "forward": (None, *[POINTER] * 6, COUNT, COUNT),
+    "choice_workspace": (COUNT, COUNT, COUNT, COUNT, COUNT),
+    "next_columns": (None, *[POINTER] * 5, COUNT),
 }
 
 
-@lru_cache(maxsize=1)
 def native_library() -> ctypes.CDLL | None:
-    """The compiled `native.c`; None, with a warning, where it cannot be compiled."""
+    """What was compiled; None where nothing can be, with a warning where that is unexpected."""
+    return None if os.environ.get(SWITCH) == "0" else _loaded()
+
+
+@lru_cache(maxsize=1)
+def _loaded() -> ctypes.CDLL | None:
     compiler = os.environ.get("CC") or next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
     if compiler is None:
         return None
@@ -32,7 +40,7 @@ def native_library() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
-        warnings.warn(f"{SOURCE.name} cannot be compiled, so that torch does its work: {said}", stacklevel=2)
+        warnings.warn(f"the C files cannot be compiled, so that torch does their work: {said}", stacklevel=3)
         return None
     for name, (result, *arguments) in FUNCTIONS.items():
         function = getattr(library, name)
@@ -42,7 +50,8 @@ def native_library() -> ctypes.CDLL | None:
 
 def _compiled(compiler: str) -> Path:
     """The library in the cache, whole or not there: compiled beside its place and then moved."""
-    made_of = (SOURCE.read_bytes(), compiler.encode(), " ".join(FLAGS).encode(), _processor())
+    sources = [source.read_bytes() for source in (*SOURCES, *HEADERS)]
+    made_of = (*sources, compiler.encode(), " ".join(FLAGS).encode(), _processor())
     name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "higgs-audio"
     library = folder / f"native-{name}.so"
@@ -59,7 +68,7 @@ def _compiled(compiler: str) -> Path:
 
 
 def _compile(compiler: str, flags: tuple[str, ...], made: Path) -> None:
-    command = [*compiler.split(), *flags, "-o", str(made), str(SOURCE), "-lm"]
+    command = [*compiler.split(), *flags, "-o", str(made), *map(str, SOURCES), "-lm"]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 

@@ -1,47 +1,11 @@
-/* All layers for rows of a batch, on a CPU; see native.py.
+/* All layers for rows of a batch, on a CPU; see engine/trunk.py.
  *
  * A step of a small model is mostly the overhead of its operations, one of a large model the reading of its weights. Here
  * all layers are one parallel region, and each weight is read once for a block of rows, as bfloat16 where that is what it
  * holds. A row is computed in the same order whatever is beside it, so its numbers do not depend on the others.
- *
- * Vectors are GCC's and Clang's own, as wide as the processor's. A matrix lies in panels of two vectors of outputs, one
- * input after another: a product needs no sums across a vector, and memory is read in a line.
  */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__AVX512F__)
-#define LANES 16
-#define BLOCK 12 /* rows that share a panel: so many sums as there are registers */
-#elif defined(__AVX__)
-#define LANES 8
-#define BLOCK 6
-#elif defined(__aarch64__)
-#define LANES 4
-#define BLOCK 12
-#else
-#define LANES 4
-#define BLOCK 6
-#endif
-#if defined(__clang__)
-#define UNROLLED _Pragma("unroll")
-#else
-#define UNROLLED _Pragma("GCC unroll 24")
-#endif
-#define PANEL (2 * LANES) /* outputs */
-#define FEW 2             /* rows or fewer, for which two panels are read at once: one has too few sums to keep busy */
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4)));
-
-typedef struct {
-    /* [out / PANEL, in, PANEL], the last one filled up with zeros: float, or bfloat16 with outputs o and o + LANES
-     * beside each other, which are taken apart by a shift and a mask. */
-    const void *panels;
-    int64_t out, in;
-} matrix;
+#include "matrix.h"
 
 typedef struct {
     const float *before, *between; /* norms [width] */
@@ -72,123 +36,6 @@ typedef struct {
     const int64_t *sequences, *positions; /* [num_rows] rows of the cache, and places in them */
     const float *turns;                   /* [positions, 2, head_width], of `runner.turning` */
 } batch;
-
-/* Two vectors of weights of one input. */
-static inline __attribute__((always_inline)) void load(const void *weight, int64_t place, int64_t is_half, vec *w) {
-    if (!is_half) {
-        w[0] = *(const vec *)((const float *)weight + place);
-        w[1] = *(const vec *)((const float *)weight + place + LANES);
-        return;
-    }
-    ints words = *(const ints *)((const uint16_t *)weight + place), low = words << 16, high = words & -65536;
-    memcpy(&w[0], &low, sizeof low);
-    memcpy(&w[1], &high, sizeof high);
-}
-
-static inline float sum(vec v) {
-    typedef float four __attribute__((vector_size(16)));
-    four total = {0}, part;
-    for (int i = 0; i < LANES; i += 4) {
-        memcpy(&part, (float *)&v + i, sizeof part);
-        total += part;
-    }
-    return (total[0] + total[2]) + (total[1] + total[3]);
-}
-
-static inline vec where(ints is, vec yes, vec no) {
-    ints a, b;
-    memcpy(&a, &yes, sizeof a);
-    memcpy(&b, &no, sizeof b);
-    a = (a & is) | (b & ~is);
-    memcpy(&yes, &a, sizeof yes);
-    return yes;
-}
-
-/* e to the x, to 2 in 10^7: a power of two times a polynomial in what is left of x. */
-static inline vec exponential(vec x) {
-    x = where(x < -87.0f, (vec){0} - 87.0f, x);
-    x = where(x > 88.0f, (vec){0} + 88.0f, x);
-    vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounded: 1.5 * 2^23 has no room for fractions */
-    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vec p = r * 1.3888889e-3f + 8.3333333e-3f;
-    p = r * p + 4.1666667e-2f;
-    p = r * p + 1.6666667e-1f;
-    p = r * p + 0.5f;
-    p = r * p + 1.0f;
-    p = r * p + 1.0f;
-    ints bits = (__builtin_convertvector(n, ints) + 127) << 23;
-    vec power;
-    memcpy(&power, &bits, sizeof power);
-    return p * power;
-}
-
-/* `count` rows x [count, in] times `panels` panels, to result [count, panels * PANEL]. */
-static inline __attribute__((always_inline)) void product(
-    const void *weight, int64_t is_half, int64_t in, const float *x, const int count, const int panels, float *result) {
-    vec total[2 * BLOCK], w[2 * FEW]; /* of a constant size, or they would not be registers */
-    const int each = 2 * panels, sums = count * each;
-UNROLLED
-    for (int n = 0; n < sums; n++) total[n] = (vec){0};
-    for (int64_t i = 0; i < in; i++) {
-UNROLLED
-        for (int p = 0; p < panels; p++) load(weight, (p * in + i) * PANEL, is_half, w + 2 * p);
-UNROLLED
-        for (int n = 0; n < sums; n++) total[n] += x[n / each * in + i] * w[n % each];
-    }
-UNROLLED
-    for (int n = 0; n < sums; n++) *(vec *)(result + n * LANES) = total[n];
-}
-
-/* Any number of rows. The constants let a compiler keep sums in registers. */
-static inline __attribute__((always_inline)) void products(
-    const void *weight, int64_t is_half, int64_t in, const float *x, int64_t rows, const int panels, float *result) {
-    if (panels == 2) {
-        if (rows == 1) product(weight, is_half, in, x, 1, 2, result);
-        if (rows == 2) product(weight, is_half, in, x, 2, 2, result);
-        return;
-    }
-    for (; rows >= BLOCK; rows -= BLOCK, x += BLOCK * in, result += BLOCK * PANEL)
-        product(weight, is_half, in, x, BLOCK, 1, result);
-#define CASE(n) \
-    case n: product(weight, is_half, in, x, n, 1, result); break;
-    switch (rows) {
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
-#if BLOCK > 6
-        CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11)
-#endif
-    }
-#undef CASE
-}
-
-/* A matrix as many loops over its outputs: the one at hand, and how many at once. */
-static int64_t width_of(int64_t rows) { return rows <= FEW ? 2 * PANEL : PANEL; }
-#define MOST (4 * PANEL) /* outputs of a row at once: of gate and up */
-
-/* Outputs from o on, `width_of(rows)` of them or what is left, to result [rows, that many]. */
-static int64_t outputs(const matrix *m, int64_t is_half, const float *x, int64_t rows, int64_t o, float *result) {
-    int64_t panels = rows <= FEW && o + PANEL < m->out ? 2 : 1;
-    const char *weight = (const char *)m->panels + o * m->in * (is_half ? 2 : 4);
-    if (is_half && panels == 2) products(weight, 1, m->in, x, rows, 2, result);
-    if (is_half && panels == 1) products(weight, 1, m->in, x, rows, 1, result);
-    if (!is_half && panels == 2) products(weight, 0, m->in, x, rows, 2, result);
-    if (!is_half && panels == 1) products(weight, 0, m->in, x, rows, 1, result);
-    return panels * PANEL;
-}
-
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* Rows x [rows, in] times a matrix, to result [rows, out], from output o on. */
-static void put(const matrix *m, int64_t is_half, const float *x, int64_t rows, int64_t o, float *few, float *result) {
-    int64_t made = outputs(m, is_half, x, rows, o, few), count = least(made, m->out - o);
-    for (int64_t r = 0; r < rows; r++) memcpy(result + r * m->out + o, few + r * made, count * sizeof(float));
-}
-
-/* The same, added to the result. */
-static void add(const matrix *m, int64_t is_half, const float *x, int64_t rows, int64_t o, float *few, float *result) {
-    int64_t made = outputs(m, is_half, x, rows, o, few), count = least(made, m->out - o);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < count; i++) result[r * m->out + o + i] += few[r * made + i];
-}
 
 /* up(x) times the SiLU of gate(x), from output o on. */
 static void gated(const feed *f, int64_t is_half, const float *x, int64_t rows, int64_t o, float *few, float *result) {
@@ -330,21 +177,4 @@ void forward(
         for (int64_t r = 0; r < read; r++) norm(x + (first + r) * width, m->last, width, m->eps, normed + r * width);
         if (read) EACH_OUTPUT(read, m->head.out) put(&m->head, is_half, normed, read, o, few, logits);
     }
-}
-
-/* Outputs of a panel: what a matrix is filled up to. */
-int64_t panel(void) { return PANEL; }
-
-/* A matrix [out, in] in panels, filled up with zeros; with is_half as bfloat16, its numbers being such. */
-void pack(const float *weight, int64_t out, int64_t in, int64_t is_half, void *panels) {
-    for (int64_t o = 0; o < (out + PANEL - 1) / PANEL * PANEL; o++)
-        for (int64_t i = 0; i < in; i++) {
-            int64_t line = (o / PANEL * in + i) * PANEL, n = o % PANEL;
-            int64_t place = line + (is_half ? n % LANES * 2 + n / LANES : n);
-            float value = o < out ? weight[o * in + i] : 0;
-            uint32_t bits;
-            memcpy(&bits, &value, sizeof bits);
-            if (is_half) ((uint16_t *)panels)[place] = bits >> 16;
-            else ((float *)panels)[place] = value;
-        }
 }
