@@ -109,9 +109,10 @@ class _Memory(_Way):
     ) -> list[tuple[Tensor, Any]]:
         streams, sizes = [way.state.copy() for way in ways], [part.shape[1] for part in codes]
         tokenizer = ways[0].tokenizer
-        nothing = torch.zeros(1, tokenizer.config.acoustic["hidden_size"], 0, device=tokenizer.device)
+        weight = streams[0].decoder.embed.weight
+        nothing = weight.new_zeros(1, weight.shape[1], 0)
         whole = tokenizer.acoustic_features(torch.cat(list(codes), dim=1)[None]) if sum(sizes) else nothing
-        sounds = sound_together(streams, whole.split(sizes, dim=2), last)
+        sounds = sound_together(streams, whole[0].T.split(sizes), last)
         return list(zip(sounds, streams, strict=True))
 
 

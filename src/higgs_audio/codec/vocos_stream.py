@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from higgs_audio.codec.blocks import Blocks, blocks_of
 from higgs_audio.codec.harmonic import Position
-from higgs_audio.codec.vocos import ConvNeXt, VocosDecoder
+from higgs_audio.codec.vocos import VocosDecoder
 
 
 class VocosStream:
@@ -23,7 +25,7 @@ class VocosStream:
 
     def __init__(self, decoder: VocosDecoder) -> None:
         self.decoder = decoder
-        self.kept: list[Tensor | None] = [None] * (len(decoder.coarse) + len(decoder.fine))  # [1, D, n], of every block
+        self.kept: list[Tensor | None] = [None] * (len(decoder.coarse) + len(decoder.fine))  # [n, D], of every block
         self.left: tuple[Tensor, Tensor] | None = None  # sums that later frames add to
         self.position: Position | None = None  # of a harmonic head
         self.to_skip = (decoder.n_fft - decoder.hop) // 2
@@ -58,58 +60,58 @@ def sound_together(streams: Sequence[VocosStream], features: Sequence[Tensor], l
 
     Args:
         streams: of one decoder, no one twice; changed, also where it fails: give copies.
-        features: `[1, hidden, F]` of each, F at least 0.
+        features: `[F, hidden]` of each, F at least 0.
         last: whether nothing comes behind them.
 
     Returns:
         `[S]` of each.
     """
-    decoder, sizes = streams[0].decoder, [part.shape[2] for part in features]
-    x = torch.cat(list(features), dim=2)  # [1, hidden, all F]
-    x = decoder.embed_norm(decoder.embed(x)) if sum(sizes) else x.new_zeros(1, decoder.embed.out_channels, 0)
-    for number, block in enumerate(decoder.coarse):
-        x, sizes = _through(block, number, streams, x, sizes, last)
-    x = decoder.up(x) if sum(sizes) else x.new_zeros(1, decoder.up.out_channels, 0)
-    sizes = [size * decoder.up.stride[0] for size in sizes]
-    for number, block in enumerate(decoder.fine, start=len(decoder.coarse)):
-        x, sizes = _through(block, number, streams, x, sizes, last)
+    decoder, sizes = streams[0].decoder, [len(part) for part in features]
+    blocks, num_coarse, stride = blocks_of(decoder), len(decoder.coarse), decoder.up.stride[0]
+    x = F.linear(torch.cat(list(features)), decoder.embed.weight[..., 0], decoder.embed.bias)  # [all F, D]
+    x = nn.LayerNorm.forward(decoder.embed_norm, x)
+    for number in range(len(blocks.blocks)):
+        if number == num_coarse:
+            x, sizes = _up(decoder, x), [size * stride for size in sizes]
+        x, sizes = _through(blocks, number, streams, x, sizes, last)
     parts = zip(streams, _frames(streams, x, sizes), last, strict=True)
     return [stream.add_up(frames, is_last) for stream, frames, is_last in parts]
 
 
+def _up(decoder: VocosDecoder, x: Tensor) -> Tensor:
+    """Frames `[F, D]` to spectra `[T, D']`, as many of each as its kernel is long: `decoder.up` on rows."""
+    weight = decoder.up.weight  # [D, D', stride]
+    spectra = (x @ weight.flatten(1)).unflatten(1, weight.shape[1:])  # [F, D', stride]
+    return spectra.transpose(1, 2).flatten(0, 1) + decoder.up.bias
+
+
 def _through(
-    block: nn.Module, number: int, streams: Sequence[VocosStream], x: Tensor, sizes: Sequence[int], last: Sequence[bool]
+    blocks: Blocks, number: int, streams: Sequence[VocosStream], x: Tensor, sizes: Sequence[int], last: Sequence[bool]
 ) -> tuple[Tensor, list[int]]:
-    """Positions `[1, D, T]`, of every stream so many, through a block; those it looks ahead to come with the next."""
-    assert isinstance(block, ConvNeXt)
-    before, ahead = block.pad
-    zeros, wide, starts, counts = x.new_zeros(1, x.shape[1], before + ahead), list[Tensor](), [0], list[int]()
-    for stream, part, is_last in zip(streams, x.split(list(sizes), dim=2), last, strict=True):
+    """Rows `[T, D]`, of every stream so many, through a block; those it looks ahead to come with the next."""
+    before, ahead = blocks.blocks[number].pad
+    zeros, wide, starts, counts = x.new_zeros(before + ahead, x.shape[1]), list[Tensor](), list[Tensor](), list[int]()
+    place = 0
+    for stream, part, is_last in zip(streams, x.split(list(sizes)), last, strict=True):
         past = stream.kept[number]
-        parts = [zeros[..., :before] if past is None else past, part, zeros[..., : ahead * is_last]]
-        wide.append(torch.cat(parts, dim=2))
-        stream.kept[number] = wide[-1][..., -(before + ahead) :]
-        starts.append(starts[-1] + wide[-1].shape[2])
-        counts.append(max(0, wide[-1].shape[2] - before - ahead))
+        wide.append(torch.cat([zeros[:before] if past is None else past, part, zeros[: ahead * is_last]]))
+        stream.kept[number] = wide[-1][-(before + ahead) :]
+        counts.append(max(0, len(wide[-1]) - before - ahead))
+        starts.append(torch.arange(place, place + counts[-1], device=x.device))
+        place += len(wide[-1])
     if not sum(counts):
-        return x[..., :0], counts
-    everything = torch.cat(wide, dim=2)
-    spans = [slice(start, start + count) for start, count in zip(starts, counts, strict=False)]
-    centre = everything[..., before:]
-    around, own = (
-        torch.cat([whole[..., span] for span in spans], dim=2) for whole in (block.depthwise(everything), centre)
-    )
-    return block.mix(around, own), counts
+        return x[:0], counts
+    return blocks(number, torch.cat(wide), torch.cat(starts)), counts
 
 
 def _frames(streams: Sequence[VocosStream], x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """What the last layer says `[1, D, T]`, of every stream so many, to frames of sound `[1, T, n_fft]` of each."""
+    """What the last layer says `[T, D]`, of every stream so many, to frames of sound `[1, T, n_fft]` of each."""
     decoder = streams[0].decoder
     if not sum(sizes):
         return [x.new_zeros(1, 0, decoder.n_fft)] * len(streams)
     speaking = [(stream, size) for stream, size in zip(streams, sizes, strict=True) if size]
     frames, positions = decoder.frames_of_several(
-        decoder.norm(x.transpose(1, 2)), [size for _, size in speaking], [stream.position for stream, _ in speaking]
+        decoder.norm(x)[None], [size for _, size in speaking], [stream.position for stream, _ in speaking]
     )
     for (stream, _), position in zip(speaking, positions, strict=True):
         stream.position = position

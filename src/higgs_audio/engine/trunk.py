@@ -1,8 +1,6 @@
 """The layers of a model as one call of compiled C (`native/layers.c`), for models in float32 on a CPU.
 
-Without a compiler, or for a model that C does not know, torch does it. Weights are packed as C reads them, a second
-time; those that bfloat16 holds exactly, as those of a checkpoint saved in it, as bfloat16: half of the bytes, the same
-numbers.
+Without a compiler, or for a model that C does not know, torch does it.
 """
 
 import ctypes
@@ -16,26 +14,21 @@ from transformers.activations import SiLUActivation
 from higgs_audio.engine.kv_cache import KVCache
 from higgs_audio.layers import DualFFNLayer, FeedForward, RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
-from higgs_audio.native import native_library
+from higgs_audio.native import MULTIPLE, Matrix, Packer, are_half, native_library
 
-MULTIPLE = 16  # of which widths are: the longest vector of native/vectors.h
 MAX_BYTES = 2 << 30  # of packed weights; the products of larger models are fast enough in torch
-
-
-class _Matrix(ctypes.Structure):
-    _fields_ = [("panels", ctypes.c_void_p), ("out", ctypes.c_int64), ("in", ctypes.c_int64)]
 
 
 class _Feed(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("before", "between")),
-        *((name, _Matrix) for name in ("gate", "up", "down")),
+        *((name, Matrix) for name in ("gate", "up", "down")),
     ]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        *((name, _Matrix) for name in ("query", "key", "value", "output")),
+        *((name, Matrix) for name in ("query", "key", "value", "output")),
         *((name, _Feed) for name in ("text", "audio")),
     ]
 
@@ -46,7 +39,7 @@ class _Model(ctypes.Structure):
         ("is_half", ctypes.c_int64),
         ("layers", ctypes.POINTER(_Layer)),
         ("last", ctypes.c_void_p),
-        ("head", _Matrix),
+        ("head", Matrix),
         ("eps", ctypes.c_float),
     ]
 
@@ -78,8 +71,8 @@ class NativeTrunk:
         self._library, self._turns, self._of = library, turns.contiguous(), model
         parts = list(_parts(model))
         self._seen = _state(model)
-        self._panels: dict[int, Tensor] = {}  # by the weight that is in them; what C points to
-        self._is_half = _are_half([part.weight for part in parts if isinstance(part, nn.Linear)])
+        self._is_half = are_half(part.weight for part in parts if isinstance(part, nn.Linear))
+        self._pack = Packer(library, self._is_half)
         layers = [self._layer(layer) for layer in model.model.layers]
         attention, norm = model.model.layers[0].self_attn, model.model.norm
         self._num_logits = model.audio_lm_head.out_features
@@ -93,7 +86,7 @@ class NativeTrunk:
             self._is_half,
             (_Layer * len(layers))(*layers),
             norm.weight.data_ptr(),
-            self._matrix(model.audio_lm_head),
+            self._pack(model.audio_lm_head.weight),
             norm.eps,
         )
 
@@ -136,21 +129,12 @@ class NativeTrunk:
     def _layer(self, layer: DualFFNLayer) -> _Layer:
         attention = layer.self_attn
         projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        return _Layer(*map(self._matrix, projections), self._feed(*layer.of_text), self._feed(*layer.of_audio))
+        matrices = (self._pack(projection.weight) for projection in projections)
+        return _Layer(*matrices, self._feed(*layer.of_text), self._feed(*layer.of_audio))
 
     def _feed(self, before: RMSNorm, between: RMSNorm, feed: FeedForward) -> _Feed:
-        matrices = map(self._matrix, (feed.gate_proj, feed.up_proj, feed.down_proj))
+        matrices = (self._pack(part.weight) for part in (feed.gate_proj, feed.up_proj, feed.down_proj))
         return _Feed(before.weight.data_ptr(), between.weight.data_ptr(), *matrices)
-
-    def _matrix(self, linear: nn.Linear) -> _Matrix:
-        weight = linear.weight.detach()
-        key = weight.data_ptr()
-        if key not in self._panels:  # a layer with one feed-forward has it twice
-            out = -(-len(weight) // self._library.panel()) * self._library.panel()
-            panels = torch.empty(out, weight.shape[1], dtype=torch.bfloat16 if self._is_half else torch.float32)
-            self._library.pack(key, *weight.shape, self._is_half, panels.data_ptr())
-            self._panels[key] = panels
-        return _Matrix(self._panels[key].data_ptr(), *weight.shape)
 
 
 def native_trunk(model: HiggsAudioForConditionalGeneration, turns: Tensor) -> NativeTrunk | None:
@@ -198,9 +182,4 @@ def _state(model: HiggsAudioForConditionalGeneration) -> list[tuple[int, ...]]:
 def _packed_bytes(matrices: list[Tensor]) -> int:
     """Of every matrix once."""
     sizes = {matrix.data_ptr(): matrix.numel() for matrix in matrices}
-    return sum(sizes.values()) * (2 if _are_half(matrices) else 4)
-
-
-def _are_half(matrices: list[Tensor]) -> bool:
-    """Whether bfloat16 holds all numbers; float32's lower 16 bits are then 0."""
-    return all(not bool((matrix.view(torch.int32) & 0xFFFF).any()) for matrix in matrices)
+    return sum(sizes.values()) * (2 if are_half(matrices) else 4)

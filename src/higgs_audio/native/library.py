@@ -11,7 +11,7 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("choice.c", "layers.c", "matrix.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("choice.c", "convnext.c", "layers.c", "matrix.c"))
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("matrix.h", "vectors.h"))
 SWITCH = "HIGGS_AUDIO_NATIVE"  # environment variable; 0 leaves everything to torch
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
@@ -23,6 +23,8 @@ FUNCTIONS = {  # what they return, what they take
     "forward": (None, *[POINTER] * 6, COUNT, COUNT),
     "choice_workspace": (COUNT, COUNT, COUNT, COUNT, COUNT),
     "next_columns": (None, *[POINTER] * 5, COUNT),
+    "convnext_workspace": (COUNT, POINTER, COUNT),
+    "convnext": (None, *[POINTER] * 3, COUNT, POINTER, POINTER, COUNT),
 }
 
 
