@@ -262,6 +262,23 @@ def test_a_prefix_is_read_once(model, monkeypatch):
     assert read[3:] == [(0, 18), (18, length)]
 
 
+@pytest.mark.parametrize("piece", [4, 64])
+def test_a_prefix_that_several_have_is_read_by_one_of_them(model, requests, piece):
+    """Both rows of one that is guided have it too."""
+    guided, hidden = requests[6], requests[6].unread_ids.tolist()
+    prefix = hidden.index(71)
+    same = [replace(guided, seed=seed, prefix=prefix) for seed in range(3)]
+    other = make_request(range(70, 75), [make_codes(4, 5)], [71] * 5, sampling=guided.sampling, prefix=prefix)
+    for is_patient in (False, True):
+        engine, read = make_engine(model, piece=piece), []
+        engine._runner.read = spy(engine._runner.read, read)
+        answers = [engine.submit(replace(request, is_patient=is_patient)) for request in (*same, other)]
+        assert [(list(one), one.finish_reason) for one in answers] == [alone(model, one) for one in (*same, other)]
+        num_read = sum(stop - start for start, stop in read if stop <= prefix)
+        # Who waits for its columns begins with what is left of a piece: then a part is read twice.
+        assert num_read == 2 * prefix or (not is_patient and num_read < 4 * prefix)
+
+
 def spy(read, calls):
     def spied(pieces):
         calls.extend((piece.start, piece.stop) for piece in pieces)
@@ -281,6 +298,20 @@ def test_what_is_known_of_a_hidden_text_is_not_read_again(model, requests):
         read.clear()
         assert list(engine.submit(request)) == alone(model, request)[0]
         assert [start for start, _ in read] == [0, found]
+
+
+def test_a_shorter_hidden_text_does_not_replace_a_longer_one(model, requests):
+    engine, sampling = make_engine(model), requests[5].sampling
+    long, short = (
+        make_request(range(71, 71 + count), hidden=[70] * count, sampling=sampling, is_patient=True)
+        for count in (20, 7)
+    )
+    for answer in [engine.submit(long), engine.submit(short)]:  # read at once: neither is known
+        list(answer)
+    read = []
+    engine._runner.read = spy(engine._runner.read, read)
+    assert list(engine.submit(long)) == alone(model, long)[0]
+    assert sorted(start for start, _ in read) == [0, long.unread_ids.tolist().index(70) + 20]
 
 
 @pytest.mark.usefixtures("without_native")
@@ -600,6 +631,11 @@ def test_a_last_column_that_comes_between_two_looks_is_not_lost():
     assert list(answer) == [(1,)]
 
 
+def test_ids_of_any_whole_numbers_are_read(model, requests, wanted):
+    small = replace(requests[6], input_ids=requests[6].input_ids.int(), unread_ids=requests[6].unread_ids.short())
+    assert list(make_engine(model).submit(small)) == wanted[6][0]
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -608,6 +644,7 @@ def test_a_last_column_that_comes_between_two_looks_is_not_lost():
         ({"input_ids": torch.tensor([20.0, 302.0])}, "must hold integers"),
         ({"unread_ids": torch.tensor([20])}, r"unread_ids is \(1,\)"),
         ({"unread_ids": torch.tensor([999, 302])}, "token ids from 302 to 999"),
+        ({"unread_ids": torch.tensor([301, 302])}, "unread_ids must have its placeholders of sound where"),
         ({"input_ids": torch.tensor([301, 302]), "columns": torch.full((1, K), 99)}, "allowed are 0 to 17"),
         ({"input_ids": torch.tensor([301, 302]), "columns": torch.zeros(1, K)}, "expected integers"),
         ({"prefix": 2}, "prefix=2"),
@@ -702,6 +739,20 @@ def test_numbers_that_are_none_do_not_stay_in_rows_that_others_get(requests, wan
     short = replace(long, input_ids=torch.tensor(make_prompt(range(20, 23))[0]))
     for answer in [engine.submit(short), engine.submit(long)]:
         assert list(answer)
+
+
+@pytest.mark.usefixtures("without_native")
+def test_numbers_that_are_none_do_not_stay_where_rows_were_moved_from(requests):
+    """Two leave in one step: the second is moved into the hole that the first has left."""
+    spoiled = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
+    with torch.no_grad():
+        spoiled.model.embed_tokens.weight[50] = float("nan")
+    engine = make_engine(spoiled)
+    answers = [engine.submit(make_request([50] * 30, sampling=GREEDY, is_patient=True)) for _ in range(3)]
+    for answer in answers:
+        with pytest.raises(NumericsError, match="NaN or infinity"):
+            list(answer)
+    assert bool(engine._cache.state.isfinite().all())
 
 
 def test_an_unread_prompt_without_numbers_is_told(model, requests):

@@ -5,10 +5,11 @@ import random
 import shutil
 from dataclasses import replace
 from functools import reduce
+from pathlib import Path
 
 import pytest
 import torch
-from oracle import AUDIO_OUT_BOS, BOS, K, fill, make_config
+from oracle import AUDIO_OUT, AUDIO_OUT_BOS, BOS, K, fill, make_config
 from test_engine import alone, make_engine, many_requests
 
 from higgs_audio import NANO
@@ -22,6 +23,31 @@ from higgs_audio.native import library
 from higgs_audio.sampling import SamplingOptions
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler is here")
+
+
+@pytest.fixture
+def odd():
+    """A model with a head of 8 * 19 outputs, which no panel divides."""
+    config = make_config()
+    config.audio_codebook_size, config.audio_stream_bos_id, config.audio_stream_eos_id = 17, 17, 18
+    return fill(HiggsAudioForConditionalGeneration(config), seed=0).eval()
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_sound_in_prompts_and_a_head_that_panels_do_not_divide(odd, monkeypatch, rows):
+    """Text and sound in turns, in pieces that begin and end in either."""
+    ours, theirs = runners(odd, monkeypatch)
+    generator, ids = torch.Generator().manual_seed(0), torch.tensor([20, 21, AUDIO_OUT, AUDIO_OUT, 22, 23, AUDIO_OUT])
+    for row in range(rows):
+        columns = torch.randint(17, (3, K), generator=generator)
+        for runner in (ours, theirs):
+            runner.read([Piece(row, ids[:3], columns[:1], 0)])
+            runner.read([Piece(row, ids[3:], columns[1:], 3)])
+    columns = torch.randint(17, (rows, K), generator=generator)
+    made, wanted = (runner.step(columns, [7] * rows) for runner in (ours, theirs))
+    assert made.shape == (rows, K, 19)
+    assert float((made - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
 def runners(model, monkeypatch, max_positions=128):
@@ -157,14 +183,32 @@ def test_weights_that_are_written_to_are_read_anew(model):
     assert list(engine.submit(replace(request, seed=1))) != before
 
 
+@needs_compiler
+def test_a_part_that_is_replaced_or_hooked_is_seen(model):
+    request = many_requests()[4]
+    before = alone(model, request)
+    assert list(make_engine(model).submit(request)) == before[0]
+    engine = make_engine(model)
+    list(engine.submit(request))
+    hook = model.audio_lm_head.register_forward_hook(lambda module, given, made: -made)
+    answer = engine.submit(request)
+    assert (list(answer), answer.finish_reason) == alone(model, request) != before
+    hook.remove()
+    for layer in model.model.layers:
+        (layer.audio_mlp or layer.mlp).act = torch.nn.GELU()
+    answer = engine.submit(request)
+    assert (list(answer), answer.finish_reason) == alone(model, request) != before
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda model: model.double(),
         lambda model: setattr(model.model.layers[0].self_attn.q_proj, "bias", torch.nn.Parameter(torch.zeros(64))),
+        lambda model: model.model.norm.register_forward_hook(lambda module, given, made: made),
         lambda model: setattr(model.model.layers[0].audio_mlp or model.model.layers[0].mlp, "act", torch.nn.GELU()),
     ],
-    ids=["float64", "a bias", "another activation"],
+    ids=["float64", "a bias", "a hook", "another activation"],
 )
 def test_a_model_that_c_does_not_know_is_left_to_torch(change):
     model = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
@@ -189,6 +233,17 @@ def test_without_a_compiler_or_with_one_that_fails_torch_takes_the_steps(monkeyp
     monkeypatch.delenv("CC")
     monkeypatch.setattr(library.shutil, "which", lambda name: None)
     assert library.native_library() is None
+    library._loaded.cache_clear()
+
+
+@needs_compiler
+def test_without_a_home_folder_torch_takes_the_steps(monkeypatch):
+    """As in a container whose user is in no list."""
+    library._loaded.cache_clear()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(library.Path, "home", lambda: Path("~nobody-here").expanduser())
+    with pytest.warns(UserWarning, match="home directory"):
+        assert library.native_library() is None
     library._loaded.cache_clear()
 
 

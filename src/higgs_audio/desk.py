@@ -35,6 +35,7 @@ class Sounding:
         soon: whether somebody waits for its first chunk.
         chunks: made and not yet taken.
         error: what ended it, once its chunks are taken.
+        is_last: whether the chunk that is ready is the last one.
         is_over: whether the last chunk has been made.
     """
 
@@ -42,7 +43,7 @@ class Sounding:
         self.answer, self.decoder, self.soon = answer, StreamDecoder(codec, look_ahead), soon
         self.chunks: deque[Chunk] = deque()
         self.error: Exception | None = None
-        self.is_over = False
+        self.is_last = self.is_over = False
         self._num_codebooks, marker = codec.config.num_codebooks, codec.config.codebook_size
         self._aligner = FrameAligner(self._num_codebooks, marker, marker + 1)
         self._frames: list[list[int]] = []
@@ -51,11 +52,12 @@ class Sounding:
         self._size, self._most = ahead + first, max(self._later, MAX_CHUNK_FRAMES)
 
     def collect(self) -> bool:
-        """Takes the columns that are there; whether they are enough for a chunk."""
+        """Takes the columns that are there; whether they are enough for a chunk, and `is_last` whether for the last."""
         while not self.is_over and len(self._frames) < self._size:
             is_done = self.answer.is_done  # first: the last column comes before the answer is done
             column = self.answer.poll()
             if column is None:
+                self.is_last = is_done
                 return is_done
             frame = self._aligner.push(column)
             if frame is not None:
@@ -63,19 +65,13 @@ class Sounding:
         return not self.is_over
 
     @property
-    def is_last(self) -> bool:
-        """Whether the chunk that is ready is the last one."""
-        return len(self._frames) < self._size
-
-    @property
     def codes(self) -> Tensor:
         """Of the chunk that is ready, `[K, F]` on the CPU."""
         return torch.tensor(self._frames, dtype=torch.long).reshape(-1, self._num_codebooks).T
 
-    def add(self, sound: Tensor) -> None:
-        """The samples of the chunk that is ready."""
-        reason = self.answer.finish_reason if self.is_last else None
-        self.chunks.append(Chunk(_samples(sound), self.codes, reason))
+    def add(self, samples: NDArray[np.float32], codes: Tensor) -> None:
+        """The chunk that was ready."""
+        self.chunks.append(Chunk(samples, codes, self.answer.finish_reason if self.is_last else None))
         self.is_over = self.is_last
         self._frames, self._size, self._later = [], self._later, min(2 * self._later, self._most)
 
@@ -94,7 +90,8 @@ class Desk:
     def __init__(self, codec: HiggsAudioTokenizer) -> None:
         self.codec = codec
         self._open: list[Sounding] = []
-        self._lock = threading.Lock()
+        # A stream that nobody wants is closed wherever the garbage collector is called: also by a thread that sounds.
+        self._books, self._sounds = threading.RLock(), threading.Lock()
 
     def open(self, answer: Answer, soon: bool = True, look_ahead: int | None = None) -> Sounding:
         """An utterance whose chunks will be asked for.
@@ -112,7 +109,7 @@ class Desk:
 
     def close(self, sounding: Sounding) -> None:
         """Nobody wants its chunks; what it answers goes on."""
-        with self._lock:
+        with self._books:
             if sounding in self._open:
                 self._open.remove(sounding)
 
@@ -130,27 +127,37 @@ class Desk:
             self.close(sounding)
 
     def _join(self, sounding: Sounding) -> None:
-        with self._lock:
+        with self._books:
             if sounding not in self._open:
                 self._open.append(sounding)
 
     def _work_for(self, sounding: Sounding) -> None:
         """A step, or sound. Where another thread is at sound, steps are taken, as long as there are some to take."""
         waiting = sounding
-        if self._lock.acquire(blocking=sounding.answer.is_done):
+        if self._sounds.acquire(blocking=sounding.answer.is_done):
             try:
                 if sounding.chunks or sounding.is_over:
                     return
                 if sounding.collect():
-                    ready = [one for one in self._open if one.collect()]
-                    others = [one for one in self._open if not one.soon and not one.is_over and one not in ready]
-                    if sounding.soon or not others or len(ready) >= GROUP:
+                    ready, others = self._beside(sounding)
+                    if sounding.soon or not others or len(ready) == GROUP:
                         self._sound(ready)
                         return
                     waiting = others[0]  # there is time until more are ready
             finally:
-                self._lock.release()
+                self._sounds.release()
         waiting.answer.wait()
+
+    def _beside(self, sounding: Sounding) -> tuple[list[Sounding], list[Sounding]]:
+        """It and others that are ready, `GROUP` at most; and those nobody waits for who are not.
+
+        Whoever waits for a first sound does not wait for the long chunks of others.
+        """
+        with self._books:
+            others = [one for one in self._open if one is not sounding and (one.soon or not sounding.soon)]
+        ready = [one for one in others if one.collect()]
+        left = [one for one in others if not one.soon and not one.is_over and one not in ready]
+        return [sounding, *sorted(ready, key=lambda one: not one.soon)][:GROUP], left
 
     def _sound(self, ready: list[Sounding]) -> None:
         """A chunk of each. What fails for all is tried for each alone, and then fails for one alone."""
@@ -160,20 +167,23 @@ class Desk:
         ready = [one for one in ready if not one.is_over]
         if not ready:
             return
+        codes, states = [one.codes for one in ready], [one.decoder.state for one in ready]
         try:
-            codes = [one.codes.to(self.codec.device) for one in ready]
-            sounds = push_together([one.decoder for one in ready], codes, [one.is_last for one in ready])
+            sounds = self._pushed(ready, codes)
         except Exception as error:
+            for one, state in zip(ready, states, strict=True):
+                one.decoder.state = state
             if len(ready) == 1:
                 ready[0].fail(typed(error))
             else:
                 for one in ready:
                     self._sound([one])
             return
-        for one, sound in zip(ready, sounds, strict=True):
-            one.add(sound)
+        for one, samples, part in zip(ready, sounds, codes, strict=True):
+            one.add(samples, part)
 
-
-def _samples(sound: Tensor) -> NDArray[np.float32]:
-    """What the audio tokenizer says [S], as a waveform's samples: it may go a little over 1."""
-    return sound.float().clamp(-1, 1).cpu().numpy()
+    def _pushed(self, ready: list[Sounding], codes: list[Tensor]) -> list[NDArray[np.float32]]:
+        """The samples of each, on the CPU."""
+        decoders, parts = [one.decoder for one in ready], [part.to(self.codec.device) for part in codes]
+        sounds = push_together(decoders, parts, [one.is_last for one in ready])
+        return [sound.float().clamp(-1, 1).cpu().numpy() for sound in sounds]  # it may go a little over 1

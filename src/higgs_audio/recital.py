@@ -59,7 +59,11 @@ class Recital:
 
     def begin(self) -> "Recital":
         """Asks for its first utterances, so that they are made beside others; raises what `Engine.submit` does."""
-        self._ask(0)
+        try:
+            self._ask(0)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def stop(self) -> None:

@@ -329,6 +329,8 @@ class HiggsAudio:
                 yield Waveform(chunk.samples, self.sample_rate)
 
     def _recital(self, request: SpeechRequest, **options: Any) -> Recital:
+        if self._desk.codec is not self.codec:  # the processor has been given another
+            self._desk = Desk(self.codec)
         return Recital(request, self.engine, self._writer, self._desk, **options)
 
     # What a call asks for.

@@ -39,6 +39,15 @@ class StreamDecoder:
         else:
             self._way = _Memory(tokenizer, body) if ahead == whole else _Hasty(tokenizer, body, ahead)
 
+    @property
+    def state(self) -> Any:
+        """What is remembered: it can be kept, and set to go on from there once more."""
+        return self._way.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._way.state = state
+
     def push(self, codes: Tensor, is_last: bool = False) -> Tensor:
         """The next codes `[K, F]`, F >= 0, to the samples `[S]` that are sounded now; S may be 0.
 
@@ -68,7 +77,7 @@ def push_together(decoders: Sequence[StreamDecoder], codes: Sequence[Tensor], la
         for number, (sound, state) in zip(numbers, made, strict=True):
             sounds[number], states[number] = sound, state
     for number, decoder in enumerate(decoders):
-        decoder._way.state = states[number]
+        decoder.state = states[number]
     return [sounds[number] for number in range(len(decoders))]
 
 

@@ -293,8 +293,9 @@ class Engine:
     def _stops(self) -> dict[Run, int]:
         """How far prompts are read in this step, in order; where nobody waits for one, the first is read whole."""
         is_patient = all(run.request.is_patient for run in (*self._rows.speaking, *self._reading))
-        left, stops = max(self._piece, LARGE_PIECE) if is_patient else self._piece, dict[Run, int]()
+        most, sizes, stops = max(self._piece, LARGE_PIECE) if is_patient else self._piece, list[int](), dict[Run, int]()
         for run in list(self._reading):
+            left = most - self._runner.cost(sizes)
             if left <= 0:
                 break
             if not run.rows and not self._survives(run, partial(self._reader.begin, run)):
@@ -302,8 +303,12 @@ class Engine:
             unread = len(run.request.input_ids) - run.num_read
             is_alone = not stops and not self._rows.speaking
             size = unread if is_alone else min(unread, max(1, left // len(run.rows)))
+            sizes += [size] * len(run.rows)
+            if stops and self._runner.cost(sizes) > most:
+                break
             stops[run] = run.num_read + size
-            left = left - size * len(run.rows) if size == unread else 0
+            if size < unread:
+                break
         return stops
 
     def _survives(self, run: Run, do: Callable[[], None]) -> bool:

@@ -90,9 +90,14 @@ class KVCache:
         self._state[number, 0, row, :, start:stop] = keys
         self._state[number, 1, row, :, start:stop] = values
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """Copies a row's first positions to another row."""
         self._state[:, :, target, :, :length] = self._state[:, :, source, :, :length]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """The same, and leaves zeros behind."""
+        self.copy(source, target, length)
+        self.wipe(source, length)
 
     def wipe(self, row: int, length: int) -> None:
         """Zeros in a row's first positions: what is masked is still multiplied by 0, and NaN would stay NaN."""

@@ -40,15 +40,30 @@ class Reader:
         A prefix is read by itself, so that the rest has the same numbers whether it was known or not.
         """
         while ends := {run: self._end(run, stop) for run, stop in stops.items() if run.num_read < stop}:
-            pieces = [piece for run, end in ends.items() for piece in self._pieces(run, end)]
-            if pieces:
-                self._runner.read(pieces)
+            self._read(ends)
             for run, end in ends.items():
                 run.num_read = end
                 if end == run.request.prefix:
                     self._keep(run)
                 if end == len(run.request.input_ids):
                     self._keep_hidden(run)
+
+    def _read(self, ends: Mapping[Run, int]) -> None:
+        """From where they are to their ends; of a prefix that several rows have, one reads."""
+        pieces, copies, first = list[Piece](), list[tuple[int, int, int]](), dict[tuple[int, bytes], int]()
+        for run, end in ends.items():
+            for row, piece in self._pieces(run, end):
+                if end <= run.request.prefix:
+                    key = piece.start, self._key(run, row, end)
+                    if key in first:
+                        copies.append((first[key], piece.row, end))
+                        continue
+                    first[key] = piece.row
+                pieces.append(piece)
+        if pieces:
+            self._runner.read(pieces)
+        for copy in copies:
+            self._rows.cache.copy(*copy)
 
     def _load(self, run: Run, row: int, key: bytes, most: int) -> int:
         """What is known under a key, up to so many positions, into one of its rows; how many they are."""
@@ -65,13 +80,13 @@ class Reader:
         prefix = run.request.prefix
         return prefix if run.num_read < prefix < stop else stop
 
-    def _pieces(self, run: Run, stop: int) -> Iterator[Piece]:
-        """From where it is to a position, for each of its rows that does not know them."""
-        for row, ids, known in zip(run.rows, run.ids, run.known, strict=True):
+    def _pieces(self, run: Run, stop: int) -> Iterator[tuple[int, Piece]]:
+        """From where it is to a position, for each of its rows that does not know them; and which one that is."""
+        for number, known in enumerate(run.known):
             start = max(run.num_read, known)
             if start < stop:
                 columns = run.request.columns[self._num_columns(run, start) : self._num_columns(run, stop)]
-                yield Piece(row, ids[start:stop], columns, start)
+                yield number, Piece(run.rows[number], run.ids[number, start:stop], columns, start)
 
     def _keep(self, run: Run) -> None:
         """Its prefix; guided, both rows may have the same."""
@@ -80,16 +95,19 @@ class Reader:
 
     def _keep_hidden(self, run: Run) -> None:
         """Its hidden text, where it is longer than what is known."""
-        hidden = self._hidden(run)
-        if hidden and run.known[1] < hidden[1]:
+        if hidden := self._hidden(run):
             key, stop = hidden
-            self._prefixes.put(key, self._rows.cache.save(run.rows[1], stop))
+            known = self._prefixes.get(key)
+            if known is None or known.length < stop:
+                self._prefixes.put(key, self._rows.cache.save(run.rows[1], stop))
 
     def _keys(self, run: Run) -> list[bytes]:
         """What its prefix is known by, for each of its rows."""
-        prefix = run.request.prefix
-        columns = run.request.columns[: self._num_columns(run, prefix)]
-        return [prefix_key(ids, columns) for ids in run.ids[:, :prefix]]
+        return [self._key(run, row, run.request.prefix) for row in range(len(run.rows))]
+
+    def _key(self, run: Run, row: int, stop: int) -> bytes:
+        """What the first positions of one of its rows are known by."""
+        return prefix_key(run.ids[row, :stop], run.request.columns[: self._num_columns(run, stop)])
 
     def _hidden(self, run: Run) -> tuple[bytes, int] | None:
         """What a text hidden by one token again and again is known by, whatever its length, and where it stops.
@@ -106,8 +124,7 @@ class Reader:
         text = run.ids[1, start:stop]
         if bool((text != text[0]).any()) or bool(audio_mask(text, self._config).any()):
             return None
-        columns = run.request.columns[: self._num_columns(run, start)]
-        return b"hidden" + prefix_key(run.ids[1, : start + 1], columns), stop
+        return b"hidden" + self._key(run, 1, start + 1), stop
 
     def _num_columns(self, run: Run, stop: int) -> int:
         """Columns before a position."""

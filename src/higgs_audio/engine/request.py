@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from higgs_audio.checks import audio_mask, check_columns, check_ids
@@ -67,7 +68,8 @@ class Request:
         """Whether a model of that `config` can read its prompt.
 
         Raises:
-            PromptError: another shape, an id that the model does not know, or an end where no sound begins.
+            PromptError: another shape, an id that the model does not know, an end where no sound begins, or two prompts
+                with placeholders in other places.
             CodesError: columns with impossible codes.
             OptionError: a prefix that is not shorter than the prompt.
         """
@@ -76,6 +78,8 @@ class Request:
             if given.ndim != 1 or not len(given) or given.shape != ids.shape:
                 raise PromptError(f"{name} is {tuple(given.shape)}; give [T], at least one token, both of one length")
             check_ids(given, config, name)
+            if not torch.equal(audio_mask(given, config), audio_mask(ids, config)):
+                raise PromptError(f"{name} must have its placeholders of sound where input_ids has them")
         if int(ids[-1]) != config.audio_out_bos_token_id:
             raise PromptError("the prompt must end in <|audio_out_bos|>, where sound begins (force_audio=True)")
         wanted = (int(audio_mask(ids, config).sum()), config.audio_num_codebooks)

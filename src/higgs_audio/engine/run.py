@@ -41,7 +41,7 @@ class Run:
     def __post_init__(self) -> None:
         request = self.request
         both = (request.input_ids,) if request.unread_ids is None else (request.input_ids, request.unread_ids)
-        self.ids = torch.stack(both)  # [R, T] of its rows
+        self.ids = torch.stack([ids.long() for ids in both])  # [R, T] of its rows
 
     @property
     def num_saved_bytes(self) -> int:

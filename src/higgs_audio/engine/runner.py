@@ -66,7 +66,7 @@ class Runner:
         self._native = native_trunk(model, self._turns) if self.fused else None
         layers: Any = self._trunk.layers if self.fused and self._native is None else []
         self._fused = [FusedLayer(layer) for layer in layers]
-        self._last = FusedNorm(self._trunk.norm) if self.fused else self._trunk.norm
+        self._last = FusedNorm(self._trunk.norm) if self.fused and is_plain(self._trunk.norm) else self._trunk.norm
 
     @property
     def is_current(self) -> bool:
@@ -79,6 +79,10 @@ class Runner:
     def is_invariant(self) -> bool:
         """Whether a position has the same numbers whatever it is read with."""
         return self._native is not None
+
+    def cost(self, sizes: Sequence[int]) -> int:
+        """Positions that pieces of such sizes are to `read`: torch fills the shorter ones up."""
+        return sum(sizes) if self.is_invariant else len(sizes) * max(sizes, default=0)
 
     @torch.inference_mode()
     def read(self, pieces: Sequence[Piece]) -> None:
@@ -206,7 +210,8 @@ class FusedLayer:
         self._gate_up = joined(feed.gate_proj, feed.up_proj)
         self._views = ((self._qkv, attention.q_proj), (self._gate_up, feed.gate_proj))
         names = ("q_proj", "k_proj", "v_proj", "o_proj")
-        parts = [(attention, name) for name in names] + [(feed, name) for name in ("gate_proj", "up_proj", "down_proj")]
+        parts: list[tuple[nn.Module, str]] = [(attention, name) for name in names]
+        parts += [(feed, name) for name in ("gate_proj", "up_proj", "down_proj", "act")]
         self._parts = [(owner, name, getattr(owner, name)) for owner, name in parts]
         self._out, self._down, self._act = attention.o_proj, feed.down_proj, feed.act
         self._number, self._width = attention.layer_idx, attention.head_dim

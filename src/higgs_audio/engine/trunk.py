@@ -101,7 +101,7 @@ class NativeTrunk:
         """Embeddings to logits; keys and values go into the cache.
 
         Args:
-            rows: `[N, D]`, text first, then audio.
+            rows: `[N, D]`, text first, then audio; written to.
             num_text: rows that are text.
             num_read: the last rows, whose logits are wanted.
             sequences, positions: `[N]`, rows of the cache and places in them; of a sequence in order, without holes.
@@ -110,8 +110,11 @@ class NativeTrunk:
         Returns:
             `[num_read, K (V + 2)]`.
         """
-        rows, state = rows.contiguous().clone(), cache.state
-        threads, length = torch.get_num_threads(), state.shape[4]
+        assert len(rows) == len(sequences) == len(positions)
+        assert sequences.dtype == positions.dtype == torch.long
+        rows, sequences, positions = (tensor.contiguous() for tensor in (rows, sequences, positions))
+        state, threads = cache.state, torch.get_num_threads()
+        length = state.shape[4]
         logits = rows.new_empty(num_read, self._num_logits)
         work = rows.new_empty(self._library.workspace(ctypes.byref(self._model), len(rows), threads, length))
         layer, pair, row, group = state.stride()[:4]
@@ -144,21 +147,21 @@ def native_trunk(model: HiggsAudioForConditionalGeneration, turns: Tensor) -> Na
 
 
 def fits(model: HiggsAudioForConditionalGeneration) -> bool:
-    """Whether C knows such a model: float32 on a CPU, no biases, widths that are multiples of 16, SiLU.
+    """Whether C knows such a model: float32 on a CPU, no biases, widths that are multiples of 16, SiLU, no hooks.
 
     It must not be too large to be packed, either.
     """
     parts = list(_parts(model))
     linears = [part for part in parts if type(part) is nn.Linear]
-    feeds = [feed for layer in model.model.layers for _, _, feed in (layer.of_text, layer.of_audio)]
     return (
         all(type(part) in (nn.Linear, RMSNorm) for part in parts)
         and all(part.weight.device.type == "cpu" and part.weight.dtype == torch.float32 for part in parts)
         and all(part.weight.is_contiguous() for part in parts)
         and all(part.bias is None and part.in_features % MULTIPLE == 0 for part in linears)
         and model.model.layers[0].self_attn.head_dim % MULTIPLE == 0
-        and all(isinstance(feed.act, (nn.SiLU, SiLUActivation)) for feed in feeds)
-        and _packed_bytes([linear.weight for linear in linears]) <= MAX_BYTES
+        and all(isinstance(feed.act, (nn.SiLU, SiLUActivation)) for feed in _feeds(model))
+        and not any(map(sum, _hooks(model)))
+        and _is_small([linear.weight for linear in linears])
     )
 
 
@@ -172,14 +175,23 @@ def _parts(model: HiggsAudioForConditionalGeneration) -> Iterator[Any]:
     yield from (model.model.norm, model.audio_lm_head)
 
 
+def _feeds(model: HiggsAudioForConditionalGeneration) -> list[FeedForward]:
+    return [feed for layer in model.model.layers for _, _, feed in (layer.of_text, layer.of_audio)]
+
+
+def _hooks(model: HiggsAudioForConditionalGeneration) -> list[tuple[int, int]]:
+    """How many every module has, before and behind it."""
+    modules = (*model.model.layers.modules(), model.model.norm, model.audio_lm_head)
+    return [(len(one._forward_pre_hooks), len(one._forward_hooks)) for one in modules]
+
+
 def _state(model: HiggsAudioForConditionalGeneration) -> list[tuple[int, ...]]:
     """What changes when a part is replaced or wrapped, its weight moved or written to, or a module hooked."""
     weights = [(id(part), part.weight.data_ptr(), part.weight._version) for part in _parts(model)]
-    modules = model.model.layers.modules()
-    return [*weights, *((len(one._forward_pre_hooks), len(one._forward_hooks)) for one in modules)]
+    return [*weights, *((id(feed.act),) for feed in _feeds(model)), *_hooks(model)]
 
 
-def _packed_bytes(matrices: list[Tensor]) -> int:
-    """Of every matrix once."""
-    sizes = {matrix.data_ptr(): matrix.numel() for matrix in matrices}
-    return sum(sizes.values()) * (2 if are_half(matrices) else 4)
+def _is_small(matrices: list[Tensor]) -> bool:
+    """Whether they may be packed, every one once. Whether bfloat16 holds them is asked last: all are read for it."""
+    size = sum({matrix.data_ptr(): matrix.numel() for matrix in matrices}.values())
+    return 4 * size <= MAX_BYTES or (2 * size <= MAX_BYTES and are_half(matrices))

@@ -40,7 +40,7 @@ def _loaded() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
         said = getattr(error, "stderr", None) or error
         warnings.warn(f"the C files cannot be compiled, so that torch does their work: {said}", stacklevel=3)
         return None
