@@ -415,8 +415,8 @@ def test_logits_that_are_no_numbers_end_their_request_alone(model, requests, wan
     step, broken = engine._runner.step, engine.submit(requests[2])
     healthy = engine.submit(requests[4])
 
-    def spoiled(columns, positions):
-        logits = step(columns, positions).clone()
+    def spoiled(*args):
+        logits = step(*args).clone()
         lane = next((n for n, run in enumerate(engine._rows.speaking) if run.answer is broken), None)
         if lane is not None and len(engine._rows.speaking) == 2:
             logits[engine._rows.speaking[lane].rows[0], 3, 5] = float("nan")
@@ -759,8 +759,8 @@ def test_an_unread_prompt_without_numbers_is_told(model, requests):
     engine = make_engine(model)
     answer, step = engine.submit(requests[5]), engine._runner.step
 
-    def spoiled(columns, positions):
-        logits = step(columns, positions).clone()
+    def spoiled(*args):
+        logits = step(*args).clone()
         logits[1, 0, 0] = float("nan")
         return logits
 

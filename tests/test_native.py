@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import AUDIO_OUT, AUDIO_OUT_BOS, BOS, K, fill, make_config
-from test_engine import alone, make_engine, many_requests
+from oracle import AUDIO_OUT, AUDIO_OUT_BOS, BOS, K, fill, make_codes, make_config
+from test_engine import alone, make_engine, make_request, many_requests
 
 from higgs_audio import NANO
 from higgs_audio.engine import Request, trunk
 from higgs_audio.engine.choice import Choice, NativeChoice, choice_for
-from higgs_audio.engine.kv_cache import KVCache
+from higgs_audio.engine.kv_cache import KVCache, Shared
 from higgs_audio.engine.lanes import Lanes, first_lane
 from higgs_audio.engine.runner import Piece, Runner
 from higgs_audio.model import HiggsAudioForConditionalGeneration
@@ -149,6 +149,44 @@ def test_a_choice_in_c_is_the_choice_in_torch(seed):
         assert torch.equal(made[finite], wanted[finite])
         watched = finite & (first.window > 0)
         assert torch.equal(mine.recent[watched], yours.recent[watched])
+
+
+@needs_compiler
+def test_what_rows_share_is_read_where_they_share_it_and_is_the_same_to_the_bit(model, monkeypatch):
+    """Two rows share the first five positions, one of them seven, one nothing."""
+    ours, _ = runners(model, monkeypatch)
+    ids, columns = torch.tensor([30, 31, 32, 33, 34, 35, 36]), torch.arange(4)[:, None].expand(-1, K).contiguous()
+    for row in range(4):
+        mine = torch.cat([ids, torch.tensor([40 + row])]) if row else torch.arange(50, 58)
+        ours.read([Piece(row, mine, torch.zeros(0, K).long(), 0)])
+    wanted = ours.step(columns, [8] * 4)
+    saved = ours.cache.save(1, 7)
+    shared = Shared([None, (saved, 5), (saved, 5), (saved, 7)])
+    for row, count in ((1, 5), (2, 5), (3, 7)):
+        ours.cache.wipe(row, count)
+    assert torch.equal(ours.step(columns, [8] * 4, shared), wanted)
+    assert not torch.equal(ours.step(columns, [8] * 4), wanted)
+
+
+@needs_compiler
+def test_requests_of_one_voice_read_it_in_one_place(model):
+    """What was saved of the prefix and of the hidden text, and not their own copies."""
+    voice, guided = [make_codes(9, 3)], SamplingOptions(temperature=0.8, text_guidance_scale=2.0)
+    requests = [
+        make_request(range(71, 80), voice, hidden=[70] * 9, sampling=guided, seed=seed, max_frames=12, prefix=14)
+        for seed in (0, 2, 3)  # a draw of 1 lies on an edge, to a millionth
+    ]
+    engine = make_engine(model)
+    list(engine.submit(requests[0]))
+    answers = [engine.submit(request) for request in requests]
+    while len(engine._rows.speaking) < 3:
+        engine.step()
+    hidden = requests[0].unread_ids.tolist().index(70) + 9
+    for run in engine._rows.speaking:
+        assert [count for _, count in run.shared] == [14, hidden]
+        for row, count in zip(run.rows, (14, hidden), strict=True):
+            engine._cache.wipe(row, count)
+    assert [list(answer) for answer in answers] == [alone(model, request)[0] for request in requests]
 
 
 @needs_compiler

@@ -503,8 +503,8 @@ def test_a_text_whose_numbers_fail_does_not_take_the_others_with_it(tts, monkeyp
     healthy = [tts.generate(text, seed=3).codes for text in ("Hello there.", "Good night.")]
     logits = tts.engine._runner.step
 
-    def spoiled(columns, positions):
-        made = logits(columns, positions).clone()
+    def spoiled(*args):
+        made = logits(*args).clone()
         if len(tts.engine._rows.speaking) == 3:
             made[tts.engine._rows.speaking[1].rows[0]] = float("nan")
         return made

@@ -348,7 +348,8 @@ class Engine:
         assert rows.lanes is not None
         places = rows.places()
         positions = [rows.speaking[lane].length + number for lane in places.lanes]
-        logits = self._runner.step(rows.lanes.column[places.lane_of_row], positions)  # [R, K, V + 2]
+        columns = rows.lanes.column[places.lane_of_row]  # [R, K]
+        logits = self._runner.step(columns, positions, places.shared)  # [R, K, V + 2]
         rows.lanes, made = places.choice(rows.lanes, logits)
         return made
 

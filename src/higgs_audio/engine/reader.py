@@ -73,7 +73,7 @@ class Reader:
         length = min(most, saved.length)
         self._rows.cache.reserve(run.rows[-1] + 1, length)
         self._rows.cache.load(run.rows[row], saved, length)
-        run.known[row] = length
+        run.known[row], run.shared[row] = length, (saved, length)
         return length
 
     def _end(self, run: Run, stop: int) -> int:
@@ -89,17 +89,24 @@ class Reader:
                 yield number, Piece(run.rows[number], run.ids[number, start:stop], columns, start)
 
     def _keep(self, run: Run) -> None:
-        """Its prefix; guided, both rows may have the same."""
-        for key, row in dict(zip(self._keys(run), run.rows, strict=True)).items():
-            self._prefixes.put(key, self._rows.cache.save(row, run.request.prefix))
+        """Its prefix."""
+        for row, key in enumerate(self._keys(run)):
+            self._share(run, row, key, run.request.prefix)
 
     def _keep_hidden(self, run: Run) -> None:
         """Its hidden text, where it is longer than what is known."""
         if hidden := self._hidden(run):
-            key, stop = hidden
-            known = self._prefixes.get(key)
-            if known is None or known.length < stop:
-                self._prefixes.put(key, self._rows.cache.save(run.rows[1], stop))
+            self._share(run, 1, *hidden)
+
+    def _share(self, run: Run, row: int, key: bytes, length: int) -> None:
+        """Saves the first positions of one of its rows, where no more of them are known by then."""
+        saved = self._prefixes.get(key)
+        if saved is None or saved.length < length:
+            self._prefixes.put(key, self._rows.cache.save(run.rows[row], length))
+            saved = self._prefixes.get(key)  # None where it is too large
+        known = run.shared[row]
+        if saved is not None and (known is None or known[1] < length):
+            run.shared[row] = saved, length
 
     def _keys(self, run: Run) -> list[bytes]:
         """What its prefix is known by, for each of its rows."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.engine.choice import NUM_STEPS, Choice, choice_for
-from higgs_audio.engine.kv_cache import KVCache
+from higgs_audio.engine.kv_cache import KVCache, Shared
 from higgs_audio.engine.lanes import Lanes
 from higgs_audio.engine.run import Run
 
@@ -41,7 +41,7 @@ class Rows:
         rows = list(range(first, first + run.request.num_rows))
         self.cache.reserve(max(rows[-1] + 1, self.expected), 1)
         self.readers.append(run)
-        run.rows, run.known = rows, [0] * len(rows)
+        run.rows, run.known, run.shared = rows, [0] * len(rows), [None] * len(rows)
 
     def join(self, run: Run, lane: Lanes) -> None:
         """The first who reads has read its prompt, and speaks."""
@@ -133,12 +133,13 @@ class Rows:
 class Places:
     """What stays the same until somebody joins or leaves, or its random numbers are used up.
 
-    `lanes` and `lane_of_row [R]` say whose a row is; `choice` makes the columns.
+    `lanes` and `lane_of_row [R]` say whose a row is; `choice` makes the columns; `shared` is of the rows.
     """
 
     lanes: list[int]
     lane_of_row: Tensor
     choice: Choice
+    shared: Shared
 
     @classmethod
     def of(cls, runs: list[Run], lanes: Lanes, config: HiggsAudioConfig) -> "Places":
@@ -146,7 +147,9 @@ class Places:
         rows = [owner[row] for row in range(len(owner))]
         columns = (rows, [run.rows[0] for run in runs], [run.rows[-1] for run in runs])
         lane_of_row, read, unread = (torch.tensor(column, device=lanes.made.device) for column in columns)
-        return cls(rows, lane_of_row, choice_for(lanes, read, unread, config))
+        parts = {row: part for run in runs for row, part in zip(run.rows, run.shared, strict=True)}
+        shared = Shared([parts[row] for row in range(len(rows))])
+        return cls(rows, lane_of_row, choice_for(lanes, read, unread, config), shared)
 
 
 def _num_rows(runs: list[Run]) -> int:

@@ -22,6 +22,7 @@ class Run:
         rows: of the cache, its own from its first piece on; none while it waits or is set aside.
         num_read: positions of the prompt that are in them.
         known: positions that were read before, of each row: they may be ahead of the others.
+        shared: of each row, what of its beginning is saved for others too, and how many positions that is.
         length: positions in them, once it speaks.
         saved: what was in them, and its lane, while it is set aside.
         is_cancelled: whether it is to leave at the next step.
@@ -34,6 +35,7 @@ class Run:
     rows: list[int] = field(default_factory=list)
     num_read: int = 0
     known: list[int] = field(default_factory=list)
+    shared: list[tuple[Saved, int] | None] = field(default_factory=list)
     length: int = 0
     saved: tuple[list[Saved], Lanes] | None = None
     is_cancelled: bool = False

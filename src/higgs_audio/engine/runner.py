@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from higgs_audio.checks import audio_mask
-from higgs_audio.engine.kv_cache import KVCache
+from higgs_audio.engine.kv_cache import KVCache, Shared
 from higgs_audio.engine.trunk import native_trunk
 from higgs_audio.errors import OptionError, nearest
 from higgs_audio.layers import DualFFNLayer, RMSNorm, Route
@@ -122,14 +122,17 @@ class Runner:
             hidden = layer(hidden, way, rotary, mask, place)
 
     @torch.inference_mode()
-    def step(self, columns: Tensor, positions: Sequence[int]) -> Tensor:
-        """One column of every row: `[R, K]` at `positions`, which the host knows -> logits `[R, K, V + 2]`."""
+    def step(self, columns: Tensor, positions: Sequence[int], shared: Shared | None = None) -> Tensor:
+        """One column of every row: `[R, K]` at `positions`, which the host knows -> logits `[R, K, V + 2]`.
+
+        Where their beginnings are `shared`, C reads them there.
+        """
         length = 1 + max(positions)
         self.cache.reserve(len(columns), length)
         places = torch.tensor(positions, device=columns.device)  # [R]
         hidden = self._trunk.embed_audio_tokens(columns)  # [R, D]
         if self._native is not None:
-            logits = self._native(hidden, 0, len(hidden), torch.arange(len(hidden)), places, self.cache)
+            logits = self._native(hidden, 0, len(hidden), torch.arange(len(hidden)), places, self.cache, shared)
             return logits.unflatten(-1, (self.model.config.audio_num_codebooks, -1))
         uneven = min(positions) + 1 < length
         mask = None

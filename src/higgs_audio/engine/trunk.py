@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from higgs_audio.engine.kv_cache import KVCache
+from higgs_audio.engine.kv_cache import KVCache, Shared
 from higgs_audio.layers import DualFFNLayer, FeedForward, RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
 from higgs_audio.native import MULTIPLE, Matrix, Packer, are_half, native_library
@@ -54,7 +54,7 @@ class _Cache(ctypes.Structure):
 class _Batch(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("num_rows", "num_text", "num_read")),
-        *((name, ctypes.c_void_p) for name in ("sequences", "positions", "turns")),
+        *((name, ctypes.c_void_p) for name in ("sequences", "positions", "turns", "shared", "num_shared", "sizes")),
     ]
 
 
@@ -96,7 +96,14 @@ class NativeTrunk:
         return _state(self._of) == self._seen
 
     def __call__(
-        self, rows: Tensor, num_text: int, num_read: int, sequences: Tensor, positions: Tensor, cache: KVCache
+        self,
+        rows: Tensor,
+        num_text: int,
+        num_read: int,
+        sequences: Tensor,
+        positions: Tensor,
+        cache: KVCache,
+        shared: Shared | None = None,
     ) -> Tensor:
         """Embeddings to logits; keys and values go into the cache.
 
@@ -106,6 +113,7 @@ class NativeTrunk:
             num_read: the last rows, whose logits are wanted.
             sequences, positions: `[N]`, rows of the cache and places in them; of a sequence in order, without holes.
             cache: with room for them.
+            shared: where the beginnings of the N rows lie too.
 
         Returns:
             `[num_read, K (V + 2)]`.
@@ -118,7 +126,9 @@ class NativeTrunk:
         logits = rows.new_empty(num_read, self._num_logits)
         work = rows.new_empty(self._library.workspace(ctypes.byref(self._model), len(rows), threads, length))
         layer, pair, row, group = state.stride()[:4]
-        where = (tensor.data_ptr() for tensor in (sequences, positions, self._turns))
+        where = [tensor.data_ptr() for tensor in (sequences, positions, self._turns)]
+        if shared is not None:
+            where += [tensor.data_ptr() for tensor in (shared.pointers, shared.counts, shared.sizes)]
         self._library.forward(
             ctypes.byref(self._model),
             ctypes.byref(_Cache(state.data_ptr(), layer, pair, row, group)),

@@ -35,6 +35,10 @@ typedef struct {
     int64_t num_rows, num_text, num_read;
     const int64_t *sequences, *positions; /* [num_rows] rows of the cache, and places in them */
     const float *turns;                   /* [positions, 2, head_width], of `runner.turning` */
+    /* First positions of rows that lie elsewhere too, where several rows read them: state [layer, 2, group, size,
+     * head_width], of which a row shares some; 0 of them, or no pointers at all, where it has its own alone. */
+    const float *const *shared;
+    const int64_t *num_shared, *sizes;
 } batch;
 
 /* up(x) times the SiLU of gate(x), from output o on. */
@@ -69,33 +73,56 @@ static void turn(float *x, const float *turns, int64_t width, float scale) {
     }
 }
 
-/* Values [positions, width] weighed and added up, for `count` vectors of each. */
+/* Keys and values of one head: of the first positions, which other rows read too, and of those from there on. */
+typedef struct {
+    const float *keys, *values;
+    int64_t stop;
+} span;
+
+/* Values of two spans weighed and added up, for `count` vectors of each from i on. */
 static inline __attribute__((always_inline)) void weigh(
-    const float *shares, const float *values, int64_t positions, int64_t width, const int count, float scale, float *out) {
+    const float *shares, const span *spans, int64_t i, int64_t width, const int count, float scale, float *out) {
     vec total[count];
-    for (int i = 0; i < count; i++) total[i] = (vec){0};
-    for (int64_t t = 0; t < positions; t++)
-        for (int i = 0; i < count; i++) total[i] += shares[t] * *(const vec *)(values + t * width + i * LANES);
-    for (int i = 0; i < count; i++) *(vec *)(out + i * LANES) = total[i] * scale;
+    for (int n = 0; n < count; n++) total[n] = (vec){0};
+    for (int64_t s = 0, t = 0; s < 2; s++)
+        for (; t < spans[s].stop; t++)
+            for (int n = 0; n < count; n++)
+                total[n] += shares[t] * *(const vec *)(spans[s].values + t * width + i + n * LANES);
+    for (int n = 0; n < count; n++) *(vec *)(out + i + n * LANES) = total[n] * scale;
 }
 
-/* What a query [width], scaled, sees of keys and values [positions, width]; scores has room for a vector more. */
-static void attend(
-    const float *query, const float *keys, const float *values, int64_t positions, int64_t width, float *scores, float *out) {
+/* What a query [width], scaled, sees of two spans; scores has room for a vector more. */
+static void attend(const float *query, const span *spans, int64_t width, float *scores, float *out) {
+    const int64_t positions = spans[1].stop;
     float most = -INFINITY;
-    for (int64_t t = 0; t < positions; t++) {
-        vec dot = {0};
-        for (int64_t i = 0; i < width; i += LANES) dot += *(const vec *)(query + i) * *(const vec *)(keys + t * width + i);
-        scores[t] = sum(dot);
-        most = scores[t] > most ? scores[t] : most;
-    }
+    for (int64_t s = 0, t = 0; s < 2; s++)
+        for (; t < spans[s].stop; t++) {
+            const float *key = spans[s].keys + t * width;
+            vec dot = {0};
+            for (int64_t i = 0; i < width; i += LANES) dot += *(const vec *)(query + i) * *(const vec *)(key + i);
+            scores[t] = sum(dot);
+            most = scores[t] > most ? scores[t] : most;
+        }
     for (int64_t t = positions; t < positions + LANES; t++) scores[t] = -INFINITY;
     vec shares = {0};
     for (int64_t t = 0; t < positions; t += LANES) shares += *(vec *)(scores + t) = exponential(*(vec *)(scores + t) - most);
     float scale = 1 / sum(shares);
     int64_t i = 0;
-    for (; i + 4 * LANES <= width; i += 4 * LANES) weigh(scores, values + i, positions, width, 4, scale, out + i);
-    for (; i < width; i += LANES) weigh(scores, values + i, positions, width, 1, scale, out + i);
+    for (; i + 8 * LANES <= width; i += 8 * LANES) weigh(scores, spans, i, width, 8, scale, out);
+    for (; i + 4 * LANES <= width; i += 4 * LANES) weigh(scores, spans, i, width, 4, scale, out);
+    for (; i < width; i += LANES) weigh(scores, spans, i, width, 1, scale, out);
+}
+
+/* What a row sees in a layer, for one of its groups of heads. */
+static void find(const model *m, const cache *c, const batch *b, int64_t l, int64_t r, int64_t g, span *spans) {
+    int64_t stop = b->positions[r] + 1, known = b->shared && b->shared[r] ? least(b->num_shared[r], stop) : 0;
+    const float *own = c->state + l * c->of_layer + b->sequences[r] * c->of_row + g * c->of_group;
+    spans[1] = (span){own, own + c->of_value, stop};
+    spans[0] = (span){own, own, known};
+    if (!known) return;
+    int64_t of_group = b->sizes[r] * m->head_width, of_value = m->groups * of_group;
+    spans[0].keys = b->shared[r] + l * 2 * of_value + g * of_group;
+    spans[0].values = spans[0].keys + of_value;
 }
 
 /* Keys and values of a row in a group of heads; kept, and its queries turned. */
@@ -151,10 +178,11 @@ void forward(
             }
             if (l + 1 == m->num_layers && !b->num_read) break; /* nobody asks for more than its keys and values */
 #pragma omp for schedule(dynamic)
-            for (int64_t one = 0; one < rows * m->heads; one++) {
-                int64_t r = one / m->heads, g = one % m->heads / each;
-                const float *keys = state + b->sequences[r] * c->of_row + g * c->of_group;
-                attend(query + one * h, keys, keys + c->of_value, b->positions[r] + 1, h, scores, seen + one * h);
+            for (int64_t one = 0; one < rows * m->heads; one++) { /* head by head: rows that share follow one another */
+                int64_t head = one / rows, r = one % rows;
+                span spans[2];
+                find(m, c, b, l, r, head / each, spans);
+                attend(query + (r * m->heads + head) * h, spans, h, scores, seen + (r * m->heads + head) * h);
             }
             EACH_OUTPUT(rows, width) add(&a->output, is_half, seen, rows, o, few, x);
             BARRIER

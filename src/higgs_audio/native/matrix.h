@@ -60,15 +60,17 @@ static inline __attribute__((always_inline)) void products(
         if (rows == 2) product(weight, is_half, in, x, 2, 2, result);
         return;
     }
-    for (; rows >= BLOCK; rows -= BLOCK, x += BLOCK * in, result += BLOCK * PANEL)
-        product(weight, is_half, in, x, BLOCK, 1, result);
 #define CASE(n) \
     case n: product(weight, is_half, in, x, n, 1, result); break;
-    switch (rows) {
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
+    for (int64_t left = (rows + BLOCK - 1) / BLOCK; left > 0; left--) {
+        int64_t count = (rows + left - 1) / left; /* alike: few rows have too few sums to keep busy */
+        switch (count) {
+            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if BLOCK > 6
-        CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11)
+            CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #endif
+        }
+        rows -= count, x += count * in, result += count * PANEL;
     }
 #undef CASE
 }
