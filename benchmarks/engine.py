@@ -7,11 +7,15 @@ One stream by transformers' `HiggsAudioV2ForConditionalGeneration.generate`, by 
 by the engine; then the engine with several at once. Greedy, no end before the last frame, so that all make the same
 number of columns; where the weights are nano's, with and without guidance. A round measures every row once; figures are
 medians over rounds, ratios medians of the ratios within a round. `floor` is the time that the bytes of a step need
-(weights once, keys and values of every row) at the bandwidth of a large copy, measured in the same round.
+(weights once, as whoever makes the step holds them; keys and values of every row) at the bandwidth of a large copy,
+measured in the same round. `memory` is what a case takes at most beyond what was taken before it (of the process on
+Linux, of the GPU on one).
 """
 
 import argparse
+import gc
 import json
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +31,7 @@ from higgs_audio.engine import Engine, Request
 from higgs_audio.engine.kv_cache import row_bytes
 from higgs_audio.generate import generate
 from higgs_audio.layouts import TRANSFORMERS, write_fields
+from higgs_audio.native import are_half
 from higgs_audio.sampling import SamplingOptions
 
 PROMPT, FRAMES = 100, 100  # positions, columns of sound
@@ -38,6 +43,7 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
 }
 COPY_BYTES = 256 << 20
+CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -175,10 +181,35 @@ def measure(runs: dict[str, Callable], model: HiggsAudioForConditionalGeneration
     bandwidth = copy_bandwidth(model)
     found: dict[str, Any] = {"bandwidth": bandwidth}
     for case in cases:
+        before = begin_peak(model.device)
         seconds, first, made = runs[case.name]()
-        floor = step_bytes(model, case) / bandwidth
-        found[case.name] = {"seconds": seconds, "first": first, "columns": made, "floor": floor}
+        taken, floor = peak_bytes(model.device) - before, step_bytes(model, case) / bandwidth
+        found[case.name] = {"seconds": seconds, "first": first, "columns": made, "floor": floor, "bytes": taken}
     return found
+
+
+def begin_peak(device: torch.device) -> int:
+    """Bytes that are taken now; from here on the most is remembered."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if CLEAR.exists():
+        CLEAR.write_text("5")
+    return peak_bytes(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that were taken since then."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 if not CLEAR.exists() else high_water()
+
+
+def high_water() -> int:
+    """Of this process since `CLEAR`, on Linux."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) << 10
 
 
 def copy_bandwidth(model: HiggsAudioForConditionalGeneration) -> float:
@@ -198,7 +229,9 @@ def step_bytes(model: HiggsAudioForConditionalGeneration, case: Case) -> int:
     config = model.model.text_config
     skipped = (".mlp.", ".input_layernorm.", ".post_attention_layernorm.", "embed_", "text_lm_head")
     names = [(name, weight) for name, weight in model.named_parameters() if not any(part in name for part in skipped)]
-    weights = sum(weight.numel() * weight.element_size() for _, weight in names)
+    is_packed = case.who == "engine" and model.device.type == "cpu" and model.dtype == torch.float32
+    half = is_packed and are_half(weight for _, weight in names)
+    weights = sum(weight.numel() * (2 if half else weight.element_size()) for _, weight in names)
     rows = case.streams * (1 + case.guided)
     return weights + rows * row_bytes(config, PROMPT + FRAMES // 2, model.dtype)
 
@@ -225,6 +258,7 @@ def summary(cases: list[Case], rounds: list[dict[str, Any]], args: argparse.Name
                 "times as fast": [statistics.median(ratios), min(ratios), max(ratios)],
                 "as": base,
                 "first columns, s": statistics.median(one[case.name]["first"] for one in rounds),
+                "memory, bytes": max(one[case.name]["bytes"] for one in rounds),
                 "floor, ms a step": 1000 * statistics.median(one[case.name]["floor"] for one in rounds),
             }
         )
@@ -243,15 +277,16 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"{report['GB/s']:.0f} GB/s, {report['threads']} threads, torch {report['torch']}",
         "",
-        "| who, streams | ms a column (least to most) | sound a second | times as fast | first columns | floor, ms |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| who, streams | ms a column (least to most) | sound a second | times as fast | first 20 | floor | memory |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in report["rows"]:
         median, least, most = row["ms a column"]
         ratio, low, high = row["times as fast"]
         lines.append(
             f"| {row['case']} | {median:.2f} ({least:.2f} to {most:.2f}) | {row['seconds of sound a second']:.1f} s | "
-            f"{ratio:.2f} ({low:.2f} to {high:.2f}) | {row['first columns, s']:.3f} s | {row['floor, ms a step']:.2f} |"
+            f"{ratio:.2f} ({low:.2f} to {high:.2f}) | {row['first columns, s']:.3f} s | "
+            f"{row['floor, ms a step']:.2f} | {row['memory, bytes'] / 2**20:.0f} MiB |"
         )
     return "\n".join(lines)
 
