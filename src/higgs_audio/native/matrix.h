@@ -35,14 +35,20 @@ static inline __attribute__((always_inline)) void load(const void *weight, int64
     memcpy(&w[1], &high, sizeof high);
 }
 
-/* `count` rows x [count, in] times `panels` panels, to result [count, panels * PANEL]. */
+/* `count` rows x [count, in] times `panels` panels, to result [count, panels * PANEL]; with is_last what comes behind the
+ * panels is fetched meanwhile: it would come too late for the many rows that are next.
+ */
 static inline __attribute__((always_inline)) void product(
-    const void *weight, int64_t is_half, int64_t in, const float *x, const int count, const int panels, float *result) {
+    const void *weight, int64_t is_half, int64_t in, const float *x, const int count, const int panels, const int is_last,
+    float *result) {
+    const int64_t line = PANEL * (is_half ? 2 : 4);
+    const char *next = (const char *)weight + panels * in * line;
     vec total[2 * BLOCK], w[2 * FEW]; /* of a constant size, or they would not be registers */
     const int each = 2 * panels, sums = count * each;
 UNROLLED
     for (int n = 0; n < sums; n++) total[n] = (vec){0};
     for (int64_t i = 0; i < in; i++) {
+        if (is_last) __builtin_prefetch(next + i * line);
 UNROLLED
         for (int p = 0; p < panels; p++) load(weight, (p * in + i) * PANEL, is_half, w + 2 * p);
 UNROLLED
@@ -56,12 +62,15 @@ UNROLLED
 static inline __attribute__((always_inline)) void products(
     const void *weight, int64_t is_half, int64_t in, const float *x, int64_t rows, const int panels, float *result) {
     if (panels == 2) {
-        if (rows == 1) product(weight, is_half, in, x, 1, 2, result);
-        if (rows == 2) product(weight, is_half, in, x, 2, 2, result);
+        if (rows == 1) product(weight, is_half, in, x, 1, 2, 0, result);
+        if (rows == 2) product(weight, is_half, in, x, 2, 2, 0, result);
         return;
     }
 #define CASE(n) \
-    case n: product(weight, is_half, in, x, n, 1, result); break;
+    case n: \
+        if (left > 1) product(weight, is_half, in, x, n, 1, 0, result); \
+        else product(weight, is_half, in, x, n, 1, 1, result); \
+        break;
     for (int64_t left = (rows + BLOCK - 1) / BLOCK; left > 0; left--) {
         int64_t count = (rows + left - 1) / left; /* alike: few rows have too few sums to keep busy */
         switch (count) {
