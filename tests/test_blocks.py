@@ -78,6 +78,51 @@ def test_weights_that_are_written_to_or_converted_are_read_anew(monkeypatch):
     assert type(blocks_of(decoder.double())) is Blocks
 
 
+class Doubled(torch.nn.Linear):
+    """As an adapter is: it has the weight, and does something else."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def double(decoder):
+    given = decoder.fine[0].expand
+    decoder.fine[0].expand = Doubled(given.in_features, given.out_features)
+
+
+@needs_compiler
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        double,
+        lambda decoder: decoder.coarse[0].expand.register_forward_hook(lambda module, given, made: 2 * made),
+        lambda decoder: setattr(decoder.coarse[0].norm, "weight", torch.nn.Parameter(torch.rand(384))),
+        lambda decoder: decoder.bfloat16().float(),
+    ],
+    ids=["a part", "a hook", "a parameter", "other numbers"],
+)
+def test_whatever_is_changed_is_heard(change):
+    decoder = VocosDecoder(HiggsAudioTokenizerConfig(acoustic_model_config={"body": "vocos"}))
+    for number, width in ((0, 384), (len(decoder.coarse), 256)):
+        blocks_of(decoder)(number, rows(7, width), torch.tensor([0]))
+    change(decoder)
+    for number, width in ((0, 384), (len(decoder.coarse), 256)):
+        made = blocks_of(decoder)(number, rows(9, width), torch.arange(3))
+        wanted = Blocks([*decoder.coarse, *decoder.fine])(number, rows(9, width), torch.arange(3))
+        torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_under_autocast_torch_does_it():
+    blocks, library = make_blocks(), native_library()
+    wide = rows(20, 48).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = NativeBlocks(blocks, library)(0, wide, torch.arange(14))
+        assert torch.equal(made, Blocks(blocks)(0, wide, torch.arange(14)))
+
+
 @pytest.mark.parametrize("change", [lambda block: block.half(), lambda block: ConvNeXt(40, 7, 1)])
 def test_blocks_that_c_does_not_know_are_left_to_torch(change):
     blocks = make_blocks()

@@ -150,6 +150,24 @@ def test_what_fails_for_one_fails_for_it_alone_and_nothing_is_sounded_twice(code
     assert desk._open == []
 
 
+def test_an_interrupt_behind_the_sound_does_not_sound_it_twice(codec, monkeypatch):
+    desk, push, calls = Desk(codec), Desk._pushed, []
+    speakers = [Speaker(codec, seed, made=True) for seed in range(2)]
+    soundings = [desk.open(speaker.answer, soon=False) for speaker in speakers]
+
+    def interrupted(self, ready, codes):
+        sounds = push(self, ready, codes)
+        calls.append(len(ready))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return sounds
+
+    monkeypatch.setattr(Desk, "_pushed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(desk.chunks(soundings[0]))
+    np.testing.assert_allclose(heard(desk.chunks(soundings[1])), alone(codec, speakers[1]), atol=1e-5)
+
+
 def test_what_failed_once_for_all_is_sounded_for_each(codec, monkeypatch):
     desk, push, calls = Desk(codec), Desk._pushed, []
     speakers = [Speaker(codec, seed, made=True) for seed in range(3)]

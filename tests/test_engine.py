@@ -5,6 +5,7 @@ import random
 import threading
 from collections import deque
 from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 import torch
@@ -252,7 +253,8 @@ def test_two_voices_of_one_length_never_mix(model):
 def test_a_prefix_is_read_once(model, monkeypatch):
     request = replace(make_request(range(40, 49), [make_codes(5, 1)], seed=7), prefix=18)
     engine, read = make_engine(model), []
-    monkeypatch.setattr(engine._runner, "read", spy(engine._runner.read, read))
+    real = Runner.read
+    monkeypatch.setattr(Runner, "read", lambda runner, pieces: spy(partial(real, runner), read)(pieces))
     first, again = list(engine.submit(request)), list(engine.submit(request))
     assert first == again
     length = len(request.input_ids)
@@ -298,6 +300,50 @@ def test_what_is_known_of_a_hidden_text_is_not_read_again(model, requests):
         read.clear()
         assert list(engine.submit(request)) == alone(model, request)[0]
         assert [start for start, _ in read] == [0, found]
+
+
+def test_a_hidden_text_too_long_to_be_kept_is_not_shared(model):
+    """A shorter one is known, and C must not read on behind it."""
+    sampling = SamplingOptions(temperature=0.8, text_guidance_scale=2.0)
+    row = row_bytes(model.model.text_config, CONTEXT, torch.float32)
+    engine = make_engine(model, memory=4 * row, max_rows=2)
+    engine._prefixes.max_bytes = row_bytes(model.model.text_config, 40, torch.float32)
+    for count in (12, 90, 12, 90):
+        request = make_request([71] * count, hidden=[70] * count, sampling=sampling, seed=count)
+        assert list(engine.submit(request)) == alone(model, request)[0]
+    assert 0 < engine._prefixes.num_bytes <= engine._prefixes.max_bytes
+
+
+def test_what_is_shared_is_held_as_long_as_it_is_kept(model):
+    """Rows have their own copies: what the cache of prefixes throws away is not kept by them."""
+    engine = make_engine(model)
+    engine._prefixes.max_bytes = row_bytes(model.model.text_config, 12, torch.float32)
+    requests = [make_request([71 + number] * 12, prefix=10, seed=number, min_frames=11) for number in range(4)]
+    answers = [engine.submit(request) for request in requests]
+    while len(engine._rows.speaking) < 4:
+        engine.step()
+    engine.step()
+    held = [part is not None and part[0]() is not None for run in engine._rows.speaking for part in run.shared]
+    assert sum(held) <= 1
+    assert [list(answer) for answer in answers] == [alone(model, request)[0] for request in requests]
+
+
+def test_a_stream_that_the_collector_finds_while_others_leave_ends_alone(model, requests, wanted, monkeypatch):
+    engine = make_engine(model)
+    staying, leaving, left = (engine.submit(requests[number]) for number in (2, 3, 4))
+    engine.step()
+    engine.step()
+    leave, calls = engine._rows.leave, []
+
+    def collecting(run):
+        if not calls:
+            calls.append(left.cancel())  # as the collector may, in this thread
+        return leave(run)
+
+    monkeypatch.setattr(engine._rows, "leave", collecting)
+    leaving.cancel()
+    assert (leaving.finish_reason, left.finish_reason) == ("cancelled", "cancelled")
+    assert (list(staying), engine.num_running) == (wanted[2][0], 0)
 
 
 def test_a_shorter_hidden_text_does_not_replace_a_longer_one(model, requests):

@@ -222,6 +222,17 @@ def test_weights_that_are_written_to_are_read_anew(model):
 
 
 @needs_compiler
+def test_weights_written_to_behind_torch_s_back_are_read_anew_when_told(model):
+    engine, request = make_engine(model), many_requests()[4]
+    before = list(engine.submit(request))
+    model.model.layers[0].self_attn.v_proj.weight.data.mul_(-3)
+    engine.forget()
+    answer = engine.submit(request)
+    assert (list(answer), answer.finish_reason) == alone(model, request)
+    assert alone(model, request)[0] != before
+
+
+@needs_compiler
 def test_a_part_that_is_replaced_or_hooked_is_seen(model):
     request = many_requests()[4]
     before = alone(model, request)

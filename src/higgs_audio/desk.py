@@ -170,9 +170,11 @@ class Desk:
         codes, states = [one.codes for one in ready], [one.decoder.state for one in ready]
         try:
             sounds = self._pushed(ready, codes)
-        except Exception as error:
+        except BaseException as error:
             for one, state in zip(ready, states, strict=True):
                 one.decoder.state = state
+            if not isinstance(error, Exception):
+                raise
             if len(ready) == 1:
                 ready[0].fail(typed(error))
             else:

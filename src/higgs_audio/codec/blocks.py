@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from higgs_audio.codec.vocos import ConvNeXt, VocosDecoder
-from higgs_audio.native import MULTIPLE, Matrix, Packer, are_half, native_library
+from higgs_audio.native import MULTIPLE, Matrix, Packer, Watch, are_half, is_hooked, modules_of, native_library
 
 
 class Blocks:
@@ -21,12 +21,7 @@ class Blocks:
     """
 
     def __init__(self, blocks: Sequence[ConvNeXt]) -> None:
-        self.blocks, self._seen = blocks, _state(blocks)
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the blocks still have the weights that were seen, unchanged."""
-        return _state(self.blocks) == self._seen
+        self.blocks = blocks
 
     def __call__(self, number: int, wide: Tensor, starts: Tensor) -> Tensor:
         """What the numbered block makes of each `kernel` rows of `wide [W, D]` from `starts [N]` on: rows `[N, D]`."""
@@ -64,8 +59,10 @@ class NativeBlocks(Blocks):
         self._structs = [self._struct(block, kernel) for block, kernel in zip(blocks, self._depthwise, strict=True)]
 
     def __call__(self, number: int, wide: Tensor, starts: Tensor) -> Tensor:
+        if wide.dtype != torch.float32:  # under autocast
+            return super().__call__(number, wide, starts)
         block, threads = ctypes.byref(self._structs[number]), torch.get_num_threads()
-        wide, starts = wide.contiguous(), starts.contiguous()
+        wide, starts = wide.contiguous(), starts.long().contiguous()
         result = wide.new_empty(len(starts), wide.shape[1])
         work = wide.new_empty(self._library.convnext_workspace(block, threads))
         places = (tensor.data_ptr() for tensor in (wide, starts))
@@ -87,31 +84,28 @@ class NativeBlocks(Blocks):
 
 
 def blocks_of(decoder: VocosDecoder) -> Blocks:
-    """A decoder's, in C where that can be; made anew where its weights have changed."""
+    """A decoder's, in C where that can be; made anew where it has changed."""
     known = _KNOWN.get(decoder)
-    if known is None or not known.is_current:
-        parts = (*decoder.coarse, *decoder.fine)
-        known = _KNOWN[decoder] = _made([part for part in parts if isinstance(part, ConvNeXt)])
-    return known
+    if known is None or not known[0].is_current:
+        blocks = [part for part in (*decoder.coarse, *decoder.fine) if isinstance(part, ConvNeXt)]
+        library = native_library() if fit(blocks) else None
+        made = Blocks(blocks) if library is None else NativeBlocks(blocks, library)
+        known = _KNOWN[decoder] = Watch(decoder, ("coarse", "fine")), made
+    return known[1]
 
 
-_KNOWN: WeakKeyDictionary[VocosDecoder, Blocks] = WeakKeyDictionary()
-
-
-def _made(blocks: Sequence[ConvNeXt]) -> Blocks:
-    library = native_library() if fit(blocks) else None
-    return Blocks(blocks) if library is None else NativeBlocks(blocks, library)
+_KNOWN: WeakKeyDictionary[VocosDecoder, tuple[Watch, Blocks]] = WeakKeyDictionary()
 
 
 def fit(blocks: Sequence[ConvNeXt]) -> bool:
-    """Whether C knows such blocks: float32 on a CPU, of widths that are multiples of 16."""
-    weights = [weight for block in blocks for weight in block.parameters()]
-    return all(
-        weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous() for weight in weights
-    ) and all(block.norm.normalized_shape[0] % MULTIPLE == 0 for block in blocks)
-
-
-def _state(blocks: Sequence[ConvNeXt]) -> list[tuple[int, int, torch.device, torch.dtype]]:
-    """What changes when a weight is moved, converted or written to."""
-    weights = (weight for block in blocks for weight in block.parameters())
-    return [(weight.data_ptr(), weight._version, weight.device, weight.dtype) for weight in weights]
+    """Whether C knows such blocks: of torch's own parts, not hooked, float32 on a CPU, of widths that are multiples of
+    16.
+    """
+    modules, weights = list(modules_of(blocks)), [weight for block in blocks for weight in block.parameters()]
+    return (
+        all(type(module) in (ConvNeXt, nn.Conv1d, nn.LayerNorm, nn.Linear) for module in modules)
+        and not any(map(is_hooked, modules))
+        and all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
+        and all(weight.is_contiguous() for weight in weights)
+        and all(block.norm.normalized_shape[0] % MULTIPLE == 0 for block in blocks)
+    )

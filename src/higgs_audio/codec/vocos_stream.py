@@ -95,7 +95,7 @@ def _through(
     for stream, part, is_last in zip(streams, x.split(list(sizes)), last, strict=True):
         past = stream.kept[number]
         wide.append(torch.cat([zeros[:before] if past is None else past, part, zeros[: ahead * is_last]]))
-        stream.kept[number] = wide[-1][-(before + ahead) :]
+        stream.kept[number] = wide[-1][-(before + ahead) :].clone()  # or all of it would be kept
         counts.append(max(0, len(wide[-1]) - before - ahead))
         starts.append(torch.arange(place, place + counts[-1], device=x.device))
         place += len(wide[-1])

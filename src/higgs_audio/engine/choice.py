@@ -87,13 +87,14 @@ class NativeChoice(Choice):
         self._struct = _Lanes(*whole, *markers, *places, self._habits.noise.stride(0))
         self._threads = torch.get_num_threads()
         num_bytes = library.choice_workspace(count, books, config.codebook_rows, self._threads)
-        self._work = torch.empty(num_bytes, dtype=torch.uint8)
+        self._work = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
 
     def __call__(self, lanes: Lanes, logits: Tensor) -> tuple[Lanes, Tensor]:
         count, books = lanes.column.shape
         logits, recent = logits.float().contiguous(), torch.empty_like(lanes.recent)
         noise = self._habits.noise[:, self.num_steps]
-        columns = torch.empty(count, books + 3, dtype=torch.long)
+        columns = torch.empty(count, books + 3, dtype=torch.long, device="cpu")
+        assert logits.shape[1:] == (books, self._config.codebook_rows)
         self._struct.made, self._struct.end = lanes.made.data_ptr(), lanes.end.data_ptr()
         self._struct.recent, self._struct.noise = lanes.recent.data_ptr(), noise.data_ptr()
         self._library.next_columns(

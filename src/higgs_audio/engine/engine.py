@@ -102,13 +102,13 @@ class Engine:
         self._scheduler = Scheduler(self.max_rows, max_waiting)
         self._runs: dict[Ticket, Run] = {}
         self._reading: list[Run] = []  # admitted, in order; the first of them have rows
-        self._is_any_cancelled = False
+        self._is_any_cancelled = self._is_dropping = False
         self._changed = threading.Condition()
         self._driver: int | None = None  # the thread that takes a step now
 
     def _begin(self) -> None:
         """A cache and a runner for the model as it is now."""
-        model = self._model
+        model, self._is_stale = self._model, False
         self._cache = KVCache(model.model.text_config, self.max_rows, self._positions, model.dtype, model.device)
         self._runner = Runner(model, self._cache, self._wants_fused)
         self._rows = Rows(self._cache, self.config)
@@ -127,7 +127,7 @@ class Engine:
         """
         self._check(request)
         with self._changed:
-            if not self._runs and not self._runner.is_current:
+            if not self._runs and (self._is_stale or not self._runner.is_current):
                 self._begin()  # the model was moved, converted or adapted
             ticket = self._scheduler.add(request.num_rows, request.priority)
             answer = Answer(self.step, lambda: self._cancel(run))
@@ -153,9 +153,10 @@ class Engine:
             return self._cache.num_bytes + self._prefixes.num_bytes + aside
 
     def forget(self) -> None:
-        """Forgets the prompts read before: the model's weights have changed."""
+        """Forgets the prompts read before, and what was made of the weights: they have changed."""
         with self._changed:
             self._prefixes.clear()
+            self._is_stale = True
 
     def _check(self, request: Request) -> None:
         request.check(self.config)
@@ -233,15 +234,19 @@ class Engine:
             self._reading.remove(run)
 
     def _drop(self) -> None:
-        """Those who are cancelled leave."""
-        if not self._is_any_cancelled:
+        """Those who are cancelled leave; also who is meanwhile, by the garbage collector in this thread."""
+        if self._is_dropping:
             return
-        self._is_any_cancelled = False
+        self._is_dropping = True
         try:
-            for run in [run for run in self._runs.values() if run.is_cancelled]:
-                self._end(run, "cancelled")
+            while self._is_any_cancelled:
+                self._is_any_cancelled = False
+                for run in [run for run in self._runs.values() if run.is_cancelled]:
+                    self._end(run, "cancelled")
         except Exception as error:
             self._fail(error)
+        finally:
+            self._is_dropping = False
 
     def _end(self, run: Run, reason: str | None, error: Exception | None = None) -> None:
         self._rows.leave(run)

@@ -47,7 +47,9 @@ class Shared:
             [0 if part is None else part[1] for part in parts],
             [0 if saved is None else saved.length for saved in self.saved],
         )
-        self.pointers, self.counts, self.sizes = (torch.tensor(column, dtype=torch.long) for column in columns)
+        tensors = (torch.tensor(column, dtype=torch.long, device="cpu") for column in columns)
+        self.pointers, self.counts, self.sizes = tensors
+        assert bool((self.counts <= self.sizes).all())
 
 
 class KVCache:

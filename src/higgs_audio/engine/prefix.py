@@ -29,16 +29,17 @@ class PrefixCache:
                 self._saved.move_to_end(key)
             return saved
 
-    def put(self, key: bytes, saved: Saved) -> None:
-        """Keeps it, if it is not larger than everything together may be."""
+    def put(self, key: bytes, saved: Saved) -> bool:
+        """Keeps it, if it is not larger than everything together may be; whether it does."""
         if saved.num_bytes > self.max_bytes:
-            return
+            return False
         with self._lock:
             old = self._saved.pop(key, None)
             self.num_bytes += saved.num_bytes - (0 if old is None else old.num_bytes)
             self._saved[key] = saved
             while self.num_bytes > self.max_bytes:
                 self.num_bytes -= self._saved.popitem(last=False)[1].num_bytes
+        return True
 
     def clear(self) -> None:
         """Forgets everything: the model has changed."""

@@ -4,6 +4,7 @@ So is a hidden text: padding after padding, of which a longer one begins with ev
 """
 
 from collections.abc import Iterator, Mapping
+from weakref import ref
 
 from higgs_audio.checks import audio_mask
 from higgs_audio.engine.prefix import PrefixCache, prefix_key
@@ -73,7 +74,7 @@ class Reader:
         length = min(most, saved.length)
         self._rows.cache.reserve(run.rows[-1] + 1, length)
         self._rows.cache.load(run.rows[row], saved, length)
-        run.known[row], run.shared[row] = length, (saved, length)
+        run.known[row], run.shared[row] = length, (ref(saved), length)
         return length
 
     def _end(self, run: Run, stop: int) -> int:
@@ -102,11 +103,12 @@ class Reader:
         """Saves the first positions of one of its rows, where no more of them are known by then."""
         saved = self._prefixes.get(key)
         if saved is None or saved.length < length:
-            self._prefixes.put(key, self._rows.cache.save(run.rows[row], length))
-            saved = self._prefixes.get(key)  # None where it is too large
+            saved = self._rows.cache.save(run.rows[row], length)
+            if not self._prefixes.put(key, saved):
+                return
         known = run.shared[row]
-        if saved is not None and (known is None or known[1] < length):
-            run.shared[row] = saved, length
+        if known is None or known[1] < length:
+            run.shared[row] = ref(saved), length
 
     def _keys(self, run: Run) -> list[bytes]:
         """What its prefix is known by, for each of its rows."""

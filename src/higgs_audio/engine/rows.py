@@ -148,7 +148,8 @@ class Places:
         columns = (rows, [run.rows[0] for run in runs], [run.rows[-1] for run in runs])
         lane_of_row, read, unread = (torch.tensor(column, device=lanes.made.device) for column in columns)
         parts = {row: part for run in runs for row, part in zip(run.rows, run.shared, strict=True)}
-        shared = Shared([parts[row] for row in range(len(rows))])
+        alive = ((part[0](), part[1]) if (part := parts[row]) else (None, 0) for row in range(len(rows)))
+        shared = Shared([(saved, count) if saved else None for saved, count in alive])
         return cls(rows, lane_of_row, choice_for(lanes, read, unread, config), shared)
 
 

@@ -1,6 +1,7 @@
 """A request on its way through an engine."""
 
 from dataclasses import dataclass, field
+from weakref import ref
 
 import torch
 
@@ -22,7 +23,7 @@ class Run:
         rows: of the cache, its own from its first piece on; none while it waits or is set aside.
         num_read: positions of the prompt that are in them.
         known: positions that were read before, of each row: they may be ahead of the others.
-        shared: of each row, what of its beginning is saved for others too, and how many positions that is.
+        shared: of each row, what of its beginning is saved for others too, as long as it is, and how many positions.
         length: positions in them, once it speaks.
         saved: what was in them, and its lane, while it is set aside.
         is_cancelled: whether it is to leave at the next step.
@@ -35,7 +36,7 @@ class Run:
     rows: list[int] = field(default_factory=list)
     num_read: int = 0
     known: list[int] = field(default_factory=list)
-    shared: list[tuple[Saved, int] | None] = field(default_factory=list)
+    shared: list[tuple[ref[Saved], int] | None] = field(default_factory=list)
     length: int = 0
     saved: tuple[list[Saved], Lanes] | None = None
     is_cancelled: bool = False

@@ -39,7 +39,7 @@ class Piece:
     @property
     def positions(self) -> Tensor:
         """`[t]`."""
-        return torch.arange(self.start, self.stop)
+        return torch.arange(self.start, self.stop, device="cpu")
 
 
 class Runner:
@@ -132,7 +132,8 @@ class Runner:
         places = torch.tensor(positions, device=columns.device)  # [R]
         hidden = self._trunk.embed_audio_tokens(columns)  # [R, D]
         if self._native is not None:
-            logits = self._native(hidden, 0, len(hidden), torch.arange(len(hidden)), places, self.cache, shared)
+            sequences = torch.arange(len(hidden), device="cpu")
+            logits = self._native(hidden, 0, len(hidden), sequences, places, self.cache, shared)
             return logits.unflatten(-1, (self.model.config.audio_num_codebooks, -1))
         uneven = min(positions) + 1 < length
         mask = None

@@ -14,8 +14,9 @@ from transformers.activations import SiLUActivation
 from higgs_audio.engine.kv_cache import KVCache, Shared
 from higgs_audio.layers import DualFFNLayer, FeedForward, RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
-from higgs_audio.native import MULTIPLE, Matrix, Packer, are_half, native_library
+from higgs_audio.native import MULTIPLE, Matrix, Packer, Watch, are_half, is_hooked, modules_of, native_library
 
+WATCHED = ("model.layers", "model.norm", "audio_lm_head")  # modules that C stands for
 MAX_BYTES = 2 << 30  # of packed weights; the products of larger models are fast enough in torch
 
 
@@ -68,9 +69,8 @@ class NativeTrunk:
     """
 
     def __init__(self, model: HiggsAudioForConditionalGeneration, turns: Tensor, library: ctypes.CDLL) -> None:
-        self._library, self._turns, self._of = library, turns.contiguous(), model
-        parts = list(_parts(model))
-        self._seen = _state(model)
+        self._library, self._turns = library, turns.contiguous()
+        self._watch, parts = Watch(model, WATCHED), list(_parts(model))
         self._is_half = are_half(part.weight for part in parts if isinstance(part, nn.Linear))
         self._pack = Packer(library, self._is_half)
         layers = [self._layer(layer) for layer in model.model.layers]
@@ -93,7 +93,7 @@ class NativeTrunk:
     @property
     def is_current(self) -> bool:
         """Whether the model still has the weights that were packed, unchanged, and no hooks that C would not call."""
-        return _state(self._of) == self._seen
+        return self._watch.is_current
 
     def __call__(
         self,
@@ -112,14 +112,15 @@ class NativeTrunk:
             num_text: rows that are text.
             num_read: the last rows, whose logits are wanted.
             sequences, positions: `[N]`, rows of the cache and places in them; of a sequence in order, without holes.
-            cache: with room for them.
+            cache: with room for them, float32.
             shared: where the beginnings of the N rows lie too.
 
         Returns:
             `[num_read, K (V + 2)]`.
         """
         assert len(rows) == len(sequences) == len(positions)
-        assert sequences.dtype == positions.dtype == torch.long
+        assert sequences.dtype == positions.dtype == torch.long and rows.device.type == "cpu"
+        rows = rows.float()
         rows, sequences, positions = (tensor.contiguous() for tensor in (rows, sequences, positions))
         state, threads = cache.state, torch.get_num_threads()
         length = state.shape[4]
@@ -170,7 +171,7 @@ def fits(model: HiggsAudioForConditionalGeneration) -> bool:
         and all(part.bias is None and part.in_features % MULTIPLE == 0 for part in linears)
         and model.model.layers[0].self_attn.head_dim % MULTIPLE == 0
         and all(isinstance(feed.act, (nn.SiLU, SiLUActivation)) for feed in _feeds(model))
-        and not any(map(sum, _hooks(model)))
+        and not any(map(is_hooked, modules_of([model.get_submodule(name) for name in WATCHED])))
         and _is_small([linear.weight for linear in linears])
     )
 
@@ -187,18 +188,6 @@ def _parts(model: HiggsAudioForConditionalGeneration) -> Iterator[Any]:
 
 def _feeds(model: HiggsAudioForConditionalGeneration) -> list[FeedForward]:
     return [feed for layer in model.model.layers for _, _, feed in (layer.of_text, layer.of_audio)]
-
-
-def _hooks(model: HiggsAudioForConditionalGeneration) -> list[tuple[int, int]]:
-    """How many every module has, before and behind it."""
-    modules = (*model.model.layers.modules(), model.model.norm, model.audio_lm_head)
-    return [(len(one._forward_pre_hooks), len(one._forward_hooks)) for one in modules]
-
-
-def _state(model: HiggsAudioForConditionalGeneration) -> list[tuple[int, ...]]:
-    """What changes when a part is replaced or wrapped, its weight moved or written to, or a module hooked."""
-    weights = [(id(part), part.weight.data_ptr(), part.weight._version) for part in _parts(model)]
-    return [*weights, *((id(feed.act),) for feed in _feeds(model)), *_hooks(model)]
 
 
 def _is_small(matrices: list[Tensor]) -> bool:

@@ -2,5 +2,6 @@
 
 from higgs_audio.native.library import native_library
 from higgs_audio.native.matrix import MULTIPLE, Matrix, Packer, are_half
+from higgs_audio.native.watch import Watch, is_hooked, modules_of
 
-__all__ = ["MULTIPLE", "Matrix", "Packer", "are_half", "native_library"]
+__all__ = ["MULTIPLE", "Matrix", "Packer", "Watch", "are_half", "is_hooked", "modules_of", "native_library"]

@@ -178,7 +178,7 @@ static int64_t next_id(const lanes *l, int64_t lane, int64_t book, const float *
     *is_finite = copy(logits + read * of_row + book * count, count, s->read);
     if (unread != read) {
         *is_finite &= copy(logits + unread * of_row + book * count, count, s->unread);
-        if (l->scale[lane] != 1) guide(s->read, s->unread, count, l->scale[lane], l->eos);
+        guide(s->read, s->unread, count, l->scale[lane], l->eos);
     }
     s->read[l->bos] = -INFINITY;
     if (l->made[lane] - 1 - book < l->min_frames[lane] || book >= l->end_books[lane]) s->read[l->eos] = -INFINITY;

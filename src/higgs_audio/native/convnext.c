@@ -75,6 +75,7 @@ int64_t convnext_workspace(const block *b, int64_t threads) { return threads * t
 /* Rows of wide [any, width] to result [count, width]; each sees `kernel` rows from its start on. */
 void convnext(
     const block *b, const float *wide, const int64_t *starts, int64_t count, float *result, float *work, int64_t threads) {
+    if (!count) return;
     int64_t each = (count + threads - 1) / threads, size = least(TILE, (each + BLOCK - 1) / BLOCK * BLOCK);
 #pragma omp parallel num_threads(threads)
     {

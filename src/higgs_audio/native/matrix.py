@@ -34,7 +34,7 @@ class Packer:
         key, panel = weight.data_ptr(), self._library.panel()
         if key not in self._panels:
             shape = -(-len(weight) // panel) * panel, weight.shape[1]
-            panels = torch.empty(shape, dtype=torch.bfloat16 if self._is_half else torch.float32)
+            panels = torch.empty(shape, dtype=torch.bfloat16 if self._is_half else torch.float32, device="cpu")
             self._library.pack(key, *weight.shape, self._is_half, panels.data_ptr())
             self._panels[key] = panels
         return Matrix(self._panels[key].data_ptr(), *weight.shape)
