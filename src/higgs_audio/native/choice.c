@@ -225,11 +225,7 @@ void next_columns(const lanes *l, const float *logits, int64_t *made, int64_t *r
     char *own = (char *)(finite + count);
 #pragma omp parallel num_threads(threads)
     {
-        int64_t number = 0;
-#ifdef _OPENMP
-        extern int omp_get_thread_num(void);
-        number = omp_get_thread_num();
-#endif
+        const int64_t number = thread_number();
         float *floats = (float *)(own + number * size * (4 * sizeof(float) + sizeof(int32_t) + sizeof(candidate)));
         candidate *order = (candidate *)(floats + 4 * size);
         scratch s = {floats, floats + size, floats + 2 * size, floats + 3 * size, (int32_t *)(order + size), order};

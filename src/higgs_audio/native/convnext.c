@@ -79,11 +79,7 @@ void convnext(
     int64_t each = (count + threads - 1) / threads, size = least(TILE, (each + BLOCK - 1) / BLOCK * BLOCK);
 #pragma omp parallel num_threads(threads)
     {
-        int64_t number = 0;
-#ifdef _OPENMP
-        extern int omp_get_thread_num(void);
-        number = omp_get_thread_num();
-#endif
+        const int64_t number = thread_number();
         float *normed = work + number * tile_floats(b), *inner = normed + TILE * b->width;
         float *few = inner + TILE * b->expand.out;
 #pragma omp for schedule(dynamic)

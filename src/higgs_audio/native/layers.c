@@ -152,11 +152,7 @@ void forward(
     float *normed = value + rows * k, *inner = normed + rows * width, *own = inner + rows * m->inner;
 #pragma omp parallel num_threads(threads)
     {
-        int64_t number = 0;
-#ifdef _OPENMP
-        extern int omp_get_thread_num(void);
-        number = omp_get_thread_num();
-#endif
+        const int64_t number = thread_number();
         float *scores = own + number * (rows * MOST + positions + LANES), *few = scores + positions + LANES;
         for (int64_t l = 0; l < m->num_layers; l++) {
             const layer *a = m->layers + l;

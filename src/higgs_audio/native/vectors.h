@@ -22,6 +22,16 @@
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4)));
 
+/* Of this thread, in a parallel region; without OpenMP there is one. */
+static inline int64_t thread_number(void) {
+#ifdef _OPENMP
+    extern int omp_get_thread_num(void);
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static inline float sum(vec v) {
