@@ -19,7 +19,7 @@ from higgs_audio.engine.kv_cache import KVCache, Shared
 from higgs_audio.engine.lanes import Lanes, first_lane
 from higgs_audio.engine.runner import Piece, Runner
 from higgs_audio.model import HiggsAudioForConditionalGeneration
-from higgs_audio.native import library
+from higgs_audio.native import library, threads
 from higgs_audio.sampling import SamplingOptions
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler is here")
@@ -324,3 +324,29 @@ def test_a_compiler_without_openmp_makes_a_step_of_one_thread(monkeypatch, tmp_p
     answer = engine.submit(request)
     assert (list(answer), answer.finish_reason) == alone(model, request)
     library._loaded.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({}, 6),
+        ({"cpu.max": "max 100000\n"}, 6),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "250000 100000\n"}, 3),
+        ({"cpu.max": "6400000 100000\n"}, 6),
+        ({"cpu.max": "nonsense\n"}, 6),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 6),
+        ({"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+    ],
+    ids=str,
+)
+def test_no_more_threads_than_a_container_may_use(monkeypatch, tmp_path, files, wanted):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 6)
+    threads.cores_allowed.cache_clear()
+    assert threads.num_threads() == wanted
+    threads.cores_allowed.cache_clear()

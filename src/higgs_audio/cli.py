@@ -307,6 +307,7 @@ def _check_output(path: Path, formats: Collection[str]) -> None:
 
 def _load(model: str, device: str | None, **options: Any) -> "HiggsAudio":
     _quiet()
+    _spare_threads()
     from higgs_audio.tts import HiggsAudio
 
     return HiggsAudio.from_pretrained(model, device=device, **options)
@@ -314,9 +315,19 @@ def _load(model: str, device: str | None, **options: Any) -> "HiggsAudio":
 
 def _load_codec(model: str, device: str | None) -> "HiggsAudioTokenizer":
     _quiet()
+    _spare_threads()
     from higgs_audio.tts import load_codec
 
     return load_codec(model, device)
+
+
+def _spare_threads() -> None:
+    """No more of them than a container's time is enough for."""
+    import torch
+
+    from higgs_audio.native import num_threads
+
+    torch.set_num_threads(num_threads())
 
 
 def _quiet() -> None:

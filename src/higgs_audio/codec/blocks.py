@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from higgs_audio.codec.vocos import ConvNeXt, VocosDecoder
-from higgs_audio.native import MULTIPLE, Matrix, Packer, Watch, are_half, is_hooked, modules_of, native_library
+from higgs_audio.native import (
+    MULTIPLE,
+    Matrix,
+    Packer,
+    Watch,
+    are_half,
+    is_hooked,
+    modules_of,
+    native_library,
+    num_threads,
+)
 
 
 class Blocks:
@@ -61,7 +71,7 @@ class NativeBlocks(Blocks):
     def __call__(self, number: int, wide: Tensor, starts: Tensor) -> Tensor:
         if wide.dtype != torch.float32:  # under autocast
             return super().__call__(number, wide, starts)
-        block, threads = ctypes.byref(self._structs[number]), torch.get_num_threads()
+        block, threads = ctypes.byref(self._structs[number]), num_threads()
         wide, starts = wide.contiguous(), starts.long().contiguous()
         result = wide.new_empty(len(starts), wide.shape[1])
         work = wide.new_empty(self._library.convnext_workspace(block, threads))

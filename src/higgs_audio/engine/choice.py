@@ -11,7 +11,7 @@ from torch import Tensor
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.engine.lanes import Habits, Lanes, is_finished, next_columns
 from higgs_audio.guidance import guided
-from higgs_audio.native import native_library
+from higgs_audio.native import native_library, num_threads
 
 NUM_STEPS = 32  # whose random numbers are made at once
 
@@ -85,7 +85,7 @@ class NativeChoice(Choice):
         assert all(tensor.is_contiguous() for tensor in tensors)
         places = (tensor.data_ptr() for tensor in tensors)
         self._struct = _Lanes(*whole, *markers, *places, self._habits.noise.stride(0))
-        self._threads = torch.get_num_threads()
+        self._threads = num_threads()
         num_bytes = library.choice_workspace(count, books, config.codebook_rows, self._threads)
         self._work = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
 

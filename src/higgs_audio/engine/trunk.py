@@ -14,7 +14,17 @@ from transformers.activations import SiLUActivation
 from higgs_audio.engine.kv_cache import KVCache, Shared
 from higgs_audio.layers import DualFFNLayer, FeedForward, RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
-from higgs_audio.native import MULTIPLE, Matrix, Packer, Watch, are_half, is_hooked, modules_of, native_library
+from higgs_audio.native import (
+    MULTIPLE,
+    Matrix,
+    Packer,
+    Watch,
+    are_half,
+    is_hooked,
+    modules_of,
+    native_library,
+    num_threads,
+)
 
 WATCHED = ("model.layers", "model.norm", "audio_lm_head")  # modules that C stands for
 MAX_BYTES = 2 << 30  # of packed weights; the products of larger models are fast enough in torch
@@ -122,7 +132,7 @@ class NativeTrunk:
         assert sequences.dtype == positions.dtype == torch.long and rows.device.type == "cpu"
         rows = rows.float()
         rows, sequences, positions = (tensor.contiguous() for tensor in (rows, sequences, positions))
-        state, threads = cache.state, torch.get_num_threads()
+        state, threads = cache.state, num_threads()
         length = state.shape[4]
         logits = rows.new_empty(num_read, self._num_logits)
         work = rows.new_empty(self._library.workspace(ctypes.byref(self._model), len(rows), threads, length))

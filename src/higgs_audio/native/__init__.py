@@ -2,6 +2,17 @@
 
 from higgs_audio.native.library import native_library
 from higgs_audio.native.matrix import MULTIPLE, Matrix, Packer, are_half
+from higgs_audio.native.threads import num_threads
 from higgs_audio.native.watch import Watch, is_hooked, modules_of
 
-__all__ = ["MULTIPLE", "Matrix", "Packer", "Watch", "are_half", "is_hooked", "modules_of", "native_library"]
+__all__ = [
+    "MULTIPLE",
+    "Matrix",
+    "Packer",
+    "Watch",
+    "are_half",
+    "is_hooked",
+    "modules_of",
+    "native_library",
+    "num_threads",
+]
