@@ -139,8 +139,8 @@ class VocosDecoder(nn.Module):
         """The same of several sounds one after another: `[1, T, D]`, of each so many, and where it stood."""
         if not isinstance(self.head, HarmonicHead):
             return self._windowed(self._said(hidden)), before
-        spectrum, positions = self.head.of_several(hidden, self.window, sizes, before)
-        return self._windowed(spectrum), positions
+        spectra, positions = self.head.of_several(hidden, self.window, sizes, before)
+        return torch.cat([self._windowed(part) for part in spectra], dim=1), positions
 
     def _said(self, hidden: Tensor) -> Tensor:
         """Spectra `[B, T, bins]`, where the head says magnitudes and phases."""
