@@ -9,7 +9,7 @@ number of columns; where the weights are nano's, with and without guidance. A ro
 medians over rounds, ratios medians of the ratios within a round. `floor` is the time that the bytes of a step need
 (weights once, as whoever makes the step holds them; keys and values of every row) at the bandwidth of a large copy,
 measured in the same round. `memory` is what a case takes at most beyond what was taken before it (of the process on
-Linux, of the GPU on one).
+Linux, of the GPU on one; elsewhere it is not measured, and 0).
 """
 
 import argparse
@@ -17,7 +17,6 @@ import ctypes
 import gc
 import json
 import math
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -206,11 +205,8 @@ def peak_bytes(device: torch.device) -> int:
     """The most that were taken since then."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 if not CLEAR.exists() else high_water()
-
-
-def high_water() -> int:
-    """Of this process since `CLEAR`, on Linux."""
+    if not CLEAR.exists():
+        return 0
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) << 10
 

@@ -150,37 +150,34 @@ def test_what_fails_for_one_fails_for_it_alone_and_nothing_is_sounded_twice(code
     assert desk._open == []
 
 
-def test_an_interrupt_behind_the_sound_does_not_sound_it_twice(codec, monkeypatch):
-    desk, push, calls = Desk(codec), Desk._pushed, []
-    speakers = [Speaker(codec, seed, made=True) for seed in range(2)]
-    soundings = [desk.open(speaker.answer, soon=False) for speaker in speakers]
+def fail_once(monkeypatch, error):
+    """The first time that sound has been made; how many were sounded at once, call by call."""
+    push, calls = Desk._pushed, []
 
-    def interrupted(self, ready, codes):
+    def failing(self, ready, codes):
         sounds = push(self, ready, codes)
         calls.append(len(ready))
         if len(calls) == 1:
-            raise KeyboardInterrupt
+            raise error
         return sounds
 
-    monkeypatch.setattr(Desk, "_pushed", interrupted)
+    monkeypatch.setattr(Desk, "_pushed", failing)
+    return calls
+
+
+def test_an_interrupt_behind_the_sound_does_not_sound_it_twice(codec, monkeypatch):
+    desk, speakers = Desk(codec), [Speaker(codec, seed, made=True) for seed in range(2)]
+    soundings = [desk.open(speaker.answer, soon=False) for speaker in speakers]
+    fail_once(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         list(desk.chunks(soundings[0]))
     np.testing.assert_allclose(heard(desk.chunks(soundings[1])), alone(codec, speakers[1]), atol=1e-5)
 
 
 def test_what_failed_once_for_all_is_sounded_for_each(codec, monkeypatch):
-    desk, push, calls = Desk(codec), Desk._pushed, []
-    speakers = [Speaker(codec, seed, made=True) for seed in range(3)]
+    desk, speakers = Desk(codec), [Speaker(codec, seed, made=True) for seed in range(3)]
     soundings = [desk.open(speaker.answer, soon=False) for speaker in speakers]
-
-    def failing(self, ready, codes):
-        sounds = push(self, ready, codes)
-        calls.append(len(ready))
-        if len(calls) == 1:
-            raise RuntimeError("once")
-        return sounds
-
-    monkeypatch.setattr(Desk, "_pushed", failing)
+    calls = fail_once(monkeypatch, RuntimeError("once"))
     for speaker, sounding in zip(speakers, soundings, strict=True):
         np.testing.assert_allclose(heard(desk.chunks(sounding)), alone(codec, speaker), atol=1e-5)
     assert calls == [3, 1, 1, 1]

@@ -10,17 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from higgs_audio.codec.vocos import ConvNeXt, VocosDecoder
-from higgs_audio.native import (
-    MULTIPLE,
-    Matrix,
-    Packer,
-    Watch,
-    are_half,
-    is_hooked,
-    modules_of,
-    native_library,
-    num_threads,
-)
+from higgs_audio.native import MULTIPLE, Matrix, Packer, Watch, are_half, are_hooked, native_library, num_threads
 
 
 class Blocks:
@@ -111,10 +101,11 @@ def fit(blocks: Sequence[ConvNeXt]) -> bool:
     """Whether C knows such blocks: of torch's own parts, not hooked, float32 on a CPU, of widths that are multiples of
     16.
     """
-    modules, weights = list(modules_of(blocks)), [weight for block in blocks for weight in block.parameters()]
+    modules = [module for block in blocks for module in block.modules()]
+    weights = [weight for block in blocks for weight in block.parameters()]
     return (
         all(type(module) in (ConvNeXt, nn.Conv1d, nn.LayerNorm, nn.Linear) for module in modules)
-        and not any(map(is_hooked, modules))
+        and not are_hooked(modules)
         and all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
         and all(weight.is_contiguous() for weight in weights)
         and all(block.norm.normalized_shape[0] % MULTIPLE == 0 for block in blocks)

@@ -38,6 +38,11 @@ class Shared:
 
     Args:
         parts: of each row what was loaded, and how many of its positions; None where nothing was.
+
+    Attributes:
+        saved: of each row, None where it shares nothing.
+        pointers, counts, sizes: `[R]` int64 on the CPU: where that lies (0 for nothing), positions shared and positions
+            saved.
     """
 
     def __init__(self, parts: Sequence[tuple[Saved, int] | None]) -> None:

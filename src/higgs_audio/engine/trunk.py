@@ -14,17 +14,7 @@ from transformers.activations import SiLUActivation
 from higgs_audio.engine.kv_cache import KVCache, Shared
 from higgs_audio.layers import DualFFNLayer, FeedForward, RMSNorm
 from higgs_audio.model import HiggsAudioForConditionalGeneration
-from higgs_audio.native import (
-    MULTIPLE,
-    Matrix,
-    Packer,
-    Watch,
-    are_half,
-    is_hooked,
-    modules_of,
-    native_library,
-    num_threads,
-)
+from higgs_audio.native import MULTIPLE, Matrix, Packer, Watch, are_half, are_hooked, native_library, num_threads
 
 WATCHED = ("model.layers", "model.norm", "audio_lm_head")  # modules that C stands for
 MAX_BYTES = 2 << 30  # of packed weights; the products of larger models are fast enough in torch
@@ -181,7 +171,7 @@ def fits(model: HiggsAudioForConditionalGeneration) -> bool:
         and all(part.bias is None and part.in_features % MULTIPLE == 0 for part in linears)
         and model.model.layers[0].self_attn.head_dim % MULTIPLE == 0
         and all(isinstance(feed.act, (nn.SiLU, SiLUActivation)) for feed in _feeds(model))
-        and not any(map(is_hooked, modules_of([model.get_submodule(name) for name in WATCHED])))
+        and not are_hooked(part for name in WATCHED for part in model.get_submodule(name).modules())
         and _is_small([linear.weight for linear in linears])
     )
 

@@ -3,7 +3,7 @@
 from higgs_audio.native.library import native_library
 from higgs_audio.native.matrix import MULTIPLE, Matrix, Packer, are_half
 from higgs_audio.native.threads import num_threads
-from higgs_audio.native.watch import Watch, is_hooked, modules_of
+from higgs_audio.native.watch import Watch, are_hooked
 
 __all__ = [
     "MULTIPLE",
@@ -11,8 +11,7 @@ __all__ = [
     "Packer",
     "Watch",
     "are_half",
-    "is_hooked",
-    "modules_of",
+    "are_hooked",
     "native_library",
     "num_threads",
 ]
