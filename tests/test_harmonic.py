@@ -50,6 +50,20 @@ def test_harmonics_go_on_from_spectrum_to_spectrum(head):
     assert float(position.cycles) == pytest.approx(9 * 150 * HOP / RATE % 1)
 
 
+@torch.no_grad()
+def test_several_sounds_in_small_pieces_are_what_each_is(head, monkeypatch):
+    """Pieces that end within a sound, and sounds that end within a piece; the first goes on from somewhere."""
+    monkeypatch.setattr("higgs_audio.codec.harmonic.PIECE", 5)
+    sizes, window = [7, 1, 11], torch.hann_window(N_FFT).double()
+    hidden = torch.randn(1, sum(sizes), 8).double()
+    _, start = head(torch.randn(1, 6, 8).double(), window)
+    spectra, positions = head.of_several(hidden, window, sizes, [start, None, None])
+    parts = zip(hidden.split(sizes, dim=1), [start, None, None], strict=True)
+    wanted = [head(part, window, before=before) for part, before in parts]
+    torch.testing.assert_close(torch.cat(list(spectra), 1), torch.cat([one for one, _ in wanted], 1), rtol=0, atol=1e-9)
+    assert [one.num_spectra for one in positions] == [one.num_spectra for _, one in wanted] == [13, 1, 11]
+
+
 def test_a_piece_goes_on_where_the_last_one_ended(head):
     hidden, window = torch.randn(2, 12, 8).double(), torch.hann_window(N_FFT).double()
     whole, end = head(hidden, window)

@@ -706,3 +706,21 @@ def test_a_stream_that_is_cancelled_as_it_begins_asks_for_nothing_that_stays(tts
 
     asyncio.run(run())
     assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+
+def test_a_text_that_cannot_be_begun_leaves_nothing_behind(tts, monkeypatch):
+    """Its first utterances have been asked for by then."""
+    write, calls = tts._writer.write, []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise RuntimeError("no memory")
+        return write(*args)
+
+    request = tts.request("One two three. " * 40, tts.voices[0], {"seed": 1})
+    assert request.is_free
+    monkeypatch.setattr(tts._writer, "write", failing)
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(tts.speak_together([request]))
+    assert (tts._desk._open, tts.engine.num_waiting, tts.engine.num_running) == ([], 0, 0)
