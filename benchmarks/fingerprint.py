@@ -1,0 +1,144 @@
+"""Prints hashes of what the package makes, so that a change that should alter nothing can be checked to alter nothing.
+
+    OMP_NUM_THREADS=1 python benchmarks/fingerprint.py before.json     # on the old commit
+    OMP_NUM_THREADS=1 python benchmarks/fingerprint.py after.json --expect before.json
+
+Twenty generations, a stream, a batch, the plain loop, a cloned voice, a dialogue, and three steps of every kind of
+training. Hashes are equal on one machine with one number of threads only: another processor rounds differently. The
+command exits with 1 where a hash differs from the expected file.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from higgs_audio import NANO, HiggsAudio, HiggsAudioForConditionalGeneration, HiggsAudioProcessor
+
+TEXTS = (
+    "The sun rises in the east and sets in the west.",
+    "Please leave the keys on the kitchen table.",
+    "Nobody remembered who had painted the door green.",
+    "Rain is expected in the north.",
+    "Bread, butter and a little salt are all you need.",
+)
+LONG = " ".join(TEXTS)
+CONVERSATION = [
+    {"role": "system", "content": "Generate audio following instruction."},
+    {"role": "user", "content": TEXTS[0]},
+]
+RECIPES = {
+    "teacher": {"body": "nano", "num_steps": 3, "timed_steps": 0, "batch_seconds": 6.0},
+    "tokenizer": {"start": "nano", "num_steps": 3, "batch": 2, "crop_seconds": 0.8, "adversarial_weight": 1.0},
+    "decoder": {"start": "nano", "num_steps": 3, "batch": 2, "crop_seconds": 0.8, "decoder_only": True},
+    "prepare": {"tokenizer": "nano", "teacher": "{folder}/teacher/model", "min_score": -100.0},
+    "lm": {
+        "data": "{folder}/prepare",
+        "heldout": "{folder}/prepare",
+        "processor": str(NANO),
+        "start": str(NANO),
+        "num_steps": 3,
+        "batch_positions": 600,
+        "reference_share": 0.3,
+        "several_share": 0.3,
+        "unread_share": 0.1,
+        "profiles": {"ava": "Ava", "joe": "Joe"},
+        "default_speaker": "ava",
+        "check_every": 3,
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--expect", type=Path, help="an earlier output to compare with")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = dict(fingerprints(Path(folder)))
+    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    expected = json.loads(args.expect.read_text(encoding="utf-8")) if args.expect else found
+    different = [name for name in expected if found.get(name) != expected[name]]
+    print(f"{len(found)} hashes, {len(different)} different from those expected:", *different)
+    sys.exit(bool(different))
+
+
+def fingerprints(folder: Path) -> Iterator[tuple[str, str]]:
+    tts = HiggsAudio.from_pretrained("nano", device="cpu")
+    yield from speech(tts, folder)
+    yield from programs(folder)
+    yield from training(folder)
+
+
+def speech(tts: HiggsAudio, folder: Path) -> Iterator[tuple[str, str]]:
+    """What HiggsAudio makes; writes the clips that cloning and training begin from."""
+    lines = []
+    for number in range(20):
+        text, voice = TEXTS[number % 5], tts.voices[number % 4]
+        made = tts.generate(text, voice=voice, seed=number)
+        yield f"generation {number}", digest(made.codes, made.waveform.samples)
+        soundfile.write(folder / f"{number}.wav", made.waveform.samples, made.waveform.sample_rate)
+        clip = {"id": str(number), "audio": f"{number}.wav", "text": text, "speaker": voice}
+        lines.append(json.dumps(clip | {"split": "train"}))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    yield "stream", digest(*(chunk.samples for chunk in tts.stream(LONG, seed=1)))
+    yield "low latency", digest(*(chunk.samples for chunk in tts.stream(LONG, seed=1, low_latency=True)))
+    yield "batch", digest(*(made.waveform.samples for made in tts.generate_batch(TEXTS, seed=3)))
+    reference = tts.voice(folder / "1.wav", transcript=TEXTS[1])
+    yield "clone", digest(tts.generate(TEXTS[2], voice=reference, seed=5).codes)
+
+
+def programs(folder: Path) -> Iterator[tuple[str, str]]:
+    """The plain loop, as the documentation calls it."""
+    model = HiggsAudioForConditionalGeneration.from_pretrained(NANO, dtype=torch.float32)
+    processor = HiggsAudioProcessor.from_pretrained(NANO)
+    sounds = [{"type": "audio", "audio": str(folder / f"{number}.wav")} for number in (1, 2)]
+    dialogue = [
+        {"role": "system", "content": "Generate audio following instruction."},
+        {"role": "user", "content": f"[SPEAKER0] {TEXTS[1]}"},
+        {"role": "assistant", "content": [sounds[0]]},
+        {"role": "user", "content": f"[SPEAKER1] {TEXTS[2]}"},
+        {"role": "assistant", "content": [sounds[1]]},
+        {"role": "user", "content": f"[SPEAKER0] {TEXTS[3]}"},
+    ]
+    for name, messages in (("program", CONVERSATION), ("dialogue", dialogue)):
+        inputs = processor.apply_chat_template(messages, add_generation_prompt=True, force_audio=True)
+        outputs = model.generate(**inputs, max_new_tokens=120, seed=1, tokenizer=processor.tokenizer)
+        yield name, digest(inputs.input_ids.numpy(), outputs[0].numpy(), *(row.numpy() for row in outputs[1]))
+
+
+def training(folder: Path) -> Iterator[tuple[str, str]]:
+    """Three steps of each kind, through the command."""
+    for name, recipe in RECIPES.items():
+        output = folder / name
+        filled = {
+            key: value.format(folder=folder) if isinstance(value, str) else value for key, value in recipe.items()
+        }
+        path = folder / f"{name}.yaml"
+        path.write_text(json.dumps({"data": str(folder), **filled, "output": str(output)}), encoding="utf-8")
+        verb = "tokenizer" if name == "decoder" else name
+        command = [sys.executable, "-m", "higgs_audio", "train", verb, str(path)]
+        subprocess.run(command, check=True, capture_output=True)
+        weights = sorted([*output.glob("model/*.safetensors"), *output.glob("*.safetensors")])
+        assert weights, f"train {verb} wrote no weights"
+        yield f"train {name}", hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """Of arrays, their types and shapes."""
+    total = hashlib.sha256()
+    for array in map(np.ascontiguousarray, arrays):
+        total.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return total.hexdigest()
+
+
+if __name__ == "__main__":
+    main()
