@@ -985,6 +985,17 @@ def test_a_checkpoint_of_another_architecture_is_no_start(prepared, tiny_checkpo
     assert not (tmp_path / "run").exists()
 
 
+def test_two_runs_from_a_checkpoint_begin_alike(prepared, tiny_checkpoint, tmp_path):
+    """The heads of the guide were drawn from torch's global generator, so that no two processes trained alike."""
+    results = []
+    for number in range(2):
+        torch.manual_seed(number)
+        output = str(tmp_path / str(number))
+        recipe = lm_recipe(prepared, tiny_checkpoint, start=str(tiny_checkpoint), output=output, num_steps=2)
+        results.append(load_file(lm.train_language_model(recipe) / "model.safetensors"))
+    assert all(np.array_equal(results[0][name], results[1][name]) for name in results[0])
+
+
 def test_a_run_killed_while_it_saves_keeps_the_state_before(tmp_path, monkeypatch):
     layer = torch.nn.Linear(3, 3)
     first = layer.weight.detach().clone()

@@ -42,6 +42,7 @@ def first_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> 
         return upcycled(recipe, processor)
     if not recipe.start:
         return new_model(recipe, processor)
+    torch.manual_seed(recipe.seed)  # the heads of the guide are new, and two runs of a recipe begin alike
     model = HiggsAudioForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
     size, wanted = model.model.text_config.vocab_size, len(processor.tokenizer)
     if recipe.new_tokens and 0 < wanted - size <= len(recipe.new_tokens):
