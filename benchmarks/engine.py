@@ -28,12 +28,12 @@ import torch
 from transformers import GenerationConfig, HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgs_audio import NANO, HiggsAudioConfig, HiggsAudioForConditionalGeneration
+from higgs_audio.checkpoint.layouts import TRANSFORMERS, write_fields
 from higgs_audio.engine import Engine, Request
 from higgs_audio.engine.kv_cache import row_bytes
-from higgs_audio.generate import generate
-from higgs_audio.layouts import TRANSFORMERS, write_fields
+from higgs_audio.generation.loop import generate
+from higgs_audio.generation.sampling import SamplingOptions
 from higgs_audio.native import are_half
-from higgs_audio.sampling import SamplingOptions
 
 PROMPT, FRAMES = 100, 100  # positions, columns of sound
 SECONDS_A_FRAME = 1 / 25

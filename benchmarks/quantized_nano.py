@@ -20,7 +20,7 @@ from higgs_audio.delay import apply_delay
 from higgs_audio.evaluate.benchmark import heldout
 from higgs_audio.evaluate.metrics import word_errors
 from higgs_audio.listen.asr import transcribe
-from higgs_audio.prompt import Turn, compose, to_messages
+from higgs_audio.prompt.prompt import Turn, compose, to_messages
 
 KINDS = ("fp32", "int8", "nf4")
 

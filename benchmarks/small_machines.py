@@ -68,7 +68,7 @@ def in_own_process(weights: str, arguments: list[str]) -> dict[str, Any]:
 
 def measure(weights: str, num_steps: int, num_tokens: int, whole: bool) -> dict[str, Any]:
     """Bytes and seconds of one kind of weights; then its text weights are taken home, and the bytes counted again."""
-    from higgs_audio.offload import num_bytes, offload_text
+    from higgs_audio.model.offload import num_bytes, offload_text
 
     before = resident_bytes()
     model = full_size(weights)
@@ -93,7 +93,7 @@ def measure(weights: str, num_steps: int, num_tokens: int, whole: bool) -> dict[
 def full_size(weights: str) -> Any:
     """The published architecture: one layer loaded as `weights`, 28 times."""
     from higgs_audio import HiggsAudioConfig, HiggsAudioForConditionalGeneration
-    from higgs_audio.quantize import quantization_config
+    from higgs_audio.model.quantize import quantization_config
 
     config = HiggsAudioConfig()
     num_layers = config.text_config.num_hidden_layers

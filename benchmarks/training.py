@@ -22,16 +22,16 @@ from typing import Any
 import torch
 from engine import twin_of
 
-from higgs_audio.processor import HiggsAudioProcessor
-from higgs_audio.train.batches import Order, training_steps
-from higgs_audio.train.composer import Composer, usable
-from higgs_audio.train.lm import assemble, cutter_of, train_step
-from higgs_audio.train.lm_recipe import LanguageModelRecipe, mix_of
-from higgs_audio.train.parallel import World, join_world
-from higgs_audio.train.recipe import load_recipe
-from higgs_audio.train.run import apply_step, decay_groups
-from higgs_audio.train.shards import read_samples
-from higgs_audio.train.start import first_model
+from higgs_audio.data.shards import read_samples
+from higgs_audio.prompt.processor import HiggsAudioProcessor
+from higgs_audio.train_lm.batches import Order, training_steps
+from higgs_audio.train_lm.composer import Composer, usable
+from higgs_audio.train_lm.lm import assemble, cutter_of, train_step
+from higgs_audio.train_lm.recipe import LanguageModelRecipe, mix_of
+from higgs_audio.train_lm.start import first_model
+from higgs_audio.training.parallel import World, join_world
+from higgs_audio.training.recipe import load_recipe
+from higgs_audio.training.run import apply_step, decay_groups
 
 ALIKE = {
     "reference_share": 0.0,

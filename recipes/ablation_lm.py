@@ -23,14 +23,14 @@ sys.path.append(str(Path(__file__).parent / "nano"))
 from evaluate import VOICES, source_folder
 
 from higgs_audio import NANO, HiggsAudio, HiggsAudioForConditionalGeneration, HiggsAudioProcessor
+from higgs_audio.data.shards import read_samples
 from higgs_audio.evaluate.benchmark import heldout
 from higgs_audio.evaluate.item import Spoken
 from higgs_audio.evaluate.metrics import bootstrap_interval
 from higgs_audio.evaluate.run import run
-from higgs_audio.train.composer import Composer, Mix
-from higgs_audio.train.dialogue import collate
-from higgs_audio.train.lesson import Lesson, counts
-from higgs_audio.train.shards import read_samples
+from higgs_audio.train_lm.collate import collate
+from higgs_audio.train_lm.composer import Composer, Mix
+from higgs_audio.train_lm.losses import Lesson, counts
 
 ARMS = {"DualFFN": "lm-dual", "one feed-forward": "lm-single", "one of twice the width": "lm-equal"}
 PROFILES = {"heart": "Ava", "joe": "Joe", "slt": "Sally", "awb": "Angus"}

@@ -21,13 +21,13 @@ import torch
 sys.path.append(str(Path(__file__).parent / "nano"))
 from evaluate import VOICES, round_trip, source_folder
 
-from higgs_audio.audio import read
+from higgs_audio.audio.files import read
 from higgs_audio.codec import HiggsAudioTokenizer
+from higgs_audio.data.clips import Clip
+from higgs_audio.data.manifest import read_manifests
 from higgs_audio.evaluate.benchmark import heldout
 from higgs_audio.evaluate.metrics import bootstrap_interval
 from higgs_audio.evaluate.run import run
-from higgs_audio.train.clips import Clip
-from higgs_audio.train.manifest import read_manifests
 
 ARMS = {
     "both": "ablation-tokenizer-both.yaml",

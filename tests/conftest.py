@@ -13,10 +13,10 @@ from corpus import HUBERT
 from oracle import nano_tokenizer
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
-from higgs_audio.processor import HiggsAudioProcessor
-from higgs_audio.train.lm_recipe import LanguageModelRecipe
-from higgs_audio.train.start import new_model
-from higgs_audio.train.teacher import new_teacher
+from higgs_audio.prompt.processor import HiggsAudioProcessor
+from higgs_audio.train_codec.teacher import new_teacher
+from higgs_audio.train_lm.recipe import LanguageModelRecipe
+from higgs_audio.train_lm.start import new_model
 
 VOICES = {
     "ava": {"profile": "Ava", "description": "an American woman"},

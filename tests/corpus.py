@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import soundfile
+from safetensors.numpy import save_file
 
-from higgs_audio.train.phones import phone_ids, phones
+from higgs_audio.data.phones import phone_ids, phones
+from higgs_audio.text.phonemes import phonemize
 
 RATE = 24_000
 HUBERT = {
@@ -50,4 +52,20 @@ def write_corpus(folder, entries):
             line |= {"seconds": len(sound) / RATE} | ({"phones": times} if line.pop("timed", False) else {})
         lines.append(json.dumps(line))
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def write_samples(folder, samples):
+    """Prepared clips with the codes given, in the files that `prepare` writes."""
+    lines, offset = [], 0
+    for number, (text, codes, _) in enumerate(samples):
+        fields = {"id": f"{number}", "text": text, "phonemes": phonemize(text), "speaker": "ava", "kept": "kept"}
+        lines.append(json.dumps({**fields, "offset": offset, "frames": codes.shape[1]}, ensure_ascii=False))
+        offset += codes.shape[1]
+    arrays = {
+        "codes": np.concatenate([codes for _, codes, _ in samples], axis=1).astype(np.uint16),
+        "phones": np.concatenate([heard for *_, heard in samples]).astype(np.uint16),
+    }
+    save_file(arrays, folder / "part-0000.safetensors")
+    (folder / "part-0000.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

@@ -22,11 +22,11 @@ from transformers import (
 )
 from transformers.utils import import_utils
 
+from higgs_audio.checkpoint.layouts import PUBLISHED_TRUNK
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.resample import resample
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import apply_delay
-from higgs_audio.layouts import PUBLISHED_TRUNK
 
 ROOT = Path(__file__).parents[1]
 K, V = 8, 16

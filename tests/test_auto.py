@@ -12,8 +12,8 @@ from higgs_audio import NANO, AutoProcessor, AutoTokenizer
 from higgs_audio.auto import is_ours
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.errors import CheckpointError
-from higgs_audio.processor import HiggsAudioProcessor
-from higgs_audio.processor_config import PUBLISHED_CODEC
+from higgs_audio.prompt.config import PUBLISHED_CODEC
+from higgs_audio.prompt.processor import HiggsAudioProcessor
 
 CLASSES = """
 import transformers

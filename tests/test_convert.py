@@ -19,11 +19,11 @@ from transformers import HiggsAudioV2ForConditionalGeneration
 
 from higgs_audio import HiggsAudio, HiggsAudioConfig, HiggsAudioForConditionalGeneration
 from higgs_audio import convert as package
+from higgs_audio.checkpoint.layouts import LAYOUTS
+from higgs_audio.checkpoint.weights import Weight, open_weights
 from higgs_audio.convert import convert
 from higgs_audio.errors import CheckpointError, OptionError
-from higgs_audio.layouts import LAYOUTS
-from higgs_audio.processor import HiggsAudioProcessor
-from higgs_audio.weights import Weight, open_weights
+from higgs_audio.prompt.processor import HiggsAudioProcessor
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ def test_a_conversion_that_was_killed_leaves_no_folder_and_can_be_run_again(sour
 
 
 def test_the_command_prints_the_folder_and_refuses_in_one_line(source, tmp_path, capsys):
-    from higgs_audio.cli import main
+    from higgs_audio.cli.main import main
 
     with pytest.raises(SystemExit) as ended:
         main(["convert", "--help"])

@@ -28,7 +28,9 @@ def test_what_is_no_device_or_not_there_is_an_option_error(given):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused_before_anything_is_loaded(monkeypatch, tiny_checkpoint):
-    monkeypatch.setattr("higgs_audio.checkpoint.resolve", lambda *_, **__: pytest.fail("a checkpoint was looked for"))
+    monkeypatch.setattr(
+        "higgs_audio.checkpoint.find.resolve", lambda *_, **__: pytest.fail("a checkpoint was looked for")
+    )
     with pytest.raises(OptionError, match="device='cuda' cannot be used here"):
         HiggsAudio.from_pretrained(tiny_checkpoint, device="cuda")
     with pytest.raises(OptionError, match="device_map='cuda' cannot be used here"):

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import higgs_audio
-from higgs_audio import auto, fetch, processor_config
-from higgs_audio.model import HiggsAudioForConditionalGeneration, HiggsAudioModel
-from higgs_audio.processor import HiggsAudioProcessor
+from higgs_audio import auto
+from higgs_audio.audio import fetch
+from higgs_audio.model.model import HiggsAudioForConditionalGeneration, HiggsAudioModel
+from higgs_audio.prompt import config as processor_config
+from higgs_audio.prompt.processor import HiggsAudioProcessor
 
 DOCUMENTED = {
     "HiggsAudioConfig": higgs_audio.HiggsAudioConfig,

@@ -23,13 +23,14 @@ import numpy as np
 import torch
 
 from higgs_audio import NANO, HiggsAudioForConditionalGeneration, HiggsAudioProcessor
-from higgs_audio.audio import Waveform, read, write
+from higgs_audio.audio.files import read, write
+from higgs_audio.audio.waveform import Waveform
 from higgs_audio.evaluate.benchmark import heldout
 from higgs_audio.evaluate.judges import SPEAKER, WORDS, check_judges
 from higgs_audio.evaluate.metrics import bootstrap_interval, word_errors
 from higgs_audio.listen.asr import transcribe
 from higgs_audio.listen.speaker import embed, similarity
-from higgs_audio.train.composer import QUIET_ROOM, SAME_VOICE, SEVERAL_SPEAKERS
+from higgs_audio.train_lm.composer import QUIET_ROOM, SAME_VOICE, SEVERAL_SPEAKERS
 
 SECONDS = (3.0, 10.0)  # of a reference
 FIRST_TARGET = 40  # sentences from this one on are spoken, those before it are heard in references

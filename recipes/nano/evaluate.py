@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 
 from higgs_audio import NANO, HiggsAudio
-from higgs_audio.audio import Waveform, read, write
+from higgs_audio.audio.files import read, write
+from higgs_audio.audio.waveform import Waveform
 from higgs_audio.evaluate.benchmark import heldout
 from higgs_audio.evaluate.item import Spoken
 from higgs_audio.evaluate.picture import draw
 from higgs_audio.evaluate.run import run
-from higgs_audio.tts import load_codec
+from higgs_audio.speech.tts import load_codec
 
 VOICES = {"heart": "ava", "joe": "joe", "slt": "sally", "awb": "angus"}  # of the recordings -> of nano
 PICTURED = ("heart", 4)  # voice and sentence of the spectrograms

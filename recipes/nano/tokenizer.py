@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
-from higgs_audio import template
+from higgs_audio import special_tokens
 
 UNKNOWN = "<unk>"  # the model of `tokenizers` asks for one; byte pieces leave nothing unknown
 # The system texts for several speakers: of the original examples, of the Hugging Face ones.
@@ -68,15 +68,15 @@ def main(folder: str) -> None:
 
 def build() -> PreTrainedTokenizerFast:
     """The tokenizer; ids are positions in `vocabulary`."""
-    model = Unigram(vocabulary(), unk_id=len(template.SPECIAL_TOKENS), byte_fallback=True)
+    model = Unigram(vocabulary(), unk_id=len(special_tokens.SPECIAL_TOKENS), byte_fallback=True)
     tokenizer = Tokenizer(model)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in template.SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special_tokens.SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=template.BEGIN,
-        eos_token=template.END_OF_TURN,
-        pad_token=template.PAD,
+        bos_token=special_tokens.BEGIN,
+        eos_token=special_tokens.END_OF_TURN,
+        pad_token=special_tokens.PAD,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
@@ -84,7 +84,7 @@ def build() -> PreTrainedTokenizerFast:
 
 def vocabulary() -> list[tuple[str, float]]:
     """(piece, score), id 0 first."""
-    hidden = [*template.SPECIAL_TOKENS, UNKNOWN]
+    hidden = [*special_tokens.SPECIAL_TOKENS, UNKNOWN]
     spoken = dict.fromkeys([*PROMPT_PIECES, *PHONEMES, *PRINTABLE])
     pieces = [(piece, HIDDEN_SCORE) for piece in hidden]
     pieces += [(piece, PIECE_SCORE) for piece in spoken]

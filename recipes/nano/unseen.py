@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from clone import FIRST_TARGET, conversation, keep, measured, parse_arguments, recordings, reference, speak
 
-from higgs_audio.audio import write
+from higgs_audio.audio.files import write
 from higgs_audio.evaluate.benchmark import heldout
 from higgs_audio.evaluate.judges import SPEAKER, WORDS, check_judges
 from higgs_audio.evaluate.metrics import bootstrap_interval, word_errors

@@ -9,39 +9,38 @@ Names are imported when they are first used, so that importing the package takes
 """
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from higgs_audio.audio import Waveform
+    from higgs_audio.audio.waveform import Waveform
     from higgs_audio.auto import AutoProcessor, AutoTokenizer
+    from higgs_audio.checkpoint.find import NANO
     from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
     from higgs_audio.config import HiggsAudioConfig
     from higgs_audio.errors import HiggsAudioError
-    from higgs_audio.model import HiggsAudioForConditionalGeneration, HiggsAudioModel
-    from higgs_audio.processor import HiggsAudioProcessor
-    from higgs_audio.prompt import Prompt, Turn, Voice
-    from higgs_audio.speaking import Speech
-    from higgs_audio.tts import HiggsAudio
+    from higgs_audio.model.model import HiggsAudioForConditionalGeneration, HiggsAudioModel
+    from higgs_audio.prompt.processor import HiggsAudioProcessor
+    from higgs_audio.prompt.prompt import Prompt, Turn, Voice
+    from higgs_audio.speech.result import Speech
+    from higgs_audio.speech.tts import HiggsAudio
 
 __version__ = "0.1.0"
 
-# The folder of the checkpoint that comes with the package; every `from_pretrained` takes it.
-NANO = Path(__file__).with_name("nano")
-
-_HOMES = {
+# Public name -> the module that has it.
+_MODULES = {
+    "NANO": "checkpoint.find",
     "AutoProcessor": "auto",
     "AutoTokenizer": "auto",
-    "HiggsAudio": "tts",
-    "Speech": "speaking",
-    "Voice": "prompt",
-    "Turn": "prompt",
-    "Prompt": "prompt",
-    "Waveform": "audio",
+    "HiggsAudio": "speech.tts",
+    "Speech": "speech.result",
+    "Voice": "prompt.prompt",
+    "Turn": "prompt.prompt",
+    "Prompt": "prompt.prompt",
+    "Waveform": "audio.waveform",
     "HiggsAudioConfig": "config",
-    "HiggsAudioModel": "model",
-    "HiggsAudioForConditionalGeneration": "model",
-    "HiggsAudioProcessor": "processor",
+    "HiggsAudioModel": "model.model",
+    "HiggsAudioForConditionalGeneration": "model.model",
+    "HiggsAudioProcessor": "prompt.processor",
     "HiggsAudioTokenizer": "codec",
     "HiggsAudioTokenizerConfig": "codec",
     "HiggsAudioError": "errors",
@@ -69,9 +68,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from higgs_audio.processor import HiggsAudioProcessor
+    from higgs_audio.prompt.processor import HiggsAudioProcessor
 
 MODEL_TYPES = ("higgs_audio", "higgs_audio_v2")  # language models: ours and Boson's, and transformers' own
 PROCESSOR_CLASSES = ("HiggsAudioProcessor", "HiggsAudioV2Processor")
@@ -41,7 +41,7 @@ class AutoProcessor:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "HiggsAudioProcessor":
         """See `HiggsAudioProcessor.from_pretrained`, or `transformers.AutoProcessor`, for options and errors."""
         if is_ours(pretrained_model_name_or_path, **_place(options)):
-            from higgs_audio.processor import HiggsAudioProcessor
+            from higgs_audio.prompt.processor import HiggsAudioProcessor
 
             return HiggsAudioProcessor.from_pretrained(pretrained_model_name_or_path, **options)
         import transformers
@@ -60,7 +60,7 @@ class AutoTokenizer:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "PreTrainedTokenizerBase":
         """See `transformers.AutoTokenizer` for options. CheckpointError: no such checkpoint of ours."""
         if is_ours(pretrained_model_name_or_path, **_place(options)):
-            from higgs_audio.processor_parts import load_tokenizer
+            from higgs_audio.prompt.loading import load_tokenizer
 
             return load_tokenizer(pretrained_model_name_or_path, **options)
         import transformers
@@ -70,7 +70,7 @@ class AutoTokenizer:
 
 def _place(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that say which files are meant."""
-    from higgs_audio.checkpoint import FOLDER_OPTIONS
+    from higgs_audio.checkpoint.find import FOLDER_OPTIONS
 
     return {name: options[name] for name in FOLDER_OPTIONS if name in options}
 
@@ -81,7 +81,7 @@ def is_ours(name_or_path: str | Path, **place: Any) -> bool:
     `place` is of `checkpoint.FOLDER_OPTIONS`, as in `from_pretrained`. A repository that cannot be reached is not ours:
     transformers then says what is the matter with it.
     """
-    from higgs_audio.checkpoint import NAMES
+    from higgs_audio.checkpoint.find import NAMES
 
     if str(name_or_path) in NAMES:
         return True
@@ -130,7 +130,7 @@ def register_models() -> None:
 
     from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
     from higgs_audio.config import HiggsAudioConfig
-    from higgs_audio.model import HiggsAudioForConditionalGeneration
+    from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
     for kind in (AutoModel, AutoModelForTextToWaveform):
         kind.register(HiggsAudioConfig, HiggsAudioForConditionalGeneration, exist_ok=True)
@@ -151,7 +151,7 @@ def register_processor() -> None:
     from transformers import AutoProcessor
 
     from higgs_audio.config import HiggsAudioConfig
-    from higgs_audio.processor import HiggsAudioProcessor
+    from higgs_audio.prompt.processor import HiggsAudioProcessor
 
     AutoProcessor.register(HiggsAudioConfig, HiggsAudioProcessor, exist_ok=True)
 

@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PreTrainedConfig
 
-from higgs_audio import layouts
+from higgs_audio.checkpoint import layouts
 from higgs_audio.errors import OptionError, checkpoint_errors, nearest
 
 ADAPTERS = ("dual_ffn_fast_forward", "dual_ffn", "stack")

@@ -10,16 +10,11 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from higgs_audio import template
-from higgs_audio.checkpoint import CODEC_FOLDER, GENERATION_FILE, resolve, whole_folder
-from higgs_audio.codec import layout as codec_layout
-from higgs_audio.config import HiggsAudioConfig
-from higgs_audio.errors import CheckpointError, OptionError, nearest
-from higgs_audio.layouts import EARLY, LAYOUTS, MODEL_TYPES, NATIVE, TRANSFORMERS, Layout, write_fields
-from higgs_audio.model import HiggsAudioForConditionalGeneration
-from higgs_audio.pretrained import check_weights, read_config
-from higgs_audio.processor_config import PROCESSOR_FILE, ProcessorConfig
-from higgs_audio.weights import (
+from higgs_audio import special_tokens
+from higgs_audio.checkpoint.find import CODEC_FOLDER, GENERATION_FILE, resolve
+from higgs_audio.checkpoint.layouts import EARLY, LAYOUTS, MODEL_TYPES, NATIVE, TRANSFORMERS, Layout, write_fields
+from higgs_audio.checkpoint.saving import whole_folder
+from higgs_audio.checkpoint.weights import (
     CONFIG_FILE,
     INDEX_FILE,
     SINGLE_FILE,
@@ -28,6 +23,13 @@ from higgs_audio.weights import (
     open_weights,
     read_json,
 )
+from higgs_audio.codec import HiggsAudioTokenizer
+from higgs_audio.codec import layout as codec_layout
+from higgs_audio.config import HiggsAudioConfig
+from higgs_audio.errors import CheckpointError, OptionError, nearest
+from higgs_audio.model.model import HiggsAudioForConditionalGeneration
+from higgs_audio.model.pretrained import check_weights, read_config
+from higgs_audio.prompt.config import PROCESSOR_FILE, ProcessorConfig
 
 SHARD_BYTES = 5_000_000_000  # of the original, which came in three files; the other layouts are one file
 # Beside config and weights: what every layout has, spelled in the same way.
@@ -161,10 +163,10 @@ def _write_processor_config(
 def _processor_of_transformers(config: HiggsAudioConfig, sampling_rate: int, codec: str) -> dict[str, Any]:
     return {
         "processor_class": "HiggsAudioV2Processor",
-        "audio_token": template.AUDIO_OUT,
-        "audio_bos_token": template.AUDIO_OUT_BOS,
-        "audio_eos_token": template.AUDIO_EOS,
-        "audio_delay_token": template.AUDIO_DELAY,
+        "audio_token": special_tokens.AUDIO_OUT,
+        "audio_bos_token": special_tokens.AUDIO_OUT_BOS,
+        "audio_eos_token": special_tokens.AUDIO_EOS,
+        "audio_delay_token": special_tokens.AUDIO_DELAY,
         "audio_stream_bos_id": config.audio_stream_bos_id,
         "audio_stream_eos_id": config.audio_stream_eos_id,
         "audio_tokenizer": {
@@ -185,9 +187,9 @@ def _processor_of_transformers(config: HiggsAudioConfig, sampling_rate: int, cod
 
 def _convert_codec(folder: Path, part: Path, layout: Layout) -> None:
     """Early checkpoints name the audio tokenizer of the next layout; a body of our own has no layout but ours."""
-    config, state = codec_layout.read(folder)
+    config, state = codec_layout.read(HiggsAudioTokenizer, folder)
     name = TRANSFORMERS.name if layout is EARLY else layout.name
-    codec_layout.write(config, state, part, name if config.body == "dac" else NATIVE.name)
+    codec_layout.write(HiggsAudioTokenizer, config, state, part, name if config.body == "dac" else NATIVE.name)
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

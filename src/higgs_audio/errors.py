@@ -126,3 +126,20 @@ def checkpoint_errors(complaint: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{complaint}: {reason:.300}") from error
+
+
+def check_count(name: str, value: object, least: int, most: int | None = None, otherwise: str = "") -> None:
+    """Raises OptionError unless `value` is a whole number from `least` to `most`."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    valid = whole and least <= value and (most is None or value <= most)  # type: ignore[operator]
+    span = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+    check_value(name, value, valid, f"{span}, or {otherwise}" if otherwise else span)
+
+
+def check_value(name: str, value: object, valid: bool, allowed: str) -> None:
+    if not valid:
+        raise OptionError(f"{name}={value!r}; allowed: {allowed}")
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -16,14 +16,13 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from higgs_audio.checkpoint import whole_folder
+from higgs_audio.checkpoint.saving import whole_folder
+from higgs_audio.checkpoint.weights import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, open_slices, read_json
 from higgs_audio.codec import boson, huggingface
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
-from higgs_audio.codec.model import HiggsAudioTokenizer
 from higgs_audio.errors import CheckpointError, OptionError, first_line, nearest
-from higgs_audio.weights import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, open_slices, read_json
 
 # Layout -> the files that its weights may lie in.
 WEIGHTS = {
@@ -39,6 +38,7 @@ OWN_KEYS = ("num_codebooks", "acoustic_padding")  # of our config, and of no oth
 
 T = TypeVar("T")
 State = dict[str, Tensor]
+TokenizerClass = type[nn.Module]  # HiggsAudioTokenizer, which imports this module
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -67,10 +67,11 @@ def recognise(config: Mapping[str, Any]) -> str:
     )
 
 
-def read(folder: str | Path) -> tuple[HiggsAudioTokenizerConfig, State]:
+def read(kind: TokenizerClass, folder: str | Path) -> tuple[HiggsAudioTokenizerConfig, State]:
     """A stored audio tokenizer of any layout, by our names.
 
     Args:
+        kind: HiggsAudioTokenizer, whose tensors are expected.
         folder: with `config.json` and weights. Safetensors stay in their file until they are used.
 
     Raises:
@@ -82,7 +83,7 @@ def read(folder: str | Path) -> tuple[HiggsAudioTokenizerConfig, State]:
     layout = recognise(content)
     state = boson.read_pickle(folder / boson.WEIGHTS_FILE) if layout == "boson" else _read_slices(folder)
     config = _from_config(folder, lambda: _translate(content, layout, state))
-    shapes = _from_config(folder, lambda: expected(config))
+    shapes = _from_config(folder, lambda: expected(kind, config))
     if layout == "boson":
         return config, _from_boson(folder, config, state, shapes)
     if layout != "native":
@@ -116,14 +117,15 @@ def _count_codebooks(state: State) -> int:
     return max(numbers, default=-1) + 1
 
 
-def expected(config: HiggsAudioTokenizerConfig) -> Shapes:
+def expected(kind: TokenizerClass, config: HiggsAudioTokenizerConfig) -> Shapes:
     """Our name -> shape of every tensor of a tokenizer of these sizes; nothing is allocated.
 
-    >>> len(expected(HiggsAudioTokenizerConfig()))
+    >>> from higgs_audio.codec import HiggsAudioTokenizer
+    >>> len(expected(HiggsAudioTokenizer, HiggsAudioTokenizerConfig()))
     527
     """
     with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in HiggsAudioTokenizer(config).state_dict().items()}
+        return {name: tuple(value.shape) for name, value in kind(config).state_dict().items()}
 
 
 def check(where: Path | str, state: State, wanted: Shapes) -> None:
@@ -163,10 +165,17 @@ def _from_boson(folder: Path, config: HiggsAudioTokenizerConfig, state: State, s
     }
 
 
-def write(config: HiggsAudioTokenizerConfig, state: State, folder: str | Path, layout: str = "native") -> None:
+def write(
+    kind: TokenizerClass,
+    config: HiggsAudioTokenizerConfig,
+    state: State,
+    folder: str | Path,
+    layout: str = "native",
+) -> None:
     """Stores an audio tokenizer; `read` gives the same tensors, bit by bit.
 
     Args:
+        kind: HiggsAudioTokenizer, whose tensors are expected.
         config, state: as `read` returns them, or a tokenizer's `config` and `state_dict()`.
         folder: made where it is missing. Files appear in it when all of them are complete, `config.json` last.
         layout: "native", "transformers" or "boson". What a layout cannot say is lost: `acoustic_padding` in both
@@ -178,22 +187,24 @@ def write(config: HiggsAudioTokenizerConfig, state: State, folder: str | Path, l
     """
     if layout not in WRITTEN:
         raise OptionError(f"layout={layout!r}; {nearest(layout, WRITTEN)}")
-    check("the state to write", state, expected(config))
-    documents = _documents(config, state, layout)
+    check("the state to write", state, expected(kind, config))
+    documents = _documents(kind, config, state, layout)
     with whole_folder(folder) as part:
         _write_weights(config, state, part, layout)
         for name, content in documents.items():
             (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _documents(config: HiggsAudioTokenizerConfig, state: State, layout: str) -> dict[str, dict[str, Any]]:
+def _documents(
+    kind: TokenizerClass, config: HiggsAudioTokenizerConfig, state: State, layout: str
+) -> dict[str, dict[str, Any]]:
     """JSON files of a layout, by name."""
     if layout == "boson":
         return {CONFIG_FILE: boson.write_config(config)}
     dtype = str(state["fc.weight"].dtype).removeprefix("torch.")
     if layout == "native":
         content = json.loads(config.to_json_string())
-        return {CONFIG_FILE: content | {"architectures": [HiggsAudioTokenizer.__name__], "dtype": dtype}}
+        return {CONFIG_FILE: content | {"architectures": [kind.__name__], "dtype": dtype}}
     extractor = huggingface.feature_extractor(config)
     return {CONFIG_FILE: huggingface.write_config(config, dtype), "preprocessor_config.json": extractor}
 

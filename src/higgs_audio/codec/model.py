@@ -11,7 +11,8 @@ from transformers import HubertModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from higgs_audio import checkpoint
-from higgs_audio.codec import dac, vocos
+from higgs_audio.checkpoint.weights import read_dtype, read_json
+from higgs_audio.codec import dac, layout, vocos
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.codec.harmonic import HarmonicHead, Pitch, Position
 from higgs_audio.codec.quantizer import Codebook, Quantized, ResidualVectorQuantizer, VectorQuantizer
@@ -19,7 +20,6 @@ from higgs_audio.codec.resample import resample
 from higgs_audio.codec.semantic import SemanticDecoder, SemanticEncoder
 from higgs_audio.device import read_device
 from higgs_audio.errors import AudioError, CodesError, OptionError, first_line, nearest
-from higgs_audio.weights import read_dtype, read_json
 
 # Of transformers' `from_pretrained`; the last three are added by its Auto classes.
 TRANSFORMERS_OPTIONS = {
@@ -139,15 +139,13 @@ class HiggsAudioTokenizer(PreTrainedModel):
         >>> HiggsAudioTokenizer.from_pretrained("nano", acoustic_padding=480).config.acoustic_padding
         480
         """
-        from higgs_audio.codec import layout  # which makes tokenizers to know their tensors
-
         place = _place(device_map)
         hub = {name: options.pop(name) for name in checkpoint.FOLDER_OPTIONS if name in options}
         folder = _folder(pretrained_model_name_or_path, revision=revision, **hub)
-        stored, state = layout.read(folder)
+        stored, state = layout.read(cls, folder)
         config = _changed(config or stored, options)
         if config is not stored:
-            layout.check(folder, state, layout.expected(config))
+            layout.check(folder, state, layout.expected(cls, config))
         dtype = dtype or torch_dtype or torch.float32
         dtype = state["fc.weight"].dtype if dtype == "auto" else read_dtype(dtype)
         # Copies: the stored tensors lie in their file, which may be written to while the tokenizer lives.
@@ -341,8 +339,6 @@ class HiggsAudioTokenizer(PreTrainedModel):
 
 def _folder(name: str | Path, **place: Any) -> Path:
     """The tokenizer's folder: config.json first, then the weights that its layout has, and no other."""
-    from higgs_audio.codec import layout
-
     folder = checkpoint.resolve(name, patterns=("*.json", f"{checkpoint.CODEC_FOLDER}/*"), **place)
     inside = folder / checkpoint.CODEC_FOLDER
     if (inside / checkpoint.CONFIG_FILE).is_file():

@@ -13,21 +13,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from higgs_audio.engine.answer import Answer
-from higgs_audio.engine.choice import NUM_STEPS
+from higgs_audio.engine.decode_state import first_lane
 from higgs_audio.engine.guard import Guard
+from higgs_audio.engine.handle import Answer
 from higgs_audio.engine.kv_cache import KVCache, row_bytes
-from higgs_audio.engine.lanes import first_lane
+from higgs_audio.engine.prefill import Reader
 from higgs_audio.engine.prefix import PrefixCache
-from higgs_audio.engine.reader import Reader
 from higgs_audio.engine.request import Request
-from higgs_audio.engine.rows import Rows
-from higgs_audio.engine.run import Run
 from higgs_audio.engine.runner import Runner
+from higgs_audio.engine.sampler import NUM_STEPS
 from higgs_audio.engine.scheduler import Scheduler, Ticket
-from higgs_audio.errors import NumericsError, OptionError, typed
-from higgs_audio.model import HiggsAudioForConditionalGeneration
-from higgs_audio.sampling import NOT_FINITE, check_count
+from higgs_audio.engine.sequence import Run
+from higgs_audio.engine.slots import Rows
+from higgs_audio.errors import NumericsError, OptionError, check_count, typed
+from higgs_audio.generation.sampling import NOT_FINITE
+from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
 MEMORY = 4 << 30  # bytes of keys and values at most; they are taken as they are needed
 GPU_SHARE = 0.5  # of what is free

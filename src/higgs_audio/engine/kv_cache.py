@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from higgs_audio.layers import head_width
+from higgs_audio.model.layers import head_width
 
 FIRST_POSITIONS = 256
 

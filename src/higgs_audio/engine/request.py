@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from higgs_audio.checks import audio_mask, check_columns, check_ids
 from higgs_audio.config import HiggsAudioConfig
-from higgs_audio.errors import OptionError, PromptError
-from higgs_audio.sampling import SamplingOptions, check_count
+from higgs_audio.errors import OptionError, PromptError, check_count
+from higgs_audio.generation.checks import audio_mask, check_columns, check_ids
+from higgs_audio.generation.sampling import SamplingOptions
 
 FINISH_REASONS = ("stop", "length", "silence", "repetition", "cancelled")
 LEAST_URGENT = 2**31

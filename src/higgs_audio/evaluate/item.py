@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from higgs_audio.audio import Waveform
+from higgs_audio.audio.waveform import Waveform
 from higgs_audio.evaluate.benchmark import Sentence
 from higgs_audio.listen.asr import transcribe
 from higgs_audio.listen.quality import assess

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from higgs_audio.audio import Waveform, resample
+from higgs_audio.audio.waveform import Waveform, resample
 from higgs_audio.errors import MissingExtraError, OptionError
 from higgs_audio.listen.mel import mel_corners, mel_power
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from higgs_audio.errors import check_count
 from higgs_audio.evaluate.judges import WORDS, check_judges
 from higgs_audio.evaluate.metrics import ErrorCount, word_errors
 from higgs_audio.listen.asr import transcribe
-from higgs_audio.prompt import Voice
-from higgs_audio.sampling import check_count
-from higgs_audio.speaking import Speech
-from higgs_audio.tts import HiggsAudio
+from higgs_audio.prompt.prompt import Voice
+from higgs_audio.speech.result import Speech
+from higgs_audio.speech.tts import HiggsAudio
 
 LISTENER = "whisper-tiny.en"  # a tenth of a second for a sentence; it hears what a larger one hears, nearly always
 SEED_STEP = 1_000_003  # between tries; utterances of a text have neighbouring seeds

@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from higgs_audio.audio import Waveform, read
+from higgs_audio.audio.files import read
+from higgs_audio.audio.waveform import Waveform
 from higgs_audio.errors import AudioError, HiggsAudioError, MissingExtraError, OptionError, nearest
 from higgs_audio.evaluate.benchmark import Benchmark, Sentence
 from higgs_audio.evaluate.item import Item, Key, Ledger, Spoken, key, measure

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from higgs_audio.audio import Waveform, resample
+from higgs_audio.audio.waveform import Waveform, resample
 from higgs_audio.listen.distill_mos import distill_mos
 from higgs_audio.listen.dnsmos import dnsmos
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from higgs_audio.audio import Waveform, resample
+from higgs_audio.audio.waveform import Waveform, resample
 from higgs_audio.listen.mel import mel_power
 from higgs_audio.listen.weights import package_file
 

@@ -1,0 +1,361 @@
+"""Layouts: how published checkpoints spell the language model's weights and config, in one table, both ways.
+
+A layout is told from the files: `model_type` in config.json, and the names of the weights. Four are known:
+
+    boson         the original: nested config, names without "model.", heads under audio_decoder_proj
+    early         the first transformers form: the same config, "model." before the trunk's names
+    transformers  the present one, model_type higgs_audio_v2: flat config, a codebook's size counted with its markers
+    native        ours: the names of transformers, the nested config
+
+Source: bosonai/higgs-audio-v2-generation-3B-base before and after April 2026, and boson-ai/higgs-audio.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from higgs_audio import special_tokens
+from higgs_audio.errors import CheckpointError, nearest
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One spelling of the language model.
+
+    Attributes:
+        name: what `convert --to` calls it.
+        model_type: of its config.json.
+        mark: beginning of the name that tells its weights from those of other layouts.
+        prefixes: beginnings of names, in its files and in our module tree; the first that fits is replaced.
+    """
+
+    name: str
+    model_type: str
+    mark: str
+    prefixes: tuple[tuple[str, str], ...]
+    sharded: bool = False  # published in several files
+
+    def ours(self, name: str) -> str | None:
+        """The name in our module tree of a weight of its files; None where it has no place there."""
+        name = _PART.sub(r"\1", name)
+        return next((ours + name[len(theirs) :] for theirs, ours in self.prefixes if name.startswith(theirs)), None)
+
+    def theirs(self, name: str) -> str:
+        """The name in its files of a weight of our module tree.
+
+        >>> LAYOUTS["boson"].theirs("model.norm.weight")
+        'norm.weight'
+        """
+        return next(theirs + name[len(ours) :] for theirs, ours in self.prefixes if name.startswith(ours))
+
+
+# Tables of which only the new rows were trained are stored in two parts; together, on dimension 0, they are the weight.
+_PART = re.compile(r"(?<=\.)(?:embedding|linear)_(?:frozen|trainable)\.(weight)$")
+_TRAINABLE = re.compile(r"_trainable\.weight$")
+# Constants that some files hold and no module does.
+_IGNORED = re.compile(r"(audio_codebook_weights|rotary_emb\.(original_)?inv_freq)$")
+
+_TRUNK = tuple((f"{part}.", f"model.{part}.") for part in ("embed_tokens", "layers", "norm"))
+_TOWER = tuple((f"{part}.", f"model.{part}.") for part in ("audio_tower", "audio_encoder_proj"))
+_HEADS = tuple((f"audio_decoder_proj.{head}.", f"{head}.") for head in ("text_lm_head", "audio_lm_head"))
+_CODES = ("audio_codebook_embeddings.", "model.embed_audio_tokens.embed_audio_tokens.")
+# A trunk that was saved without its heads has no "model." before its names.
+_OURS = tuple((name, name) for name in ("model.", "text_lm_head.", "audio_lm_head."))
+_OURS += (*_TRUNK, *_TOWER, ("embed_audio_tokens.", "model.embed_audio_tokens."))
+
+BOSON = Layout("boson", "higgs_audio", "audio_codebook_embeddings.", (_CODES, *_HEADS, *_TRUNK, *_TOWER), True)
+EARLY = Layout(
+    "early",
+    "higgs_audio",
+    "model.audio_codebook_embeddings.",
+    ((f"model.{_CODES[0]}", _CODES[1]), *_HEADS, ("model.", "model.")),
+    True,
+)
+TRANSFORMERS = Layout("transformers", "higgs_audio_v2", "embed_audio_tokens.", _OURS)
+NATIVE = Layout("native", "higgs_audio", "embed_audio_tokens.", _OURS)
+LAYOUTS = {layout.name: layout for layout in (BOSON, EARLY, TRANSFORMERS, NATIVE)}
+MODEL_TYPES = ("higgs_audio", "higgs_audio_v2")
+
+
+def recognise(config: Mapping[str, Any], names: Iterable[str], where: str) -> Layout:
+    """The layout of a config.json and the names of the weights beside it.
+
+    Raises:
+        CheckpointError: another model's config, or weights that do not go with it. The message begins with `where`.
+    """
+    check_model_type(config, where)
+    starts = {mark for mark in (BOSON.mark, EARLY.mark) for name in names if name.startswith(mark)}
+    starts |= {NATIVE.mark for name in names if name.removeprefix("model.").startswith(NATIVE.mark)}
+    fitting = [layout for layout in LAYOUTS.values() if layout.mark in starts]
+    found = [layout for layout in fitting if layout.model_type == config["model_type"]]
+    if len(found) != 1:
+        what = " and ".join(layout.name for layout in fitting) or "no known layout"
+        raise CheckpointError(
+            f"{where}: config.json is of model_type {config['model_type']!r}, the weights are of {what}; give the "
+            "files of one layout: " + ", ".join(LAYOUTS)
+        )
+    return found[0]
+
+
+def check_model_type(config: Mapping[str, Any], where: str) -> None:
+    """Raises CheckpointError where a config.json is not one of this language model."""
+    if config.get("model_type") not in MODEL_TYPES:
+        given = str(config.get("model_type"))
+        raise CheckpointError(f"{where}: config.json has model_type {given!r}; {nearest(given, MODEL_TYPES)}")
+
+
+def place(names: Iterable[str], layout: Layout) -> tuple[dict[str, list[str]], list[str]]:
+    """Where the weights of a file go: our name -> the names of its parts in order, and the names that go nowhere."""
+    parts: dict[str, list[str]] = {}
+    unknown = []
+    for name in sorted(names, key=lambda name: (bool(_TRAINABLE.search(name)), name)):  # the frozen part comes first
+        if _IGNORED.search(name):
+            continue
+        ours = layout.ours(name)
+        if ours is None:
+            unknown.append(name)
+        else:
+            parts.setdefault(ours, []).append(name)
+    for ours, found in parts.items():
+        split = [name for name in found if _PART.search(name)]
+        if len(found) != (2 if split else 1) or len(split) == 1:
+            raise CheckpointError(
+                f"{' and '.join(found)} do not make one {layout.theirs(ours)}: give it alone, or its frozen and its "
+                "trainable part"
+            )
+    return parts, unknown
+
+
+# Configs.
+
+# Switches of the original code whose other setting is another architecture: name -> what is supported, and why not.
+_SWITCHES: dict[str, tuple[Any, str]] = {
+    "use_rq_transformer": (False, "no module of that name was ever published"),
+    "use_audio_out_self_attention": (0, "a second attention for audio is not built"),
+    "use_audio_out_embed_projector": (False, "a projection of the codes' embeddings is not built"),
+    "audio_embed_avg": (False, "codes' embeddings are summed"),
+    "audio_decoder_proj_num_layers": (0, "heads are single matrices"),
+    "use_delay_pattern": (True, "codes are written in the delay pattern"),
+}
+_ARCHITECTURES = {"boson": "HiggsAudioModel", "early": "HiggsAudioForConditionalGeneration"}
+_TOKENS = {
+    "audio_in_token": special_tokens.AUDIO_IN,
+    "audio_out_token": special_tokens.AUDIO_OUT,
+    "audio_bos_token": special_tokens.AUDIO_BOS,
+    "audio_out_bos_token": special_tokens.AUDIO_OUT_BOS,
+    "audio_eos_token": special_tokens.AUDIO_EOS,
+}
+_WITHOUT_TOWER = {"skip_audio_tower": True, "encode_whisper_embed": False, "encode_audio_in_tokens": True}
+# Fields of the original that repeat others, or that its code never reads.
+_SPOKEN_TWICE = re.compile(
+    r"rq_transformer_\w+|audio_ffn_\w+|audio_(in|out|bos|out_bos|eos)_token|audio_tokenizer_config|hidden_size"
+    r"|_name_or_path|transformers_version|architectures|model_type|torch_dtype"
+)
+# What a Llama config says about the trunk; the rest of a nested config is the saving library's defaults.
+_TEXT_FIELDS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range"),
+    *("attention_bias", "attention_dropout", "mlp_bias", "rope_parameters", "bos_token_id", "eos_token_id"),
+)
+# Ours <-> transformers, where the names differ and the meaning does not.
+_RENAMED = {
+    "audio_num_codebooks": "num_codebooks",
+    "audio_out_token_idx": "audio_token_id",
+    "audio_out_bos_token_id": "audio_bos_token_id",
+}
+_SHARED = (
+    *("audio_delay_token_id", "audio_stream_bos_id", "audio_stream_eos_id", "pad_token_id", "bos_token_id"),
+    *("eos_token_id", "initializer_range", "dtype"),
+)
+# Ours alone: transformers keeps them for us under this key, and reads none of them.
+_KEPT_UNDER = "higgs_audio"
+_KEPT = ("audio_bos_token_id", "audio_eos_token_id", "audio_in_token_idx", "codec")
+
+# The text trunk of the published checkpoint: Llama-3.2-3B.
+PUBLISHED_TRUNK: Fields = {
+    "vocab_size": 128256,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+# transformers wrote the same rotary frequencies with numbers eight times smaller; to the bit, as eight is a power of 2.
+_ROPE_OF_TRANSFORMERS = {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
+_ROPE = {name: PUBLISHED_TRUNK["rope_parameters"][name] for name in _ROPE_OF_TRANSFORMERS}
+_POSITIONS_OF_TRANSFORMERS = 2048
+_BOS, _EOS = PUBLISHED_TRUNK["bos_token_id"], 128009  # <|begin_of_text|>, <|eot_id|>
+_BOS_OF_TRANSFORMERS = 1  # an ordinary token
+# Fields that transformers leaves out of a file where they have its default.
+_DEFAULTS_OF_TRANSFORMERS: Fields = {
+    **PUBLISHED_TRUNK,
+    "max_position_embeddings": _POSITIONS_OF_TRANSFORMERS,
+    "codebook_size": 1024,
+    "num_codebooks": 8,
+    "audio_token_id": 128016,
+    "audio_bos_token_id": 128013,
+    "audio_delay_token_id": 128014,
+    "audio_stream_bos_id": 1024,
+    "audio_stream_eos_id": 1025,
+    "bos_token_id": _BOS_OF_TRANSFORMERS,
+    "eos_token_id": _EOS,
+    "pad_token_id": 128001,
+    "rope_parameters": {**PUBLISHED_TRUNK["rope_parameters"], **_ROPE_OF_TRANSFORMERS},
+}
+
+
+def read_fields(config: Mapping[str, Any], where: str) -> Fields:
+    """Fields of `HiggsAudioConfig` from a config.json of any layout.
+
+    `audio_codebook_size` may be given with or without the two markers; the id of stream bos says which.
+
+    Raises:
+        CheckpointError: another model's config, fields that contradict one another, or an architecture that is not
+            built. The message begins with `where`.
+    """
+    check_model_type(config, where)
+    flat = config["model_type"] == TRANSFORMERS.model_type
+    fields = _from_flat(config) if flat else _from_nested(config, where)
+    return {**fields, "audio_codebook_size": _codebook_size(fields, where)}
+
+
+def write_fields(fields: Mapping[str, Any], layout: Layout, where: str) -> Fields:
+    """config.json of a layout from the fields of a `HiggsAudioConfig`, which is `read_fields` undone.
+
+    Raises:
+        CheckpointError: the layout has no word for it.
+    """
+    text = {name: fields["text_config"][name] for name in _TEXT_FIELDS if name in fields["text_config"]}
+    fields = {**fields, "text_config": {"model_type": "llama", **text}}
+    if layout is TRANSFORMERS:
+        return _to_flat(fields, where)
+    return fields if layout is NATIVE else {**_to_boson(fields), "architectures": [_ARCHITECTURES[layout.name]]}
+
+
+def _codebook_size(fields: Mapping[str, Any], where: str) -> int:
+    """Codes of a codebook, markers not counted."""
+    size = fields.get("audio_codebook_size", 1024)
+    bos, eos = fields.get("audio_stream_bos_id", size), fields.get("audio_stream_eos_id", size + 1)
+    if eos != bos + 1 or size not in (bos, bos + 2):
+        raise CheckpointError(
+            f"{where}: codebooks of {size} with markers {bos} and {eos}; allowed: markers that follow one another "
+            "right behind the codes, which are counted with or without them"
+        )
+    return bos
+
+
+def _from_nested(config: Mapping[str, Any], where: str) -> Fields:
+    """The nested config: the original's, or ours, which has the same names."""
+    for name, (supported, why) in _SWITCHES.items():
+        if config.get(name, supported) not in (supported, None):
+            raise CheckpointError(f"{where}: {name}={config[name]!r}; only {supported!r} can be loaded: {why}")
+    fields = {
+        name: value for name, value in config.items() if name not in _SWITCHES and not _SPOKEN_TWICE.fullmatch(name)
+    }
+    text = fields.get("text_config")
+    if not isinstance(text, Mapping) or "vocab_size" not in text:
+        raise CheckpointError(f"{where}: config.json has no text_config with the sizes of the trunk")
+    fields["text_config"] = _text_fields(text)
+    fields["dtype"] = config.get("dtype") or config.get("torch_dtype")
+    if "eos_token_id" not in config:
+        fields["eos_token_id"] = _EOS if text["vocab_size"] > _EOS else text.get("eos_token_id")
+    _check_fast_forward(fields, where)
+    return fields
+
+
+def _check_fast_forward(fields: Mapping[str, Any], where: str) -> None:
+    """In the original, audio passes by the layers that this adapter does not name; ours has no such way."""
+    listed, layers = fields.get("audio_dual_ffn_layers"), fields["text_config"]["num_hidden_layers"]
+    fast = fields.get("audio_adapter_type", "dual_ffn_fast_forward") == "dual_ffn_fast_forward"
+    if fast and listed is not None and (len(set(listed)) != layers or not set(listed) <= set(range(len(listed)))):
+        raise CheckpointError(
+            f"{where}: audio_adapter_type 'dual_ffn_fast_forward' with a DualFFN in {len(listed)} of {layers} layers; "
+            "it can be loaded where all of them have one. 'dual_ffn' may leave some out"
+        )
+
+
+def _text_fields(text: Mapping[str, Any]) -> Fields:
+    """What a nested or flat config says about the trunk, its rotary embedding in one block."""
+    fields = {name: text[name] for name in _TEXT_FIELDS if text.get(name) is not None}
+    if "rope_parameters" not in fields and "rope_theta" in text:
+        scaling = dict(text.get("rope_scaling") or {"rope_type": "default"})
+        fields["rope_parameters"] = {"rope_theta": text["rope_theta"], **scaling}
+    return fields
+
+
+def _from_flat(config: Mapping[str, Any]) -> Fields:
+    given = {**_DEFAULTS_OF_TRANSFORMERS, **config}
+    text = _text_fields(given)
+    if _ROPE_OF_TRANSFORMERS.items() <= text["rope_parameters"].items():
+        text["rope_parameters"] = {**text["rope_parameters"], **_ROPE}
+        if text["max_position_embeddings"] == _POSITIONS_OF_TRANSFORMERS:
+            text["max_position_embeddings"] = PUBLISHED_TRUNK["max_position_embeddings"]
+    fields = {name: given[name] for name in _SHARED if name in given}
+    fields |= {ours: given[theirs] for ours, theirs in _RENAMED.items()}
+    fields["audio_codebook_size"] = given["codebook_size"]
+    if given["bos_token_id"] == _BOS_OF_TRANSFORMERS and given["vocab_size"] > _BOS:
+        fields["bos_token_id"] = text["bos_token_id"] = _BOS
+    kept = config.get(_KEPT_UNDER) or {}
+    text |= kept.get("text_config") or {}
+    return {**fields, **{name: kept[name] for name in _KEPT if name in kept}, "text_config": text}
+
+
+def _to_flat(fields: Mapping[str, Any], where: str) -> Fields:
+    layers = fields["text_config"]["num_hidden_layers"]
+    if set(fields["audio_dual_ffn_layers"]) != set(range(layers)):
+        raise CheckpointError(
+            f"{where}: {len(fields['audio_dual_ffn_layers'])} of {layers} layers have a DualFFN; the transformers "
+            "layout knows models only in which all have one"
+        )
+    if not fields.get("skip_audio_tower", True):
+        raise CheckpointError(f"{where}: the transformers layout has no audio encoder; convert to boson or native")
+    flat = {name: value for name, value in fields["text_config"].items() if name != "model_type"}
+    flat |= {name: fields[name] for name in _SHARED if name in fields}
+    flat |= {theirs: fields[ours] for ours, theirs in _RENAMED.items()}
+    kept = {name: fields[name] for name in _KEPT if fields.get(name) is not None}
+    kept["text_config"] = {name: fields["text_config"].get(name) for name in ("bos_token_id", "eos_token_id")}
+    return {
+        "architectures": ["HiggsAudioV2ForConditionalGeneration"],
+        "model_type": TRANSFORMERS.model_type,
+        **flat,
+        "codebook_size": fields["audio_codebook_size"] + 2,
+        "tie_word_embeddings": False,
+        _KEPT_UNDER: kept,
+    }
+
+
+def _to_boson(fields: Mapping[str, Any]) -> Fields:
+    """The original's config; what it has no field for keeps our name, which its code passes over."""
+    text = dict(fields["text_config"])
+    rope = dict(text.pop("rope_parameters"))
+    text |= {"rope_theta": rope.pop("rope_theta"), "tie_word_embeddings": False}
+    text["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    own = {name: value for name, value in fields.items() if name != "dtype" and value is not None}
+    return {
+        **_WITHOUT_TOWER,
+        **_TOKENS,
+        **own,
+        "model_type": BOSON.model_type,
+        "torch_dtype": fields.get("dtype"),
+        "text_config": text,
+        "hidden_size": text["hidden_size"],
+        "audio_ffn_hidden_size": text["hidden_size"],
+        "audio_ffn_intermediate_size": text["intermediate_size"],
+        **{name: supported for name, (supported, _) in _SWITCHES.items()},
+    }

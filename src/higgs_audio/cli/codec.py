@@ -1,0 +1,50 @@
+"""The commands of the audio tokenizer: `encode` and `decode`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from higgs_audio.cli.common import Device, Model, check_output, load_audio_tokenizer, report
+
+
+def encode(
+    recording: Annotated[Path, typer.Argument(metavar="IN.wav", help="Any format and rate.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .safetensors file.", show_default=False)],
+    model: Model = "nano",
+    device: Device = None,
+) -> None:
+    """Turn a recording into codes."""
+    import torch
+
+    from higgs_audio.audio import read
+    from higgs_audio.codec.file import save_codes
+
+    check_output(output, ["safetensors"])
+    codec = load_audio_tokenizer(model, device)
+    samples = torch.from_numpy(read(recording, codec.config.sample_rate).samples)  # [S]
+    codes = codec.encode(samples[None, None].to(codec.device)).audio_codes
+    assert codes is not None
+    save_codes(codes[0].cpu(), output, codec.config)
+    report(f"{codes.shape[1]} codebooks, {codes.shape[2]} frames, {codes.shape[2] / codec.config.frame_rate:.2f} s")
+    print(output)
+
+
+def decode(
+    codes: Annotated[Path, typer.Argument(metavar="CODES.safetensors", help="From encode.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".wav, .flac, .mp3 ...", show_default=False)],
+    model: Model = "nano",
+    device: Device = None,
+) -> None:
+    """Turn codes into sound."""
+    from higgs_audio.audio import FORMATS, Waveform, write
+    from higgs_audio.codec.file import load_codes
+
+    check_output(output, FORMATS)
+    codec = load_audio_tokenizer(model, device)
+    sound = codec.decode(load_codes(codes, codec.config)[None].to(codec.device)).audio_values
+    assert sound is not None
+    waveform = Waveform(sound[0, 0].clamp(-1, 1).cpu().numpy(), codec.config.sample_rate)
+    write(waveform, output)
+    report(f"{waveform.seconds:.2f} s of sound")
+    print(output)

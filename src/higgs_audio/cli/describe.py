@@ -1,0 +1,118 @@
+"""What a checkpoint holds, told from its configs, its tokenizer and the headers of its weights."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from higgs_audio import special_tokens
+from higgs_audio.checkpoint.find import CODEC_FOLDER, num_bytes
+from higgs_audio.checkpoint.layouts import MODEL_TYPES
+from higgs_audio.checkpoint.weights import CONFIG_FILE, open_weights, read_json
+from higgs_audio.codec import HiggsAudioTokenizer
+from higgs_audio.codec import layout as codec_layout
+from higgs_audio.errors import CheckpointError
+from higgs_audio.model.pretrained import read_config
+from higgs_audio.prompt.loading import load_tokenizer
+from higgs_audio.speech.voices import read_voices
+
+Section = dict[str, str]
+
+# Regular expressions for the names of weights; the first that is found counts.
+MODEL_PARTS = {
+    r"\baudio_(tower|encoder_proj)\.": "audio tower",
+    r"\baudio_mlp\.": "audio feed-forward",
+    r"\bmlp\.": "text feed-forward",
+    r"\bself_attn\.": "attention",
+    r"norm\.weight$": "norms",
+    r"\bembed_audio_tokens\.": "audio embeddings",
+    r"\bembed_tokens\.": "text embeddings",
+    r"\baudio_lm_head\.": "audio head",
+    r"\btext_lm_head\.": "text head",
+}
+CODEC_PARTS = {
+    r"^semantic_model\.": "semantic teacher",
+    r"^(encoder|decoder)_semantic\.": "semantic branch",
+    r"^acoustic_encoder\.": "acoustic encoder",
+    r"^acoustic_decoder\.": "acoustic decoder",
+    r"^(quantizer|fc\d?)\.": "quantizer",
+}
+
+
+def describe(folder: str | Path) -> dict[str, Section]:
+    """Title -> name -> what there is to say, of a language model's folder or an audio tokenizer's, in any layout.
+
+    Raises:
+        CheckpointError: another model, or files that are missing or damaged.
+    """
+    folder = Path(folder)
+    kind = read_json(folder / CONFIG_FILE).get("model_type")
+    if kind in MODEL_TYPES:
+        codec = folder / CODEC_FOLDER
+        return _model_sections(folder) | (_codec_sections(codec) if codec.is_dir() else {})
+    if kind in (None, *codec_layout.MODEL_TYPES):
+        return _codec_sections(folder)
+    allowed = ", ".join((*MODEL_TYPES, *codec_layout.MODEL_TYPES))
+    raise CheckpointError(f"{folder} is a model of type {kind!r}; allowed: {allowed}, and the original audio tokenizer")
+
+
+def _model_sections(folder: Path) -> dict[str, Section]:
+    weights = open_weights(folder)
+    config = read_config(folder, weights)
+    text: Any = config.text_config
+    architecture = {
+        "layout": weights.layout.name,
+        "layers": f"{text.num_hidden_layers}, of which {len(config.audio_dual_ffn_layers or ())} have a DualFFN",
+        "width": f"{text.hidden_size}, feed-forward {text.intermediate_size}",
+        "heads": f"{text.num_attention_heads}, of which {text.num_key_value_heads} have keys and values",
+        "codebooks": f"{config.audio_num_codebooks} of {config.audio_codebook_size}, and 2 markers",
+        "vocabulary": f"{text.vocab_size:,}",
+        "size of all files": f"{num_bytes(folder) / 1e6:,.1f} MB",
+    }
+    voices = {name: entry["description"] or entry["profile"] for name, entry in read_voices(folder).items()}
+    sizes = {name: weight.numel for name, weight in weights.items()}
+    sections = {
+        "language model": architecture,
+        "parameters of the language model": _counts(sizes, MODEL_PARTS),
+        "special tokens": _special_tokens(folder),
+        "voices": voices,
+    }
+    return {title: rows for title, rows in sections.items() if rows}
+
+
+def _codec_sections(folder: Path) -> dict[str, Section]:
+    config, state = codec_layout.read(HiggsAudioTokenizer, folder)
+    rows = {
+        "layout": codec_layout.recognise(read_json(folder / CONFIG_FILE)),
+        "body": config.body,
+        "sample rate": f"{config.sample_rate} Hz",
+        "frames": f"{config.frame_rate:g} a second, of {config.hop_length} samples",
+        "codebooks": f"{config.num_codebooks} of {config.codebook_size}",
+    }
+    counts = _counts({name: value.numel() for name, value in state.items()}, CODEC_PARTS)
+    return {"audio tokenizer": rows, "parameters of the audio tokenizer": counts}
+
+
+def _counts(sizes: Mapping[str, int], parts: Mapping[str, str]) -> Section:
+    counts = count_parts(sizes, parts)
+    return {name: f"{count:,}" for name, count in counts.items()} | {"total": f"{sum(counts.values()):,}"}
+
+
+def count_parts(sizes: Mapping[str, int], parts: Mapping[str, str]) -> dict[str, int]:
+    """Numbers of each part.
+
+    Args:
+        sizes: name of a weight -> how many numbers it has.
+        parts: regular expression -> name of the part; the first one found in a weight's name counts. A weight that
+            none fits counts under "other".
+    """
+    counts: Counter[str] = Counter(dict.fromkeys(parts.values(), 0))
+    for name, size in sizes.items():
+        counts[next((part for pattern, part in parts.items() if re.search(pattern, name)), "other")] += size
+    return {part: count for part, count in counts.items() if count}
+
+
+def _special_tokens(folder: Path) -> Section:
+    tokenizer = load_tokenizer(folder)
+    return {token: str(tokenizer.convert_tokens_to_ids(token)) for token in special_tokens.SPECIAL_TOKENS}

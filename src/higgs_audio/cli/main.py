@@ -1,0 +1,46 @@
+"""The command `higgs-audio`: registers one short function per verb. Results go to stdout, messages to stderr."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from higgs_audio.cli import checkpoints, codec, speak, train
+from higgs_audio.cli.common import FAILED
+from higgs_audio.errors import HiggsAudioError
+
+app = typer.Typer(
+    help="Higgs Audio V2: speech from text, codes from sound, and the training of both.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+train_app = typer.Typer(help="Train on your own recordings; each recipe is a YAML file.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+for verb in (speak.speak, speak.batch, codec.encode, codec.decode, checkpoints.info, checkpoints.convert):
+    app.command()(verb)
+train_app.command("lm")(train.language_model)
+train_app.command("tokenizer")(train.audio_tokenizer)
+train_app.command("teacher")(train.semantic_teacher)
+train_app.command("prepare")(train.prepared_clips)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; an error of the package becomes one line on stderr and exit code 2."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="higgs-audio")
+    except HiggsAudioError as error:
+        message = " ".join(str(error).split())
+        print(f"higgs-audio: {message}", file=sys.stderr)
+        raise SystemExit(FAILED) from None
+
+
+@app.callback(invoke_without_command=True)
+def version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Higgs Audio V2: speech from text, codes from sound, and the training of both."""
+    if version:
+        from higgs_audio import __version__
+
+        print(__version__)
+        raise typer.Exit

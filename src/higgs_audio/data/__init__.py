@@ -1,0 +1,1 @@
+"""Clips for training and annotation: manifests, shards, importers, alignment."""

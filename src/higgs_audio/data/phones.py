@@ -1,0 +1,20 @@
+"""The phones that the teacher hears: the text front end's phonemes without stress, spaces and punctuation."""
+
+from functools import lru_cache
+
+from higgs_audio.text.phonemes import phonemize
+
+# Every vowel and consonant of the front end's American English alphabet; id 0 is CTC's blank.
+PHONES = "nəɹtɪdslæðimʌɛzkwvhIfbɔApɑuOjɡŋʃᵊθɐɜWʊʤTʧᵻYʒ"
+_IDS = {phone: number for number, phone in enumerate(PHONES, start=1)}
+
+
+@lru_cache(maxsize=100_000)
+def phones(text: str) -> str:
+    """The phones of a text, one character each."""
+    return "".join(p for p in phonemize(text) if p in _IDS)
+
+
+def phone_ids(phones: str) -> list[int]:
+    """CTC labels of a string of phones."""
+    return [_IDS[phone] for phone in phones]

@@ -1,0 +1,5 @@
+"""The language model: DualFFN layers, the audio tower, quantised and offloaded weights."""
+
+from higgs_audio.model.model import HiggsAudioForConditionalGeneration, HiggsAudioModel
+
+__all__ = ["HiggsAudioForConditionalGeneration", "HiggsAudioModel"]

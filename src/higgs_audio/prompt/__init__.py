@@ -1,0 +1,6 @@
+"""Prompts: the one renderer from messages to tensors and labels, and back from tensors to responses."""
+
+from higgs_audio.prompt.processor import HiggsAudioProcessor
+from higgs_audio.prompt.prompt import Prompt, Turn, Voice, to_messages
+
+__all__ = ["HiggsAudioProcessor", "Prompt", "Turn", "Voice", "to_messages"]

@@ -1,0 +1,109 @@
+"""ProcessorConfig: what `processor_config.json` holds, in our layout and in transformers'."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from higgs_audio.checkpoint.weights import CONFIG_FILE, read_json
+from higgs_audio.errors import CheckpointError, OptionError, nearest
+
+PROCESSOR_FILE = "processor_config.json"
+TEXT_FRONTENDS = ("none", "phonemes")
+CODEC_FOLDER = "codec"
+POSITIONS_PER_SECOND = 50  # of the audio tower: two mel frames of 10 ms each
+PUBLISHED_CODEC = "bosonai/higgs-audio-v2-tokenizer"  # of checkpoints in the original layout, which name none
+
+
+@dataclass(frozen=True)
+class ProcessorConfig:
+    """What `processor_config.json` holds.
+
+    Attributes:
+        audio_num_codebooks, audio_codebook_size: K and V of the language model; stream bos is V, stream eos V + 1.
+        sampling_rate: of the audio tokenizer, in Hz.
+        text_frontend: "none", or "phonemes" where the model reads English as phonemes: what user turns say is
+            converted, and nothing else.
+        codec: the audio tokenizer: a folder inside the checkpoint, or a path or repository of its own.
+        encode_whisper_embed, encode_audio_in_tokens: what audio in user and system turns becomes: features for the
+            audio tower, codes, or the former and then the latter.
+        num_mel_bins, window_seconds: of these features; longer audio is several windows.
+
+    Raises:
+        OptionError: a value of another type, a number below 1, another text frontend, or audio that becomes nothing.
+
+    Source: the fields of the published `config.json` and of transformers' `processor_config.json`; `text_frontend` and
+    `codec` are ours.
+
+    >>> ProcessorConfig(text_frontend="phonemes").codec
+    'codec'
+    """
+
+    audio_num_codebooks: int = 8
+    audio_codebook_size: int = 1024
+    sampling_rate: int = 24000
+    text_frontend: str = "none"
+    codec: str = CODEC_FOLDER
+    encode_whisper_embed: bool = False
+    encode_audio_in_tokens: bool = True
+    num_mel_bins: int = 128
+    window_seconds: int = 30  # as Whisper's
+
+    def __post_init__(self) -> None:
+        for name, kind in _TYPES.items():
+            value: Any = getattr(self, name)
+            if type(value) is not kind or (kind is int and value < 1) or value == "":
+                raise OptionError(f"{name}={value!r:.60}; allowed: {_ALLOWED[kind]}")
+        if self.text_frontend not in TEXT_FRONTENDS:
+            raise OptionError(f"text_frontend={self.text_frontend!r}; {nearest(self.text_frontend, TEXT_FRONTENDS)}")
+        if not self.encode_whisper_embed and not self.encode_audio_in_tokens:
+            raise OptionError("encode_whisper_embed and encode_audio_in_tokens are both False; set one of them")
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "ProcessorConfig":
+        """Our own file, the one that transformers writes for the published checkpoint, or both in one.
+
+        Our `codec` comes first: theirs is an absolute path, which is wrong once the folder has moved.
+        """
+        known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        if "codec" not in known and isinstance(tokenizer := fields.get("audio_tokenizer"), Mapping):
+            known["codec"] = tokenizer.get("audio_tokenizer_name_or_path") or CODEC_FOLDER
+        if "audio_stream_bos_id" in fields:
+            known["audio_codebook_size"] = fields["audio_stream_bos_id"]
+        if isinstance(extractor := fields.get("feature_extractor"), Mapping):
+            known["sampling_rate"] = extractor.get("sampling_rate", cls.sampling_rate)
+        return cls(**known)
+
+    @classmethod
+    def of_model(cls, fields: Mapping[str, Any], codec: str) -> "ProcessorConfig":
+        """What a language model's `config.json` says about audio in user turns."""
+        tower = fields.get("audio_encoder_config") or {}
+        if not isinstance(tower, Mapping):
+            raise OptionError(f"audio_encoder_config={tower!r:.60}; give an object of fields")
+        known = {name: fields[name] for name in ("encode_whisper_embed", "encode_audio_in_tokens") if name in fields}
+        positions = tower.get("max_source_positions", POSITIONS_PER_SECOND * cls.window_seconds)
+        if type(positions) is not int:
+            raise OptionError(f"max_source_positions={positions!r:.60}; give {POSITIONS_PER_SECOND} for each second")
+        num_mel_bins = tower.get("num_mel_bins", cls.num_mel_bins)
+        return cls(**known, codec=codec, num_mel_bins=num_mel_bins, window_seconds=positions // POSITIONS_PER_SECOND)
+
+
+_TYPES: dict[str, Any] = {field.name: type(field.default) for field in fields(ProcessorConfig)}
+_ALLOWED = {int: "a whole number of at least 1", str: "a string that is not empty", bool: "True or False"}
+
+
+def read_processor_config(folder: Path) -> ProcessorConfig:
+    """The folder's `processor_config.json`. The original layout has none: what the model's config says, and the
+    published audio tokenizer unless one lies in the folder.
+
+    Raises:
+        CheckpointError: not a JSON object, or a field that does not fit.
+    """
+    file, model = folder / PROCESSOR_FILE, folder / CONFIG_FILE
+    try:
+        if file.is_file():
+            return ProcessorConfig.from_dict(read_json(file))
+        codec = CODEC_FOLDER if (folder / CODEC_FOLDER).is_dir() else PUBLISHED_CODEC
+        return ProcessorConfig.of_model(read_json(model) if model.is_file() else {}, codec)
+    except OptionError as error:
+        raise CheckpointError(f"{file if file.is_file() else model} does not fit: {error}") from error

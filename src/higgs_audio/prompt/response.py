@@ -1,0 +1,87 @@
+"""What a language model answered: token ids and delayed columns, checked, to codes; and the response made of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from higgs_audio import audio as audio_io
+from higgs_audio.delay import revert_delay
+from higgs_audio.errors import AudioError, CodesError, OptionError, PromptError
+from higgs_audio.prompt.prompt import read_codes
+
+
+@dataclass(frozen=True)
+class HiggsAudioResponse:
+    """What the model answered: `audio` float32 [S] in [-1, 1] or None, the text beside it, samples a second."""
+
+    audio: np.ndarray | None
+    generated_text: str
+    sampling_rate: int
+
+
+def read_ids(given: Any, vocabulary_size: int) -> Tensor:
+    """Token ids of any shape, as int64.
+
+    Raises:
+        PromptError: not integers, or outside the vocabulary.
+    """
+    try:
+        ids = torch.as_tensor(given.copy() if isinstance(given, np.ndarray) else given)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise PromptError(f"the token ids are {given!r:.60}; give integers [T] or [B, T]") from error
+    if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+        raise PromptError(f"the token ids are {ids.dtype}; give integers [T] or [B, T]")
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary_size):
+        raise PromptError(
+            f"token ids run from {int(ids.min())} to {int(ids.max())}; allowed: 0 to {vocabulary_size - 1}, the "
+            "tokenizer's vocabulary. Give ids, not labels, of the model that goes with it"
+        )
+    return ids.long()
+
+
+def read_segments(given: Any, num_codebooks: int, bos: int) -> list[Tensor]:
+    """Generated segments -> the codes [K, F] of each; F may be 0.
+
+    Args:
+        given: a list of delayed columns [K, n], one such matrix alone, or None for no segment.
+        num_codebooks: K.
+        bos: id of stream bos, which fills the first column of a segment.
+
+    Raises:
+        CodesError: something else, or of another number of codebooks.
+    """
+    if given is None:
+        return []
+    segments = [given] if isinstance(given, (Tensor, np.ndarray)) else given
+    if not isinstance(segments, (list, tuple)):
+        raise CodesError(f"the segments are a {type(segments).__name__}; give a list of delayed columns [K, n]")
+    return [_read_segment(segment, num_codebooks, bos) for segment in segments]
+
+
+def _read_segment(segment: Any, num_codebooks: int, bos: int) -> Tensor:
+    delayed = torch.from_numpy(read_codes(segment, "a segment"))
+    if len(delayed) != num_codebooks:
+        raise CodesError(f"a segment has {len(delayed)} codebooks; the processor's model has {num_codebooks}")
+    if delayed.shape[1] and int(delayed[0, 0]) != bos:
+        raise CodesError(f"a segment begins with {int(delayed[0, 0])}; pass it whole, from its column of {bos} on")
+    return revert_delay(delayed)
+
+
+def save_sounds(audio: Any, saving_path: Any, sampling_rate: int, format: str | None = None) -> None:
+    """Writes one sound, or a list of sounds to a list of files; see `HiggsAudioProcessor.save_audio`."""
+    sounds: Sequence[Any] = audio if isinstance(audio, (list, tuple)) else [audio]
+    paths = saving_path if isinstance(saving_path, (list, tuple)) else [saving_path]
+    if not all(isinstance(path, (str, Path)) for path in paths):
+        raise OptionError(f"saving_path={saving_path!r:.60}; give a path, or a list with one for each sound")
+    if len(sounds) != len(paths):
+        raise PromptError(f"{len(sounds)} sounds and {len(paths)} files; give one path for each sound")
+    if any(sound is None for sound in sounds):
+        raise AudioError("there is no audio to save: the model answered without any")
+    for sound, path in zip(sounds, paths, strict=True):
+        samples = sound.detach().float().cpu().numpy() if isinstance(sound, Tensor) else sound
+        audio_io.write(audio_io.from_array(samples, sampling_rate), path, format=format)

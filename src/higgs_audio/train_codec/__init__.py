@@ -1,0 +1,1 @@
+"""Training of the audio tokenizer and of its semantic teacher."""

@@ -1,0 +1,1 @@
+"""Training of the language model: examples, batches, losses, LoRA, the loop."""

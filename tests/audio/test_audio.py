@@ -1,0 +1,367 @@
+"""Sound in and out: every layout becomes mono float32, every bad input says what is wrong, no half file is left."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import soundfile
+
+from higgs_audio.audio.files import FORMATS, encode, pcm16, read, write
+from higgs_audio.audio.waveform import Waveform, from_array, resample
+from higgs_audio.errors import AudioError, OptionError
+
+RATE = 24000
+
+
+def tone(seconds=0.5, sample_rate=RATE, hertz=440.0, level=0.5):
+    times = np.arange(int(seconds * sample_rate)) / sample_rate
+    return Waveform((level * np.sin(2 * np.pi * hertz * times)).astype(np.float32), sample_rate)
+
+
+def loudest_hertz(waveform):
+    spectrum = np.abs(np.fft.rfft(waveform.samples * np.hanning(len(waveform))))
+    return np.argmax(spectrum) * waveform.sample_rate / len(waveform)
+
+
+# Waveform and arrays.
+
+
+def test_a_waveform_knows_its_duration_and_is_compared_by_identity():
+    waveform = tone(0.25)
+    assert waveform.seconds == 0.25
+    assert len(waveform) == 6000
+    assert waveform != tone(0.25)
+    assert len({waveform, waveform}) == 1
+    with pytest.raises(AttributeError):
+        waveform.sample_rate = 8000
+
+
+@pytest.mark.parametrize(
+    "samples", [[0.0], np.zeros(4), np.zeros((2, 4), dtype=np.float32), np.zeros(4, dtype=np.int16)]
+)
+def test_a_waveform_takes_only_mono_float32(samples):
+    with pytest.raises(AudioError, match="from_array"):
+        Waveform(samples, RATE)
+
+
+@pytest.mark.parametrize("sample_rate", [0, -1, 999, 192001, 24000.0, True, None, "24000"])
+def test_an_impossible_sample_rate_is_refused(sample_rate):
+    with pytest.raises(OptionError, match="sample_rate"):
+        Waveform(np.zeros(4, dtype=np.float32), sample_rate)
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (np.array([0.5, -0.25]), [0.5, -0.25]),
+        (np.array([0.5, -0.25], dtype=np.float16), [0.5, -0.25]),
+        ([0.5, -0.25], [0.5, -0.25]),
+        (np.array([16384, -32768], dtype=np.int16), [0.5, -1.0]),
+        (np.array([2**30, -(2**31)], dtype=np.int32), [0.5, -1.0]),
+        (np.array([192, 128, 0], dtype=np.uint8), [0.5, 0.0, -1.0]),
+    ],
+)
+def test_every_sample_type_lands_on_the_same_scale(samples, expected):
+    waveform = from_array(samples, RATE)
+    assert waveform.samples.dtype == np.float32
+    assert waveform.samples.tolist() == expected
+
+
+@pytest.mark.parametrize("layout", [(5, 2), (2, 5), (1, 5), (5, 1), (2, 2)])
+def test_channels_are_averaged_in_either_layout(layout):
+    left, right = np.linspace(0, 0.8, max(layout)), np.linspace(0.4, 0, max(layout))
+    stereo = np.stack([left, right][: min(layout)], axis=1)  # [S, C]
+    waveform = from_array(stereo if stereo.shape == layout else stereo.T, RATE)
+    assert np.allclose(waveform.samples, stereo.mean(axis=1))
+
+
+def test_from_array_copies_so_that_the_caller_may_reuse_the_buffer():
+    buffer = np.zeros(4, dtype=np.float32)
+    waveform = from_array(buffer, RATE)
+    buffer[:] = 1
+    assert waveform.samples.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros(0), "no samples"),
+        (np.zeros((0, 2)), "no samples"),
+        (np.array([0.0, np.nan]), "NaN"),
+        (np.array([[0.0, np.inf], [0.0, -np.inf]]), "NaN"),
+        (np.array(0.5), r"\[S\]"),
+        (np.zeros((1, 1, 8)), r"\[S\]"),
+        (np.zeros((64, 64)), "up to 32"),
+        (np.zeros(4, dtype=np.int64), "int64"),
+        (np.zeros(4, dtype=bool), "bool"),
+        (np.zeros(4, dtype=complex), "complex"),
+        ([[0.0], [0.0, 1.0]], "array"),
+        (["a"], "allowed: floats"),
+        (np.array([0.0, 32767.0]), "divide"),
+    ],
+)
+def test_an_array_that_is_not_sound_is_refused(samples, message):
+    with pytest.raises(AudioError, match=message):
+        from_array(samples, RATE)
+
+
+# Reading.
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
+def test_every_kind_of_wav_is_read(tmp_path, subtype):
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone().samples, RATE, subtype=subtype)
+    waveform = read(path)
+    assert waveform.sample_rate == RATE
+    assert waveform.samples.dtype == np.float32
+    assert np.abs(waveform.samples - tone().samples).max() < 0.02
+
+
+def test_stereo_is_averaged_and_another_rate_resampled(tmp_path):
+    path = tmp_path / "stereo.wav"
+    left = tone(1.0, 8000).samples
+    soundfile.write(path, np.stack([left, np.zeros_like(left)], axis=1), 8000)
+    waveform = read(path, RATE)
+    assert waveform.sample_rate == RATE
+    assert len(waveform) == RATE
+    assert abs(loudest_hertz(waveform) - 440) < 2
+    assert abs(np.abs(waveform.samples).max() - 0.25) < 0.02
+
+
+def test_a_path_its_text_its_bytes_and_open_files_read_alike(tmp_path):
+    path = tmp_path / "tone.flac"
+    write(tone(), path)
+    expected = read(path).samples
+    with open(path, "rb") as file:
+        assert np.array_equal(read(file).samples, expected)
+    for source in (str(path), path.read_bytes(), bytearray(path.read_bytes()), io.BytesIO(path.read_bytes())):
+        assert np.array_equal(read(source).samples, expected)
+
+
+def test_a_file_that_cannot_seek_is_read_too():
+    data = encode(tone())
+    reader, writer = os.pipe()
+    thread = threading.Thread(target=lambda: (os.write(writer, data), os.close(writer)))
+    thread.start()
+    with os.fdopen(reader, "rb") as file:
+        waveform = read(file)
+    thread.join()
+    assert len(waveform) == len(tone())
+
+
+def test_minutes_of_sound_are_accepted_unless_the_caller_sets_a_limit(tmp_path):
+    path = tmp_path / "long.wav"
+    write(Waveform(np.zeros(8000 * 300, dtype=np.float32), 8000), path)
+    assert read(path).seconds == 300
+    assert read(path, max_seconds=300).seconds == 300
+    with pytest.raises(AudioError, match=r"longer than 299\.5 seconds"):
+        read(path, max_seconds=299.5)
+
+
+def damaged_flac():
+    data = bytearray(encode(Waveform(np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32), RATE), "flac"))
+    data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"RIFF", "cannot be read as sound"),
+        (b"<html>not found</html>" * 50, "cannot be read as sound"),
+        (encode(tone())[:44], "no samples"),
+        (encode(tone(), "flac")[:60], "flac|samples|sound"),
+        (damaged_flac(), "cannot be read as sound"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_name(tmp_path, content, message):
+    path = tmp_path / "broken.wav"
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=message) as caught:
+        read(path)
+    assert "broken.wav" in str(caught.value)
+    with pytest.raises(AudioError, match=message):
+        read(content)
+
+
+def test_a_file_with_nan_in_it_is_refused_with_its_name(tmp_path):
+    path = tmp_path / "nan.wav"
+    soundfile.write(path, np.array([0.0, np.nan]), RATE, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"nan\.wav.*NaN"):
+        read(path)
+
+
+def test_missing_files_folders_pipes_and_strange_names_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "noise.raw").write_bytes(bytes(1000))  # no header: soundfile asks for the rate
+    for name, message in {
+        "missing.wav": "no file",
+        "": "not a file",
+        "pipe.wav": "not a file",
+        "notes.txt": "cannot be read as sound",
+        "noise.raw": "cannot be read as sound",
+        "a\0b": "cannot be opened|no file",
+        "x" * 5000: "cannot be opened",
+    }.items():
+        with pytest.raises(AudioError, match=message):
+            read(f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize("source", [None, 5, io.StringIO("text"), [0.0, 1.0]])
+def test_a_source_of_another_kind_is_refused(source):
+    with pytest.raises(AudioError, match="give a path, bytes or a file"):
+        read(source)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_refused(tmp_path):
+    path = tmp_path / "secret.wav"
+    write(tone(), path)
+    path.chmod(0)
+    with pytest.raises(AudioError, match=r"secret\.wav"):
+        read(path)
+
+
+# Resampling.
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 22050, 44100, 48000])
+def test_resampling_keeps_pitch_level_and_duration(sample_rate):
+    waveform = resample(tone(1.0, sample_rate), RATE)
+    assert abs(waveform.seconds - 1.0) < 1e-3
+    assert abs(loudest_hertz(waveform) - 440) < 2
+    assert abs(np.abs(waveform.samples[2400:-2400]).max() - 0.5) < 0.01
+
+
+def test_resampling_down_leaves_no_alias():
+    high = tone(0.5, 48000, hertz=15000)
+    assert np.abs(resample(high, 16000).samples[800:-800]).max() < 1e-3
+
+
+def test_the_same_rate_changes_nothing_and_one_sample_stays_a_sound():
+    waveform = tone()
+    assert resample(waveform, RATE).samples is waveform.samples
+    assert len(resample(Waveform(np.ones(1, dtype=np.float32), 48000), 8000)) == 1
+    with pytest.raises(OptionError):
+        resample(waveform, 0)
+
+
+# Writing.
+
+
+@pytest.mark.parametrize("format", ["wav", "flac"])
+def test_sixteen_bit_sound_comes_back_bit_for_bit(tmp_path, format):
+    levels = np.arange(-32768, 32768, dtype=np.int16)
+    waveform = from_array(levels, RATE)
+    path = tmp_path / f"levels.{format}"
+    write(waveform, path)
+    assert np.array_equal(read(path).samples, waveform.samples)
+    assert pcm16(waveform) == levels.astype("<i2").tobytes()
+
+
+@pytest.mark.parametrize("format", ["mp3", "ogg", "opus"])
+@pytest.mark.parametrize("sample_rate", [16000, 24000, 44100])
+def test_a_lossy_file_still_sounds_the_same(tmp_path, format, sample_rate):
+    path = tmp_path / f"tone.{format}"
+    write(tone(1.0, sample_rate), path)
+    waveform = read(path, sample_rate)
+    assert abs(waveform.seconds - 1.0) < 0.1
+    assert abs(loudest_hertz(waveform) - 440) < 3
+    assert abs(np.sqrt((waveform.samples**2).mean()) - 0.5 / 2**0.5) < 0.05
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("sample_rate", [1000, 11025, 192000])
+def test_every_format_takes_every_rate(format, sample_rate):
+    assert encode(tone(0.05, sample_rate), format)
+
+
+def test_minutes_of_vorbis_do_not_crash():
+    """libvorbis overflows its stack on one long write, which ends the process; so we write in blocks."""
+    assert read(encode(Waveform(np.zeros(RATE * 300, dtype=np.float32), RATE), "ogg")).seconds == 300
+
+
+def test_pcm_is_the_data_of_the_wav_file():
+    assert encode(tone(), "pcm") == encode(tone(), "WAV")[44:] == pcm16(tone())
+
+
+def test_what_goes_over_full_scale_is_clipped_and_does_not_wrap():
+    loud = Waveform(np.array([1.5, 1.0, -1.0, -1.5], dtype=np.float32), RATE)
+    assert np.frombuffer(pcm16(loud), "<i2").tolist() == [32767, 32767, -32768, -32768]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_nothing_and_nan_cannot_be_encoded(format):
+    with pytest.raises(AudioError, match="no samples"):
+        encode(Waveform(np.zeros(0, dtype=np.float32), RATE), format)
+    with pytest.raises(AudioError, match="NaN"):
+        encode(Waveform(np.full(4, np.nan, dtype=np.float32), RATE), format)
+
+
+def test_an_unknown_format_names_the_nearest(tmp_path):
+    with pytest.raises(OptionError, match="did you mean 'flac'"):
+        write(tone(), tmp_path / "tone.flacc")
+    with pytest.raises(OptionError, match="allowed: flac, mp3, ogg, opus, pcm, wav"):
+        write(tone(), tmp_path / "tone")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_given_format_wins_over_the_suffix(tmp_path):
+    write(tone(), tmp_path / "tone.bin", format="flac")
+    assert (tmp_path / "tone.bin").read_bytes().startswith(b"fLaC")
+
+
+def test_writing_replaces_a_file_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "tone.wav"
+    for seconds in (0.5, 0.25):
+        write(tone(seconds), path)
+        assert read(path).seconds == seconds
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "tone.wav"
+    write(tone(), path)
+    before = path.read_bytes()
+    with pytest.raises(AudioError):
+        write(Waveform(np.full(4, np.inf, dtype=np.float32), RATE), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_target_that_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
+    (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "file").write_text("")
+    for target in ("folder.wav", "missing/tone.wav", "file/tone.wav"):
+        with pytest.raises(AudioError, match="cannot be written"):
+            write(tone(), tmp_path / target)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder.wav"]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("higgs_audio.files.os.replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write(tone(), tmp_path / "tone.wav")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_sound_needs_no_torch():
+    code = "import sys, higgs_audio.audio; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,140 @@
+"""The harmonic head against slow formulas, and the pitch that it learns against sounds whose pitch is known."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from higgs_audio.codec import HiggsAudioTokenizerConfig
+from higgs_audio.codec.harmonic import NOISE_PERIOD, HarmonicHead, Pitch, Position, noise_spectra
+from higgs_audio.errors import OptionError
+from higgs_audio.train_codec.pitch import anywhere, pitch_losses, pitch_of
+
+RATE, N_FFT, HOP = 24_000, 960, 240
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def head():
+    torch.manual_seed(0)
+    return HarmonicHead(8, N_FFT, HOP, RATE).double()
+
+
+def tone(hz, seconds=1.0, level=0.05):
+    """All harmonics of a voice that falls off by 6 dB an octave; `hz` a number, or `[S]`."""
+    hz = torch.as_tensor(hz, dtype=torch.float64).expand(round(seconds * RATE))
+    cycles = (hz / RATE).cumsum(0)
+    return level * sum(torch.cos(2 * math.pi * k * cycles + k) / k for k in range(1, 20)).float()
+
+
+def test_the_closed_form_is_the_sum_of_all_harmonics_below_the_highest_frequency(head):
+    pitch = Pitch(torch.tensor([[100.0, 217.3, 480.0]]).double(), torch.tensor([[1.0, 0.5, 1.0]]).double())
+    cycles = torch.tensor([[0.0, 0.3, -0.4]]).double()
+    frames = head._pulses(cycles, pitch)
+    times = (torch.arange(N_FFT).double() - N_FFT // 2) / RATE
+    for number, (hz, voiced) in enumerate(zip(pitch.hz[0].tolist(), pitch.voiced[0].tolist(), strict=True)):
+        count = int(RATE / 2 / hz) - 1
+        angle = 2 * math.pi * (cycles[0, number] + hz * times)
+        slow = sum(torch.cos(k * angle) for k in range(1, count + 1)) * voiced * math.sqrt(2 / count)
+        torch.testing.assert_close(frames[0, number], slow, rtol=0, atol=1e-8)
+
+
+def test_harmonics_go_on_from_spectrum_to_spectrum(head):
+    """Where windows overlap, the pulses of a steady pitch are the same pulses."""
+    pitch = Pitch(torch.full((1, 9), 150.0).double(), torch.ones(1, 9).double())
+    cycles, position = head._go_on(pitch, None)
+    frames = head._pulses(cycles, pitch)[0]
+    for before, behind in itertools.pairwise(frames):
+        torch.testing.assert_close(before[HOP:], behind[:-HOP], rtol=0, atol=1e-7)
+    assert float(position.cycles) == pytest.approx(9 * 150 * HOP / RATE % 1)
+
+
+@torch.no_grad()
+def test_several_sounds_in_small_pieces_are_what_each_is(head, monkeypatch):
+    """Pieces that end within a sound, and sounds that end within a piece; the first goes on from somewhere."""
+    monkeypatch.setattr("higgs_audio.codec.harmonic.PIECE", 5)
+    sizes, window = [7, 1, 11], torch.hann_window(N_FFT).double()
+    hidden = torch.randn(1, sum(sizes), 8).double()
+    _, start = head(torch.randn(1, 6, 8).double(), window)
+    spectra, positions = head.of_several(hidden, window, sizes, [start, None, None])
+    parts = zip(hidden.split(sizes, dim=1), [start, None, None], strict=True)
+    wanted = [head(part, window, before=before) for part, before in parts]
+    torch.testing.assert_close(torch.cat(list(spectra), 1), torch.cat([one for one, _ in wanted], 1), rtol=0, atol=1e-9)
+    assert [one.num_spectra for one in positions] == [one.num_spectra for _, one in wanted] == [13, 1, 11]
+
+
+def test_a_piece_goes_on_where_the_last_one_ended(head):
+    hidden, window = torch.randn(2, 12, 8).double(), torch.hann_window(N_FFT).double()
+    whole, end = head(hidden, window)
+    pieces, position = [], None
+    for piece in hidden.split([1, 4, 7], dim=1):
+        spectra, position = head(piece, window, before=position)
+        pieces.append(spectra)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-9)
+    torch.testing.assert_close(position.cycles, end.cycles)
+    assert position.num_spectra == end.num_spectra == 12
+    forgotten, _ = head(hidden[:, 5:], window)
+    assert (forgotten - whole[:, 5:]).abs().max() > 1e-2
+
+
+def test_noise_comes_round_without_a_seam():
+    window = torch.hann_window(N_FFT)
+    spectra = noise_spectra(N_FFT, HOP)
+    frames = torch.fft.irfft(torch.cat([spectra, spectra[:4]]), n=N_FFT) / window.clamp(min=1e-3)
+    middle = slice(HOP, N_FFT - HOP)  # where the window is not small
+    for number in range(NOISE_PERIOD):
+        one, next_one = frames[number][middle][HOP:], frames[number + 1][middle][:-HOP]
+        torch.testing.assert_close(one, next_one, rtol=0, atol=1e-3)
+    assert float(torch.fft.irfft(spectra, n=N_FFT).pow(2).mean() / window.pow(2).mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_a_head_that_does_not_exist_is_named():
+    with pytest.raises(OptionError, match="decoder_head'\\]='harmonics'; did you mean 'harmonic'"):
+        HiggsAudioTokenizerConfig(acoustic_model_config={"body": "vocos", "decoder_head": "harmonics"})
+
+
+# The pitch of recordings.
+
+
+@pytest.mark.parametrize("hz", [60.0, 90.0, 123.4, 201.7, 333.0, 450.0])
+def test_the_pitch_of_a_steady_tone_is_found_within_a_tenth_of_a_percent(hz):
+    pitch = pitch_of(tone(hz)[None], HOP, RATE)
+    assert pitch.hz.shape == (1, RATE // HOP)
+    inner = pitch.hz[0, 5:-5]
+    assert float((inner / hz - 1).abs().max()) < 1e-3
+    assert float(pitch.voiced[0, 5:-5].min()) == 1
+
+
+def test_a_glide_is_followed_at_the_middle_of_every_hop():
+    hz = torch.linspace(100, 200, RATE)
+    found = pitch_of(tone(hz)[None], HOP, RATE).hz[0]
+    wanted = hz[HOP // 2 :: HOP]
+    assert float((found / wanted - 1).abs()[5:-5].max()) < 5e-3
+
+
+def test_noise_and_silence_have_no_voice_and_the_pitch_goes_straight_over_them():
+    noise = 0.05 * torch.randn(RATE // 2, generator=torch.Generator().manual_seed(0))
+    sound = torch.cat([tone(100.0, 0.5), noise, torch.zeros(RATE // 2), tone(200.0, 0.5)])
+    pitch = pitch_of(torch.stack([sound, torch.zeros_like(sound)]), HOP, RATE)
+    assert float(pitch.voiced[1].max()) == 0
+    assert float(pitch.voiced[0, 55:145].mean()) < 0.05
+    between = pitch.hz[0, 60:140]
+    assert bool((between.diff() >= -1e-3).all())
+    assert float(pitch.hz[0, 100]) == pytest.approx(150, abs=5)
+    assert bool(pitch.hz.isfinite().all())
+
+
+def test_the_losses_are_octaves_and_entropy():
+    wanted = Pitch(torch.tensor([[120.0, 240.0, 999.0]]), torch.tensor([[1.0, 1.0, 0.0]]))
+    said = torch.tensor([[[0.0, 9.0], [0.5, 9.0], [0.0, -9.0]]])
+    losses = pitch_losses(said, wanted)
+    assert float(losses["pitch"]) == pytest.approx(0.25)
+    assert float(losses["voicing"]) == pytest.approx(math.log1p(math.exp(-9)), rel=1e-2)
+
+
+def test_no_two_crops_begin_alike():
+    place = anywhere(3, torch.Generator().manual_seed(0), CPU)
+    assert len(set(place.cycles.tolist())) == 3
+    assert isinstance(place, Position)
+    assert 0 <= place.num_spectra < NOISE_PERIOD

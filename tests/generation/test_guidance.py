@@ -1,0 +1,134 @@
+"""Guidance: what the text changes in the logits, taken several times."""
+
+import pytest
+import torch
+
+from higgs_audio import NANO, HiggsAudioForConditionalGeneration, HiggsAudioProcessor
+from higgs_audio.errors import OptionError, PromptError
+from higgs_audio.generation.guidance import guided, hide_last_text
+from higgs_audio.generation.loop import generate
+from higgs_audio.prompt.prompt import Prompt, Turn, to_messages
+
+
+@pytest.fixture(scope="module")
+def model():
+    return HiggsAudioForConditionalGeneration.from_pretrained(NANO)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return HiggsAudioProcessor.from_pretrained(NANO)
+
+
+def prompt(processor, *texts):
+    """A batch of one prompt for each text."""
+    conversations = [to_messages(Prompt((Turn(text, "SPEAKER1"),), profiles={"SPEAKER1": "Ava"})) for text in texts]
+    return processor.apply_chat_template(conversations, force_audio=True, output_labels=False)
+
+
+def columns(output, row=0):
+    (segment,) = output.audio_sequences[row]
+    return segment.tolist()
+
+
+OPTIONS = {"max_new_tokens": 30, "seed": 3, "temperature": 0.8}
+
+
+def test_the_last_text_is_hidden_and_its_tag_is_not(processor):
+    turns = (Turn("Hello there.", "SPEAKER0", torch.zeros(8, 4).long().numpy()), Turn("And you?", "SPEAKER1"))
+    ids = processor.apply_chat_template(to_messages(Prompt(turns)), force_audio=True, output_labels=False).input_ids[0]
+    hidden = hide_last_text(ids, processor.tokenizer)
+    changed = (ids != hidden).nonzero().squeeze(1).tolist()
+    written = processor.tokenizer.decode(ids[changed])
+    assert changed == list(range(changed[0], changed[-1] + 1))
+    assert processor.tokenizer.decode(ids[changed[0] - 1]) == "[SPEAKER1] "
+    assert processor.tokenizer.decode(ids[changed[-1] + 1]) == "<|eot_id|>"
+    assert "SPEAKER" not in written and len(written) > 3
+    assert set(hidden[changed].tolist()) == {processor.tokenizer.pad_token_id}
+
+
+def test_a_prompt_without_a_user_turn_has_nothing_to_hide(processor):
+    with pytest.raises(PromptError, match="no user turn"):
+        hide_last_text(torch.tensor([0, 1]), processor.tokenizer)
+
+
+def test_a_scale_of_two_adds_what_reading_changes_once_more():
+    read, unread = torch.tensor([[1.0, 2.0, 0.5]]), torch.tensor([[0.5, 3.0, -4.0]])
+    assert guided(torch.cat([read, unread]), 2.0, 2)[:, :2].tolist() == [[1.5, 1.0]]
+    torch.testing.assert_close(guided(torch.cat([read, unread]), 1.0, 2), read)
+
+
+@pytest.mark.parametrize("scale", [1.5, 4.0])
+def test_an_end_is_as_likely_as_to_who_reads(scale):
+    """Guided, a sentence of 22 words ended after 1.4 seconds."""
+    logits = torch.randn(2, 3, 1026, generator=torch.Generator().manual_seed(1))
+    read = logits[:1].softmax(-1)[..., 1025]
+    torch.testing.assert_close(guided(logits, scale, 1025).softmax(-1)[..., 1025], read)
+
+
+def test_guidance_by_the_same_prompt_changes_nothing(model, processor):
+    inputs = prompt(processor, "Good morning.")
+    plain = generate(model, **inputs, **OPTIONS, text_guidance_scale=1.0)
+    same = generate(model, **inputs, **OPTIONS, text_guidance_scale=3.0, negative_prompt_ids=inputs.input_ids)
+    assert columns(same) == columns(plain)
+
+
+def test_guidance_is_the_same_in_a_batch_and_alone(processor):
+    """In float64: guidance enlarges what padding changes in the last digits too."""
+    model = HiggsAudioForConditionalGeneration.from_pretrained(NANO, dtype=torch.float64)
+    texts = ("Good morning.", "The boat lay at the quay all day.")
+    options = {**OPTIONS, "text_guidance_scale": 1.5, "tokenizer": processor.tokenizer}
+    both = generate(model, **prompt(processor, *texts), **{**options, "seed": [3, 3]})
+    for row, text in enumerate(texts):
+        assert columns(both, row) == columns(generate(model, **prompt(processor, text), **options))
+
+
+def test_guidance_is_what_two_runs_of_the_model_make_by_hand(model, processor):
+    inputs = prompt(processor, "Good morning.")
+    options = {"max_new_tokens": 6, "do_sample": False}
+    spoken = generate(model, **inputs, **options, text_guidance_scale=2.5, tokenizer=processor.tokenizer)
+    hidden = hide_last_text(inputs.input_ids[0], processor.tokenizer)[None]
+    (segment,) = spoken.audio_sequences[0]  # [K, 6], bos column first
+    said = segment.T[None, :3]
+    placeholders = torch.full((1, 3), model.config.audio_out_token_idx)
+    logits = []
+    for ids in (inputs.input_ids, hidden):
+        out = model(input_ids=torch.cat([ids, placeholders], 1), audio_input_ids=said)
+        logits.append(out.logits[0, -1, :3])  # codebooks that have begun by the fourth column
+    best = (logits[1] + 2.5 * (logits[0] - logits[1]))[:, :1024].argmax(-1)
+    assert best.tolist() == segment[:3, 3].tolist()
+
+
+def test_guidance_without_a_tokenizer_or_other_prompts_is_an_error(model, processor):
+    inputs = prompt(processor, "Good morning.")
+    with pytest.raises(OptionError, match=r"text_guidance_scale=1\.5 needs tokenizer="):
+        generate(model, **inputs, text_guidance_scale=1.5)
+    with pytest.raises(PromptError, match="must be of the shape of input_ids"):
+        generate(model, **inputs, text_guidance_scale=1.5, negative_prompt_ids=inputs.input_ids[:, 1:])
+
+
+def test_the_checkpoints_own_scale_holds_where_the_text_can_be_hidden(model, processor):
+    """The example of the README gives no tokenizer."""
+    inputs, scale = prompt(processor, "Good morning."), model.generation_config.text_guidance_scale
+    assert scale > 1
+    asked = generate(model, **inputs, **OPTIONS, text_guidance_scale=scale, tokenizer=processor.tokenizer)
+    assert columns(generate(model, **inputs, **OPTIONS, tokenizer=processor.tokenizer)) == columns(asked)
+    unguided = generate(model, **inputs, **OPTIONS, text_guidance_scale=1.0)
+    assert columns(generate(model, **inputs, **OPTIONS)) == columns(unguided) != columns(asked)
+
+
+def test_transformers_own_guidance_is_not_asked_for(model):
+    """Its class of this model refuses to generate with it, so a converted nano was mute there."""
+    assert model.generation_config.guidance_scale is None
+
+
+def test_prompts_to_compare_with_hold_ids_that_the_model_knows(model, processor):
+    inputs = prompt(processor, "Good morning.")
+    with pytest.raises(PromptError, match="token ids from"):
+        generate(model, **inputs, text_guidance_scale=1.5, negative_prompt_ids=inputs.input_ids + 400)
+
+
+@pytest.mark.parametrize("scale", [0.5, float("inf"), float("nan"), "2", None, True])
+def test_a_scale_that_is_none_is_an_error(model, processor, scale):
+    with pytest.raises(OptionError, match="text_guidance_scale"):
+        generate(model, **prompt(processor, "Good morning."), text_guidance_scale=scale, tokenizer=processor.tokenizer)

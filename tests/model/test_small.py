@@ -1,0 +1,379 @@
+"""Small machines: fewer bits, text weights at home, the audio tokenizer elsewhere; on a tiny checkpoint."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.functional import get_4bit_type
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import BitsAndBytesConfig, QuantoConfig, TorchAoConfig
+
+from higgs_audio import HiggsAudio, HiggsAudioConfig, HiggsAudioForConditionalGeneration
+from higgs_audio.cli.main import main
+from higgs_audio.errors import MissingExtraError, OptionError
+from higgs_audio.model.offload import num_bytes, offload_text
+from higgs_audio.model.quantize import WEIGHTS, keep_policy, quantization_config
+
+TEXT = "The sun sets."
+PLAIN = torch.nn.Parameter
+
+
+def load(folder: Path, **options) -> HiggsAudioForConditionalGeneration:
+    return HiggsAudioForConditionalGeneration.from_pretrained(folder, **options).eval()
+
+
+def quantized(folder: Path, weights: str) -> HiggsAudioForConditionalGeneration:
+    return load(folder, quantization_config=quantization_config(weights, torch.float32), device_map={"": "cpu"})
+
+
+def theirs(weights: str):
+    """A config as somebody writes it who knows nothing of our heads."""
+    if weights == "int8":
+        return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+
+def matrices(model) -> dict[str, torch.Tensor]:
+    """Weights of all linear layers and embeddings."""
+    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    return {name: module.weight for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tiny_checkpoint, tmp_path_factory):
+    """The others' with matrices of 64 columns and rows: bitsandbytes reads narrower ones wrongly on some CPUs."""
+    folder = tmp_path_factory.mktemp("wider") / "tiny"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = HiggsAudioConfig.from_pretrained(folder)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
+    for name, size in {"hidden_size": 64, "intermediate_size": 128, **heads}.items():
+        setattr(config.text_config, name, size)
+    torch.manual_seed(0)
+    HiggsAudioForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def plain(weight: torch.Tensor) -> torch.Tensor:
+    """What a quantised weight stands for."""
+    if (state := getattr(weight, "quant_state", None)) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, state)
+    return weight.dequantize()
+
+
+def half_steps(weight: torch.Tensor) -> torch.Tensor:
+    """The most by which rounding may move each number: half of the widest gap between two levels, times its scale."""
+    if (state := getattr(weight, "quant_state", None)) is not None:
+        levels = torch.tensor(sorted(get_4bit_type("nf4", device="cpu").tolist()))
+        scales = state.absmax.repeat_interleave(state.blocksize)[: state.shape.numel()].view(state.shape)
+        return scales * levels.diff().max() / 2
+    return (weight.scale / 2).expand(weight.shape)
+
+
+def everything(model, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A prompt of text with three columns of audio in it."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 100, (1, 12), generator=generator)
+    ids[0, 5:8] = model.config.audio_out_token_idx
+    columns = torch.randint(0, 1024, (1, 3, model.config.audio_num_codebooks), generator=generator)
+    return {"input_ids": ids, "audio_input_ids": columns}
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    out = model(**everything(model))
+    return torch.cat([out.logits.flatten(), out.text_logits.flatten()])
+
+
+@pytest.mark.parametrize("make", [quantization_config, lambda weights, dtype: theirs(weights)], ids=["ours", "theirs"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_layers_are_quantised_and_embeddings_heads_and_norms_are_not(tiny_checkpoint, weights, make):
+    model = load(tiny_checkpoint, quantization_config=make(weights, torch.float32), device_map={"": "cpu"})
+    kinds = {name: type(weight) is not PLAIN for name, weight in matrices(model).items()}
+    assert {name for name, fewer_bits in kinds.items() if not fewer_bits} == {
+        "model.embed_tokens",
+        "model.embed_audio_tokens.embed_audio_tokens",
+        "text_lm_head",
+        "audio_lm_head",
+    }
+    assert sum(kinds.values()) == 2 * (4 + 3 + 3)
+    assert all(p.dtype == torch.float32 for name, p in model.named_parameters() if "norm" in name)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_no_number_is_moved_by_more_than_half_a_step(tiny_checkpoint, weights):
+    exact, rounded = matrices(load(tiny_checkpoint)), matrices(quantized(tiny_checkpoint, weights))
+    for name, weight in rounded.items():
+        if type(weight) is not PLAIN:
+            assert ((plain(weight) - exact[name]).abs() <= half_steps(weight) * (1 + 2**-14)).all(), name
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_logits_are_those_of_the_rounded_weights(tiny_checkpoint, weights, monkeypatch):
+    """The quantised products add nothing to the rounding: the plain model with rounded weights says the same.
+
+    Where a CPU can, bitsandbytes multiplies in bfloat16, which is a rounding of its own; not here.
+    """
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    fewer, model = quantized(tiny_checkpoint, weights), load(tiny_checkpoint)
+    rounded = {name: plain(weight) for name, weight in matrices(fewer).items() if type(weight) is not PLAIN}
+    for name, weight in rounded.items():
+        model.get_submodule(name).weight.data = weight
+    assert (logits(fewer) - logits(model)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_logits_move_as_far_as_steps_of_that_size_move_them(tiny_checkpoint, weights):
+    """Rounding is noise of at most half a step: uniform noise of that size moves the logits at least as far."""
+    fewer, model = quantized(tiny_checkpoint, weights), load(tiny_checkpoint)
+    exact = logits(model)
+    error = (logits(fewer) - exact).square().mean().sqrt()
+    torch.manual_seed(0)
+    for name, weight in matrices(fewer).items():
+        if type(weight) is not PLAIN:
+            noise = half_steps(weight) * (
+                2 * torch.rand(weight.shape if weights == "int8" else weight.quant_state.shape) - 1
+            )
+            model.get_submodule(name).weight.data += noise
+    allowed = (logits(model) - exact).square().mean().sqrt()
+    assert 0 < error < 1.25 * allowed
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_quantised_model_speaks(tiny_checkpoint, weights):
+    tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", weights=weights)
+    speech = tts.generate(TEXT, seed=1)
+    assert len(speech.waveform.samples) == 960 * speech.codes.shape[1] > 0
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_quantised_model_is_smaller_on_disk_and_loads_as_it_was(tiny_checkpoint, tmp_path, weights):
+    model = quantized(tiny_checkpoint, weights)
+    shutil.copytree(tiny_checkpoint, tmp_path / "saved")
+    before = (tmp_path / "saved" / "model.safetensors").stat().st_size
+    model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "model.safetensors").stat().st_size < before
+    tts = HiggsAudio.from_pretrained(tmp_path / "saved", device="cpu")
+    assert torch.equal(logits(tts.model), logits(model))
+    with pytest.raises(OptionError, match=r"was saved quantised by \w+; leave weights out"):
+        HiggsAudio.from_pretrained(tmp_path / "saved", device="cpu", weights=weights)
+
+
+# Text weights at home.
+
+
+def offloaded(folder: Path, weights: str | None, device: str):
+    model = load(folder) if weights is None else quantized(folder, weights)
+    return model, offload_text(model, device)
+
+
+@pytest.mark.parametrize("weights", [None, *WEIGHTS])
+def test_with_text_weights_at_home_the_codes_are_the_same_and_each_layer_travels_once(tiny_checkpoint, weights):
+    tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", weights=weights)
+    codes = tts.generate(TEXT, seed=1).codes
+    offload = offload_text(tts.model, "cpu")
+    heads = []
+    tts.model.text_lm_head.register_forward_hook(lambda module, args, output: heads.append(output.shape))
+    assert (tts.generate(TEXT, seed=1).codes == codes).all()
+    assert codes.shape[1] > 2
+    sent, num_bytes_sent = (
+        offload.layers_sent,
+        offload.bytes_sent,
+    )  # by what precedes the text, where it had to be read anew, and by the text
+    assert (tts.generate(TEXT, seed=1).codes == codes).all()
+    assert offload.layers_sent - sent == offload.num_layers == 2  # by the text; no step of audio sends anything
+    assert heads == []  # an utterance is sound, so nobody asks for the next text token
+    sizes = [num_bytes(p) for name, p in tts.model.named_parameters() if ".mlp." in name]
+    assert offload.bytes_sent - num_bytes_sent == sum(sizes)
+
+
+@pytest.mark.parametrize("weights", [None, *WEIGHTS])
+def test_a_step_of_audio_runs_where_no_text_weight_is(tiny_checkpoint, weights):
+    """The meta device has shapes and no numbers; an operation with a weight at home would fail there."""
+    model, offload = offloaded(tiny_checkpoint, weights, "meta")
+    places = {name: weight.device.type for name, weight in model.named_parameters()}
+    assert {name for name, place in places.items() if place == "cpu"} == {
+        name for name in places if ".mlp." in name or "embed_tokens" in name or "text_lm_head" in name
+    }
+    assert model.device.type == "meta"
+    columns = torch.zeros(1, 1, model.config.audio_num_codebooks, dtype=torch.long, device="meta")
+    out = model(audio_input_ids=columns, use_cache=True, with_text=False)
+    assert (out.logits.device.type, out.text_logits, offload.layers_sent) == ("meta", None, 0)
+
+
+@pytest.mark.parametrize("weights", [None, *WEIGHTS])
+def test_text_weights_travel_to_the_device_and_are_unchanged_at_home(tiny_checkpoint, weights):
+    model, offload = offloaded(tiny_checkpoint, weights, "meta")
+    feed = model.model.layers[1].mlp
+    before = {name: weight.clone() for name, weight in feed.state_dict().items()}
+    rows = torch.zeros(3, model.config.text_config.hidden_size, device="meta")
+    assert feed(rows).device.type == "meta"
+    assert offload.layers_sent == 1
+    assert model.model.embed_tokens(torch.zeros(1, 3, dtype=torch.long)).device.type == "meta"
+    after = feed.state_dict()
+    assert after.keys() == before.keys()
+    for name, weight in before.items():
+        assert after[name].device.type == "cpu"
+        exact = (weight.dequantize(), after[name].dequantize()) if weights == "int8" else (weight, after[name])
+        assert torch.equal(*exact)
+
+
+def test_weights_come_home_when_the_step_fails(tiny_checkpoint):
+    model, _ = offloaded(tiny_checkpoint, None, "meta")
+    feed = model.model.layers[0].mlp
+    with pytest.raises(RuntimeError):
+        feed(torch.zeros(3, 5, device="meta"))
+    assert {weight.device.type for weight in feed.parameters()} == {"cpu"}
+
+
+def test_text_and_audio_in_one_pass_are_what_they_were(tiny_checkpoint):
+    model = load(tiny_checkpoint)
+    before = logits(model)
+    offload = offload_text(model, "cpu")
+    assert torch.equal(logits(model), before)
+    assert offload.layers_sent == offload.num_layers
+
+
+def test_a_model_whose_audio_needs_the_text_weights_keeps_them(tiny_checkpoint):
+    config = load(tiny_checkpoint).config
+    config.audio_adapter_type, config.audio_dual_ffn_layers = "stack", []
+    with pytest.raises(OptionError, match="no layer of this model has a feed-forward for audio alone"):
+        offload_text(HiggsAudioForConditionalGeneration(config), "cpu")
+
+
+# The audio tokenizer elsewhere.
+
+
+def test_a_model_that_answers_in_sound_alone_has_no_head_to_keep(tiny_checkpoint):
+    config = HiggsAudioConfig.from_pretrained(tiny_checkpoint, use_text_head=False)
+    model = HiggsAudioForConditionalGeneration(config).eval()
+    columns = torch.zeros(1, 1, config.audio_num_codebooks, dtype=torch.long)
+    before = model(audio_input_ids=columns).logits
+    offload = offload_text(model, "cpu")
+    assert torch.equal(model(audio_input_ids=columns).logits, before)
+    assert offload.layers_sent == 0
+
+
+def test_text_is_not_kept_from_a_device_that_is_not_there(tiny_checkpoint):
+    model = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    with pytest.raises(OptionError, match="device='gpu9' cannot be used here"):
+        offload_text(model, "gpu9")
+
+
+def test_the_audio_tokenizer_is_on_its_own_device_and_codes_are_brought_there(tiny_checkpoint, monkeypatch):
+    codes = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu").generate(TEXT, seed=1).codes
+    tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", codec_device="meta")
+    assert (tts.model.device.type, tts.codec.device.type) == ("cpu", "meta")
+    seen = set()
+
+    def push(decoders, codes, last):  # the meta device has no numbers that a waveform could be made of
+        seen.update(part.device.type for part in codes)
+        return [torch.zeros(960 * part.shape[1]) for part in codes]
+
+    monkeypatch.setattr("higgs_audio.speech.decode_queue.push_together", push)
+    monkeypatch.setattr("higgs_audio.speech.tts.silent_codes", lambda codec: frozenset())
+    speech = tts.generate(TEXT, seed=1)
+    assert seen == {"meta"}
+    assert (speech.codes == codes).all()
+
+
+# What cannot be.
+
+
+@pytest.mark.parametrize("weights", ["int4", "INT8", ""])
+def test_unknown_weights_are_refused(tiny_checkpoint, weights):
+    with pytest.raises(OptionError, match=r"allowed: 'int8', 'nf4' \(4 bits\), or None"):
+        HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", weights=weights)
+
+
+def test_an_unknown_device_of_the_audio_tokenizer_is_refused(tiny_checkpoint):
+    with pytest.raises(OptionError, match="codec_device='gpu9' cannot be used here"):
+        HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", codec_device="gpu9")
+
+
+@pytest.mark.parametrize(("weights", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes"), ("nf4", "accelerate")])
+def test_a_missing_package_is_named_with_its_pip_line(tiny_checkpoint, monkeypatch, weights, package):
+    hide(monkeypatch, package)
+    with pytest.raises(MissingExtraError, match=rf"'{package}' is needed .* pip install 'higgs-audio\[quantize\]'"):
+        HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", weights=weights)
+
+
+def test_a_quantised_checkpoint_without_its_package_is_refused(tiny_checkpoint, monkeypatch, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "torchao"}
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    hide(monkeypatch, "torchao")
+    with pytest.raises(MissingExtraError, match="'torchao' is needed"):
+        HiggsAudio.from_pretrained(tmp_path / "saved", device="cpu")
+
+
+def hide(monkeypatch, package: str) -> None:
+    """Makes a package look as if it were not installed."""
+    from importlib import util
+
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+
+
+def test_a_config_that_cannot_leave_heads_alone_is_refused():
+    with pytest.raises(OptionError, match="cannot leave embeddings and heads as they are"):
+        keep_policy(object())
+    with pytest.raises(OptionError, match="embeddings and heads stay as they are"):
+        keep_policy(TorchAoConfig(Int8WeightOnlyConfig(), include_input_output_embeddings=True))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"quant_method": "magic"},
+        {"quant_method": 4},
+        {"quant_method": "bitsandbytes", "load_in_4bit": "yes"},
+        {"quant_method": "torchao"},
+        "int8",
+        4,
+    ],
+)
+def test_what_is_no_config_is_an_option_error(config, tiny_checkpoint):
+    with pytest.raises(OptionError, match="quantization_config"):
+        keep_policy(config)
+    with pytest.raises(OptionError, match="quantization_config"):
+        HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint, quantization_config=config)
+
+
+def test_modules_that_are_left_alone_have_names():
+    for named in ("lm_head", [3]):
+        config = BitsAndBytesConfig(load_in_8bit=True)
+        config.llm_int8_skip_modules = named
+        with pytest.raises(OptionError, match=r"llm_int8_skip_modules=.*names of modules"):
+            keep_policy(config)
+
+
+def test_somebody_elses_config_is_added_to_and_not_changed():
+    config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["model.layers.0"])
+    kept = keep_policy(config).modules_to_not_convert
+    assert kept[0] == "model.layers.0"
+    assert len(kept) == 2
+    assert config.modules_to_not_convert == ["model.layers.0"]
+    assert "llm_int8_skip_modules" in keep_policy(theirs("nf4").to_dict()).to_dict()
+    assert keep_policy(QuantoConfig(weights="int8")).modules_to_not_convert
+
+
+def test_the_command_takes_all_three(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--weights", "int8", "--offload-text", "--codec-device", "cpu"]
+    common = ["speak", "Hello.", "--model", str(tiny_checkpoint), "--seed", "1", "--device", "cpu"]
+    with pytest.raises(SystemExit) as exit:
+        main([*common, *small, "-o", "small.wav"])
+    assert exit.value.code in (0, None)
+    assert (tmp_path / "small.wav").is_file()
+    with pytest.raises(SystemExit) as exit:
+        main([*common, "--weights", "int3"])
+    assert exit.value.code == 2
+    assert "allowed: 'int8', 'nf4'" in capsys.readouterr().err
+    assert "torchao" in sys.modules

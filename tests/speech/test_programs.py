@@ -1,0 +1,146 @@
+"""The four programs of the model's page, as examples/ has them, run on nano; and what people would hear of them."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from higgs_audio import NANO, HiggsAudio
+from higgs_audio.audio.files import read, write
+from higgs_audio.audio.waveform import Waveform
+from higgs_audio.evaluate.metrics import word_errors
+from higgs_audio.listen.asr import transcribe
+from higgs_audio.listen.speaker import similarity
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SUN = (
+    "The sun rises in the east and sets in the west. This simple fact has been observed by humans for thousands of "
+    "years."
+)
+DOCTRINE = (
+    "It is a doctrine of comfort and complacency, and, like all gospels, it tells its followers precisely what they "
+    "wish to hear."
+)
+GUESS = (
+    "I hear that you can understand what people say and even know their age and gender, so can you guess my age and "
+    "gender from my voice?"
+)
+QUILTER = "Mr. Quilter is the apostle of the middle classes, and we are glad to welcome his gospel."
+LOAD = [
+    'processor = AutoProcessor.from_pretrained(checkpoint, device_map=torch_device, torch_dtype="auto")',
+    "model = HiggsAudioForConditionalGeneration.from_pretrained(checkpoint, device_map=torch_device, "
+    'torch_dtype="auto")',
+    "inputs = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True).to(torch_device)",
+]
+SPEAK = [
+    "outputs = model.generate(**inputs, max_length=1024, temperature=0.3, top_p=0.95, top_k=50, "
+    "tokenizer=processor.tokenizer, do_sample=True)",
+    "response = processor.decode(outputs[0], outputs[1], "
+    "prompt_token_length=processor.get_prompt_len(inputs.input_ids))",
+    'processor.save_audio(response.audio, "output.wav")',
+]
+TRAIN = ["out = model(**inputs)", "out.loss.backward()"]
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """Recordings of two people who read what the programs say that they read."""
+    folder = tmp_path_factory.mktemp("references")
+    tts = HiggsAudio.from_pretrained("nano")
+    for voice, text in (("ava", GUESS), ("joe", QUILTER)):
+        write(tts.generate(text, voice=voice, seed=0).waveform, folder / f"{voice}.wav")
+    return {voice: str(folder / f"{voice}.wav") for voice in ("ava", "joe")}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs a program in a folder of its own, once for each list of arguments: its variables and its sound."""
+    done = {}
+
+    def run(name, *arguments):
+        if (name, arguments) not in done:
+            done[name, arguments] = run_example(name, arguments, tmp_path_factory.mktemp(name))
+        return done[name, arguments]
+
+    return run
+
+
+def run_example(name, arguments, folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", [name, str(NANO), *arguments])
+        torch.manual_seed(0)
+        variables = runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    return variables, read(folder / "output.wav") if (folder / "output.wav").exists() else None
+
+
+def word_error_rate(waveform, text):
+    heard = word_errors(text, transcribe([waveform])[0].text)
+    return heard.errors / heard.total
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"), [("text", SPEAK), ("clone", SPEAK), ("dialogue", SPEAK), ("training", TRAIN)]
+)
+def test_the_programs_make_the_very_calls_of_the_page(name, calls):
+    lines = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()
+    assert [line for line in [*LOAD, *calls] if line not in lines] == []
+    assert "from higgs_audio import HiggsAudioForConditionalGeneration, AutoProcessor, AutoTokenizer" in lines
+
+
+def test_text_becomes_a_sound_that_whisper_understands(run):
+    """Without force_audio: nano writes <|audio_out_bos|> by itself."""
+    variables, sound = run("text")
+    inputs, outputs, response = variables["inputs"], variables["outputs"], variables["response"]
+    prompt_length = inputs.input_ids.shape[1]
+    opening = variables["processor"].tokenizer.convert_tokens_to_ids("<|audio_out_bos|>")
+    assert outputs[0][0, prompt_length] == opening
+    assert [segment.shape[0] for segment in outputs[1]] == [8]
+    assert (response.generated_text, response.sampling_rate, sound.sample_rate) == ("", 24000, 24000)
+    assert len(response.audio) == len(sound) == 960 * (outputs[1][0].shape[1] - 9)
+    assert word_error_rate(sound, SUN) <= 0.5
+
+
+@pytest.mark.parametrize("voice", ["ava", "joe"])
+def test_a_clone_sounds_like_its_own_reference(run, references, voice):
+    """The reference text of the program is ava's; a wrong one is what a careless user gives, and the voice stays."""
+    _, sound = run("clone", references[voice])
+    other = {"ava": "joe", "joe": "ava"}[voice]
+    assert similarity(sound, read(references[voice])) > similarity(sound, read(references[other]))
+
+
+def test_a_clone_says_its_text(run, references):
+    _, sound = run("clone", references["ava"])
+    assert word_error_rate(sound, SUN) <= 0.25
+
+
+def test_a_dialogue_becomes_a_sound(run, references):
+    variables, sound = run("dialogue", references["ava"], references["joe"])
+    assert isinstance(sound, Waveform) and 2 < sound.seconds < 20
+    assert variables["inputs"].audio_input_ids.shape[2] == 8
+
+
+def test_a_dialogue_speaks_in_the_voice_that_its_tag_names(run, references):
+    _, sound = run("dialogue", references["ava"], references["joe"])
+    assert similarity(sound, read(references["ava"])) > similarity(sound, read(references["joe"]))
+
+
+def test_a_dialogue_says_its_text(run, references):
+    _, sound = run("dialogue", references["ava"], references["joe"])
+    assert word_error_rate(sound, DOCTRINE) <= 0.25
+
+
+def test_training_has_a_loss_and_a_gradient_for_every_part(run, references):
+    variables, _ = run("training", references["ava"])
+    out, model = variables["out"], variables["model"]
+    assert out.loss.isfinite()
+    assert torch.isclose(out.loss, out.text_loss + out.audio_loss)
+    idle = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert idle == []
+
+
+def test_the_readme_names_every_example():
+    named = re.findall(r"examples/(\w+)\.py", (EXAMPLES.parent / "README.md").read_text(encoding="utf-8"))
+    assert set(named) == {path.stem for path in EXAMPLES.glob("*.py")}
