@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from engine import twin_of
 
-from higgs_audio.data.shards import read_samples
+from higgs_audio.data.shards import read_encoded_clips
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.train_lm.batches import Order, training_steps
 from higgs_audio.train_lm.composer import Composer, usable
@@ -76,7 +76,7 @@ def prepare(
     recipe: LanguageModelRecipe, processor: HiggsAudioProcessor, world: World, num_steps: int
 ) -> tuple[list[Any], float]:
     """Micro-batches of some steps, and the seconds of sound that are trained in them."""
-    samples = usable(read_samples(recipe.data), recipe.profiles)
+    samples = usable(read_encoded_clips(recipe.data), recipe.profiles)
     composer = Composer(samples, recipe.profiles, recipe.default_speaker, mix_of(recipe))
     cutter = cutter_of(recipe, first_model(recipe, processor), processor, world, {})
     steps = training_steps(composer, samples, Order(recipe.batch_positions, 0, recipe.seed), 0, cutter, 0)

@@ -23,14 +23,14 @@ sys.path.append(str(Path(__file__).parent / "nano"))
 from evaluate import VOICES, source_folder
 
 from higgs_audio import NANO, HiggsAudio, HiggsAudioForConditionalGeneration, HiggsAudioProcessor
-from higgs_audio.data.shards import read_samples
+from higgs_audio.data.shards import read_encoded_clips
 from higgs_audio.evaluate.benchmark import heldout
 from higgs_audio.evaluate.item import Spoken
 from higgs_audio.evaluate.metrics import bootstrap_interval
 from higgs_audio.evaluate.run import run
 from higgs_audio.train_lm.collate import collate
 from higgs_audio.train_lm.composer import Composer, Mix
-from higgs_audio.train_lm.losses import Lesson, counts
+from higgs_audio.train_lm.losses import LanguageModelLoss, counts
 
 ARMS = {"DualFFN": "lm-dual", "one feed-forward": "lm-single", "one of twice the width": "lm-equal"}
 PROFILES = {"heart": "Ava", "joe": "Joe", "slt": "Sally", "awb": "Angus"}
@@ -75,8 +75,8 @@ def kept(path: Path, model: Path, heldout: str) -> np.ndarray:
 def clip_losses(model: Path, folder: str) -> list[list[list[float]]]:
     """Of each held-out clip, by codebook: the sum of its losses and the number of its labels, [N, K, 2]."""
     processor = HiggsAudioProcessor.from_pretrained(NANO)
-    lesson = Lesson(HiggsAudioForConditionalGeneration.from_pretrained(model, dtype=torch.float32)).eval()
-    samples = [sample for sample in read_samples(folder) if sample.speaker in PROFILES][:NUM_CLIPS]
+    lesson = LanguageModelLoss(HiggsAudioForConditionalGeneration.from_pretrained(model, dtype=torch.float32)).eval()
+    samples = [sample for sample in read_encoded_clips(folder) if sample.speaker in PROFILES][:NUM_CLIPS]
     composer = Composer(samples, PROFILES, "heart", Mix(reference=0.0, plain=0.0))
     found = []
     for number in range(len(samples)):

@@ -17,7 +17,7 @@ def make_request(text, codes=(), hidden=None, **fields):
     """A request of a prompt; `hidden` is the text of the prompt that guidance compares with, of the same length."""
     ids, columns = make_prompt(text, codes)
     if hidden is not None:
-        fields["unread_ids"] = torch.tensor(make_prompt(hidden, codes)[0])
+        fields["negative_ids"] = torch.tensor(make_prompt(hidden, codes)[0])
     return Request(torch.tensor(ids), columns, **{"max_frames": 12, **fields})
 
 
@@ -25,8 +25,8 @@ def alone(model, request):
     """Columns and finish reason by the plain loop."""
     options = {name: getattr(request.sampling, name) for name in SamplingOptions.__dataclass_fields__}
     options["top_k"] = None if options["top_k"] is None else min(options["top_k"], BOS + 2)
-    if request.unread_ids is not None:
-        options["negative_prompt_ids"] = request.unread_ids[None]
+    if request.negative_ids is not None:
+        options["negative_prompt_ids"] = request.negative_ids[None]
     output = generate(
         model,
         **collate([(request.input_ids.tolist(), request.columns)]),

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from higgs_audio.delay import FrameAligner, Ramp, apply_delay, delay_labels, revert_delay
+from higgs_audio.delay import DelayState, FrameAligner, apply_delay, delay_labels, revert_delay
 from higgs_audio.errors import CodesError
 
 V = 16
@@ -17,14 +17,14 @@ def make_codes(num_codebooks, num_frames, seed=0):
 
 
 def run_ramp(script, num_codebooks):
-    """The columns that a Ramp makes of a script of sampled columns, up to its end or the script's."""
-    ramp, columns = Ramp(num_codebooks, BOS, EOS), []
+    """The columns that a DelayState makes of a script of sampled columns, up to its end or the script's."""
+    delay_state, columns = DelayState(num_codebooks, BOS, EOS), []
     for sampled in script:
-        column, ramp = ramp.push(sampled)
+        column, delay_state = delay_state.push(sampled)
         columns.append(column)
-        if ramp.finished:
+        if delay_state.finished:
             break
-    return columns, ramp
+    return columns, delay_state
 
 
 def random_script(rng, num_codebooks, eos_odds):
@@ -87,7 +87,7 @@ def test_eos_first_in_codebook_k_of_column_t_gives_t_plus_8_minus_k_columns_and_
 
 
 def test_the_forced_eos_leave_the_diagonal_as_it_was_sampled():
-    columns, ramp = run_ramp([[9, 9, 9], [1, 9, 9], [2, 3, 9], [EOS, 4, 5], [6, 7, 8], [9, 10, 11]], 3)
+    columns, delay_state = run_ramp([[9, 9, 9], [1, 9, 9], [2, 3, 9], [EOS, 4, 5], [6, 7, 8], [9, 10, 11]], 3)
     assert columns == [
         (BOS, BOS, BOS),
         (1, BOS, BOS),
@@ -96,8 +96,8 @@ def test_the_forced_eos_leave_the_diagonal_as_it_was_sampled():
         (EOS, 7, 8),
         (EOS, EOS, 11),
     ]
-    assert ramp.finished
-    assert ramp.frames == 2
+    assert delay_state.finished
+    assert delay_state.frames == 2
     assert revert_delay(torch.tensor(columns).T).tolist() == [[1, 2], [3, 4], [5, 8]]
 
 
@@ -162,8 +162,8 @@ def test_a_resumed_ramp_goes_on_as_if_it_had_never_stopped():
     for _ in range(60):
         script = random_script(rng, 8, 0)
         script[rng.randrange(len(script))][rng.randrange(8)] = EOS
-        columns, ramp = run_ramp(script, 8)
-        assert Ramp(8, BOS, EOS).resume(columns) == ramp
+        columns, delay_state = run_ramp(script, 8)
+        assert DelayState(8, BOS, EOS).resume(columns) == delay_state
 
 
 def test_a_frame_with_a_sampled_bos_ends_the_sound():

@@ -18,7 +18,7 @@ from evaluate import VOICES, source_folder, speak
 
 from higgs_audio import NANO
 from higgs_audio.evaluate.benchmark import Benchmark, heldout
-from higgs_audio.evaluate.item import Item, Ledger, Spoken
+from higgs_audio.evaluate.item import Item, ResultsFile, Spoken
 from higgs_audio.evaluate.metrics import word_errors
 from higgs_audio.evaluate.run import run
 from higgs_audio.evaluate.table import markdown, rows
@@ -45,7 +45,7 @@ def main() -> None:
 
     systems = {"source": source_folder(Path(args.speech), out / "source"), "nano": heard}
     run(systems, benchmark, out, draws=args.draws)
-    report = summary(benchmark, Ledger(out / "items.jsonl"), chooser, args.draws)
+    report = summary(benchmark, ResultsFile(out / "items.jsonl"), chooser, args.draws)
     (out / "draws.md").write_text(report, encoding="utf-8")
     print(report)
 
@@ -74,7 +74,7 @@ class Chooser:
             lines.write(json.dumps([place, self.errors[place]]) + "\n")
 
 
-def summary(benchmark: Benchmark, ledger: Ledger, chooser: Chooser, draws: int) -> str:
+def summary(benchmark: Benchmark, ledger: ResultsFile, chooser: Chooser, draws: int) -> str:
     """The table, and the counts of what went wrong."""
     items = [item for item in ledger.items.values() if item.key.draw < draws]
     sources = [item for item in items if item.key.system == "source"]

@@ -18,7 +18,7 @@ from higgs_audio.audio.files import read, write
 from higgs_audio.audio.waveform import Waveform
 from higgs_audio.evaluate.benchmark import heldout
 from higgs_audio.evaluate.item import Spoken
-from higgs_audio.evaluate.picture import draw
+from higgs_audio.evaluate.plots import draw
 from higgs_audio.evaluate.run import run
 from higgs_audio.speech.tts import load_codec
 

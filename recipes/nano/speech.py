@@ -62,7 +62,7 @@ VOICES = {
     "awb": Voice("flite", "awb", 0.13, 0.95, PITCHES),  # Scottish man
     "rms": Voice("flite", "rms", 0.08, 0.85),  # American man
 }
-# Heard by nobody in training, nor another voice of their engines.
+# AudioInput by nobody in training, nor another voice of their engines.
 UNSEEN = {
     ("ked", 1.0, 1.0): Voice("festival", "ked_diphone", 0.0, 0.95),
     **{(name, 1.0, 1.0): Voice("espeak", f"en-us+{name}", 0.0) for name in ("linda", "steph", "david", "m7")},

@@ -149,7 +149,7 @@ class FrameAligner:
 
 
 @dataclass(frozen=True)
-class Ramp:
+class DelayState:
     """Where a segment being generated stands in the delay pattern: how many columns it has, how many it will have.
 
     `push` writes the markers that the pattern demands into a sampled column. It looks at nothing but the segment, so
@@ -172,7 +172,7 @@ class Ramp:
         """Frames of the whole segment as its first eos announces them; None before it."""
         return None if self.end is None else self.end - self.num_codebooks - 1
 
-    def push(self, sampled: Sequence[int]) -> tuple[tuple[int, ...], "Ramp"]:
+    def push(self, sampled: Sequence[int]) -> tuple[tuple[int, ...], "DelayState"]:
         """Ids sampled for the next column [K] -> that column [K] with its forced markers, and the state after it.
 
         Rows that have not begun are bos. The first eos, in codebook k of column t, leaves K - k - 1 columns to come;
@@ -189,7 +189,7 @@ class Ramp:
             column[:num_forced] = [self.eos] * num_forced
         return tuple(column), replace(self, columns=self.columns + 1, end=end)
 
-    def resume(self, columns: Sequence[Sequence[int]]) -> "Ramp":
+    def resume(self, columns: Sequence[Sequence[int]]) -> "DelayState":
         """The state after `columns` [n, K] of a segment made earlier, its bos column first.
 
         In its first column with eos, rows 0 to k are all eos, so the end is read from that run.

@@ -15,7 +15,7 @@ from higgs_audio.codec import (
     StreamDecoder,
     dac,
     decode_stream,
-    push_together,
+    push_many,
     vocos,
 )
 from higgs_audio.codec import resample as resample_module
@@ -301,7 +301,7 @@ def test_streams_decoded_together_are_what_each_is_alone(tokenizer, look_ahead):
         if live:
             codes = [pieces[n][step - delays[n]] for n in live]
             last = [step - delays[n] == len(pieces[n]) - 1 for n in live]
-            for n, sound in zip(live, push_together([decoders[n] for n in live], codes, last), strict=True):
+            for n, sound in zip(live, push_many([decoders[n] for n in live], codes, last), strict=True):
                 made[n].append(sound)
     for length, parts, whole in zip(lengths, made, wanted, strict=True):
         assert len(whole) == 960 * length
@@ -315,15 +315,15 @@ def test_a_push_that_fails_leaves_all_streams_as_they_were(tokenizer, monkeypatc
         pytest.skip("its stream has no layers that remember")
     codes = [make_codes(30, seed=seed)[0] for seed in (1, 2)]
     decoders = [StreamDecoder(tokenizer) for _ in codes]
-    push_together(decoders, [part[:, :12] for part in codes], [False, False])
+    push_many(decoders, [part[:, :12] for part in codes], [False, False])
     rest = [part[:, 12:] for part in codes]
     with monkeypatch.context() as failing:
         if place == "sums":
             failing.setattr(tokenizer.acoustic_decoder, "sums", lambda frames: 1 / 0)
         with pytest.raises(ZeroDivisionError if place == "sums" else CodesError):
-            push_together(decoders, [rest[0], rest[1] + 5000 * (place == "codes")], [True, True])
+            push_many(decoders, [rest[0], rest[1] + 5000 * (place == "codes")], [True, True])
     twins = [StreamDecoder(tokenizer) for _ in codes]
-    push_together(twins, [part[:, :12] for part in codes], [False, False])
+    push_many(twins, [part[:, :12] for part in codes], [False, False])
     for decoder, twin, part in zip(decoders, twins, rest, strict=True):
         assert torch.equal(decoder.push(part, True), twin.push(part, True))
 

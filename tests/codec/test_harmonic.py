@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from higgs_audio.codec import HiggsAudioTokenizerConfig
-from higgs_audio.codec.harmonic import NOISE_PERIOD, HarmonicHead, Pitch, Position, noise_spectra
+from higgs_audio.codec.harmonic import NOISE_PERIOD, HarmonicHead, PhaseState, Pitch, noise_spectra
 from higgs_audio.errors import OptionError
-from higgs_audio.train_codec.pitch import anywhere, pitch_losses, pitch_of
+from higgs_audio.train_codec.pitch import pitch_losses, random_phase, track_pitch
 
 RATE, N_FFT, HOP = 24_000, 960, 240
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ def test_a_head_that_does_not_exist_is_named():
 
 @pytest.mark.parametrize("hz", [60.0, 90.0, 123.4, 201.7, 333.0, 450.0])
 def test_the_pitch_of_a_steady_tone_is_found_within_a_tenth_of_a_percent(hz):
-    pitch = pitch_of(tone(hz)[None], HOP, RATE)
+    pitch = track_pitch(tone(hz)[None], HOP, RATE)
     assert pitch.hz.shape == (1, RATE // HOP)
     inner = pitch.hz[0, 5:-5]
     assert float((inner / hz - 1).abs().max()) < 1e-3
@@ -108,7 +108,7 @@ def test_the_pitch_of_a_steady_tone_is_found_within_a_tenth_of_a_percent(hz):
 
 def test_a_glide_is_followed_at_the_middle_of_every_hop():
     hz = torch.linspace(100, 200, RATE)
-    found = pitch_of(tone(hz)[None], HOP, RATE).hz[0]
+    found = track_pitch(tone(hz)[None], HOP, RATE).hz[0]
     wanted = hz[HOP // 2 :: HOP]
     assert float((found / wanted - 1).abs()[5:-5].max()) < 5e-3
 
@@ -116,7 +116,7 @@ def test_a_glide_is_followed_at_the_middle_of_every_hop():
 def test_noise_and_silence_have_no_voice_and_the_pitch_goes_straight_over_them():
     noise = 0.05 * torch.randn(RATE // 2, generator=torch.Generator().manual_seed(0))
     sound = torch.cat([tone(100.0, 0.5), noise, torch.zeros(RATE // 2), tone(200.0, 0.5)])
-    pitch = pitch_of(torch.stack([sound, torch.zeros_like(sound)]), HOP, RATE)
+    pitch = track_pitch(torch.stack([sound, torch.zeros_like(sound)]), HOP, RATE)
     assert float(pitch.voiced[1].max()) == 0
     assert float(pitch.voiced[0, 55:145].mean()) < 0.05
     between = pitch.hz[0, 60:140]
@@ -134,7 +134,7 @@ def test_the_losses_are_octaves_and_entropy():
 
 
 def test_no_two_crops_begin_alike():
-    place = anywhere(3, torch.Generator().manual_seed(0), CPU)
+    place = random_phase(3, torch.Generator().manual_seed(0), CPU)
     assert len(set(place.cycles.tolist())) == 3
-    assert isinstance(place, Position)
+    assert isinstance(place, PhaseState)
     assert 0 <= place.num_spectra < NOISE_PERIOD

@@ -21,7 +21,7 @@ from higgs_audio.data import prepare, shards
 from higgs_audio.data.clips import Clip
 from higgs_audio.data.importers import from_huggingface, from_lhotse
 from higgs_audio.data.manifest import duplicates, read_manifests, scan
-from higgs_audio.data.shards import metadata_of, read_samples, stamp_of
+from higgs_audio.data.shards import metadata_of, read_encoded_clips, stamp_of
 from higgs_audio.errors import MissingExtraError, RecipeError
 from higgs_audio.train_lm import lm
 from higgs_audio.train_lm.recipe import LanguageModelRecipe
@@ -243,17 +243,17 @@ def test_more_phones_than_frames_and_low_scores_are_dropped(recipe, tiny_teacher
     strict = dataclasses.replace(made, output=str(tmp_path / "strict"), min_score=-0.01)
     assert prepare.prepare(strict) == {"kept": 0, "alignment": 1, "score": 1}
     with pytest.raises(RecipeError, match="no prepared clips"):
-        read_samples(tmp_path / "strict")
+        read_encoded_clips(tmp_path / "strict")
 
 
 def test_clips_that_are_not_aligned_have_codes_text_scene_and_reference_but_no_phones(whole, corpus, tiny_checkpoint):
     codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec")
-    for sample, clip in zip(read_samples(whole), read_manifests(corpus), strict=True):
+    for sample, clip in zip(read_encoded_clips(whole), read_manifests(corpus), strict=True):
         sound = torch.from_numpy(soundfile.read(clip.audio, dtype="float32")[0])
         assert np.array_equal(sample.codes, codec.encode(sound[None, None]).audio_codes[0].numpy())
         assert (sample.id, sample.text, sample.phonemes, len(sample.phones)) == (clip.id, clip.text, clip.text, 0)
         assert (sample.scene, sample.reference) == (clip.scene, clip.reference)
-    assert [bool(s.scene) for s in read_samples(whole)] == [False, True, False, False, False, False]
+    assert [bool(s.scene) for s in read_encoded_clips(whole)] == [False, True, False, False, False, False]
 
 
 def test_preparing_again_makes_only_the_parts_that_are_missing_or_damaged(recipe, whole, tmp_path, monkeypatch):
@@ -378,7 +378,7 @@ def test_a_full_disk_stops_preparing_with_the_parts_before_whole(recipe, whole, 
 def test_samples_are_views_of_mapped_files_and_no_file_stays_open(whole):
     """A part keeps no file descriptor: there may be more parts than a process may open files."""
     open_before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
-    samples = read_samples(whole)
+    samples = read_encoded_clips(whole)
     assert all(not sample.codes.flags.owndata and sample.codes.dtype == np.uint16 for sample in samples)
     if open_before:
         assert len(os.listdir("/proc/self/fd")) == len(open_before)
@@ -426,7 +426,7 @@ def test_a_damaged_part_is_named(whole, tmp_path, damage):
     wanted = damage(copy(whole, tmp_path))
     (tmp_path / "part-0002.safetensors").write_bytes(b"")
     with pytest.raises(RecipeError, match=rf"{wanted}.*; part-0002 .*prepare` again"):
-        read_samples(tmp_path)
+        read_encoded_clips(tmp_path)
 
 
 def test_the_stamp_is_of_what_makes_codes_and_not_of_what_decodes_them(tiny_checkpoint):
@@ -453,7 +453,7 @@ def test_parts_of_different_audio_tokenizers_are_no_material(whole, tmp_path):
     stamp = {**json.loads((whole / "prepared.json").read_text())["codec"], "codec": "another"}
     save_file(load_file(file), file, metadata_of(stamp))
     with pytest.raises(RecipeError, match="part-0001' has codes of another audio tokenizer: codec is another there"):
-        read_samples(tmp_path)
+        read_encoded_clips(tmp_path)
 
 
 def test_parts_that_were_written_before_there_were_stamps_are_read(whole, tmp_path):
@@ -461,9 +461,9 @@ def test_parts_that_were_written_before_there_were_stamps_are_read(whole, tmp_pa
     for file in tmp_path.glob("*.safetensors"):
         save_file(load_file(file), file)
     stamp = json.loads((whole / "prepared.json").read_text())["codec"]
-    assert [s.id for s in read_samples(tmp_path, stamp)] == [s.id for s in read_samples(whole, stamp)]
+    assert [s.id for s in read_encoded_clips(tmp_path, stamp)] == [s.id for s in read_encoded_clips(whole, stamp)]
     with pytest.raises(RecipeError, match="num_codebooks is 8 there and 4 here"):
-        read_samples(tmp_path, {**stamp, "num_codebooks": "4"})
+        read_encoded_clips(tmp_path, {**stamp, "num_codebooks": "4"})
 
 
 # Training from them

@@ -12,7 +12,7 @@ import torch
 from engines import CONTEXT, GREEDY, alone, make_engine, make_request, many_requests
 from oracle import BOS, K, fill, make_codes, make_config, make_prompt
 
-from higgs_audio.engine import Answer, Engine, Request
+from higgs_audio.engine import Engine, Request, RequestHandle
 from higgs_audio.engine.decode_state import choose, first_lane
 from higgs_audio.engine.guard import FRAMES, Guard
 from higgs_audio.engine.kv_cache import KVCache, row_bytes
@@ -125,7 +125,7 @@ def test_random_schedules_change_nothing(model, requests, wanted, schedule):
             requests[number],
             priority=chance.choice([0, 0, 1]),
             prefix=prefix,
-            is_patient=chance.random() < patience,
+            is_offline=chance.random() < patience,
         )
         running.append((number, engine.submit(request)))
         for _ in range(chance.choice([0, 1, 2, 7])):
@@ -214,18 +214,18 @@ def test_a_prefix_is_read_once(model, monkeypatch):
 @pytest.mark.parametrize("piece", [4, 64])
 def test_a_prefix_that_several_have_is_read_by_one_of_them(model, requests, piece):
     """Both rows of one that is guided have it too."""
-    guided, hidden = requests[6], requests[6].unread_ids.tolist()
+    guided, hidden = requests[6], requests[6].negative_ids.tolist()
     prefix = hidden.index(71)
     same = [replace(guided, seed=seed, prefix=prefix) for seed in range(3)]
     other = make_request(range(70, 75), [make_codes(4, 5)], [71] * 5, sampling=guided.sampling, prefix=prefix)
-    for is_patient in (False, True):
+    for is_offline in (False, True):
         engine, read = make_engine(model, piece=piece), []
         engine._runner.read = spy(engine._runner.read, read)
-        answers = [engine.submit(replace(request, is_patient=is_patient)) for request in (*same, other)]
+        answers = [engine.submit(replace(request, is_offline=is_offline)) for request in (*same, other)]
         assert [(list(one), one.finish_reason) for one in answers] == [alone(model, one) for one in (*same, other)]
         num_read = sum(stop - start for start, stop in read if stop <= prefix)
         # Who waits for its columns begins with what is left of a piece: then a part is read twice.
-        assert num_read == 2 * prefix or (not is_patient and num_read < 4 * prefix)
+        assert num_read == 2 * prefix or (not is_offline and num_read < 4 * prefix)
 
 
 def spy(read, calls):
@@ -242,7 +242,7 @@ def test_what_is_known_of_a_hidden_text_is_not_read_again(model, requests):
     engine._runner.read = spy(engine._runner.read, read)
     long = make_request(range(71, 91), hidden=[70] * 20, sampling=requests[5].sampling)
     short = make_request(range(30, 37), hidden=[70] * 7, sampling=long.sampling)
-    first, other = long.unread_ids.tolist().index(70), requests[6]
+    first, other = long.negative_ids.tolist().index(70), requests[6]
     for request, found in ((long, 0), (short, first + 7), (long, first + 20), (other, 0), (short, first + 7)):
         read.clear()
         assert list(engine.submit(request)) == alone(model, request)[0]
@@ -297,7 +297,7 @@ def test_a_stream_that_the_collector_finds_while_others_leave_ends_alone(model, 
 def test_a_shorter_hidden_text_does_not_replace_a_longer_one(model, requests):
     engine, sampling = make_engine(model), requests[5].sampling
     long, short = (
-        make_request(range(71, 71 + count), hidden=[70] * count, sampling=sampling, is_patient=True)
+        make_request(range(71, 71 + count), hidden=[70] * count, sampling=sampling, is_offline=True)
         for count in (20, 7)
     )
     for answer in [engine.submit(long), engine.submit(short)]:  # read at once: neither is known
@@ -305,7 +305,7 @@ def test_a_shorter_hidden_text_does_not_replace_a_longer_one(model, requests):
     read = []
     engine._runner.read = spy(engine._runner.read, read)
     assert list(engine.submit(long)) == alone(model, long)[0]
-    assert sorted(start for start, _ in read) == [0, long.unread_ids.tolist().index(70) + 20]
+    assert sorted(start for start, _ in read) == [0, long.negative_ids.tolist().index(70) + 20]
 
 
 @pytest.mark.usefixtures("without_native")
@@ -348,7 +348,7 @@ def test_prompts_are_read_at_once_where_nobody_waits_for_a_column(model, request
     engine._runner.read = spy(engine._runner.read, read)
     names = ["speaking", "reading", "behind"]
     for name, request in zip(names, (requests[2], requests[0], requests[3]), strict=True):
-        answer = engine.submit(replace(request, is_patient=name != who))
+        answer = engine.submit(replace(request, is_offline=name != who))
         if name == "speaking":
             next(answer)
     read.clear()
@@ -609,7 +609,7 @@ def test_the_model_can_still_be_saved_and_trained_after_an_engine_has_joined_its
 
 def test_a_last_column_that_comes_between_two_looks_is_not_lost():
     """The reader had seen no column, then saw that the answer was done, and left."""
-    answer = Answer(lambda: None, lambda: None)
+    answer = RequestHandle(lambda: None, lambda: None)
 
     class Late(deque):
         looks = 0
@@ -626,7 +626,7 @@ def test_a_last_column_that_comes_between_two_looks_is_not_lost():
 
 
 def test_ids_of_any_whole_numbers_are_read(model, requests, wanted):
-    small = replace(requests[6], input_ids=requests[6].input_ids.int(), unread_ids=requests[6].unread_ids.short())
+    small = replace(requests[6], input_ids=requests[6].input_ids.int(), negative_ids=requests[6].negative_ids.short())
     assert list(make_engine(model).submit(small)) == wanted[6][0]
 
 
@@ -636,9 +636,9 @@ def test_ids_of_any_whole_numbers_are_read(model, requests, wanted):
         ({"input_ids": torch.tensor([999, 302])}, "token ids from 302 to 999"),
         ({"input_ids": torch.tensor([[20, 302]])}, r"input_ids is \(1, 2\)"),
         ({"input_ids": torch.tensor([20.0, 302.0])}, "must hold integers"),
-        ({"unread_ids": torch.tensor([20])}, r"unread_ids is \(1,\)"),
-        ({"unread_ids": torch.tensor([999, 302])}, "token ids from 302 to 999"),
-        ({"unread_ids": torch.tensor([301, 302])}, "unread_ids must have its placeholders of sound where"),
+        ({"negative_ids": torch.tensor([20])}, r"negative_ids is \(1,\)"),
+        ({"negative_ids": torch.tensor([999, 302])}, "token ids from 302 to 999"),
+        ({"negative_ids": torch.tensor([301, 302])}, "negative_ids must have its placeholders of sound where"),
         ({"input_ids": torch.tensor([301, 302]), "columns": torch.full((1, K), 99)}, "allowed are 0 to 17"),
         ({"input_ids": torch.tensor([301, 302]), "columns": torch.zeros(1, K)}, "expected integers"),
         ({"prefix": 2}, "prefix=2"),
@@ -650,7 +650,7 @@ def test_a_bad_request_is_refused_before_it_meets_the_others(model, requests, wa
     """An id that no table has made the step of everybody fail."""
     engine = make_engine(model)
     good = engine.submit(requests[2])
-    guided = {"sampling": replace(GREEDY, text_guidance_scale=2.0)} if "unread_ids" in change else {}
+    guided = {"sampling": replace(GREEDY, text_guidance_scale=2.0)} if "negative_ids" in change else {}
     fields = {"input_ids": torch.tensor([20, 302]), "columns": torch.zeros(0, K).long(), **guided, **change}
     with pytest.raises(HiggsAudioError, match=error):
         engine.submit(Request(**{"sampling": GREEDY, "max_frames": 3, **fields}))
@@ -742,7 +742,7 @@ def test_numbers_that_are_none_do_not_stay_where_rows_were_moved_from(requests):
     with torch.no_grad():
         spoiled.model.embed_tokens.weight[50] = float("nan")
     engine = make_engine(spoiled)
-    answers = [engine.submit(make_request([50] * 30, sampling=GREEDY, is_patient=True)) for _ in range(3)]
+    answers = [engine.submit(make_request([50] * 30, sampling=GREEDY, is_offline=True)) for _ in range(3)]
     for answer in answers:
         with pytest.raises(NumericsError, match="NaN or infinity"):
             list(answer)

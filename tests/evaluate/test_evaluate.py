@@ -14,10 +14,10 @@ from higgs_audio.audio.waveform import Waveform, resample
 from higgs_audio.errors import MissingExtraError, OptionError, TextError
 from higgs_audio.evaluate import judges, metrics
 from higgs_audio.evaluate.benchmark import VOICES, Benchmark, Sentence, heldout, load
-from higgs_audio.evaluate.item import Item, Key, Ledger, Spoken
+from higgs_audio.evaluate.item import Item, Key, ResultsFile, Spoken
 from higgs_audio.evaluate.judges import SPEAKER, check_judges
 from higgs_audio.evaluate.metrics import bootstrap_interval, character_errors, corpus_rate, mean_rate, wer, word_errors
-from higgs_audio.evaluate.picture import draw
+from higgs_audio.evaluate.plots import draw
 from higgs_audio.evaluate.run import run
 from higgs_audio.evaluate.table import Row, markdown, rows
 
@@ -153,20 +153,20 @@ def test_a_voice_of_which_everything_is_missing_keeps_its_row() -> None:
 def test_a_transcript_may_hold_any_separator(tmp_path: Path) -> None:
     """Lines were split where Python sees a line end; JSON keeps U+2028 as it is, so the ledger could not be read."""
     heard = item("source", "heart", 0, transcript="one\u2028two\x85three")
-    Ledger(tmp_path / "items.jsonl").add(heard)
-    assert list(Ledger(tmp_path / "items.jsonl").items.values()) == [heard]
+    ResultsFile(tmp_path / "items.jsonl").add(heard)
+    assert list(ResultsFile(tmp_path / "items.jsonl").items.values()) == [heard]
 
 
 def test_the_ledger_drops_a_torn_last_line_and_goes_on_after_it(tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     first, second = item("source", "heart", 0), item("source", "joe", 1)
-    Ledger(path).add(first)
+    ResultsFile(path).add(first)
     with path.open("a") as file:
         file.write('{"key": {"system": "sou')
-    ledger = Ledger(path)
+    ledger = ResultsFile(path)
     assert list(ledger.items.values()) == [first]
     ledger.add(second)
-    assert list(Ledger(path).items.values()) == [first, second]
+    assert list(ResultsFile(path).items.values()) == [first, second]
 
 
 # a whole run, on real speech

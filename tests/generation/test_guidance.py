@@ -5,7 +5,7 @@ import torch
 
 from higgs_audio import NANO, HiggsAudioForConditionalGeneration, HiggsAudioProcessor
 from higgs_audio.errors import OptionError, PromptError
-from higgs_audio.generation.guidance import guided, hide_last_text
+from higgs_audio.generation.guidance import apply_guidance, mask_last_text
 from higgs_audio.generation.loop import generate
 from higgs_audio.prompt.prompt import Prompt, Turn, to_messages
 
@@ -37,7 +37,7 @@ OPTIONS = {"max_new_tokens": 30, "seed": 3, "temperature": 0.8}
 def test_the_last_text_is_hidden_and_its_tag_is_not(processor):
     turns = (Turn("Hello there.", "SPEAKER0", torch.zeros(8, 4).long().numpy()), Turn("And you?", "SPEAKER1"))
     ids = processor.apply_chat_template(to_messages(Prompt(turns)), force_audio=True, output_labels=False).input_ids[0]
-    hidden = hide_last_text(ids, processor.tokenizer)
+    hidden = mask_last_text(ids, processor.tokenizer)
     changed = (ids != hidden).nonzero().squeeze(1).tolist()
     written = processor.tokenizer.decode(ids[changed])
     assert changed == list(range(changed[0], changed[-1] + 1))
@@ -49,13 +49,13 @@ def test_the_last_text_is_hidden_and_its_tag_is_not(processor):
 
 def test_a_prompt_without_a_user_turn_has_nothing_to_hide(processor):
     with pytest.raises(PromptError, match="no user turn"):
-        hide_last_text(torch.tensor([0, 1]), processor.tokenizer)
+        mask_last_text(torch.tensor([0, 1]), processor.tokenizer)
 
 
 def test_a_scale_of_two_adds_what_reading_changes_once_more():
     read, unread = torch.tensor([[1.0, 2.0, 0.5]]), torch.tensor([[0.5, 3.0, -4.0]])
-    assert guided(torch.cat([read, unread]), 2.0, 2)[:, :2].tolist() == [[1.5, 1.0]]
-    torch.testing.assert_close(guided(torch.cat([read, unread]), 1.0, 2), read)
+    assert apply_guidance(torch.cat([read, unread]), 2.0, 2)[:, :2].tolist() == [[1.5, 1.0]]
+    torch.testing.assert_close(apply_guidance(torch.cat([read, unread]), 1.0, 2), read)
 
 
 @pytest.mark.parametrize("scale", [1.5, 4.0])
@@ -63,7 +63,7 @@ def test_an_end_is_as_likely_as_to_who_reads(scale):
     """Guided, a sentence of 22 words ended after 1.4 seconds."""
     logits = torch.randn(2, 3, 1026, generator=torch.Generator().manual_seed(1))
     read = logits[:1].softmax(-1)[..., 1025]
-    torch.testing.assert_close(guided(logits, scale, 1025).softmax(-1)[..., 1025], read)
+    torch.testing.assert_close(apply_guidance(logits, scale, 1025).softmax(-1)[..., 1025], read)
 
 
 def test_guidance_by_the_same_prompt_changes_nothing(model, processor):
@@ -87,7 +87,7 @@ def test_guidance_is_what_two_runs_of_the_model_make_by_hand(model, processor):
     inputs = prompt(processor, "Good morning.")
     options = {"max_new_tokens": 6, "do_sample": False}
     spoken = generate(model, **inputs, **options, text_guidance_scale=2.5, tokenizer=processor.tokenizer)
-    hidden = hide_last_text(inputs.input_ids[0], processor.tokenizer)[None]
+    hidden = mask_last_text(inputs.input_ids[0], processor.tokenizer)[None]
     (segment,) = spoken.audio_sequences[0]  # [K, 6], bos column first
     said = segment.T[None, :3]
     placeholders = torch.full((1, 3), model.config.audio_out_token_idx)

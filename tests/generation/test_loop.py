@@ -27,7 +27,7 @@ from oracle import (
     twin_columns,
 )
 
-from higgs_audio.delay import Ramp, apply_delay, revert_delay
+from higgs_audio.delay import DelayState, apply_delay, revert_delay
 from higgs_audio.errors import CodesError, HiggsAudioError, OptionError, PromptError
 from higgs_audio.generation.loop import RowState, advance, generate, mask_audio, mask_text, next_step, stream
 from higgs_audio.generation.rules import Rules
@@ -154,9 +154,9 @@ def test_masking_text_ignores_ids_outside_the_vocabulary():
 
 def test_only_the_first_codebooks_may_end_the_sound_where_that_is_asked():
     """The upper ones of a small model are near guesses: a dialogue ended after 0.16 seconds by the eighth's."""
-    ramp = Ramp(3, BOS, EOS, columns=9)
+    delay_state = DelayState(3, BOS, EOS, columns=9)
     for count, ends in ((None, [True, True, True]), (1, [True, False, False]), (2, [True, True, False])):
-        logits = mask_audio(torch.zeros(3, V + 2), ramp, 0, count)
+        logits = mask_audio(torch.zeros(3, V + 2), delay_state, 0, count)
         assert logits[:, EOS].isfinite().tolist() == ends
         assert bool(logits[:, :V].isfinite().all())
 
@@ -169,7 +169,7 @@ def test_an_end_of_the_last_codebook_ends_the_sound_as_published_and_not_where_t
 
 
 def test_stream_bos_is_never_sampled_and_eos_not_before_min_frames():
-    masked = mask_audio(torch.zeros(3, V + 2), Ramp(3, BOS, EOS, columns=4), min_frames=2).isinf()
+    masked = mask_audio(torch.zeros(3, V + 2), DelayState(3, BOS, EOS, columns=4), min_frames=2).isinf()
     assert masked[:, BOS].all()
     assert masked[:, EOS].tolist() == [False, False, True]  # the cells of column 4 are of frames 3, 2 and 1
     assert not masked[:, :BOS].any()
@@ -204,7 +204,7 @@ def test_an_eos_is_never_taken_for_a_repetition():
     recent = ((EOS, 1, EOS), (EOS, EOS, EOS))
     logits = one_hot([EOS] * 3, V + 2)
     for seed in range(20):
-        state = RowState(AUDIO_OUT, 100, seed, ramp=Ramp(3, BOS, EOS, columns=9, end=11), recent=recent)
+        state = RowState(AUDIO_OUT, 100, seed, delay_state=DelayState(3, BOS, EOS, columns=9, end=11), recent=recent)
         assert next_step(state, torch.zeros(320), logits, rules)[1] == [EOS] * 3
 
 
@@ -262,14 +262,14 @@ def test_greedy_columns_equal_those_of_transformers_up_to_an_eos_in_any_codebook
 
 
 def test_a_prompt_of_one_token_starts_with_one_bos_column_and_a_clean_ramp(model):
-    """transformers reads the ramp off the last K prompt tokens and forces wrong rows when there are fewer."""
+    """transformers reads the delay_state off the last K prompt tokens and forces wrong rows when there are fewer."""
     segment = generate(model, torch.tensor([[AUDIO_OUT_BOS]]), max_new_tokens=12, do_sample=False)[1][0]
     assert (segment[:, 0] == BOS).all()
     assert [(row == BOS).sum().item() for row in segment] == list(range(1, K + 1))
 
 
 def test_a_reference_right_before_the_sound_leaves_the_ramp_alone(model):
-    """Both existing loops start an end ramp there, with rows forced to bos and to eos at once."""
+    """Both existing loops start an end delay_state there, with rows forced to bos and to eos at once."""
     ids, columns = make_prompt((), [make_codes(6, 0)])
     segment = generate(model, **collate([(ids, columns)]), max_new_tokens=6, min_frames=9, do_sample=False)[1][0]
     assert not (segment == EOS).any()
@@ -341,14 +341,14 @@ def test_the_result_read_as_a_prompt_gives_the_same_choices(talkative):
         whole = talkative(input_ids=result[0], audio_input_ids=columns[None])
     is_audio = torch.isin(result[0][0], torch.tensor([AUDIO_OUT, DELAY]))
     column_of = is_audio.cumsum(0) - 1
-    ramp = None
+    delay_state = None
     for position in range(len(prompt[0]), result[0].shape[1]):
         token = int(result[0][0, position])
         if token == AUDIO_OUT and int(result[0][0, position - 1]) == AUDIO_OUT_BOS:
-            _, ramp = Ramp(K, BOS, EOS).push([BOS] * K)
+            _, delay_state = DelayState(K, BOS, EOS).push([BOS] * K)
         elif token == AUDIO_OUT:
-            chosen = mask_audio(whole.logits[0, position - 1], ramp, 3).argmax(-1).tolist()
-            column, ramp = ramp.push(chosen)
+            chosen = mask_audio(whole.logits[0, position - 1], delay_state, 3).argmax(-1).tolist()
+            column, delay_state = delay_state.push(chosen)
             assert list(column) == columns[column_of[position]].tolist()
         elif token != AUDIO_EOS:
             assert int(mask_text(whole.text_logits[0, position - 1], talkative.config).argmax()) == token

@@ -274,8 +274,8 @@ def test_the_audio_tokenizer_is_on_its_own_device_and_codes_are_brought_there(ti
         seen.update(part.device.type for part in codes)
         return [torch.zeros(960 * part.shape[1]) for part in codes]
 
-    monkeypatch.setattr("higgs_audio.speech.decode_queue.push_together", push)
-    monkeypatch.setattr("higgs_audio.speech.tts.silent_codes", lambda codec: frozenset())
+    monkeypatch.setattr("higgs_audio.speech.decode_queue.push_many", push)
+    monkeypatch.setattr("higgs_audio.speech.tts.silence_codes", lambda codec: frozenset())
     speech = tts.generate(TEXT, seed=1)
     assert seen == {"meta"}
     assert (speech.codes == codes).all()

@@ -15,7 +15,7 @@ from oracle import AUDIO_OUT, AUDIO_OUT_BOS, BOS, K, fill, make_codes, make_conf
 from higgs_audio import NANO
 from higgs_audio.engine import Request
 from higgs_audio.engine import native_layers as trunk
-from higgs_audio.engine.cache_views import Piece
+from higgs_audio.engine.cache_views import PrefillChunk
 from higgs_audio.engine.decode_state import Lanes, first_lane
 from higgs_audio.engine.kv_cache import KVCache, Shared
 from higgs_audio.engine.runner import Runner
@@ -44,8 +44,8 @@ def test_sound_in_prompts_and_a_head_that_panels_do_not_divide(odd, monkeypatch,
     for row in range(rows):
         columns = torch.randint(17, (3, K), generator=generator)
         for runner in (ours, theirs):
-            runner.read([Piece(row, ids[:3], columns[:1], 0)])
-            runner.read([Piece(row, ids[3:], columns[1:], 3)])
+            runner.read([PrefillChunk(row, ids[:3], columns[:1], 0)])
+            runner.read([PrefillChunk(row, ids[3:], columns[1:], 3)])
     columns = torch.randint(17, (rows, K), generator=generator)
     made, wanted = (runner.step(columns, [7] * rows) for runner in (ours, theirs))
     assert made.shape == (rows, K, 19)
@@ -86,7 +86,7 @@ def test_a_step_in_c_is_the_step_in_torch(model, monkeypatch, rows):
     for row, length in enumerate(lengths):
         ids = torch.randint(20, 90, (1, length), generator=generator)
         for runner in (ours, theirs):
-            runner.read([Piece(row, ids[0], torch.zeros(0, K).long(), 0)])
+            runner.read([PrefillChunk(row, ids[0], torch.zeros(0, K).long(), 0)])
     for step in range(4):
         columns = torch.randint(BOS, (rows, K), generator=generator)
         positions = [length + step for length in lengths]
@@ -98,7 +98,7 @@ def test_a_step_in_c_is_the_step_in_torch(model, monkeypatch, rows):
 def test_a_row_has_the_same_numbers_to_the_bit_whoever_is_beside_it(model, monkeypatch):
     ours, _ = runners(model, monkeypatch)
     for row in range(11):
-        ours.read([Piece(row, torch.tensor([30 + row, 40, 50]), torch.zeros(0, K).long(), 0)])
+        ours.read([PrefillChunk(row, torch.tensor([30 + row, 40, 50]), torch.zeros(0, K).long(), 0)])
     columns = torch.arange(11)[:, None].expand(-1, K).contiguous()
     together = ours.step(columns, [3] * 11)
     for count in (1, 2, 3, 6, 10):
@@ -160,7 +160,7 @@ def test_what_rows_share_is_read_where_they_share_it_and_is_the_same_to_the_bit(
     ids, columns = torch.tensor([30, 31, 32, 33, 34, 35, 36]), torch.arange(4)[:, None].expand(-1, K).contiguous()
     for row in range(4):
         mine = torch.cat([ids, torch.tensor([40 + row])]) if row else torch.arange(50, 58)
-        ours.read([Piece(row, mine, torch.zeros(0, K).long(), 0)])
+        ours.read([PrefillChunk(row, mine, torch.zeros(0, K).long(), 0)])
     wanted = ours.step(columns, [8] * 4)
     saved = ours.cache.save(1, 7)
     shared = Shared([None, (saved, 5), (saved, 5), (saved, 7)])
@@ -183,7 +183,7 @@ def test_requests_of_one_voice_read_it_in_one_place(model):
     answers = [engine.submit(request) for request in requests]
     while len(engine._rows.speaking) < 3:
         engine.step()
-    hidden = requests[0].unread_ids.tolist().index(70) + 9
+    hidden = requests[0].negative_ids.tolist().index(70) + 9
     for run in engine._rows.speaking:
         assert [count for _, count in run.shared] == [14, hidden]
         for row, count in zip(run.rows, (14, hidden), strict=True):

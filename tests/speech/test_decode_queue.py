@@ -10,10 +10,10 @@ from oracle import make_codes, make_tokenizer
 
 from higgs_audio.codec import StreamDecoder
 from higgs_audio.delay import apply_delay
-from higgs_audio.engine import Answer
+from higgs_audio.engine import RequestHandle
 from higgs_audio.errors import HiggsAudioError
 from higgs_audio.speech import decode_queue as module
-from higgs_audio.speech.decode_queue import GROUP, Desk
+from higgs_audio.speech.decode_queue import GROUP, DecodeQueue
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ class Speaker:
         self.codes = make_codes(frames, seed)
         delayed = apply_delay(self.codes, marker, marker + 1)
         self._columns = [tuple(column) for column in delayed.T.tolist()]
-        self.answer = Answer(self.step, lambda: self.answer.close("cancelled"))
+        self.answer = RequestHandle(self.step, lambda: self.answer.close("cancelled"))
         while made and self._columns:
             self.step()
 
@@ -50,15 +50,13 @@ def heard(chunks):
 @pytest.fixture
 def groups(monkeypatch):
     """How many were sounded at once, call by call."""
-    sizes, push = [], module.push_together
-    monkeypatch.setattr(
-        module, "push_together", lambda streams, *args: sizes.append(len(streams)) or push(streams, *args)
-    )
+    sizes, push = [], module.push_many
+    monkeypatch.setattr(module, "push_many", lambda streams, *args: sizes.append(len(streams)) or push(streams, *args))
     return sizes
 
 
 def test_those_nobody_waits_for_are_sounded_in_groups(codec, groups):
-    desk, speakers = Desk(codec), [Speaker(codec, seed, made=True) for seed in range(2 * GROUP + 3)]
+    desk, speakers = DecodeQueue(codec), [Speaker(codec, seed, made=True) for seed in range(2 * GROUP + 3)]
     soundings = [desk.open(speaker.answer, soon=False) for speaker in speakers]
     for speaker, sounding in zip(speakers, soundings, strict=True):
         chunks = list(desk.chunks(sounding))
@@ -70,7 +68,7 @@ def test_those_nobody_waits_for_are_sounded_in_groups(codec, groups):
 
 
 def test_who_is_waited_for_does_not_wait_for_the_chunks_of_others(codec, groups):
-    desk = Desk(codec)
+    desk = DecodeQueue(codec)
     patient = [desk.open(Speaker(codec, seed, made=True).answer, soon=False) for seed in range(GROUP)]
     speaker = Speaker(codec, 99)
     chunks = list(desk.chunks(desk.open(speaker.answer)))
@@ -84,7 +82,7 @@ def test_who_is_waited_for_does_not_wait_for_the_chunks_of_others(codec, groups)
 
 def test_who_is_waited_for_begins_while_another_thread_sounds(codec, monkeypatch):
     """It takes its steps; a lock held by who sounds would hold it up before the first."""
-    desk, push = Desk(codec), module.push_together
+    desk, push = DecodeQueue(codec), module.push_many
     inside, enough = threading.Event(), threading.Event()
 
     def slow(*args):
@@ -92,7 +90,7 @@ def test_who_is_waited_for_begins_while_another_thread_sounds(codec, monkeypatch
         assert enough.wait(20)
         return push(*args)
 
-    monkeypatch.setattr(module, "push_together", slow)
+    monkeypatch.setattr(module, "push_many", slow)
     patient = desk.open(Speaker(codec, 1, made=True).answer, soon=False)
     thread = threading.Thread(target=lambda: list(desk.chunks(patient)))
     thread.start()
@@ -111,13 +109,13 @@ def test_who_is_waited_for_begins_while_another_thread_sounds(codec, monkeypatch
 
 
 def test_a_stream_that_the_garbage_collector_finds_while_another_is_sounded_is_closed(codec, monkeypatch):
-    desk, push = Desk(codec), module.push_together
+    desk, push = DecodeQueue(codec), module.push_many
     left = desk.chunks(desk.open(Speaker(codec, 1).answer))
     next(left)
     cycle = [left]
     cycle.append(cycle)
     del left, cycle
-    monkeypatch.setattr(module, "push_together", lambda *args: (gc.collect() and push(*args)) or push(*args))
+    monkeypatch.setattr(module, "push_many", lambda *args: (gc.collect() and push(*args)) or push(*args))
     found, speaker = [], Speaker(codec, 2)
     thread = threading.Thread(target=lambda: found.extend(desk.chunks(desk.open(speaker.answer))), daemon=True)
     thread.start()
@@ -130,7 +128,7 @@ def test_a_stream_that_the_garbage_collector_finds_while_another_is_sounded_is_c
 @pytest.mark.parametrize("place", ["pushing", "samples"])
 def test_what_fails_for_one_fails_for_it_alone_and_nothing_is_sounded_twice(codec, monkeypatch, place):
     """While all are sounded, or as their sound comes from the device; `spoiled` fails alone too."""
-    desk, push = Desk(codec), Desk._pushed
+    desk, push = DecodeQueue(codec), DecodeQueue._pushed
     speakers = [Speaker(codec, seed, made=True) for seed in range(3)]
     soundings = [desk.open(speaker.answer, soon=False) for speaker in speakers]
 
@@ -142,7 +140,7 @@ def test_what_fails_for_one_fails_for_it_alone_and_nothing_is_sounded_twice(code
             raise torch.OutOfMemoryError("no memory")
         return sounds
 
-    monkeypatch.setattr(Desk, "_pushed", failing)
+    monkeypatch.setattr(DecodeQueue, "_pushed", failing)
     for number in (0, 2):
         np.testing.assert_allclose(heard(desk.chunks(soundings[number])), alone(codec, speakers[number]), atol=1e-5)
     with pytest.raises(HiggsAudioError, match="no memory"):
@@ -152,7 +150,7 @@ def test_what_fails_for_one_fails_for_it_alone_and_nothing_is_sounded_twice(code
 
 def fail_once(monkeypatch, error):
     """The first time that sound has been made; how many were sounded at once, call by call."""
-    push, calls = Desk._pushed, []
+    push, calls = DecodeQueue._pushed, []
 
     def failing(self, ready, codes):
         sounds = push(self, ready, codes)
@@ -161,12 +159,12 @@ def fail_once(monkeypatch, error):
             raise error
         return sounds
 
-    monkeypatch.setattr(Desk, "_pushed", failing)
+    monkeypatch.setattr(DecodeQueue, "_pushed", failing)
     return calls
 
 
 def test_an_interrupt_behind_the_sound_does_not_sound_it_twice(codec, monkeypatch):
-    desk, speakers = Desk(codec), [Speaker(codec, seed, made=True) for seed in range(2)]
+    desk, speakers = DecodeQueue(codec), [Speaker(codec, seed, made=True) for seed in range(2)]
     soundings = [desk.open(speaker.answer, soon=False) for speaker in speakers]
     fail_once(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -175,7 +173,7 @@ def test_an_interrupt_behind_the_sound_does_not_sound_it_twice(codec, monkeypatc
 
 
 def test_what_failed_once_for_all_is_sounded_for_each(codec, monkeypatch):
-    desk, speakers = Desk(codec), [Speaker(codec, seed, made=True) for seed in range(3)]
+    desk, speakers = DecodeQueue(codec), [Speaker(codec, seed, made=True) for seed in range(3)]
     soundings = [desk.open(speaker.answer, soon=False) for speaker in speakers]
     calls = fail_once(monkeypatch, RuntimeError("once"))
     for speaker, sounding in zip(speakers, soundings, strict=True):

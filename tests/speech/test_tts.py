@@ -33,7 +33,7 @@ from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.prompt.prompt import Voice
 from higgs_audio.speech.request import UTTERANCE_CHARS
 from higgs_audio.speech.result import LOW_LATENCY_FRAMES
-from higgs_audio.speech.stream import AHEAD
+from higgs_audio.speech.stream import UTTERANCES_AHEAD
 from higgs_audio.speech.tts import HiggsAudio
 from higgs_audio.text.pace import count_phones, frame_bounds
 
@@ -511,7 +511,7 @@ def test_a_text_whose_numbers_fail_does_not_take_the_others_with_it(tts, monkeyp
 
     monkeypatch.setattr(tts.engine._runner, "step", spoiled)
     requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", "Bad luck.", "Good night.")]
-    results = dict(tts.speak_together(requests))
+    results = dict(tts.generate_as_completed(requests))
     first, broken, last = (results[number] for number in range(3))
     assert isinstance(broken, NumericsError)
     assert np.array_equal(first.codes, healthy[0])
@@ -543,7 +543,7 @@ def test_a_text_too_long_for_the_engine_fails_alone_and_nothing_of_it_stays(tts,
     monkeypatch.setattr(tts, "_engine", Engine(tts.model, context=200))
     long = "Many words of a length like these are too much for a small engine. "
     requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", long, "Good night.")]
-    results = dict(tts.speak_together(requests))
+    results = dict(tts.generate_as_completed(requests))
     assert isinstance(results[1], OptionError)
     assert results[0].seconds > 0
     assert results[2].seconds > 0
@@ -553,7 +553,7 @@ def test_a_text_too_long_for_the_engine_fails_alone_and_nothing_of_it_stays(tts,
 def test_long_texts_and_many_of_them_ask_for_no_more_than_may_wait(tts, monkeypatch):
     """Every utterance of a book was asked for at once, and the engine takes a thousand."""
     alone = tts.generate(LONG, seed=3)
-    monkeypatch.setattr(tts, "_engine", Engine(tts.model, max_waiting=6 * AHEAD, max_rows=2))
+    monkeypatch.setattr(tts, "_engine", Engine(tts.model, max_waiting=6 * UTTERANCES_AHEAD, max_rows=2))
     monkeypatch.setattr("higgs_audio.speech.stream.TOGETHER", 6)
     book = "\n\n".join(["Hello, all."] * 40)
     spoken = tts.generate_batch([LONG, *[book] * 2, *["Hello."] * 20, LONG], seed=3)
@@ -608,14 +608,14 @@ def test_many_bad_texts_before_good_ones_do_not_end_the_list(tts, monkeypatch):
     monkeypatch.setattr(tts, "_engine", Engine(tts.model, context=200))
     long = "Many words of a length like these are too much for a small engine. "
     texts = [long] * 20 + ["Hello there."] * 3
-    results = dict(tts.speak_together(tts.request(text, None, {"seed": 3}) for text in texts))
+    results = dict(tts.generate_as_completed(tts.request(text, None, {"seed": 3}) for text in texts))
     assert sorted(results) == list(range(23))
     assert [isinstance(results[number], OptionError) for number in range(23)] == [True] * 20 + [False] * 3
 
 
 def test_an_audio_tokenizer_that_fails_ends_its_text_alone(tts, monkeypatch):
     alone = tts.generate("Good night.", seed=3)
-    push, broken = higgs_audio.speech.decode_queue.push_together, []
+    push, broken = higgs_audio.speech.decode_queue.push_many, []
 
     def failing(decoders, *args):
         broken[:] = broken or decoders[:1]
@@ -623,9 +623,9 @@ def test_an_audio_tokenizer_that_fails_ends_its_text_alone(tts, monkeypatch):
             raise RuntimeError("out of memory")
         return push(decoders, *args)
 
-    monkeypatch.setattr(higgs_audio.speech.decode_queue, "push_together", failing)
+    monkeypatch.setattr(higgs_audio.speech.decode_queue, "push_many", failing)
     requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", "Good night.")]
-    results = dict(tts.speak_together(requests))
+    results = dict(tts.generate_as_completed(requests))
     assert isinstance(results[0], EngineError)
     assert isinstance(results[0].__cause__, RuntimeError)
     assert np.array_equal(results[1].codes, alone.codes)
@@ -722,5 +722,5 @@ def test_a_text_that_cannot_be_begun_leaves_nothing_behind(tts, monkeypatch):
     assert request.is_free
     monkeypatch.setattr(tts._writer, "write", failing)
     with pytest.raises(RuntimeError, match="no memory"):
-        list(tts.speak_together([request]))
+        list(tts.generate_as_completed([request]))
     assert (tts._desk._open, tts.engine.num_waiting, tts.engine.num_running) == ([], 0, 0)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from higgs_audio.train_codec.adversarial import Court
+from higgs_audio.train_codec.adversarial import AdversarialLoss
 from higgs_audio.train_codec.discriminator import (
     MIN_SAMPLES,
     PERIODS,
@@ -62,12 +62,12 @@ def test_losses_have_their_known_values():
 
 def test_judges_learn_to_tell_harmonic_sound_from_noise_and_a_sound_learns_to_deceive_them():
     torch.manual_seed(0)
-    court = Court(dataclasses.replace(RECIPE, judge_rate=3e-3))
+    court = AdversarialLoss(dataclasses.replace(RECIPE, judge_rate=3e-3))
     noise = torch.randn(2, 4096) * 0.3
-    scores = [court.hear(sounds(step), noise, step)[1] for step in range(30)]
+    scores = [court.losses(sounds(step), noise, step)[1] for step in range(30)]
     assert scores[-1] < 0.5 * scores[0]
     made = noise.clone().requires_grad_()
-    losses, _ = court.hear(sounds(0), made, 30)
+    losses, _ = court.losses(sounds(0), made, 30)
     losses["adversarial"].backward()
     better = made.detach() - 3.0 * made.grad / made.grad.abs().max()
     with torch.no_grad():
@@ -76,9 +76,9 @@ def test_judges_learn_to_tell_harmonic_sound_from_noise_and_a_sound_learns_to_de
 
 def test_hearing_a_sound_moves_the_judges_by_their_own_loss_alone():
     """What the decoder learns from them adds nothing to their gradients."""
-    court = Court(RECIPE)
+    court = AdversarialLoss(RECIPE)
     made = sounds(1).requires_grad_()
-    losses, _ = court.hear(sounds(0), made, 0)
+    losses, _ = court.losses(sounds(0), made, 0)
     assert made.grad is None
     before = [p.grad.clone() for p in court.judges.parameters()]
     (losses["adversarial"] + losses["feature"]).backward()
@@ -89,14 +89,14 @@ def test_hearing_a_sound_moves_the_judges_by_their_own_loss_alone():
 
 def test_judges_hear_a_quiet_sound_as_they_hear_a_loud_one():
     """At the level of speech, biases would be most of what they see: features differed by 5 % instead of 50."""
-    losses = [Court(RECIPE).hear(level * sounds(0), level * sounds(1), 0) for level in (1.0, 0.05)]
+    losses = [AdversarialLoss(RECIPE).losses(level * sounds(0), level * sounds(1), 0) for level in (1.0, 0.05)]
     assert float(losses[0][0]["feature"]) == pytest.approx(float(losses[1][0]["feature"]), rel=1e-3)
     assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-3)
 
 
 def test_judges_in_bfloat16_hear_nearly_the_same():
     half = dataclasses.replace(RECIPE, judge_precision="bfloat16")
-    one, other = (Court(recipe).hear(sounds(0), sounds(1), 0)[0] for recipe in (RECIPE, half))
+    one, other = (AdversarialLoss(recipe).losses(sounds(0), sounds(1), 0)[0] for recipe in (RECIPE, half))
     assert float(one["feature"]) == pytest.approx(float(other["feature"]), rel=0.02)
     assert other["feature"].dtype == torch.float32
 

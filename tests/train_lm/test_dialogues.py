@@ -16,9 +16,9 @@ from corpus import TEXTS
 
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.data.phones import phone_ids, phones
-from higgs_audio.data.shards import Sample
+from higgs_audio.data.shards import EncodedClip
 from higgs_audio.errors import RecipeError
-from higgs_audio.generation.guidance import hide_last_text
+from higgs_audio.generation.guidance import mask_last_text
 from higgs_audio.model.model import IGNORED, HiggsAudioForConditionalGeneration
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.prompt.prompt import MULTI_SPEAKER
@@ -26,23 +26,33 @@ from higgs_audio.text.phonemes import phonemize
 from higgs_audio.train_codec import teacher
 from higgs_audio.train_lm import batches
 from higgs_audio.train_lm import composer as composers
-from higgs_audio.train_lm.batches import Cutter, Order, Windows, dialogue_batches, training_steps
+from higgs_audio.train_lm.batches import BatchOrder, MicroBatcher, Windows, dialogue_batches, training_steps
 from higgs_audio.train_lm.collate import Batch, collate, pad_behind
-from higgs_audio.train_lm.composer import CLONE_FORMS, QUIET_ROOM, SAME_VOICE, SEVERAL_SPEAKERS, Composer, Mix, join
+from higgs_audio.train_lm.composer import (
+    CLONE_FORMS,
+    QUIET_ROOM,
+    SAME_VOICE,
+    SEVERAL_SPEAKERS,
+    Composer,
+    ExampleMix,
+    join,
+)
 from higgs_audio.train_lm.recipe import LanguageModelRecipe, mix_of
 from higgs_audio.train_lm.start import first_model, new_model
 from higgs_audio.train_lm.targets import NAMED_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 SPEAKERS = ("ava", "joe", "tom", "kim", "zoe")
-MIX = Mix(reference=0.5, plain=0.5, several=0.4, cast=0.3, joined=0.3, reference_frames=(40, 90))
+MIX = ExampleMix(reference=0.5, plain=0.5, several=0.4, cast=0.3, joined=0.3, reference_frames=(40, 90))
 
 
 def make_sample(number, speaker, num_frames):
     text = TEXTS[number % len(TEXTS)]
     rng = np.random.default_rng((number, len(speaker)))
     heard = np.linspace(0, len(phones(text)) - 1, num_frames).astype(np.uint16)
-    return Sample(f"{speaker}-{number}", text, phonemize(text), speaker, rng.integers(0, 1024, (8, num_frames)), heard)
+    return EncodedClip(
+        f"{speaker}-{number}", text, phonemize(text), speaker, rng.integers(0, 1024, (8, num_frames)), heard
+    )
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +249,7 @@ def test_the_only_other_clip_of_a_speaker_is_found(samples):
 
 
 def test_a_conversation_depends_on_seed_epoch_and_sample_alone(samples):
-    order = Order(positions=900, num_short=0, seed=0)
+    order = BatchOrder(positions=900, num_short=0, seed=0)
     composer = Composer(samples, {"ava": "Ava"}, "ava", MIX)
 
     def turns(start):
@@ -274,8 +284,8 @@ def test_epochs_of_several_windows_have_every_sample_once_too(samples, monkeypat
 
 @pytest.mark.parametrize("start", [0, 5])
 def test_other_processes_make_the_batches_that_this_one_makes(samples, processor, start):
-    composer, order = Composer(samples, {"ava": "Ava"}, "ava", MIX), Order(positions=900, num_short=3, seed=0)
-    cutter = Cutter(processor, 0, 1, 2, 10, False, 1024, 0, {"ava": 0, "joe": 1})
+    composer, order = Composer(samples, {"ava": "Ava"}, "ava", MIX), BatchOrder(positions=900, num_short=3, seed=0)
+    cutter = MicroBatcher(processor, 0, 1, 2, 10, False, 1024, 0, {"ava": 0, "joe": 1})
     ways = (training_steps(composer, samples, order, start, cutter, workers) for workers in (0, 2))
     ways = (
         (cutter.cut(said, 1, 0.2) for said in dialogue_batches(composer, samples, order, start)),
@@ -295,8 +305,8 @@ def test_a_run_goes_on_at_its_place_without_composing_what_was_before(samples, p
     """Finding step 9,000 of a GPU's run took longer than the rest of the run."""
     monkeypatch.setattr(batches, "WINDOW", 7)
     monkeypatch.setattr(batches, "WINDOW_BATCHES", 0)
-    composer, order = Composer(samples, {"ava": "Ava"}, "ava", MIX), Order(positions=900, num_short=3, seed=0)
-    cutter = Cutter(processor, 0, 1, 1, 10, False, 1024, 0)
+    composer, order = Composer(samples, {"ava": "Ava"}, "ava", MIX), BatchOrder(positions=900, num_short=3, seed=0)
+    cutter = MicroBatcher(processor, 0, 1, 1, 10, False, 1024, 0)
     whole = list(itertools.islice(training_steps(composer, samples, order, 0, cutter, 0), 14))
     monkeypatch.setattr(Windows, "find", lambda self, step: (0, 0) if step == 0 else pytest.fail("it looked for it"))
     place = whole[start - 1][1]
@@ -335,7 +345,7 @@ def test_an_unread_text_is_hidden_and_teaches_nothing_of_reading(dialogues, proc
         read = collate([dialogue], processor, speakers=numbers)
         unread = collate([replace(dialogue, unread=True)], processor, speakers=numbers)
         ids = read.inputs["input_ids"][0]
-        assert torch.equal(unread.inputs["input_ids"][0], hide_last_text(ids, processor.tokenizer))
+        assert torch.equal(unread.inputs["input_ids"][0], mask_last_text(ids, processor.tokenizer))
         last = unread.said[0, :, 0] == len(dialogue.turns)
         for name in ("look", "phones"):
             targets, other = getattr(read, name)[0], getattr(unread, name)[0]
@@ -428,7 +438,7 @@ def test_a_switch_never_draws_the_place_before(samples):
 
 
 def test_a_batch_is_filled_by_what_its_conversations_turned_out_to_be(samples):
-    order = Order(positions=900, num_short=0, seed=0)
+    order = BatchOrder(positions=900, num_short=0, seed=0)
     composer = Composer(samples, {"ava": "Ava"}, "ava", MIX)
     for batch in itertools.islice(dialogue_batches(composer, samples, order, 0), 40):
         assert max(d.num_positions for d in batch) * len(batch) <= 900
@@ -447,7 +457,7 @@ def test_more_turns_are_shares(turns):
 
 
 def test_as_many_turns_are_heard_between_as_the_mix_says(samples):
-    mix = Mix(reference=1.0, reference_frames=(20, 30), more_turns=(0.0, 0.0, 0.0, 1.0))
+    mix = ExampleMix(reference=1.0, reference_frames=(20, 30), more_turns=(0.0, 0.0, 0.0, 1.0))
     composer = Composer(samples, {}, "", mix)
     turns = [len(composer.compose(n, torch.Generator().manual_seed(n)).turns) for n in range(len(samples))]
     assert set(turns) == {5}
@@ -455,7 +465,7 @@ def test_as_many_turns_are_heard_between_as_the_mix_says(samples):
 
 def test_a_speaker_who_is_not_named_is_never_asked_for_by_nothing(samples):
     """Where every other clip is longer than a reference may be, the longest reference is better than none."""
-    composer = Composer(samples, {}, "", Mix(reference_frames=(1, 2)))
+    composer = Composer(samples, {}, "", ExampleMix(reference_frames=(1, 2)))
     assert all(composer.compose(n, torch.Generator().manual_seed(n)).first_trained for n in range(len(samples)))
 
 

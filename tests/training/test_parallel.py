@@ -20,18 +20,18 @@ from transformers import HiggsAudioV2ForConditionalGeneration, LlamaConfig, Llam
 
 from higgs_audio.convert import convert
 from higgs_audio.data.phones import PHONES, phones
-from higgs_audio.data.shards import Sample
+from higgs_audio.data.shards import EncodedClip
 from higgs_audio.errors import NumericsError, OptionError, RecipeError
 from higgs_audio.model.model import IGNORED, HiggsAudioForConditionalGeneration
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.text.phonemes import phonemize
 from higgs_audio.train_lm import lm
-from higgs_audio.train_lm.batches import Collated, Cutter
+from higgs_audio.train_lm.batches import Collated, MicroBatcher
 from higgs_audio.train_lm.collate import collate
 from higgs_audio.train_lm.examples import Dialogue
 from higgs_audio.train_lm.guide import Guide
 from higgs_audio.train_lm.lora import LORA_TARGETS, Lora, add_lora, choose_trained, merged
-from higgs_audio.train_lm.losses import Lesson, Weights, counts, weighted
+from higgs_audio.train_lm.losses import LanguageModelLoss, LossWeights, counts, weighted
 from higgs_audio.train_lm.packing import pack
 from higgs_audio.train_lm.recipe import LanguageModelRecipe, mix_of, weights_of
 from higgs_audio.train_lm.start import first_model, new_model
@@ -103,7 +103,7 @@ def recipe(prepared, tiny_checkpoint, tmp_path):
 @pytest.fixture
 def dialogues():
     samples = [
-        Sample(str(n), text, phonemize(text), "ava", codes, heard.astype(np.uint16))
+        EncodedClip(str(n), text, phonemize(text), "ava", codes, heard.astype(np.uint16))
         for n, (text, codes, heard) in enumerate(make_clip(n) for n in range(7))
     ]
     pairs = [Dialogue((samples[n], samples[n + 1]), "Ava" if n % 2 else None) for n in range(5)]
@@ -112,7 +112,7 @@ def dialogues():
 
 def new_lesson(processor, guided=True):
     model = new_model(LanguageModelRecipe("", "", "", "", text_config=TEXT), processor).train()
-    return Lesson(
+    return LanguageModelLoss(
         model, Guide(model, (0,), 1, len(PHONES) + 1, (1,), 0, len(SPEAKERS)) if guided else None, with_z=True
     )
 
@@ -128,7 +128,7 @@ def test_the_terms_are_the_losses_of_the_model(dialogues, processor):
     books = torch.stack([sums[f"codebook_{k}"] / numbers[f"codebook_{k}"] for k in range(8)])
     torch.testing.assert_close(books, out.codebook_losses)
     torch.testing.assert_close(sums["text"] / numbers["text"], out.text_loss)
-    loss = weighted(sums, numbers, Weights(text=1.0, codebooks=(1.0,) * 8))
+    loss = weighted(sums, numbers, LossWeights(text=1.0, codebooks=(1.0,) * 8))
     torch.testing.assert_close(loss, out.loss)
 
 
@@ -155,21 +155,21 @@ def test_ends_and_normalizers_are_those_of_a_loop_over_every_cell(dialogues, pro
 
 def test_a_batch_without_labels_adds_nothing(dialogues, processor):
     lesson = new_lesson(processor)
-    batch = Cutter(processor, 1, 2, 1, 0, False, 1024, 0, SPEAKERS).cut(dialogues[:1], 0, 0.0)[0]
+    batch = MicroBatcher(processor, 1, 2, 1, 0, False, 1024, 0, SPEAKERS).cut(dialogues[:1], 0, 0.0)[0]
     assert not any(counts(batch, END).values())
-    weighted(lesson(batch), counts(batch, END), Weights(1.0, (1.0,) * 8, 1.0, 1.0, 1.0, 1.0, 1.0)).backward()
+    weighted(lesson(batch), counts(batch, END), LossWeights(1.0, (1.0,) * 8, 1.0, 1.0, 1.0, 1.0, 1.0)).backward()
     assert not any(bool(w.grad.any()) for w in lesson.parameters() if w.grad is not None)
 
 
 @pytest.mark.parametrize("cuts", [(2, 1), (1, 3), (2, 2), (4, 2)], ids=str)
 def test_a_step_cut_into_pieces_has_the_gradient_of_the_whole(dialogues, processor, cuts):
     """Means of means would weigh the labels of a short micro-batch more; so every loss is over the labels of all."""
-    lesson, whole = new_lesson(processor), Cutter(processor, 0, 1, 1, 25, False, 1024, 3, SPEAKERS)
+    lesson, whole = new_lesson(processor), MicroBatcher(processor, 0, 1, 1, 25, False, 1024, 3, SPEAKERS)
     size, accumulate = cuts
-    cutters = [Cutter(processor, rank, size, accumulate, 25, False, 1024, 3, SPEAKERS) for rank in range(size)]
+    cutters = [MicroBatcher(processor, rank, size, accumulate, 25, False, 1024, 3, SPEAKERS) for rank in range(size)]
     pieces = [batch for cutter in cutters for batch in cutter.cut(dialogues, 7, 0.2)]
     assert len(pieces) == size * accumulate
-    weights = Weights(0.5, (4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 1e-3, 0.3, 0.2, 0.4, 0.5)
+    weights = LossWeights(0.5, (4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 1e-3, 0.3, 0.2, 0.4, 0.5)
     gradients = []
     for batches in (whole.cut(dialogues, 7, 0.2), pieces):
         lesson.zero_grad()
@@ -185,7 +185,7 @@ def test_a_step_cut_into_pieces_has_the_gradient_of_the_whole(dialogues, process
 def test_a_packed_row_has_the_loss_and_gradient_of_its_conversations_apart(dialogues, processor, attention):
     lesson = new_lesson(processor)
     lesson.model.set_attn_implementation(attention)
-    weights, gradients = Weights(0.5, (2.0, *(1.0,) * 7), 1e-3, 0.3, 0.2, 0.4, 0.5), []
+    weights, gradients = LossWeights(0.5, (2.0, *(1.0,) * 7), 1e-3, 0.3, 0.2, 0.4, 0.5), []
     apart = [collate([dialogue], processor, speakers=SPEAKERS) for dialogue in dialogues]
     together = pack(collate(dialogues, processor, speakers=SPEAKERS))
     assert together.inputs["input_ids"].shape[1] == sum(batch.inputs["input_ids"].shape[1] for batch in apart)

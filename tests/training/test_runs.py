@@ -34,7 +34,7 @@ from higgs_audio.data.align import align, nearest_phone, viterbi
 from higgs_audio.data.clips import Clip, Sounds, batch_order, length_batches, to_short
 from higgs_audio.data.manifest import read_manifests
 from higgs_audio.data.phones import PHONES, phone_ids, phones
-from higgs_audio.data.shards import read_samples
+from higgs_audio.data.shards import read_encoded_clips
 from higgs_audio.delay import revert_delay
 from higgs_audio.errors import CheckpointError, NumericsError, RecipeError
 from higgs_audio.evaluate.benchmark import heldout as heldout_sentences
@@ -48,9 +48,9 @@ from higgs_audio.train_codec import trainer as workshop
 from higgs_audio.train_codec.codebook import DEAD_SHARE, kmeans, perplexity, revive, start_codebooks, update_codebook
 from higgs_audio.train_codec.spectral import spectral_losses
 from higgs_audio.train_lm import lm
-from higgs_audio.train_lm.batches import Order, dialogue_batches
+from higgs_audio.train_lm.batches import BatchOrder, dialogue_batches
 from higgs_audio.train_lm.collate import collate
-from higgs_audio.train_lm.composer import Composer, Mix
+from higgs_audio.train_lm.composer import Composer, ExampleMix
 from higgs_audio.train_lm.corruption import corrupt
 from higgs_audio.train_lm.examples import Dialogue
 from higgs_audio.train_lm.guide import GUIDED_HEAD, VOICE_HEAD, Guide, heard_before
@@ -439,7 +439,7 @@ def test_aligning_gives_one_phone_for_every_frame_in_order(tiny_teacher, corpus)
 
 def test_prepared_clips_are_the_codes_of_their_sounds(prepared, corpus, tiny_checkpoint):
     codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec")
-    clips, samples = read_manifests(corpus), read_samples(prepared)
+    clips, samples = read_manifests(corpus), read_encoded_clips(prepared)
     assert [sample.id for sample in samples] == [clip.id for clip in clips]
     for clip, sample in zip(clips, samples, strict=True):
         sound = torch.from_numpy(soundfile.read(clip.audio, dtype="float32")[0])
@@ -458,7 +458,7 @@ def processor(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def samples(prepared):
-    return read_samples(prepared)
+    return read_encoded_clips(prepared)
 
 
 @pytest.mark.parametrize("kind", ["reference", "profile", "plain"])
@@ -523,7 +523,7 @@ def test_every_phoneme_of_a_prompt_is_one_token(processor):
 
 
 def test_a_reference_is_another_clip_of_the_same_speaker(samples):
-    composer = Composer(samples, {"ava": "Ava"}, "ava", Mix(reference=0.5, plain=0.4))
+    composer = Composer(samples, {"ava": "Ava"}, "ava", ExampleMix(reference=0.5, plain=0.4))
     kinds = Counter()
     for draw in range(300):
         number = draw % len(samples)
@@ -640,8 +640,8 @@ def test_texts_of_the_check_are_the_same_symbols_in_another_order(samples, proce
 
 
 def test_the_first_share_of_the_steps_is_on_the_shorter_half_of_the_clips_and_the_rest_on_all(samples):
-    order = Order(positions=250, num_short=20, seed=0)
-    composer = Composer(samples, {"ava": "Ava", "joe": "Joe"}, "ava", Mix())
+    order = BatchOrder(positions=250, num_short=20, seed=0)
+    composer = Composer(samples, {"ava": "Ava", "joe": "Joe"}, "ava", ExampleMix())
 
     def asked_for(start):
         batches = itertools.islice(dialogue_batches(composer, samples, order, start), 40 - start)

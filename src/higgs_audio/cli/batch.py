@@ -125,7 +125,7 @@ def _results(tts: HiggsAudio, jobs: list[Job]) -> Iterator[tuple[Job, Speech | H
                 accepted.append(job)
                 yield request
 
-    with closing(tts.speak_together(requests())) as results:
+    with closing(tts.generate_as_completed(requests())) as results:
         for number, result in results:
             yield accepted[number], result
             yield from refused

@@ -107,9 +107,9 @@ def _verified(
     tts: "HiggsAudio", text: str, voice: Any, tries: int, seed: int | None, options: dict[str, Any]
 ) -> "Speech":
     """The best of several tries, and what was heard in it."""
-    from higgs_audio.evaluate.redraw import speak_verified
+    from higgs_audio.evaluate.retry import generate_verified
 
-    best = speak_verified(tts, text, voice, num_tries=tries, seed=seed, **options)
+    best = generate_verified(tts, text, voice, num_tries=tries, seed=seed, **options)
     report(f"{best.errors.errors} word errors after {best.num_tries} of {tries} tries; heard: {best.transcript}")
     return best.speech
 

@@ -2,6 +2,6 @@
 
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.codec.model import HiggsAudioTokenizer
-from higgs_audio.codec.stream import StreamDecoder, decode_stream, push_together
+from higgs_audio.codec.stream import StreamDecoder, decode_stream, push_many
 
-__all__ = ["HiggsAudioTokenizer", "HiggsAudioTokenizerConfig", "StreamDecoder", "decode_stream", "push_together"]
+__all__ = ["HiggsAudioTokenizer", "HiggsAudioTokenizerConfig", "StreamDecoder", "decode_stream", "push_many"]

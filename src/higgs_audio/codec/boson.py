@@ -163,7 +163,7 @@ def _names(native: str, num_blocks: int) -> tuple[str, ...]:
 
 
 def _place(path: list[str], encoder: bool, num_blocks: int) -> list[Any]:
-    """Position of a layer in the original's nested sequences: edges, blocks, and in a block its units."""
+    """PhaseState of a layer in the original's nested sequences: edges, blocks, and in a block its units."""
     if path[0] != "block":
         return [{"conv1": 0, "snake1": num_blocks + 1, "conv2": num_blocks + 2}[path[0]]]
     block = [int(path[1]) + 1, "block"]

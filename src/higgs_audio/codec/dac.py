@@ -121,6 +121,6 @@ def decoder_context(config: HiggsAudioTokenizerConfig) -> tuple[int, int]:
     for stride in reversed(ratios):
         reach = sum(EDGE_KERNEL // 2 * dilation for dilation in DILATIONS)  # the residual units
         padding = -(-stride // 2)
-        # Position j of a transposed convolution makes j * stride - padding and the 2 * stride - 1 after it.
+        # PhaseState j of a transposed convolution makes j * stride - padding and the 2 * stride - 1 after it.
         first, last = (first - reach + padding) // stride - 1, (last + reach + padding) // stride
     return EDGE_KERNEL // 2 - first, last + EDGE_KERNEL // 2

@@ -33,7 +33,7 @@ class Pitch:
 
 
 @dataclass(frozen=True)
-class Position:
+class PhaseState:
     """Where sound stands behind its last spectrum: `cycles` of the pitch and `hz`, `[B]`, and spectra so far."""
 
     cycles: Tensor
@@ -57,8 +57,8 @@ class HarmonicHead(nn.Module):
         self.pitch = nn.Linear(width, 2)  # octaves above MIDDLE_HZ, and log odds of a voice
 
     def forward(
-        self, hidden: Tensor, window: Tensor, pitch: Pitch | None = None, before: Position | None = None
-    ) -> tuple[Tensor, Position]:
+        self, hidden: Tensor, window: Tensor, pitch: Pitch | None = None, before: PhaseState | None = None
+    ) -> tuple[Tensor, PhaseState]:
         """Hidden states `[B, T, W]` to spectra `[B, T, bins]` of frames under `window [n_fft]`.
 
         Args:
@@ -71,8 +71,8 @@ class HarmonicHead(nn.Module):
         return self._spectra(hidden, window, pitch, cycles, self._counted(hidden.shape[1], before)), position
 
     def of_several(
-        self, hidden: Tensor, window: Tensor, sizes: Sequence[int], before: Sequence[Position | None]
-    ) -> tuple[Iterator[Tensor], list[Position]]:
+        self, hidden: Tensor, window: Tensor, sizes: Sequence[int], before: Sequence[PhaseState | None]
+    ) -> tuple[Iterator[Tensor], list[PhaseState]]:
         """The same of several sounds one after another in `hidden [1, T, W]`: of each so many, and where it stood.
 
         No size is 0. The spectra come in pieces, along T, that a CPU keeps in its cache.
@@ -99,7 +99,7 @@ class HarmonicHead(nn.Module):
         return voice + noise_gain.clamp(max=LOG_CEILING).exp() * noise
 
     @staticmethod
-    def _counted(size: int, before: Position | None) -> Tensor:
+    def _counted(size: int, before: PhaseState | None) -> Tensor:
         """The numbers of so many spectra."""
         first = 0 if before is None else before.num_spectra
         return torch.arange(first, first + size)
@@ -109,7 +109,7 @@ class HarmonicHead(nn.Module):
         octaves, odds = self.pitch(hidden).unbind(-1)
         return Pitch(MIDDLE_HZ * 2 ** octaves.clamp(*OCTAVES), (odds + 0.5).clamp(0, 1))
 
-    def _go_on(self, pitch: Pitch, before: Position | None) -> tuple[Tensor, Position]:
+    def _go_on(self, pitch: Pitch, before: PhaseState | None) -> tuple[Tensor, PhaseState]:
         """Cycles at the middle of every spectrum `[B, T]`, -0.5 to 0.5, and where the last one is.
 
         Each voice begins at 0, so that what rounding does to a pitch adds up over a voice, not over a text. In float64,
@@ -126,7 +126,7 @@ class HarmonicHead(nn.Module):
         since = torch.where(silent < 0, 0.0, total.gather(1, silent.clamp(min=0)))
         cycles = (total - since).remainder(1)
         count = hz.shape[1] + (0 if before is None else before.num_spectra)
-        return (cycles - cycles.round()).to(hz), Position(cycles[:, -1], hz[:, -1], count)
+        return (cycles - cycles.round()).to(hz), PhaseState(cycles[:, -1], hz[:, -1], count)
 
     def _pulses(self, cycles: Tensor, pitch: Pitch) -> Tensor:
         """Frames `[B, T, n_fft]` of all harmonics below the highest frequency, as loud as noise of power 1.

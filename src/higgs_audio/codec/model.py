@@ -14,7 +14,7 @@ from higgs_audio import checkpoint
 from higgs_audio.checkpoint.weights import read_dtype, read_json
 from higgs_audio.codec import dac, layout, vocos
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
-from higgs_audio.codec.harmonic import HarmonicHead, Pitch, Position
+from higgs_audio.codec.harmonic import HarmonicHead, PhaseState, Pitch
 from higgs_audio.codec.quantizer import Codebook, Quantized, ResidualVectorQuantizer, VectorQuantizer
 from higgs_audio.codec.resample import resample
 from higgs_audio.codec.semantic import SemanticDecoder, SemanticEncoder
@@ -251,7 +251,7 @@ class HiggsAudioTokenizer(PreTrainedModel):
         return self.fc2(latent).transpose(1, 2)
 
     def forward(
-        self, input_values: Tensor, depth: Tensor | None, pitch: Pitch | None = None, before: Position | None = None
+        self, input_values: Tensor, depth: Tensor | None, pitch: Pitch | None = None, before: PhaseState | None = None
     ) -> TokenizerTrainingOutput:
         """The training pass: encode, quantize, decode, with gradients.
 
@@ -266,11 +266,11 @@ class HiggsAudioTokenizer(PreTrainedModel):
         quantized = None if depth is None else self.quantizer(latent, depth)
         coded = latent if quantized is None else quantized.latent
         first = None if quantized is None else self._semantic_from(quantized.first)
-        sound, said = self.sing(self.fc2(coded).transpose(1, 2), pitch, before)
+        sound, said = self.decode_with_pitch(self.fc2(coded).transpose(1, 2), pitch, before)
         return TokenizerTrainingOutput(sound, target, self._semantic_from(coded), first, latent, quantized, said)
 
-    def sing(
-        self, features: Tensor, pitch: Pitch | None = None, before: Position | None = None
+    def decode_with_pitch(
+        self, features: Tensor, pitch: Pitch | None = None, before: PhaseState | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Features `[B, D_a, F]` to sound `[B, 1, S]` and, from a harmonic head, what it says of the pitch."""
         body = self.acoustic_decoder

@@ -53,7 +53,7 @@ class StreamDecoder:
 
         With the last ones comes what waited for frames to its right, and nothing may follow.
         """
-        return push_together([self], [codes], [is_last])[0]
+        return push_many([self], [codes], [is_last])[0]
 
     def finish(self) -> Tensor:
         """The samples `[S]` that waited for frames to their right."""
@@ -61,7 +61,7 @@ class StreamDecoder:
 
 
 @torch.no_grad()
-def push_together(decoders: Sequence[StreamDecoder], codes: Sequence[Tensor], last: Sequence[bool]) -> list[Tensor]:
+def push_many(decoders: Sequence[StreamDecoder], codes: Sequence[Tensor], last: Sequence[bool]) -> list[Tensor]:
     """`push` of several streams of one tokenizer, no one twice, in few large operations.
 
     The samples are those of `push` but for rounding, which depends on how much is added up at once. Where it fails, all

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
-from higgs_audio.codec.harmonic import LOG_CEILING, HarmonicHead, Pitch, Position
+from higgs_audio.codec.harmonic import LOG_CEILING, HarmonicHead, PhaseState, Pitch
 
 LOG_FLOOR = 1e-3  # magnitudes below are silence
 
@@ -118,15 +118,15 @@ class VocosDecoder(nn.Module):
         x = self.coarse(self.embed_norm(self.embed(features)))  # [B, D, F]
         return self.norm(self.fine(self.up(x)).transpose(1, 2))
 
-    def sound(self, hidden: Tensor, pitch: Pitch | None = None, before: Position | None = None) -> Tensor:
+    def sound(self, hidden: Tensor, pitch: Pitch | None = None, before: PhaseState | None = None) -> Tensor:
         """Hidden states to samples `[B, 1, T * hop]`; a harmonic head sings at a `pitch` and goes on from a position,
         where they are given.
         """
         return self._overlap_add(self.frames(hidden, pitch, before)[0])
 
     def frames(
-        self, hidden: Tensor, pitch: Pitch | None = None, before: Position | None = None
-    ) -> tuple[Tensor, Position | None]:
+        self, hidden: Tensor, pitch: Pitch | None = None, before: PhaseState | None = None
+    ) -> tuple[Tensor, PhaseState | None]:
         """Hidden states to windowed frames of sound `[B, T, n_fft]`, and where a harmonic head stands behind them."""
         if not isinstance(self.head, HarmonicHead):
             return self._windowed(self._said(hidden)), None
@@ -134,8 +134,8 @@ class VocosDecoder(nn.Module):
         return self._windowed(spectrum), position
 
     def frames_of_several(
-        self, hidden: Tensor, sizes: Sequence[int], before: Sequence[Position | None]
-    ) -> tuple[Tensor, Sequence[Position | None]]:
+        self, hidden: Tensor, sizes: Sequence[int], before: Sequence[PhaseState | None]
+    ) -> tuple[Tensor, Sequence[PhaseState | None]]:
         """The same of several sounds one after another: `[1, T, D]`, of each so many, and where it stood."""
         if not isinstance(self.head, HarmonicHead):
             return self._windowed(self._said(hidden)), before

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from higgs_audio.codec.blocks import Blocks, blocks_of
-from higgs_audio.codec.harmonic import Position
+from higgs_audio.codec.harmonic import PhaseState
 from higgs_audio.codec.vocos import VocosDecoder
 
 
@@ -27,7 +27,7 @@ class VocosStream:
         self.decoder = decoder
         self.kept: list[Tensor | None] = [None] * (len(decoder.coarse) + len(decoder.fine))  # [n, D], of every block
         self.left: tuple[Tensor, Tensor] | None = None  # sums that later frames add to
-        self.position: Position | None = None  # of a harmonic head
+        self.position: PhaseState | None = None  # of a harmonic head
         self.to_skip = (decoder.n_fft - decoder.hop) // 2
 
     def copy(self) -> "VocosStream":

@@ -32,7 +32,7 @@ Stamp = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Sample:
+class EncodedClip:
     """One prepared clip: `phonemes` as the language model reads them, `codes [K, F]`, `phones [F]` as in Alignment.
 
     Where nothing was aligned, `phonemes` is the text and `phones` empty. `scene` and `reference` as in `Clip`.
@@ -61,14 +61,14 @@ class Part:
     phones: np.ndarray
     stamp: Stamp
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[EncodedClip]:
         """The clips that were kept, views of the part's arrays."""
         for line in self.lines:
             if line[KEPT] == KEPT:
                 span = slice(line["offset"], line["offset"] + line["frames"])
                 fields = {name: line[name] for name in ("id", "text", "phonemes", "speaker")}
                 more = {name: line[name] for name in ("scene", "reference") if name in line}
-                yield Sample(**fields, **more, codes=self.codes[:, span], phones=self.phones[span])
+                yield EncodedClip(**fields, **more, codes=self.codes[:, span], phones=self.phones[span])
 
 
 def stamp_of(tokenizer: HiggsAudioTokenizer) -> dict[str, str]:
@@ -140,7 +140,7 @@ def _mapped(file: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read_samples(folder: str | Path, stamp: Stamp | None = None) -> list[Sample]:
+def read_encoded_clips(folder: str | Path, stamp: Stamp | None = None) -> list[EncodedClip]:
     """All prepared clips of a folder, in order.
 
     Args:

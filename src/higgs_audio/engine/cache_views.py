@@ -10,7 +10,7 @@ from higgs_audio.engine.kv_cache import KVCache
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class PrefillChunk:
     """A stretch of a prompt for a row of the cache: token ids `[t]` from position `start` on, and the columns `[F, K]`
     of its placeholders, both on the CPU.
     """
@@ -34,7 +34,7 @@ class Piece:
 class PrefillView:
     """Pieces of prompts in their rows, the keys and values of others hidden by the mask."""
 
-    def __init__(self, cache: KVCache, pieces: Sequence[Piece], length: int) -> None:
+    def __init__(self, cache: KVCache, pieces: Sequence[PrefillChunk], length: int) -> None:
         self._cache, self._pieces = cache, pieces
         self._rows = torch.tensor([piece.row for piece in pieces], device=cache.state.device)
         self._known = cache.layers(cache.state.shape[2], length)

@@ -207,7 +207,7 @@ def _without_repetition(ids: Tensor, logits: Tensor, lanes: Lanes, noise: Tensor
 
 
 def _marked(ids: Tensor, lanes: Lanes, bos: int, eos: int) -> tuple[Tensor, Tensor]:
-    """As `delay.Ramp.push`: the column with its forced markers, `[B, K]`, and the ends, `[B]`."""
+    """As `delay.DelayState.push`: the column with its forced markers, `[B, K]`, and the ends, `[B]`."""
     num_codebooks = ids.shape[1]
     books, made = torch.arange(num_codebooks, device=ids.device), lanes.made[:, None]
     column = torch.where(books < made, ids, bos)

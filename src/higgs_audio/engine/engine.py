@@ -15,7 +15,7 @@ from torch import Tensor
 
 from higgs_audio.engine.decode_state import first_lane
 from higgs_audio.engine.guard import Guard
-from higgs_audio.engine.handle import Answer
+from higgs_audio.engine.handle import RequestHandle
 from higgs_audio.engine.kv_cache import KVCache, row_bytes
 from higgs_audio.engine.prefill import Reader
 from higgs_audio.engine.prefix import PrefixCache
@@ -117,7 +117,7 @@ class Engine:
 
     # What others may call, from any thread.
 
-    def submit(self, request: Request) -> Answer:
+    def submit(self, request: Request) -> RequestHandle:
         """Takes a request; its work begins when somebody waits for an answer.
 
         Raises:
@@ -130,7 +130,7 @@ class Engine:
             if not self._runs and (self._is_stale or not self._runner.is_current):
                 self._begin()  # the model was moved, converted or adapted
             ticket = self._scheduler.add(request.num_rows, request.priority)
-            answer = Answer(self.step, lambda: self._cancel(run))
+            answer = RequestHandle(self.step, lambda: self._cancel(run))
             guard = Guard(self._silent, self.config.audio_stream_bos_id) if request.guarded else None
             run = self._runs[ticket] = Run(request, answer, ticket, guard)
         return answer
@@ -297,8 +297,8 @@ class Engine:
 
     def _stops(self) -> dict[Run, int]:
         """How far prompts are read in this step, in order; where nobody waits for one, the first is read whole."""
-        is_patient = all(run.request.is_patient for run in (*self._rows.speaking, *self._reading))
-        most, sizes, stops = max(self._piece, LARGE_PIECE) if is_patient else self._piece, list[int](), dict[Run, int]()
+        is_offline = all(run.request.is_offline for run in (*self._rows.speaking, *self._reading))
+        most, sizes, stops = max(self._piece, LARGE_PIECE) if is_offline else self._piece, list[int](), dict[Run, int]()
         for run in list(self._reading):
             left = most - self._runner.cost(sizes)
             if left <= 0:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from higgs_audio.engine.request import Column
 
 
-class Answer:
+class RequestHandle:
     """The columns of one segment, from its bos column on; iterating waits for them and does the engine's work.
 
     Attributes:

@@ -6,7 +6,7 @@ So is a hidden text: padding after padding, of which a longer one begins with ev
 from collections.abc import Iterator, Mapping
 from weakref import ref
 
-from higgs_audio.engine.cache_views import Piece
+from higgs_audio.engine.cache_views import PrefillChunk
 from higgs_audio.engine.prefix import PrefixCache, prefix_key
 from higgs_audio.engine.runner import Runner
 from higgs_audio.engine.sequence import Run
@@ -31,10 +31,10 @@ class Reader:
         """Gives it rows, with what is known of its prompt."""
         self._rows.take(run)
         if run.request.prefix:
-            found = [self.load_model(run, row, key, run.request.prefix) for row, key in enumerate(self._keys(run))]
+            found = [self._load(run, row, key, run.request.prefix) for row, key in enumerate(self._keys(run))]
             run.num_read = min(found)
         if hidden := self._hidden(run):
-            self.load_model(run, 1, *hidden)
+            self._load(run, 1, *hidden)
 
     def read(self, stops: Mapping[Run, int]) -> None:
         """Prompts that have begun, each up to its position.
@@ -52,7 +52,7 @@ class Reader:
 
     def _read(self, ends: Mapping[Run, int]) -> None:
         """From where they are to their ends; of a prefix that several rows have, one reads."""
-        pieces, copies, first = list[Piece](), list[tuple[int, int, int]](), dict[tuple[int, bytes], int]()
+        pieces, copies, first = list[PrefillChunk](), list[tuple[int, int, int]](), dict[tuple[int, bytes], int]()
         for run, end in ends.items():
             for row, piece in self._pieces(run, end):
                 if end <= run.request.prefix:
@@ -67,7 +67,7 @@ class Reader:
         for copy in copies:
             self._rows.cache.copy(*copy)
 
-    def load_model(self, run: Run, row: int, key: bytes, most: int) -> int:
+    def _load(self, run: Run, row: int, key: bytes, most: int) -> int:
         """What is known under a key, up to so many positions, into one of its rows; how many they are."""
         saved = self._prefixes.get(key)
         if saved is None:
@@ -82,13 +82,13 @@ class Reader:
         prefix = run.request.prefix
         return prefix if run.num_read < prefix < stop else stop
 
-    def _pieces(self, run: Run, stop: int) -> Iterator[tuple[int, Piece]]:
+    def _pieces(self, run: Run, stop: int) -> Iterator[tuple[int, PrefillChunk]]:
         """From where it is to a position, for each of its rows that does not know them; and which one that is."""
         for number, known in enumerate(run.known):
             start = max(run.num_read, known)
             if start < stop:
                 columns = run.request.columns[self._num_columns(run, start) : self._num_columns(run, stop)]
-                yield number, Piece(run.rows[number], run.ids[number, start:stop], columns, start)
+                yield number, PrefillChunk(run.rows[number], run.ids[number, start:stop], columns, start)
 
     def _keep(self, run: Run) -> None:
         """Its prefix."""

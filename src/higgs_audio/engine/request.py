@@ -25,14 +25,14 @@ class Request:
         sampling: how ids are chosen.
         seed: of the draws.
         min_frames, max_frames: of the segment; a segment that reaches max_frames ends with "length".
-        unread_ids: `[T]`, the prompt that guidance compares with; needed where `sampling.text_guidance_scale` is not 1.
+        negative_ids: `[T]`, the prompt that guidance compares with; needed unless `sampling.text_guidance_scale` is 1.
         prefix: so many first positions are likely to be asked for again, such as those of a voice.
         priority: lower ones go first, equal ones in the order of their arrival.
         guarded: whether it is stopped where its codes show that it is stuck.
-        is_patient: whether nobody waits for its columns one by one; where all are, prompts are read at once.
+        is_offline: whether nobody waits for its columns one by one; where all are, prompts are read at once.
 
     Raises:
-        OptionError: a value outside its range, or guidance without `unread_ids`.
+        OptionError: a value outside its range, or guidance without `negative_ids`.
     """
 
     input_ids: Tensor
@@ -41,11 +41,11 @@ class Request:
     seed: int = 0
     min_frames: int = 0
     max_frames: int = 1000
-    unread_ids: Tensor | None = None
+    negative_ids: Tensor | None = None
     prefix: int = 0
     priority: int = 0
     guarded: bool = False
-    is_patient: bool = False
+    is_offline: bool = False
 
     def __post_init__(self) -> None:
         self.sampling.validate()
@@ -53,16 +53,16 @@ class Request:
         check_count("min_frames", self.min_frames, 0, self.max_frames)
         check_count("seed", self.seed, 0, 2**63 - 1)
         check_count("priority", self.priority, -LEAST_URGENT, LEAST_URGENT)
-        if (self.sampling.text_guidance_scale != 1) != (self.unread_ids is not None):
+        if (self.sampling.text_guidance_scale != 1) != (self.negative_ids is not None):
             raise OptionError(
-                f"text_guidance_scale={self.sampling.text_guidance_scale} and unread_ids="
-                f"{'None' if self.unread_ids is None else 'given'}: guidance needs both, none needs neither"
+                f"text_guidance_scale={self.sampling.text_guidance_scale} and negative_ids="
+                f"{'None' if self.negative_ids is None else 'given'}: guidance needs both, none needs neither"
             )
 
     @property
     def num_rows(self) -> int:
         """Rows of the batch that it takes: two with guidance."""
-        return 1 if self.unread_ids is None else 2
+        return 1 if self.negative_ids is None else 2
 
     def check(self, config: HiggsAudioConfig) -> None:
         """Whether a model of that `config` can read its prompt.
@@ -74,7 +74,10 @@ class Request:
             OptionError: a prefix that is not shorter than the prompt.
         """
         ids, columns = self.input_ids, self.columns
-        for name, given in (("input_ids", ids), ("unread_ids", ids if self.unread_ids is None else self.unread_ids)):
+        for name, given in (
+            ("input_ids", ids),
+            ("negative_ids", ids if self.negative_ids is None else self.negative_ids),
+        ):
             if given.ndim != 1 or not len(given) or given.shape != ids.shape:
                 raise PromptError(f"{name} is {tuple(given.shape)}; give [T], at least one token, both of one length")
             check_ids(given, config, name)

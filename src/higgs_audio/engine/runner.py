@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from higgs_audio.engine.cache_views import DecodeView, Piece, PrefillView
+from higgs_audio.engine.cache_views import DecodeView, PrefillChunk, PrefillView
 from higgs_audio.engine.fused import FusedLayer, FusedNorm, is_plain, turning
 from higgs_audio.engine.kv_cache import KVCache, Shared
 from higgs_audio.engine.native_layers import native_trunk
@@ -62,7 +62,7 @@ class Runner:
         return sum(sizes) if self.is_invariant else len(sizes) * max(sizes, default=0)
 
     @torch.inference_mode()
-    def read(self, pieces: Sequence[Piece]) -> None:
+    def read(self, pieces: Sequence[PrefillChunk]) -> None:
         """Pieces of prompts, each in a row of its own."""
         length = max(piece.stop for piece in pieces)
         self.cache.reserve(1 + max(piece.row for piece in pieces), length)
@@ -79,7 +79,7 @@ class Runner:
         positions = torch.cat([piece.positions for piece in pieces])
         self._native(rows, len(written), 0, sequences[order], positions[order], self.cache)
 
-    def _read_in_torch(self, pieces: Sequence[Piece], length: int) -> None:
+    def _read_in_torch(self, pieces: Sequence[PrefillChunk], length: int) -> None:
         """One batch `[B, t]`, shorter pieces filled up on the right."""
         device = self.model.device
         padding = self.model.config.pad_token_id or 0

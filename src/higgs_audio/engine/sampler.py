@@ -10,7 +10,7 @@ from torch import Tensor
 
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.engine.decode_state import Habits, Lanes, is_finished, next_columns
-from higgs_audio.generation.guidance import guided
+from higgs_audio.generation.guidance import apply_guidance
 from higgs_audio.native import native_library, num_threads
 from higgs_audio.native.structs import SamplerStruct
 
@@ -46,7 +46,7 @@ class Choice:
         if self._is_guided:
             unread, scale = logits[self._unread], lanes.scale[:, None, None]
             finite &= _is_finite(unread)
-            others = guided(torch.cat([read, unread]), scale, self._config.audio_stream_eos_id)
+            others = apply_guidance(torch.cat([read, unread]), scale, self._config.audio_stream_eos_id)
             read = torch.where(scale == 1, read.float(), others)
         lanes = next_columns(lanes, read, self._config, self._habits, self.num_steps)
         self.num_steps += 1

@@ -7,7 +7,7 @@ import torch
 
 from higgs_audio.engine.decode_state import Lanes
 from higgs_audio.engine.guard import Guard
-from higgs_audio.engine.handle import Answer
+from higgs_audio.engine.handle import RequestHandle
 from higgs_audio.engine.kv_cache import Saved
 from higgs_audio.engine.request import Request
 from higgs_audio.engine.scheduler import Ticket
@@ -30,7 +30,7 @@ class Run:
     """
 
     request: Request
-    answer: Answer
+    answer: RequestHandle
     ticket: Ticket
     guard: Guard | None = None
     rows: list[int] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Run:
 
     def __post_init__(self) -> None:
         request = self.request
-        both = (request.input_ids,) if request.unread_ids is None else (request.input_ids, request.unread_ids)
+        both = (request.input_ids,) if request.negative_ids is None else (request.input_ids, request.negative_ids)
         self.ids = torch.stack([ids.long() for ids in both])  # [R, T] of its rows
 
     @property

@@ -82,7 +82,7 @@ def measure(key: Key, spoken: Spoken) -> Item:
     )
 
 
-class Ledger:
+class ResultsFile:
     """Measured items in a JSON Lines file, appended one by one; a torn last line is dropped when it is opened."""
 
     def __init__(self, path: Path) -> None:

@@ -15,7 +15,7 @@ from higgs_audio.audio.files import read
 from higgs_audio.audio.waveform import Waveform
 from higgs_audio.errors import AudioError, HiggsAudioError, MissingExtraError, OptionError, nearest
 from higgs_audio.evaluate.benchmark import Benchmark, Sentence
-from higgs_audio.evaluate.item import Item, Key, Ledger, Spoken, key, measure
+from higgs_audio.evaluate.item import Item, Key, ResultsFile, Spoken, key, measure
 from higgs_audio.evaluate.judges import check_judges
 from higgs_audio.evaluate.table import Row, markdown, rows
 
@@ -62,7 +62,7 @@ def run(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)  # its presence says that the rest is complete
-    ledger = Ledger(folder / "items.jsonl")
+    ledger = ResultsFile(folder / "items.jsonl")
     counts = {name: 1 if name == source else draws for name in systems}
     measured = _measure_all(systems, benchmark, counts, model, ledger)
     parts = {voice: len(benchmark.part(voice)) for voice in benchmark.voices}
@@ -88,7 +88,7 @@ def _check(systems: Mapping[str, System], source: str, draws: int) -> None:
 
 
 def _measure_all(
-    systems: Mapping[str, System], benchmark: Benchmark, counts: Mapping[str, int], model: str, ledger: Ledger
+    systems: Mapping[str, System], benchmark: Benchmark, counts: Mapping[str, int], model: str, ledger: ResultsFile
 ) -> dict[str, list[Item]]:
     """Items by system, in the order of voices and sentences; what is missing or fails is left out and said."""
     total = sum(counts.values()) * sum(len(benchmark.part(voice)) for voice in benchmark.voices)
@@ -117,7 +117,9 @@ def _places(benchmark: Benchmark, counts: Mapping[str, int]) -> Iterator[tuple[s
                     yield name, voice, sentence, draw
 
 
-def _measured(system: System, name: str, voice: str, sentence: Sentence, draw: int, model: str, ledger: Ledger) -> Item:
+def _measured(
+    system: System, name: str, voice: str, sentence: Sentence, draw: int, model: str, ledger: ResultsFile
+) -> Item:
     """The item from the ledger, or measured now and written there."""
     if callable(system):
         place = key(name, voice, sentence, draw, model)
@@ -128,7 +130,7 @@ def _measured(system: System, name: str, voice: str, sentence: Sentence, draw: i
     return ledger.items.get(place) or _listen(place, spoken, ledger)
 
 
-def _listen(place: Key, spoken: Spoken, ledger: Ledger) -> Item:
+def _listen(place: Key, spoken: Spoken, ledger: ResultsFile) -> Item:
     item = measure(place, spoken)
     ledger.add(item)
     return item

@@ -22,7 +22,7 @@ _SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]\s?")
 _LONGEST_TAG = 8  # tokens
 
 
-def hide_last_text(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def mask_last_text(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Token ids `[T]` with the text of the last user turn replaced by padding, its speaker's tag left.
 
     Raises PromptError where there is no user turn.
@@ -34,7 +34,7 @@ def hide_last_text(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     return hidden
 
 
-def unread_prompts(ids: Tensor, scale: float, options: Mapping[str, Any]) -> Tensor | None:
+def negative_prompts(ids: Tensor, scale: float, options: Mapping[str, Any]) -> Tensor | None:
     """The prompts `[B, T]` that guidance compares `ids [B, T]` with: given, or with hidden texts.
 
     None at scale 1, and where a scale that the call did not ask for (the checkpoint's own) has nothing to hide texts
@@ -55,14 +55,14 @@ def unread_prompts(ids: Tensor, scale: float, options: Mapping[str, Any]) -> Ten
                 f"text_guidance_scale={scale} needs tokenizer=processor.tokenizer, or negative_prompt_ids of the same "
                 "shape as input_ids, to run the model without the text"
             )
-        return torch.stack([hide_last_text(row, tokenizer) for row in ids])
+        return torch.stack([mask_last_text(row, tokenizer) for row in ids])
     if not isinstance(given, Tensor) or given.shape != ids.shape:
         shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
         raise PromptError(f"negative_prompt_ids is {shape}; it must be of the shape of input_ids, {tuple(ids.shape)}")
     return given
 
 
-def twice(feed: Mapping[str, Any], unread: Tensor | None = None) -> dict[str, Any]:
+def duplicate_batch(feed: Mapping[str, Any], unread: Tensor | None = None) -> dict[str, Any]:
     """A model's inputs for a batch and the same batch behind it, whose token ids are `unread` where given."""
     tensors = {name: value for name, value in feed.items() if isinstance(value, Tensor)}
     doubled = {name: torch.cat([value, value]) for name, value in tensors.items()}
@@ -71,7 +71,7 @@ def twice(feed: Mapping[str, Any], unread: Tensor | None = None) -> dict[str, An
     return {**feed, **doubled}
 
 
-def guided(logits: Tensor, scale: float | Tensor, end: int) -> Tensor:
+def apply_guidance(logits: Tensor, scale: float | Tensor, end: int) -> Tensor:
     """Logits `[2 B, ..., V]` of prompts read and unread to `[B, ..., V]`, what reading changes taken `scale` times.
 
     A scale for each is `[B, 1, 1]`, of as many dimensions as the logits.

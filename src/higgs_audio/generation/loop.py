@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from higgs_audio.config import HiggsAudioConfig
-from higgs_audio.delay import Ramp
+from higgs_audio.delay import DelayState
 from higgs_audio.errors import CodesError, PromptError
 from higgs_audio.generation.checks import check_ids
-from higgs_audio.generation.guidance import guided, twice, unread_prompts
+from higgs_audio.generation.guidance import apply_guidance, duplicate_batch, negative_prompts
 from higgs_audio.generation.rules import Rules, read_limits, read_rules, read_seeds
 from higgs_audio.generation.sampling import check_finite, repetition_aware, sample, uniforms
 
@@ -91,7 +91,7 @@ class RowState:
     limit: int
     seed: int = 0
     steps: int = 0
-    ramp: Ramp | None = None  # of the open segment
+    delay_state: DelayState | None = None  # of the open segment
     recent: tuple[Column, ...] = ()  # its last ras_win_len columns
     text: tuple[int, ...] = ()  # new text tokens, kept where stop strings are looked for
     finish_reason: str | None = None
@@ -119,9 +119,9 @@ def next_step(
         PromptError: text is to be chosen without a text head.
     """
     config = rules.config
-    if state.ramp is not None and state.ramp.finished:
+    if state.delay_state is not None and state.delay_state.finished:
         return config.audio_eos_token_id, None
-    if state.ramp is not None:
+    if state.delay_state is not None:
         check_finite(audio_logits, f"step {state.steps}, audio")
         return config.audio_out_token_idx, _sample_column(state, audio_logits, rules)
     if state.token == config.audio_out_bos_token_id:
@@ -147,14 +147,14 @@ def advance(state: RowState, token: int, sampled: Sequence[int] | None, rules: R
     state = replace(state, token=token, steps=state.steps + 1)
     column = None
     if sampled is not None:
-        column, ramp = (state.ramp or rules.new_ramp()).push(sampled)
+        column, delay_state = (state.delay_state or rules.new_delay_state()).push(sampled)
         window = rules.sampling.ras_win_len or 0
-        state = replace(state, ramp=ramp, recent=(*state.recent, column)[-window:] if window else ())
+        state = replace(state, delay_state=delay_state, recent=(*state.recent, column)[-window:] if window else ())
     elif rules.stop_strings:
         state = replace(state, text=(*state.text, token))
     state = replace(state, finish_reason=_finish_reason(state, rules))
-    closed = state.ramp is not None and column is None
-    return (replace(state, ramp=None, recent=()) if closed else state), column
+    closed = state.delay_state is not None and column is None
+    return (replace(state, delay_state=None, recent=()) if closed else state), column
 
 
 def mask_text(logits: Tensor, config: HiggsAudioConfig) -> Tensor:
@@ -163,41 +163,43 @@ def mask_text(logits: Tensor, config: HiggsAudioConfig) -> Tensor:
     return logits.float().index_fill(-1, torch.tensor(forced, dtype=torch.long, device=logits.device), float("-inf"))
 
 
-def mask_audio(logits: Tensor, ramp: Ramp, min_frames: int, eos_codebooks: int | None = None) -> Tensor:
-    """[K, V + 2] logits with -inf for stream bos, which only the ramp writes, and for an eos that must not be.
+def mask_audio(logits: Tensor, delay_state: DelayState, min_frames: int, eos_codebooks: int | None = None) -> Tensor:
+    """[K, V + 2] logits with -inf for stream bos, which only the delay_state writes, and for an eos that must not be.
 
     That is one before `min_frames`, and one of a codebook from number `eos_codebooks` on.
     """
     logits = logits.float().clone()
-    logits[:, ramp.bos] = float("-inf")
-    frames = ramp.columns - 1 - torch.arange(ramp.num_codebooks, device=logits.device)  # [K] frame of each row's cell
-    logits[frames < min_frames, ramp.eos] = float("-inf")
+    logits[:, delay_state.bos] = float("-inf")
+    frames = (
+        delay_state.columns - 1 - torch.arange(delay_state.num_codebooks, device=logits.device)
+    )  # [K] frame of each row's cell
+    logits[frames < min_frames, delay_state.eos] = float("-inf")
     if eos_codebooks is not None:
-        logits[eos_codebooks:, ramp.eos] = float("-inf")
+        logits[eos_codebooks:, delay_state.eos] = float("-inf")
     return logits
 
 
 def _sample_column(state: RowState, logits: Tensor, rules: Rules) -> Sequence[int]:
     """[K, V + 2] logits -> K ids. In the column after frame `max_frames`, codebook 0 becomes eos."""
-    assert state.ramp is not None
-    ramp = state.ramp
-    logits = mask_audio(logits, ramp, rules.min_frames, rules.sampling.eos_codebooks)
-    drawing, again = step_noise(state, 2 * ramp.num_codebooks, logits.device).chunk(2)  # [K] each
+    assert state.delay_state is not None
+    delay_state = state.delay_state
+    logits = mask_audio(logits, delay_state, rules.min_frames, rules.sampling.eos_codebooks)
+    drawing, again = step_noise(state, 2 * delay_state.num_codebooks, logits.device).chunk(2)  # [K] each
     ids = sample(logits, rules.sampling, drawing)  # [K]
     if state.recent:
         window = torch.tensor(state.recent, device=ids.device).T  # [K, W]
-        window = window.masked_fill(window >= ramp.bos, -1)  # markers are no repetition
+        window = window.masked_fill(window >= delay_state.bos, -1)  # markers are no repetition
         ids = repetition_aware(ids, logits, window, rules.sampling, again)
     sampled: list[int] = ids.tolist()
-    if rules.max_frames is not None and ramp.end is None and ramp.columns == rules.max_frames + 1:
-        sampled[0] = ramp.eos
+    if rules.max_frames is not None and delay_state.end is None and delay_state.columns == rules.max_frames + 1:
+        sampled[0] = delay_state.eos
     return sampled
 
 
 def _finish_reason(state: RowState, rules: Rules) -> str | None:
-    """Why the row ends with this step; `state` still holds the ramp of a segment that <|audio_eos|> has just closed."""
-    closes = state.ramp is not None and state.token == rules.config.audio_eos_token_id
-    if closes and rules.max_frames is not None and state.ramp.frames == rules.max_frames:  # type: ignore[union-attr]
+    """Why the row ends with this step; `state` still holds the segment that <|audio_eos|> has just closed."""
+    closes = state.delay_state is not None and state.token == rules.config.audio_eos_token_id
+    if closes and rules.max_frames is not None and state.delay_state.frames == rules.max_frames:  # type: ignore[union-attr]
         return "length"
     if state.token in rules.eos_token_ids:
         return "stop"
@@ -313,7 +315,7 @@ def stream(
         "feature_attention_mask": feature_attention_mask,
         "feature_positions": feature_positions,
     }
-    unread = unread_prompts(input_ids, rules.sampling.text_guidance_scale, options)
+    unread = negative_prompts(input_ids, rules.sampling.text_guidance_scale, options)
     if unread is not None:
         check_ids(unread, model.config)
     return _walk(model, inputs, heard, rules, states, unread)
@@ -367,11 +369,13 @@ def _walk(
     feed, cache, end = {**feed, "attention_mask": mask}, None, model.config.audio_stream_eos_id
     while True:
         if unread is not None:
-            feed = twice(feed, unread if cache is None else None)
+            feed = duplicate_batch(feed, unread if cache is None else None)
         with torch.no_grad():
             output = model(**feed, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.cache
-        logits = output.logits if unread is None else guided(output.logits, rules.sampling.text_guidance_scale, end)
+        logits = (
+            output.logits if unread is None else apply_guidance(output.logits, rules.sampling.text_guidance_scale, end)
+        )
         steps = []
         for row, state in enumerate(states):
             if state.finish_reason is None:
@@ -386,7 +390,7 @@ def _walk(
 
 
 def _take_step(row: int, state: RowState, logits: tuple[Tensor | None, Tensor], rules: Rules) -> tuple[RowState, Step]:
-    index = state.ramp.columns if state.ramp else 0
+    index = state.delay_state.columns if state.delay_state else 0
     token, sampled = next_step(state, *logits, rules)
     state, column = advance(state, token, sampled, rules)
     return state, Step(row, token, column, None if column is None else index, state.finish_reason)
@@ -418,10 +422,12 @@ def _next_feed(steps: Sequence[Step], inputs: _Inputs) -> dict[str, Any]:
 def _start(inputs: _Inputs, row: int, limit: int, rules: Rules, seed: int) -> RowState:
     """The row at the end of its prompt, inside a segment where the prompt stops in one."""
     columns = inputs.open_segment(row)
-    ramp = rules.new_ramp().resume(columns) if columns else None
+    delay_state = rules.new_delay_state().resume(columns) if columns else None
     window = rules.sampling.ras_win_len or 0
     recent = tuple(columns[-window:]) if window else ()
-    return RowState(token=int(inputs.input_ids[row, -1]), limit=limit, seed=seed, ramp=ramp, recent=recent)
+    return RowState(
+        token=int(inputs.input_ids[row, -1]), limit=limit, seed=seed, delay_state=delay_state, recent=recent
+    )
 
 
 # The border.

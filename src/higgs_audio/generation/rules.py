@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from higgs_audio.config import HiggsAudioConfig
-from higgs_audio.delay import Ramp
+from higgs_audio.delay import DelayState
 from higgs_audio.errors import OptionError, check_count, nearest
 from higgs_audio.generation.sampling import SamplingOptions, read_sampling
 
@@ -32,10 +32,10 @@ class Rules:
     stop_strings: tuple[str, ...] = ()
     tokenizer: Any = None
 
-    def new_ramp(self) -> Ramp:
+    def new_delay_state(self) -> DelayState:
         """The delay pattern before the first column of a segment."""
         config = self.config
-        return Ramp(config.audio_num_codebooks, config.audio_stream_bos_id, config.audio_stream_eos_id)
+        return DelayState(config.audio_num_codebooks, config.audio_stream_bos_id, config.audio_stream_eos_id)
 
 
 def read_rules(config: HiggsAudioConfig, generation_config: Any, options: Mapping[str, Any]) -> Rules:

@@ -71,7 +71,7 @@ def transcribe(
         MissingExtraError: faster-whisper, or the package of the model, is not installed.
         CheckpointError: no such model, or it cannot be loaded.
     """
-    listener = load_model(str(model), device, compute_type)
+    listener = _load(str(model), device, compute_type)
     settings = {"language": language, "beam_size": beam_size}
     return [_transcribe(listener, waveform, str(model), settings) for waveform in waveforms]
 
@@ -94,7 +94,7 @@ def _transcribe(listener: Any, waveform: Waveform, model: str, settings: Mapping
 
 
 @lru_cache(maxsize=2)
-def load_model(model: str, device: str, compute_type: str) -> Any:
+def _load(model: str, device: str, compute_type: str) -> Any:
     """One model in memory per name and device; two at once, for a second opinion."""
     try:
         faster_whisper = importlib.import_module("faster_whisper")

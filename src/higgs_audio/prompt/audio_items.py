@@ -1,4 +1,4 @@
-"""Hearing: how an audio item of a conversation becomes codes, log-mel windows for the audio tower, or both."""
+"""AudioItemOptions: how an audio item of a conversation becomes codes, log-mel windows for the audio tower, or both."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from higgs_audio.audio.waveform import Waveform
 from higgs_audio.errors import AudioError, CodesError, PromptError
 from higgs_audio.model.tower import MIN_MELS, num_features
 from higgs_audio.prompt.config import ProcessorConfig
-from higgs_audio.prompt.encoder import Heard
+from higgs_audio.prompt.encoder import AudioInput
 from higgs_audio.prompt.features import mel_windows
 from higgs_audio.prompt.prompt import read_codes
 from higgs_audio.prompt.template import Piece
@@ -24,7 +24,7 @@ ROUNDING = 2  # frames by which the codes of a recording may be more or fewer th
 
 
 @dataclass(frozen=True)
-class Hearing:
+class AudioItemOptions:
     """How the audio items of one call are heard.
 
     Attributes:
@@ -40,7 +40,7 @@ class Hearing:
     limits: AudioLimits
 
 
-def hear(pieces: Sequence[Piece], hearing: Hearing) -> list[list[Heard]]:
+def encode_audio_items(pieces: Sequence[Piece], hearing: AudioItemOptions) -> list[list[AudioInput]]:
     """The audio pieces of a prompt -> what stands for each of them.
 
     Raises:
@@ -54,22 +54,22 @@ def hear(pieces: Sequence[Piece], hearing: Hearing) -> list[list[Heard]]:
             f"no audio in it; give it one of {', '.join(AUDIO_KEYS)}"
         )
     return [
-        [Heard(_codes(source, hearing))] if _is_spoken(piece, hearing) else _listen(source, hearing)
+        [AudioInput(_codes(source, hearing))] if _is_spoken(piece, hearing) else _listen(source, hearing)
         for piece, source in zip(pieces, sources, strict=True)
     ]
 
 
-def _is_spoken(piece: Piece, hearing: Hearing) -> bool:
+def _is_spoken(piece: Piece, hearing: AudioItemOptions) -> bool:
     """Whether codes alone stand for an audio: what the model says, and everything where it has no audio tower."""
     return piece.content == special_tokens.AUDIO_OUT or not hearing.config.encode_whisper_embed
 
 
-def _listen(source: Mapping[str, Any], hearing: Hearing) -> list[Heard]:
+def _listen(source: Mapping[str, Any], hearing: AudioItemOptions) -> list[AudioInput]:
     """The windows that the audio tower hears, with codes where the model reads both."""
     reads_codes = hearing.config.encode_audio_in_tokens
     sound = {key: value for key, value in source.items() if key != "codes"}
     if not sound and reads_codes:
-        return [Heard(_codes(source, hearing))]
+        return [AudioInput(_codes(source, hearing))]
     if "codes" in source and not reads_codes:
         raise PromptError("this model reads no codes in user and system turns; give the recording alone")
     waveform = read_source(sound, hearing.sampling_rate, hearing.limits)
@@ -80,16 +80,16 @@ def _listen(source: Mapping[str, Any], hearing: Hearing) -> list[Heard]:
     return _with_codes(windows, _codes(given, hearing))
 
 
-def _windows(waveform: Waveform, config: ProcessorConfig) -> list[Heard]:
+def _windows(waveform: Waveform, config: ProcessorConfig) -> list[AudioInput]:
     """The windows of a recording, but for a rest too short to be heard."""
     windows = mel_windows(waveform, config.num_mel_bins, config.window_seconds)
-    heard = [Heard(None, mels, count) for mels, count in windows if count >= MIN_MELS]
+    heard = [AudioInput(None, mels, count) for mels, count in windows if count >= MIN_MELS]
     if not heard:
         raise AudioError(f"the audio has less than {10 * MIN_MELS} ms, too little to be heard; give a longer one")
     return heard
 
 
-def _with_codes(windows: Sequence[Heard], codes: Tensor) -> list[Heard]:
+def _with_codes(windows: Sequence[AudioInput], codes: Tensor) -> list[AudioInput]:
     """Windows with each its part of the recording's codes [K, F]; the audio tower gives a feature for each frame.
 
     Raises:
@@ -106,7 +106,7 @@ def _with_codes(windows: Sequence[Heard], codes: Tensor) -> list[Heard]:
     return [replace(heard, codes=part if part.shape[1] else None) for heard, part in zip(windows, parts, strict=True)]
 
 
-def _codes(source: Mapping[str, Any], hearing: Hearing) -> Tensor:
+def _codes(source: Mapping[str, Any], hearing: AudioItemOptions) -> Tensor:
     """An audio item -> its codes [K, F], on the CPU."""
     if source_key(source) == "codes":
         codes = read_codes(source["codes"], "an audio item")

@@ -21,7 +21,7 @@ IGNORE = -100  # the label of what is not trained
 
 
 @dataclass(frozen=True)
-class Heard:
+class AudioInput:
     """What one placeholder stands for: codes, a window's features for the audio tower, or the latter and then codes."""
 
     codes: Tensor | None = None  # [K, F]
@@ -30,7 +30,7 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodedPrompt:
     """One prompt, unpadded."""
 
     input_ids: Tensor  # [T]
@@ -38,7 +38,7 @@ class Row:
     columns: Tensor  # [F, K] delayed columns of all its audio
     column_labels: Tensor  # [F, K]
     is_feature: Tensor  # [T] bool, where a placeholder takes a feature of the audio tower
-    windows: Sequence[Heard]  # those with mels, in order
+    windows: Sequence[AudioInput]  # those with mels, in order
 
 
 @dataclass
@@ -50,7 +50,7 @@ class _Draft:
     columns: list[Tensor] = field(default_factory=list)  # [L, K] of each audio
     column_labels: list[Tensor] = field(default_factory=list)  # [L, K] of each audio
     is_feature: list[bool] = field(default_factory=list)
-    windows: list[Heard] = field(default_factory=list)
+    windows: list[AudioInput] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], trained: Sequence[bool], is_feature: bool = False) -> None:
         """The next tokens."""
@@ -61,7 +61,7 @@ class _Draft:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Pieces -> `Row` -> batch, for one text tokenizer and one number and size of codebooks."""
+    """Pieces -> `EncodedPrompt` -> batch, for one text tokenizer and one number and size of codebooks."""
 
     tokenizer: PreTrainedTokenizerBase
     num_codebooks: int
@@ -84,7 +84,9 @@ class PromptEncoder:
         """Stream bos and stream eos."""
         return self.codebook_size, self.codebook_size + 1
 
-    def encode(self, pieces: Sequence[Piece], sounds: Sequence[Sequence[Heard]], piecewise: bool = False) -> Row:
+    def encode(
+        self, pieces: Sequence[Piece], sounds: Sequence[Sequence[AudioInput]], piecewise: bool = False
+    ) -> EncodedPrompt:
         """One prompt; every audio's placeholder is repeated once per feature, then once per column.
 
         Args:
@@ -106,9 +108,9 @@ class PromptEncoder:
         labels = input_ids.masked_fill(~torch.tensor(draft.trained), IGNORE)  # [T]
         silent = torch.zeros(0, self.num_codebooks, dtype=torch.long)
         columns, column_labels = torch.cat([silent, *draft.columns]), torch.cat([silent, *draft.column_labels])
-        return Row(input_ids, labels, columns, column_labels, torch.tensor(draft.is_feature), draft.windows)
+        return EncodedPrompt(input_ids, labels, columns, column_labels, torch.tensor(draft.is_feature), draft.windows)
 
-    def _add_sound(self, draft: _Draft, piece: Piece, sound: Sequence[Heard]) -> None:
+    def _add_sound(self, draft: _Draft, piece: Piece, sound: Sequence[AudioInput]) -> None:
         """The windows of an audio, whose first opening and last closing token are pieces of the prompt."""
         for number, heard in enumerate(sound):
             if number:
@@ -146,7 +148,7 @@ class PromptEncoder:
             raise PromptError(f"the tokenizer reads token {min(typed)} in the text {text!r:.60}; take it out")
         return list(read["input_ids"]), [end > start for _, end in read["offset_mapping"]]
 
-    def collate(self, rows: Sequence[Row], output_labels: bool) -> BatchFeature:
+    def collate(self, rows: Sequence[EncodedPrompt], output_labels: bool) -> BatchFeature:
         """Rows of any lengths -> one batch, tokens padded on the left, columns on the right."""
         num_tokens = max(len(row.input_ids) for row in rows)
         num_columns = max(len(row.columns) for row in rows)
@@ -175,7 +177,7 @@ class PromptEncoder:
         return BatchFeature(features)
 
 
-def _stack_windows(windows: Sequence[Heard]) -> dict[str, Tensor]:
+def _stack_windows(windows: Sequence[AudioInput]) -> dict[str, Tensor]:
     """The windows of a batch and which of their frames are real."""
     mels = torch.stack([window.mels for window in windows if window.mels is not None])  # [N, mel bins, M]
     counts = torch.tensor([window.num_mels for window in windows])  # [N]

@@ -21,7 +21,7 @@ from higgs_audio.audio.waveform import MAX_RATE, MIN_RATE, Waveform, resample
 from higgs_audio.checkpoint.upload import UPLOAD_OPTIONS, upload
 from higgs_audio.errors import AudioError, CheckpointError, OptionError, PromptError, check_count, nearest
 from higgs_audio.prompt import template
-from higgs_audio.prompt.audio_items import Hearing, hear
+from higgs_audio.prompt.audio_items import AudioItemOptions, encode_audio_items
 from higgs_audio.prompt.config import CODEC_FOLDER, PROCESSOR_FILE, ProcessorConfig, read_processor_config
 from higgs_audio.prompt.encoder import PromptEncoder
 from higgs_audio.prompt.loading import choose_codec, find_folder, load_tokenizer
@@ -401,10 +401,10 @@ class HiggsAudioProcessor:
         check_count("sampling_rate", rate, MIN_RATE, MAX_RATE, "None for that of the processor")
         if allow_private_urls is not None:
             limits = replace(limits, allow_private_urls=allow_private_urls)
-        hearing = Hearing(self.config, self.encode_audio, rate, limits)
+        hearing = AudioItemOptions(self.config, self.encode_audio, rate, limits)
         rows = []
         for pieces in prompts:
-            sounds = hear([piece for piece in pieces if piece.kind == "audio"], hearing)
+            sounds = encode_audio_items([piece for piece in pieces if piece.kind == "audio"], hearing)
             rows.append(self._encoder.encode(pieces, sounds, piecewise))
         return self._encoder.collate(rows, output_labels)
 

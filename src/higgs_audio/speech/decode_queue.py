@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from higgs_audio.codec import HiggsAudioTokenizer, StreamDecoder, push_together
+from higgs_audio.codec import HiggsAudioTokenizer, StreamDecoder, push_many
 from higgs_audio.delay import FrameAligner
-from higgs_audio.engine import Answer
+from higgs_audio.engine import RequestHandle
 from higgs_audio.errors import typed
 from higgs_audio.speech.result import Chunk
 
@@ -27,8 +27,8 @@ PATIENT_CHUNK_FRAMES = 256  # longer than most utterances
 GROUP = 8  # utterances that nobody waits for, sounded at once: 39 ms each in place of 61, on two cores
 
 
-class Sounding:
-    """An utterance on its way to a listener; `Desk.open` makes it.
+class DecodeJob:
+    """An utterance on its way to a listener; `DecodeQueue.open` makes it.
 
     Attributes:
         answer: its columns.
@@ -39,7 +39,7 @@ class Sounding:
         is_over: whether the last chunk has been made.
     """
 
-    def __init__(self, answer: Answer, codec: HiggsAudioTokenizer, soon: bool, look_ahead: int | None) -> None:
+    def __init__(self, answer: RequestHandle, codec: HiggsAudioTokenizer, soon: bool, look_ahead: int | None) -> None:
         self.answer, self.decoder, self.soon = answer, StreamDecoder(codec, look_ahead), soon
         self.chunks: deque[Chunk] = deque()
         self.error: Exception | None = None
@@ -80,7 +80,7 @@ class Sounding:
         self.error, self.is_over = error, True
 
 
-class Desk:
+class DecodeQueue:
     """Makes sound for one audio tokenizer; from any thread.
 
     Args:
@@ -89,11 +89,11 @@ class Desk:
 
     def __init__(self, codec: HiggsAudioTokenizer) -> None:
         self.codec = codec
-        self._open: list[Sounding] = []
+        self._open: list[DecodeJob] = []
         # A stream that nobody wants is closed wherever the garbage collector is called: also by a thread that sounds.
         self._books, self._sounds = threading.RLock(), threading.Lock()
 
-    def open(self, answer: Answer, soon: bool = True, look_ahead: int | None = None) -> Sounding:
+    def open(self, answer: RequestHandle, soon: bool = True, look_ahead: int | None = None) -> DecodeJob:
         """An utterance whose chunks will be asked for.
 
         Args:
@@ -102,18 +102,18 @@ class Desk:
                 greatest length, and may be made beside others from now on.
             look_ahead: that of `StreamDecoder`.
         """
-        sounding = Sounding(answer, self.codec, soon, look_ahead)
+        sounding = DecodeJob(answer, self.codec, soon, look_ahead)
         if not soon:
             self._join(sounding)
         return sounding
 
-    def close(self, sounding: Sounding) -> None:
+    def close(self, sounding: DecodeJob) -> None:
         """Nobody wants its chunks; what it answers goes on."""
         with self._books:
             if sounding in self._open:
                 self._open.remove(sounding)
 
-    def chunks(self, sounding: Sounding) -> Iterator[Chunk]:
+    def chunks(self, sounding: DecodeJob) -> Iterator[Chunk]:
         """All of them, and then it is closed. Raises what the engine or the audio tokenizer failed with."""
         self._join(sounding)
         try:
@@ -126,12 +126,12 @@ class Desk:
         finally:
             self.close(sounding)
 
-    def _join(self, sounding: Sounding) -> None:
+    def _join(self, sounding: DecodeJob) -> None:
         with self._books:
             if sounding not in self._open:
                 self._open.append(sounding)
 
-    def _work_for(self, sounding: Sounding) -> None:
+    def _work_for(self, sounding: DecodeJob) -> None:
         """A step, or sound. Where another thread is at sound, steps are taken, as long as there are some to take."""
         waiting = sounding
         if self._sounds.acquire(blocking=sounding.answer.is_done):
@@ -148,7 +148,7 @@ class Desk:
                 self._sounds.release()
         waiting.answer.wait()
 
-    def _beside(self, sounding: Sounding) -> tuple[list[Sounding], list[Sounding]]:
+    def _beside(self, sounding: DecodeJob) -> tuple[list[DecodeJob], list[DecodeJob]]:
         """It and others that are ready, `GROUP` at most; and those nobody waits for who are not.
 
         Whoever waits for a first sound does not wait for the long chunks of others.
@@ -159,7 +159,7 @@ class Desk:
         left = [one for one in others if not one.soon and not one.is_over and one not in ready]
         return [sounding, *sorted(ready, key=lambda one: not one.soon)][:GROUP], left
 
-    def _sound(self, ready: list[Sounding]) -> None:
+    def _sound(self, ready: list[DecodeJob]) -> None:
         """A chunk of each. What fails for all is tried for each alone, and then fails for one alone."""
         for one in ready:
             if one.is_last and one.answer.error is not None:
@@ -184,8 +184,8 @@ class Desk:
         for one, samples, part in zip(ready, sounds, codes, strict=True):
             one.add(samples, part)
 
-    def _pushed(self, ready: list[Sounding], codes: list[Tensor]) -> list[NDArray[np.float32]]:
+    def _pushed(self, ready: list[DecodeJob], codes: list[Tensor]) -> list[NDArray[np.float32]]:
         """The samples of each, on the CPU."""
         decoders, parts = [one.decoder for one in ready], [part.to(self.codec.device) for part in codes]
-        sounds = push_together(decoders, parts, [one.is_last for one in ready])
+        sounds = push_many(decoders, parts, [one.is_last for one in ready])
         return [sound.float().clamp(-1, 1).cpu().numpy() for sound in sounds]  # it may go a little over 1

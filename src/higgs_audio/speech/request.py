@@ -12,7 +12,7 @@ from higgs_audio import engine
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.engine import Request
 from higgs_audio.errors import OptionError, check_count, nearest
-from higgs_audio.generation.guidance import last_text, unread_prompts
+from higgs_audio.generation.guidance import last_text, negative_prompts
 from higgs_audio.generation.rules import read_rules, read_seeds
 from higgs_audio.generation.sampling import SamplingOptions
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
@@ -45,7 +45,7 @@ class SpeechRequest:
         return self.voice is not None and self.max_frames is None
 
 
-class ScriptWriter:
+class RequestBuilder:
     """Writes for one model; from any thread, one call at a time: a tokenizer serves one thread.
 
     Args:
@@ -89,7 +89,7 @@ class ScriptWriter:
         """What the engine is asked for one utterance, of at most `left` frames, after turns that were `spoken`."""
         inputs = self._inputs(request, number, spoken, left)
         with self._lock:
-            return request_of(self._model, inputs)
+            return engine_request(self._model, inputs)
 
     def _inputs(
         self, request: SpeechRequest, number: int, spoken: tuple[Turn, ...], left: int | None
@@ -139,7 +139,7 @@ class ScriptWriter:
 SILENCE_FRAMES = 50  # of zeros, encoded to learn which codes stand for silence
 
 
-def request_of(model: HiggsAudioForConditionalGeneration, options: Mapping[str, Any]) -> Request:
+def engine_request(model: HiggsAudioForConditionalGeneration, options: Mapping[str, Any]) -> Request:
     """The engine's request for what `generate.stream` would be asked with these options, for one prompt.
 
     What precedes the text is likely to be asked for again: a system message, a scene, the reference of a voice.
@@ -151,7 +151,7 @@ def request_of(model: HiggsAudioForConditionalGeneration, options: Mapping[str, 
         getattr(model, "generation_config", None),
         {name: value for name, value in options.items() if name not in names},
     )
-    unread = unread_prompts(ids, rules.sampling.text_guidance_scale, options)
+    unread = negative_prompts(ids, rules.sampling.text_guidance_scale, options)
     sampling = rules.sampling if unread is not None else replace(rules.sampling, text_guidance_scale=1.0)
     columns = options.get("audio_input_ids")  # [1, F, K]
     assert rules.max_frames is not None
@@ -162,13 +162,13 @@ def request_of(model: HiggsAudioForConditionalGeneration, options: Mapping[str, 
         seed=read_seeds(options.get("seed"), 1)[0],
         min_frames=rules.min_frames,
         max_frames=rules.max_frames,
-        unread_ids=None if unread is None else unread[0].cpu(),
+        negative_ids=None if unread is None else unread[0].cpu(),
         prefix=last_text(ids[0], rules.tokenizer)[0],
         guarded=True,
     )
 
 
-def silent_codes(codec: HiggsAudioTokenizer) -> frozenset[int]:
+def silence_codes(codec: HiggsAudioTokenizer) -> frozenset[int]:
     """The codes of codebook 0 that stand for silence."""
     silence = torch.zeros(1, 1, SILENCE_FRAMES * codec.config.hop_length, device=codec.device)
     codes = codec.encode(silence).audio_codes

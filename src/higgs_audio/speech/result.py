@@ -46,7 +46,7 @@ class Chunk:
     finish_reason: str | None = None
 
 
-class Said:
+class SpeechBuilder:
     """Chunks of a text on their way to a `Speech`."""
 
     def __init__(self, sample_rate: int) -> None:

@@ -10,15 +10,15 @@ import torch
 from higgs_audio.engine import Engine
 from higgs_audio.errors import HiggsAudioError
 from higgs_audio.prompt.prompt import Turn
-from higgs_audio.speech.decode_queue import Desk, Sounding
-from higgs_audio.speech.request import SPEAKER, ScriptWriter, SpeechRequest
-from higgs_audio.speech.result import Chunk, Said, Speech
+from higgs_audio.speech.decode_queue import DecodeJob, DecodeQueue
+from higgs_audio.speech.request import SPEAKER, RequestBuilder, SpeechRequest
+from higgs_audio.speech.result import Chunk, Speech, SpeechBuilder
 
-AHEAD = 4  # utterances of a text that are asked for at once, where nobody waits for the first sound
+UTTERANCES_AHEAD = 4  # utterances of a text that are asked for at once, where nobody waits for the first sound
 TOGETHER = 24  # texts that are spoken at once: sixteen, and the eight that wait to be sounded together
 
 
-class Recital:
+class SpeechStream:
     """One text: iterating gives its chunks of sound; closing it ends the work.
 
     Each utterance is asked for in the voice of the request. Where there is none, the first utterance comes before all
@@ -28,15 +28,15 @@ class Recital:
         request: what to say. Nothing is asked for before the first chunk is, or `begin` is called.
         engine, writer, desk: of a checkpoint.
         ahead: utterances that are asked for at once, where none depends on another.
-        soon, look_ahead: see `Desk.open`.
+        soon, look_ahead: see `DecodeQueue.open`.
     """
 
     def __init__(
         self,
         request: SpeechRequest,
         engine: Engine,
-        writer: ScriptWriter,
-        desk: Desk,
+        writer: RequestBuilder,
+        desk: DecodeQueue,
         *,
         ahead: int = 1,
         soon: bool = True,
@@ -45,7 +45,7 @@ class Recital:
         self._request, self._engine, self._writer, self._desk = request, engine, writer, desk
         self._soon, self._look_ahead = soon, look_ahead
         self._ahead = ahead if request.is_free else 1
-        self._asked: dict[int, Sounding] = {}
+        self._asked: dict[int, DecodeJob] = {}
         self._is_stopped = False
         self._spoken: tuple[Turn, ...] = ()
         self._left = request.max_frames
@@ -57,7 +57,7 @@ class Recital:
     def __next__(self) -> Chunk:
         return next(self._chunks)
 
-    def begin(self) -> "Recital":
+    def begin(self) -> "SpeechStream":
         """Asks for its first utterances, so that they are made beside others; raises what `Engine.submit` does."""
         try:
             self._ask(0)
@@ -108,7 +108,7 @@ class Recital:
                 continue
             try:
                 written = self._writer.write(self._request, number, self._spoken, self._left)
-                answer = self._engine.submit(replace(written, is_patient=not self._soon))
+                answer = self._engine.submit(replace(written, is_offline=not self._soon))
                 self._asked[number] = self._desk.open(answer, self._soon, self._look_ahead)
             except HiggsAudioError:
                 if number == first:
@@ -121,8 +121,8 @@ class Recital:
         return Chunk(np.zeros(0, np.float32), torch.zeros(self._desk.codec.config.num_codebooks, 0).long(), reason)
 
 
-def recite_together(
-    requests: Iterable[SpeechRequest], recital_of: Callable[[SpeechRequest], Recital], sample_rate: int
+def stream_many(
+    requests: Iterable[SpeechRequest], recital_of: Callable[[SpeechRequest], SpeechStream], sample_rate: int
 ) -> Generator[tuple[int, Speech | HiggsAudioError], None, None]:
     """Speaks many texts, `TOGETHER` at once: each one's number and its speech or error, as they are done.
 
@@ -133,13 +133,13 @@ def recite_together(
 
     Closing the iterator ends the work.
     """
-    waiting, speaking = enumerate(requests), dict[int, tuple[Recital, Said]]()
+    waiting, speaking = enumerate(requests), dict[int, tuple[SpeechStream, SpeechBuilder]]()
     try:
         while True:
             while len(speaking) < TOGETHER and (following := next(waiting, None)) is not None:
                 number, request = following
                 try:
-                    speaking[number] = recital_of(request).begin(), Said(sample_rate)
+                    speaking[number] = recital_of(request).begin(), SpeechBuilder(sample_rate)
                 except HiggsAudioError as error:
                     yield number, error
             if not speaking:
@@ -154,7 +154,7 @@ def recite_together(
             recital.close()
 
 
-def _go_on(recital: Recital, said: Said) -> Speech | HiggsAudioError | None:
+def _go_on(recital: SpeechStream, said: SpeechBuilder) -> Speech | HiggsAudioError | None:
     """One chunk more; the speech when there is none, or the error that ended it."""
     try:
         chunk = next(recital, None)
@@ -166,7 +166,7 @@ def _go_on(recital: Recital, said: Said) -> Speech | HiggsAudioError | None:
     return None
 
 
-def recite(recital: Recital) -> Generator[Chunk, None, None]:
+def stream_speech(recital: SpeechStream) -> Generator[Chunk, None, None]:
     """Its chunks; what is not done when nobody wants more is ended."""
     with closing(recital):
         yield from recital

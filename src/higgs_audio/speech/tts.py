@@ -26,10 +26,10 @@ from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.model.offload import offload_text as keep_text_home
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.prompt.prompt import Voice
-from higgs_audio.speech.decode_queue import Desk
-from higgs_audio.speech.request import ScriptWriter, SpeechRequest, silent_codes
-from higgs_audio.speech.result import LOW_LATENCY_FRAMES, Chunk, Said, Speech
-from higgs_audio.speech.stream import AHEAD, Recital, recite, recite_together
+from higgs_audio.speech.decode_queue import DecodeQueue
+from higgs_audio.speech.request import RequestBuilder, SpeechRequest, silence_codes
+from higgs_audio.speech.result import LOW_LATENCY_FRAMES, Chunk, Speech, SpeechBuilder
+from higgs_audio.speech.stream import UTTERANCES_AHEAD, SpeechStream, stream_many, stream_speech
 from higgs_audio.speech.voices import read_voices
 from higgs_audio.text.written import check_speakable
 
@@ -73,7 +73,7 @@ class HiggsAudio:
         self.model = model
         self.processor = processor
         self._profiles = voices or {}
-        self._writer, self._desk = ScriptWriter(model, processor), Desk(processor.audio_tokenizer)
+        self._writer, self._desk = RequestBuilder(model, processor), DecodeQueue(processor.audio_tokenizer)
         self._engine: Engine | None = None
         self._references: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()  # of recordings, by their hash
         self._making, self._encoding = threading.Lock(), threading.Lock()
@@ -86,7 +86,7 @@ class HiggsAudio:
         """
         with self._making:  # two threads that speak first must not have one each
             if self._engine is None:
-                self._engine = Engine(self.model, silent=silent_codes(self.codec))
+                self._engine = Engine(self.model, silent=silence_codes(self.codec))
             return self._engine
 
     @engine.setter
@@ -217,8 +217,8 @@ class HiggsAudio:
         request = self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
         if progress is not None and not callable(progress):
             raise OptionError(f"progress={progress!r:.60}; give a function of seconds, or None")
-        said = Said(self.sample_rate)
-        for chunk in recite(self._recital(request, ahead=AHEAD)):
+        said = SpeechBuilder(self.sample_rate)
+        for chunk in stream_speech(self._recital(request, ahead=UTTERANCES_AHEAD)):
             said.add(chunk)
             if progress is not None:
                 progress(said.seconds)
@@ -246,14 +246,14 @@ class HiggsAudio:
             for text in texts
         ]
         spoken: dict[int, Speech] = {}
-        with closing(self.speak_together(requests)) as results:
+        with closing(self.generate_as_completed(requests)) as results:
             for number, result in results:
                 if isinstance(result, HiggsAudioError):
                     raise result
                 spoken[number] = result
         return [spoken[number] for number in range(len(requests))]
 
-    def speak_together(
+    def generate_as_completed(
         self, requests: Iterable[SpeechRequest]
     ) -> Generator[tuple[int, Speech | HiggsAudioError], None, None]:
         """Speaks any number of requests, several at once: the number of each and its speech or error, as they are done.
@@ -261,7 +261,9 @@ class HiggsAudio:
         Args:
             requests: of `request`; taken as room is made. Closing the iterator ends the work.
         """
-        return recite_together(requests, lambda one: self._recital(one, ahead=AHEAD, soon=False), self.sample_rate)
+        return stream_many(
+            requests, lambda one: self._recital(one, ahead=UTTERANCES_AHEAD, soon=False), self.sample_rate
+        )
 
     async def generate_async(self, text: str, voice: Voice | str | None = None, **options: Any) -> Speech:
         """`generate` for asyncio; what is asked for at once is spoken together.
@@ -319,19 +321,19 @@ class HiggsAudio:
         return self._waveforms(request, _look_ahead(low_latency))
 
     def _waveforms(self, request: SpeechRequest, look_ahead: int | None) -> Generator[Waveform, None, None]:
-        for chunk in recite(self._recital(request, look_ahead=look_ahead)):
+        for chunk in stream_speech(self._recital(request, look_ahead=look_ahead)):
             if len(chunk.samples):
                 yield Waveform(chunk.samples, self.sample_rate)
 
-    def _recital(self, request: SpeechRequest, **options: Any) -> Recital:
+    def _recital(self, request: SpeechRequest, **options: Any) -> SpeechStream:
         if self._desk.codec is not self.codec:  # the processor has been given another
-            self._desk = Desk(self.codec)
-        return Recital(request, self.engine, self._writer, self._desk, **options)
+            self._desk = DecodeQueue(self.codec)
+        return SpeechStream(request, self.engine, self._writer, self._desk, **options)
 
     # What a call asks for.
 
     def request(self, text: str, voice: Voice | str | None, options: Mapping[str, Any]) -> SpeechRequest:
-        """What `generate` would be asked with these arguments, checked; see `speak_together`. Raises as it does."""
+        """The checked request of a `generate` call with these arguments, for `generate_as_completed`."""
         chosen = self._default() if voice is None else voice if isinstance(voice, Voice) else self._named(str(voice))
         return self._writer.check(text, chosen, options)
 

@@ -13,7 +13,7 @@ from higgs_audio.training.run import apply_gradients, decay_groups, learning_rat
 QUIET = 1e-3  # of a crop, -60 dBFS
 
 
-class Court:
+class AdversarialLoss:
     """The judges of a run and their optimizer: every step they learn first, then say what the decoder is to learn."""
 
     def __init__(self, recipe: TokenizerRecipe, device: torch.device | None = None) -> None:
@@ -22,7 +22,7 @@ class Court:
         self.judges = Discriminators(recipe.period_channels, recipe.spectrum_channels).to(self.device)
         self.optimizer = torch.optim.AdamW(decay_groups(self.judges, 0.0), betas=(0.8, 0.99), fused=True)
 
-    def hear(self, recorded: Tensor, made: Tensor, step: int) -> tuple[dict[str, Tensor], float]:
+    def losses(self, recorded: Tensor, made: Tensor, step: int) -> tuple[dict[str, Tensor], float]:
         """Sounds `[B, S]` -> the losses "adversarial" and "feature" of `made`, and the judges' own before its step."""
         recipe, since = self.recipe, step - self.recipe.adversarial_from
         loudness = recorded.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=QUIET)  # [B, 1]

@@ -16,11 +16,11 @@ from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.codec.harmonic import Pitch
 from higgs_audio.data.clips import Clip, samples, to_float, to_short
 from higgs_audio.errors import RecipeError
-from higgs_audio.train_codec.pitch import anywhere, pitch_losses, pitch_of
+from higgs_audio.train_codec.pitch import pitch_losses, random_phase, track_pitch
 from higgs_audio.train_codec.recipe import TokenizerRecipe
 from higgs_audio.train_codec.semantic import heard, heard_error
 from higgs_audio.train_codec.spectral import spectral_losses
-from higgs_audio.train_codec.trainer import Workshop
+from higgs_audio.train_codec.trainer import CodecTrainer
 from higgs_audio.training.run import seed_step
 
 DECIBELS = (-10.0, 3.0)  # a clip's level against its own
@@ -96,7 +96,7 @@ class CodedClips:
         codes = tokenizer.encode(sound[:, None].to(tokenizer.device)).audio_codes
         assert codes is not None
         hop = tokenizer.pitch_hop
-        pitch = None if hop is None else pitch_of(sound, hop, config.sample_rate)
+        pitch = None if hop is None else track_pitch(sound, hop, config.sample_rate)
         return Crops(to_short(sound), codes.short().cpu(), pitch)
 
 
@@ -105,7 +105,7 @@ def train_decoder(recipe: TokenizerRecipe, tokenizer: HiggsAudioTokenizer, clips
     tokenizer.requires_grad_(False)
     for part in (tokenizer.acoustic_decoder, tokenizer.fc2):
         part.requires_grad_(True)
-    shop = Workshop(recipe, tokenizer)
+    shop = CodecTrainer(recipe, tokenizer)
     coded = CodedClips(clips, tokenizer, recipe)
     while shop.is_open:
         generator = seed_step(recipe.seed, shop.step)
@@ -129,6 +129,6 @@ def decode(
     device, pitch, before = tokenizer.device, crops.pitch, None
     if pitch is not None:
         pitch = Pitch(pitch.hz.to(device), pitch.voiced.to(device))
-        before = anywhere(len(crops.codes), generator, device)
-    sound, said = tokenizer.sing(tokenizer.acoustic_features(crops.codes.to(device)), pitch, before)
+        before = random_phase(len(crops.codes), generator, device)
+    sound, said = tokenizer.decode_with_pitch(tokenizer.acoustic_features(crops.codes.to(device)), pitch, before)
     return sound[:, 0], {} if said is None or pitch is None else pitch_losses(said, pitch)

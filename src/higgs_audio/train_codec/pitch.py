@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from higgs_audio.codec.harmonic import MIDDLE_HZ, NOISE_PERIOD, Pitch, Position
+from higgs_audio.codec.harmonic import MIDDLE_HZ, NOISE_PERIOD, PhaseState, Pitch
 
 HIGHEST_HZ, LOWEST_HZ = 480.0, 55.0
 WINDOW_SECONDS = 0.06  # three periods of the lowest
@@ -22,7 +22,7 @@ QUIET = 3e-3  # RMS; softer is no voice
 NO_PEAK = -9.0
 
 
-def pitch_of(waveform: Tensor, hop: int, sample_rate: int) -> Pitch:
+def track_pitch(waveform: Tensor, hop: int, sample_rate: int) -> Pitch:
     """Waveforms `[B, S]`, S a multiple of `hop`, to their pitch at the middle of every hop, `[B, S / hop]`.
 
     Where nobody speaks, `hz` goes from the last voice to the next.
@@ -94,11 +94,11 @@ def _filled(hz: Tensor, voiced: Tensor) -> Tensor:
     return torch.where(none, hz, low + share.clamp(0, 1) * (high - low))
 
 
-def anywhere(count: int, generator: torch.Generator, device: torch.device) -> Position:
+def random_phase(count: int, generator: torch.Generator, device: torch.device) -> PhaseState:
     """Places in the middle of a sound, for crops: no two begin at the same point of a period or of the noise."""
     cycles = torch.rand(count, generator=generator, dtype=torch.float64)
     hz = torch.full((count,), MIDDLE_HZ)
-    return Position(cycles.to(device), hz.to(device), int(torch.randint(NOISE_PERIOD, (), generator=generator)))
+    return PhaseState(cycles.to(device), hz.to(device), int(torch.randint(NOISE_PERIOD, (), generator=generator)))
 
 
 def pitch_losses(said: Tensor, wanted: Pitch) -> dict[str, Tensor]:

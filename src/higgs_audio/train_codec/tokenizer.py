@@ -14,11 +14,11 @@ from higgs_audio.data.manifest import read_manifests
 from higgs_audio.errors import RecipeError
 from higgs_audio.train_codec.codebook import rebalance, revive, start_codebooks, update_codebook
 from higgs_audio.train_codec.decoder import train_decoder
-from higgs_audio.train_codec.pitch import anywhere, pitch_losses, pitch_of
+from higgs_audio.train_codec.pitch import pitch_losses, random_phase, track_pitch
 from higgs_audio.train_codec.recipe import TokenizerRecipe
 from higgs_audio.train_codec.semantic import heard_error, relative_error
 from higgs_audio.train_codec.spectral import spectral_losses
-from higgs_audio.train_codec.trainer import Workshop
+from higgs_audio.train_codec.trainer import CodecTrainer
 from higgs_audio.training.run import seed_step
 
 SAMPLE_RATE = 24_000
@@ -70,7 +70,7 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     clips, tokenizer = read_manifests(recipe.data, "train"), first_tokenizer(recipe)
     if recipe.decoder_only:
         return train_decoder(recipe, tokenizer, clips)
-    shop = Workshop(recipe, tokenizer)
+    shop = CodecTrainer(recipe, tokenizer)
     sounds = Sounds(clips, SAMPLE_RATE, shop.device if recipe.in_memory else None)
     while shop.is_open:
         generator = seed_step(recipe.seed, shop.step)
@@ -95,8 +95,8 @@ def passed(
 ) -> tuple[TokenizerTrainingOutput, dict[str, Tensor]]:
     """A training pass and its losses, unweighted."""
     hop = tokenizer.pitch_hop
-    pitch = None if hop is None else pitch_of(waveform[:, 0], hop, SAMPLE_RATE)
-    before = None if pitch is None else anywhere(len(waveform), generator, waveform.device)
+    pitch = None if hop is None else track_pitch(waveform[:, 0], hop, SAMPLE_RATE)
+    before = None if pitch is None else random_phase(len(waveform), generator, waveform.device)
     output = tokenizer(waveform, depth, pitch, before)
     losses = tokenizer_losses(tokenizer, output, waveform, recipe)
     return output, losses if pitch is None else losses | pitch_losses(output.pitch, pitch)

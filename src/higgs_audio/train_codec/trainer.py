@@ -8,14 +8,14 @@ from torch import Tensor
 
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.device import read_device
-from higgs_audio.train_codec.adversarial import Court
+from higgs_audio.train_codec.adversarial import AdversarialLoss
 from higgs_audio.train_codec.codebook import perplexity
 from higgs_audio.train_codec.recipe import TokenizerRecipe, check_precisions
 from higgs_audio.training.recipe import save_recipe
 from higgs_audio.training.run import Run, apply_gradients, decay_groups, learning_rate
 
 
-class Workshop:
+class CodecTrainer:
     """A run of a recipe, begun or gone on with.
 
     Args:
@@ -34,7 +34,7 @@ class Workshop:
         self.tokenizer = tokenizer
         self._optimizer = torch.optim.AdamW(decay_groups(tokenizer, recipe.weight_decay), betas=(0.8, 0.99), fused=True)
         self._parts: dict[str, Any] = {"model": tokenizer, "optimizer": self._optimizer}
-        self._court = Court(recipe, self.device) if recipe.adversarial_weight else None
+        self._court = AdversarialLoss(recipe, self.device) if recipe.adversarial_weight else None
         if self._court is not None:
             self._parts |= {"judges": self._court.judges, "judges_optimizer": self._court.optimizer}
         self._run = Run(recipe.output, recipe.save_every, recipe.log_every)
@@ -51,7 +51,7 @@ class Workshop:
         recipe, verdict = self.recipe, {}
         if self._court is not None and self.step >= recipe.adversarial_from:
             heard = max(1, round(recipe.judged_share * len(recorded)))
-            deceived, verdict["judging"] = self._court.hear(recorded[:heard], made[:heard], self.step)
+            deceived, verdict["judging"] = self._court.losses(recorded[:heard], made[:heard], self.step)
             losses = losses | deceived
         rate = learning_rate(self.step, recipe.num_steps, recipe.peak_rate, recipe.warmup, recipe.final_rate)
         norm = apply_gradients(total_loss(losses, recipe), self.tokenizer, self._optimizer, rate, recipe.max_norm)

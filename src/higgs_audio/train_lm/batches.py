@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from higgs_audio.data.clips import length_batches
-from higgs_audio.data.shards import Sample
+from higgs_audio.data.shards import EncodedClip
 from higgs_audio.model.model import IGNORED
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.train_lm.collate import Batch, collate
@@ -31,7 +31,7 @@ Place = tuple[int, int]  # of a step: number of its window, its number there
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchOrder:
     """What the order depends on.
 
     Args:
@@ -46,7 +46,7 @@ class Order:
 
 
 def dialogue_batches(
-    composer: Composer, samples: Sequence[Sample], order: Order, start: int
+    composer: Composer, samples: Sequence[EncodedClip], order: BatchOrder, start: int
 ) -> Iterator[list[Dialogue]]:
     """Conversations of every step from number `start` on: the shorter half of the clips first, then all."""
     for windows, first, count in phases(composer, samples, order, start):
@@ -55,10 +55,10 @@ def dialogue_batches(
 
 def training_steps(
     composer: Composer,
-    samples: Sequence[Sample],
-    order: Order,
+    samples: Sequence[EncodedClip],
+    order: BatchOrder,
     start: int,
-    cutter: "Cutter",
+    cutter: "MicroBatcher",
     num_workers: int,
     place: Place | None = None,
 ) -> Iterator[tuple[list[Share], Place]]:
@@ -73,7 +73,7 @@ def training_steps(
 
 
 def phases(
-    composer: Composer, samples: Sequence[Sample], order: Order, start: int
+    composer: Composer, samples: Sequence[EncodedClip], order: BatchOrder, start: int
 ) -> Iterator[tuple["Windows", int, int | None]]:
     """Windows of each phase, the step in them to begin with, and how many steps they are for (None: endless)."""
     sizes = [s.num_frames + len(s.phonemes) for s in samples]
@@ -131,13 +131,13 @@ class Windows:
 
 @dataclass(frozen=True)
 class Collated(Dataset[bytes]):
-    """Windows as what `Cutter.collate` makes of each of their steps, pickled with small numbers.
+    """Windows as what `MicroBatcher.collate` makes of each of their steps, pickled with small numbers.
 
     Tensors would go from process to process in shared memory, a file descriptor each: thousands at a time.
     """
 
     windows: Windows
-    cutter: "Cutter"
+    cutter: "MicroBatcher"
 
     def __getitem__(self, window: int) -> bytes:
         steps = [self.cutter.collate(step) for step in self.windows.batches(window)]
@@ -162,7 +162,7 @@ def draw_of(*numbers: int) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class Cutter:
+class MicroBatcher:
     """Cuts a step's conversations into micro-batches.
 
     Args:

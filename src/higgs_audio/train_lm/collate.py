@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from higgs_audio.delay import delay_labels
-from higgs_audio.generation.guidance import hide_last_text
+from higgs_audio.generation.guidance import mask_last_text
 from higgs_audio.model.model import IGNORED
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.train_lm.examples import Dialogue
@@ -75,7 +75,7 @@ def collate(
     starts = [len(m) - 2 * (len(d.turns) - d.first_trained) for m, d in zip(conversations, dialogues, strict=True)]
     rendered = processor.apply_chat_template(conversations, add_generation_prompt=False, start_index=starts)
     inputs = pad_behind(dict(rendered))
-    inputs["input_ids"] = hide_last_texts(inputs["input_ids"], dialogues, processor)
+    inputs["input_ids"] = mask_last_texts(inputs["input_ids"], dialogues, processor)
     turn_labels = inputs["audio_labels"]
     if reference_labels_after:
         inputs["audio_labels"] = with_reference_labels(turn_labels, dialogues, processor, reference_labels_after)
@@ -98,12 +98,12 @@ def without_frontend(processor: HiggsAudioProcessor) -> HiggsAudioProcessor:
     return other
 
 
-def hide_last_texts(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor) -> Tensor:
+def mask_last_texts(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor) -> Tensor:
     """Token ids `[B, T]` with the last text of every unread dialogue hidden."""
     ids = ids.clone()
     for row, dialogue in enumerate(dialogues):
         if dialogue.unread:
-            ids[row] = hide_last_text(ids[row], processor.tokenizer)
+            ids[row] = mask_last_text(ids[row], processor.tokenizer)
     return ids
 
 

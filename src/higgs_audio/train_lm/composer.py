@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from higgs_audio.data.phones import PHONES
-from higgs_audio.data.shards import Sample
+from higgs_audio.data.shards import EncodedClip
 from higgs_audio.prompt.prompt import MULTI_SPEAKER, SINGLE_SPEAKER
 from higgs_audio.train_lm.examples import Dialogue
 
@@ -42,7 +42,7 @@ TRIES, MANY_CLIPS = 6, 50  # a clip is drawn so many times; where there are few,
 
 
 @dataclass(frozen=True)
-class Mix:
+class ExampleMix:
     """Shares of the kinds of conversation, and how long references are.
 
     Args:
@@ -82,7 +82,9 @@ class Composer:
         mix: shares of the kinds.
     """
 
-    def __init__(self, samples: Sequence[Sample], profiles: Mapping[str, str], default: str, mix: Mix) -> None:
+    def __init__(
+        self, samples: Sequence[EncodedClip], profiles: Mapping[str, str], default: str, mix: ExampleMix
+    ) -> None:
         self._samples, self._profiles, self._default, self._mix = samples, profiles, default, mix
         self._clips: dict[str, list[int]] = defaultdict(list)
         for number, sample in enumerate(samples):
@@ -108,10 +110,10 @@ class _Draft:
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[EncodedClip],
         clips: Mapping[str, list[int]],
         places: Mapping[str, int],
-        mix: Mix,
+        mix: ExampleMix,
         generator: torch.Generator,
         number: int,
     ) -> None:
@@ -191,10 +193,10 @@ class _Draft:
         tags = (*speakers, cast.index(self._target.speaker))
         return Dialogue((*said, self._target), speakers=tags, profiles=lines, system=MULTI_SPEAKER)
 
-    def _more(self, cast: Sequence[str], before: int | None = None) -> tuple[list[Sample], list[int]]:
+    def _more(self, cast: Sequence[str], before: int | None = None) -> tuple[list[EncodedClip], list[int]]:
         """Turns more by any of the cast: clips and their speakers' places; `before` is the place heard last."""
         count = self._choose(self._mix.more_turns)
-        said: list[tuple[int, Sample]] = []
+        said: list[tuple[int, EncodedClip]] = []
         for place in torch.randint(len(cast), (count,), generator=self._generator).tolist():
             place = self._switched(place, before, len(cast))
             clip = self._clip(cast[place], MAX_TURN_FRAMES)
@@ -211,7 +213,7 @@ class _Draft:
             return place
         return (place + 1 + self._permutation(count - 1)[0]) % count
 
-    def _asked_for(self) -> Sample | None:
+    def _asked_for(self) -> EncodedClip | None:
         """The clip that the target is to be heard after, where it is among the samples and not heard yet."""
         place = self._places.get(self._target.reference)
         if place is None or place in self._used:
@@ -219,10 +221,10 @@ class _Draft:
         self._used.add(place)
         return self._samples[place]
 
-    def _reference(self, speaker: str, least: int, most: int) -> Sample | None:
+    def _reference(self, speaker: str, least: int, most: int) -> EncodedClip | None:
         """Clips of the speaker, joined until they are as long as drawn; shorter ones are drawn more often."""
         wanted = least + (most - least) * float(torch.rand((), generator=self._generator)) ** 1.5
-        clips: list[Sample] = []
+        clips: list[EncodedClip] = []
         length = 0
         while length < wanted and (clip := self._clip(speaker, most - length)) is not None:
             clips.append(clip)
@@ -230,14 +232,14 @@ class _Draft:
         clip = None if clips else self._any_clip(speaker)  # a long reference is better than none
         return join([*clips, *([clip] if clip else [])]) if clips or clip else None
 
-    def _any_clip(self, speaker: str) -> Sample | None:
+    def _any_clip(self, speaker: str) -> EncodedClip | None:
         """A clip of the speaker of any length that the conversation does not have."""
         pool = self._clips[speaker]
         unused = [pool[i] for i in self._permutation(len(pool)) if pool[i] not in self._used]
         self._used.update(unused[:1])
         return self._samples[unused[0]] if unused else None
 
-    def _clip(self, speaker: str, most: int) -> Sample | None:
+    def _clip(self, speaker: str, most: int) -> EncodedClip | None:
         """A clip of the speaker of at most `most` frames that the conversation does not have."""
         pool = self._clips[speaker]
         drawn = torch.randint(len(pool), (TRIES,), generator=self._generator).tolist()
@@ -260,19 +262,19 @@ class _Draft:
         return torch.randperm(count, generator=self._generator).tolist()
 
 
-def usable(samples: Sequence[Sample], profiles: Mapping[str, str]) -> list[Sample]:
+def usable(samples: Sequence[EncodedClip], profiles: Mapping[str, str]) -> list[EncodedClip]:
     """The samples whose voice a prompt can ask for: by name, or by a reference, which is another clip."""
     counts = Counter(sample.speaker for sample in samples)
     return [sample for sample in samples if sample.speaker in profiles or counts[sample.speaker] > 1]
 
 
-def join(samples: Sequence[Sample]) -> Sample:
+def join(samples: Sequence[EncodedClip]) -> EncodedClip:
     """Clips of one speaker said one after another, as one clip."""
     if len(samples) == 1:
         return samples[0]
     counts = [sum(p in PHONES for p in sample.phonemes) for sample in samples]
     phones = [sample.phones + start for sample, start in zip(samples, np.cumsum([0, *counts]), strict=False)]
-    return Sample(
+    return EncodedClip(
         id="+".join(sample.id for sample in samples),
         text=" ".join(sample.text for sample in samples),
         phonemes=" ".join(sample.phonemes for sample in samples),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from higgs_audio.data.shards import Sample
+from higgs_audio.data.shards import EncodedClip
 from higgs_audio.prompt.prompt import Prompt, Turn, to_messages
 
 # Positions that are neither phonemes nor frames: markers and header of a turn; the system turn with scene and profiles.
@@ -24,10 +24,10 @@ class Dialogue:
         speakers: number of each turn's speaker; one speaker when left out.
         profiles: number of a speaker -> profile.
         system, scene: as in `Prompt`.
-        unread: the last text is hidden, see `hide_last_text`.
+        unread: the last text is hidden, see `mask_last_text`.
     """
 
-    turns: tuple[Sample, ...]
+    turns: tuple[EncodedClip, ...]
     profile: str | None = None
     speakers: tuple[int, ...] = ()
     profiles: Mapping[int, str] = field(default_factory=dict)

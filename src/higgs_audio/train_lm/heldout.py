@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from higgs_audio.data.shards import Sample
+from higgs_audio.data.shards import EncodedClip
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.train_lm.collate import Batch, collate
-from higgs_audio.train_lm.composer import Composer, Mix
-from higgs_audio.train_lm.losses import Lesson, counts
+from higgs_audio.train_lm.composer import Composer, ExampleMix
+from higgs_audio.train_lm.losses import LanguageModelLoss, counts
 from higgs_audio.train_lm.recipe import LanguageModelRecipe
 
 NUM_CONVERSATIONS, ROWS = 48, 16
@@ -18,13 +18,16 @@ NUM_CONVERSATIONS, ROWS = 48, 16
 
 @torch.no_grad()
 def check(
-    lesson: Lesson, heldout: Sequence[Sample], recipe: LanguageModelRecipe, processor: HiggsAudioProcessor
+    lesson: LanguageModelLoss,
+    heldout: Sequence[EncodedClip],
+    recipe: LanguageModelRecipe,
+    processor: HiggsAudioProcessor,
 ) -> dict[str, float]:
     """Held-out losses by codebook, and how much they grow where every text is another's: the text gain, in nats.
 
     Where the clips were not aligned, nothing tells which tokens are the text, and there is no text gain.
     """
-    composer = Composer(heldout, recipe.profiles, recipe.default_speaker, Mix(reference=0.0, plain=0.0))
+    composer = Composer(heldout, recipe.profiles, recipe.default_speaker, ExampleMix(reference=0.0, plain=0.0))
     generator = torch.Generator().manual_seed(0)
     numbers = range(0, len(heldout), max(1, len(heldout) // NUM_CONVERSATIONS))
     dialogues = [composer.compose(number, generator) for number in numbers]
@@ -38,7 +41,7 @@ def check(
     return values
 
 
-def codebook_means(lesson: Lesson, batches: Sequence[Batch]) -> list[float]:
+def codebook_means(lesson: LanguageModelLoss, batches: Sequence[Batch]) -> list[float]:
     """Mean loss of each codebook over all labels of the batches."""
     config, device = lesson.model.config, lesson.model.device
     names = [f"codebook_{k}" for k in range(config.audio_num_codebooks)]

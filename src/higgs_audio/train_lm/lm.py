@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from higgs_audio.data.phones import PHONES
-from higgs_audio.data.shards import Sample, Stamp, read_samples, stamp_of
+from higgs_audio.data.shards import EncodedClip, Stamp, read_encoded_clips, stamp_of
 from higgs_audio.errors import RecipeError, first_line, nearest
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.prompt.processor import HiggsAudioProcessor
-from higgs_audio.train_lm.batches import Cutter, Order, training_steps
+from higgs_audio.train_lm.batches import BatchOrder, MicroBatcher, training_steps
 from higgs_audio.train_lm.collate import Batch
 from higgs_audio.train_lm.composer import Composer, usable
 from higgs_audio.train_lm.guide import Guide
 from higgs_audio.train_lm.heldout import check
 from higgs_audio.train_lm.lora import add_lora, choose_trained, merged
-from higgs_audio.train_lm.losses import Lesson, counts, weighted
+from higgs_audio.train_lm.losses import LanguageModelLoss, counts, weighted
 from higgs_audio.train_lm.recipe import (
     LanguageModelRecipe,
     blend,
@@ -69,7 +69,10 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
     processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
     add_tokens(processor, recipe.new_tokens)
     stamp = stamp_for(processor, recipe.processor)
-    samples, heldout = usable(read_samples(recipe.data, stamp), recipe.profiles), read_samples(recipe.heldout, stamp)
+    samples, heldout = (
+        usable(read_encoded_clips(recipe.data, stamp), recipe.profiles),
+        read_encoded_clips(recipe.heldout, stamp),
+    )
     if not any(len(sample.phones) for sample in samples):
         recipe = unguided(recipe)
     composer = Composer(samples, recipe.profiles, recipe.default_speaker, mix_of(recipe))
@@ -86,7 +89,7 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
     step = run.continue_from(done)
     if world.is_first:
         save_recipe(recipe, run.folder / "recipe.yaml")
-    order = Order(recipe.batch_positions, int(recipe.short_share * recipe.num_steps), recipe.seed)
+    order = BatchOrder(recipe.batch_positions, int(recipe.short_share * recipe.num_steps), recipe.seed)
     cutter = cutter_of(recipe, model, processor, world, speakers if recipe.name_weight else {})
     if recipe.num_workers and world.device.type == "cuda":
         torch.set_num_threads(1)  # the workers have the cores: threads that wait for one another hold the step up
@@ -121,7 +124,7 @@ def stamp_for(processor: HiggsAudioProcessor, folder: str) -> Stamp:
 
 def assemble(
     model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRecipe, world: World, num_speakers: int = 0
-) -> Lesson:
+) -> LanguageModelLoss:
     """The model with what is not trained of it frozen, its guide, on the device, in shards."""
     if lora := lora_of(recipe):
         add_lora(model, lora)
@@ -141,7 +144,7 @@ def assemble(
     guided = is_guided(recipe)
     layers = (recipe.guide_layers, recipe.phone_layer, len(PHONES) + 1, recipe.voice_layers, recipe.name_layer)
     guide = Guide(model, *layers, num_speakers if recipe.name_weight else 0) if guided else None
-    lesson = Lesson(model, guide, with_z=recipe.z_weight > 0).to(world.device)
+    lesson = LanguageModelLoss(model, guide, with_z=recipe.z_weight > 0).to(world.device)
     if world.size > 1:
         shard(lesson, list(model.model.layers), world, recipe.precision, regather=not guided)
     return lesson
@@ -167,9 +170,9 @@ def cutter_of(
     processor: HiggsAudioProcessor,
     world: World,
     speakers: Mapping[str, int],
-) -> Cutter:
+) -> MicroBatcher:
     """How this run's steps are cut into micro-batches."""
-    return Cutter(
+    return MicroBatcher(
         processor=processor,
         rank=world.rank,
         size=world.size,
@@ -183,7 +186,7 @@ def cutter_of(
 
 
 def train_step(
-    lesson: Lesson,
+    lesson: LanguageModelLoss,
     optimizer: torch.optim.Optimizer,
     batches: Sequence[Batch],
     recipe: LanguageModelRecipe,
@@ -207,10 +210,10 @@ def train_step(
 
 
 def sample(
-    lesson: Lesson,
+    lesson: LanguageModelLoss,
     recipe: LanguageModelRecipe,
     processor: HiggsAudioProcessor,
-    heldout: Sequence[Sample],
+    heldout: Sequence[EncodedClip],
     world: World,
     step: int,
 ) -> dict[str, float]:
@@ -242,7 +245,7 @@ def computing_in(precision: str, world: World) -> contextlib.AbstractContextMana
 
 
 def export(
-    lesson: Lesson, recipe: LanguageModelRecipe, folder: Path, world: World, processor: HiggsAudioProcessor
+    lesson: LanguageModelLoss, recipe: LanguageModelRecipe, folder: Path, world: World, processor: HiggsAudioProcessor
 ) -> Path:
     """Writes the model as a plain checkpoint, gathered and with adapters merged; every process must call it.
 

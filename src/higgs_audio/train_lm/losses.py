@@ -19,7 +19,7 @@ from higgs_audio.train_lm.packing import blocks
 
 
 @dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """Of the terms of the loss: text, each codebook (their mean is the audio loss), z-loss, and the guide's four."""
 
     text: float
@@ -31,14 +31,14 @@ class Weights:
     name: float = 0.0
 
     def of(self, name: str) -> float:
-        """The weight of a term of `Lesson.forward`; 0 of those that are only logged."""
+        """The weight of a term of `LanguageModelLoss.forward`; 0 of those that are only logged."""
         kind, _, number = name.partition("_")
         if kind == "codebook":
             return self.codebooks[int(number)] / sum(self.codebooks)
         return getattr(self, name) if name in ("text", "z", "look", "phone", "voice", "name") else 0.0
 
 
-class Lesson(nn.Module):
+class LanguageModelLoss(nn.Module):
     """The model and, where clips are aligned, its guide; one forward pass of it is one micro-batch."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Lesson(nn.Module):
 
 
 def counts(batch: Batch, end: int) -> dict[str, int]:
-    """How many labels each sum of `Lesson.forward` is of; `end` is the id of the stream's end."""
+    """How many labels each sum of `LanguageModelLoss.forward` is of; `end` is the id of the stream's end."""
     labels = batch.inputs["audio_labels"]
     books = (labels != IGNORED).flatten(0, 1).sum(0).tolist()
     numbers = {f"codebook_{k}": count for k, count in enumerate(books)}
@@ -108,7 +108,7 @@ def counts(batch: Batch, end: int) -> dict[str, int]:
     return numbers | dict.fromkeys(("phone", "phone_right"), int((batch.phones != IGNORED).sum()))
 
 
-def weighted(sums: Mapping[str, Tensor], numbers: Mapping[str, float], weights: Weights) -> Tensor:
+def weighted(sums: Mapping[str, Tensor], numbers: Mapping[str, float], weights: LossWeights) -> Tensor:
     """The loss: each term's mean over its `numbers` of labels, weighted."""
     terms = [weights.of(name) * value / max(1, numbers[name]) for name, value in sums.items() if weights.of(name)]
     return torch.stack(terms).sum()

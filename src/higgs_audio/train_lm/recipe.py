@@ -4,9 +4,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from higgs_audio.errors import RecipeError
-from higgs_audio.train_lm.composer import Mix
+from higgs_audio.train_lm.composer import ExampleMix
 from higgs_audio.train_lm.lora import Lora
-from higgs_audio.train_lm.losses import Weights
+from higgs_audio.train_lm.losses import LossWeights
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class LanguageModelRecipe:
     `data` and `heldout` are folders of prepared clips, `processor` a folder with the tokenizer and processor files,
     `output` the run's folder, `profiles` speaker -> profile text. `start` is a checkpoint to train on from; the model
     is then its size, and `text_config` is not read. `base` is a Llama checkpoint whose weights a new model begins with,
-    for text and sound alike; `text_config` says only what differs. The shares are those of `Mix`.
+    for text and sound alike; `text_config` says only what differs. The shares are those of `ExampleMix`.
     """
 
     data: str
@@ -106,7 +106,7 @@ def check_numbers(recipe: LanguageModelRecipe) -> None:
             raise RecipeError(f"{name}={getattr(recipe, name)} must be between 0 and 1")
 
 
-def mix_of(recipe: LanguageModelRecipe) -> Mix:
+def mix_of(recipe: LanguageModelRecipe) -> ExampleMix:
     """The recipe's shares.
 
     Raises RecipeError where `reference_frames` is not a least and a most, or `more_turns` are no shares.
@@ -117,7 +117,7 @@ def mix_of(recipe: LanguageModelRecipe) -> Mix:
     if not any(recipe.more_turns) or min(recipe.more_turns) < 0:
         raise RecipeError(f"more_turns={list(recipe.more_turns)} must be shares of no turn more, one, two: [0.6, 0.4]")
     shares = (recipe.reference_share, recipe.plain_share, recipe.several_share, recipe.cast_share, recipe.joined_share)
-    return Mix(*shares, (frames[0], frames[1]), recipe.more_turns, recipe.switch_share, recipe.unread_share)
+    return ExampleMix(*shares, (frames[0], frames[1]), recipe.more_turns, recipe.switch_share, recipe.unread_share)
 
 
 def is_guided(recipe: LanguageModelRecipe) -> bool:
@@ -138,10 +138,10 @@ def lora_of(recipe: LanguageModelRecipe) -> Lora | None:
     return Lora(recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, also)
 
 
-def weights_of(recipe: LanguageModelRecipe, step: int) -> Weights:
+def weights_of(recipe: LanguageModelRecipe, step: int) -> LossWeights:
     """The weights of the losses at a step: the guide's fade over the first half of training."""
     done = step / recipe.num_steps
-    return Weights(
+    return LossWeights(
         text=recipe.text_weight,
         codebooks=recipe.codebook_weights,
         z=recipe.z_weight,

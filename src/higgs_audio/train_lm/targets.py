@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from higgs_audio.data.phones import PHONES, phone_ids
-from higgs_audio.data.shards import Sample
+from higgs_audio.data.shards import EncodedClip
 from higgs_audio.model.model import IGNORED
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.special_tokens import AUDIO_OUT_BOS, END_OF_TURN, HEADER_END, HEADER_START
@@ -82,7 +82,7 @@ class TurnFinder:
         return start + spoken[start:end].nonzero().squeeze(1)
 
 
-def point(sample: Sample, spoken_at: Tensor, names: Tensor, audio_at: int, look: Tensor, phones: Tensor) -> None:
+def point(sample: EncodedClip, spoken_at: Tensor, names: Tensor, audio_at: int, look: Tensor, phones: Tensor) -> None:
     """Writes the guide's targets of one turn: the column before frame f looks at, and names, the phone of frame f.
 
     Nothing where nothing was aligned, where the text is hidden, or where sentences that were joined read otherwise than

@@ -49,7 +49,7 @@ class Run:
         path = self.folder / "state.pt"
         if not path.exists():
             return 0
-        state = load_model(path)
+        state = _load(path)
         own = {name: part.state_dict() for name, part in parts.items()} | {"step": 0}
         check_same(path, _sizes(state), _sizes(own))
         for name, part in parts.items():
@@ -135,7 +135,7 @@ class Run:
         return _tensorboard(self.folder)
 
 
-def load_model(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:

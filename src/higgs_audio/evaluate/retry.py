@@ -16,7 +16,7 @@ SEED_STEP = 1_000_003  # between tries; utterances of a text have neighbouring s
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifiedSpeech:
     """The best of several tries.
 
     Attributes:
@@ -32,7 +32,7 @@ class Verified:
     num_tries: int
 
 
-def speak_verified(
+def generate_verified(
     tts: HiggsAudio,
     text: str,
     voice: Voice | str | None = None,
@@ -41,7 +41,7 @@ def speak_verified(
     listener: str = LISTENER,
     seed: int | None = None,
     **options: Any,
-) -> Verified:
+) -> VerifiedSpeech:
     """Speaks a text until a listener hears it without errors, at most `num_tries` times; the best try is given.
 
     Args:
@@ -59,15 +59,15 @@ def speak_verified(
     if seed is not None:
         check_count("seed", seed, 0, 2**62)
     check_judges(listener, WORDS)
-    best: Verified | None = None
+    best: VerifiedSpeech | None = None
     for number in range(num_tries):
         own = None if seed is None else seed + number * SEED_STEP
         speech = tts.generate(text, voice, seed=own, **options)
         heard = transcribe([speech.waveform], listener)[0].text
         errors = word_errors(text, heard)
         if best is None or errors.errors < best.errors.errors:
-            best = Verified(speech, heard, errors, number + 1)
+            best = VerifiedSpeech(speech, heard, errors, number + 1)
         if not errors.errors:
             break
     assert best is not None
-    return Verified(best.speech, best.transcript, best.errors, number + 1)
+    return VerifiedSpeech(best.speech, best.transcript, best.errors, number + 1)
