@@ -399,7 +399,7 @@ def original_frames(columns):
 
 
 def transformers_columns(script, limit=100):
-    """transformers' rules: an eos anywhere starts the closing ramp in codebook 0 on the next step, until all are eos."""
+    """transformers' rules: an eos anywhere starts the closing ramp in codebook 0 one step later, until all are eos."""
     columns, first = [[BOS] * K], None
     for sampled in script[1:limit]:
         ids = [code if len(columns) > k else BOS for k, code in enumerate(sampled)]
