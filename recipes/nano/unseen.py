@@ -1,11 +1,11 @@
-"""Measures whether a clone is told from others: every unseen voice of `speech.py` speaks, all references are compared.
+"""Measures whether clones of unseen voices can be told apart: every unseen voice is cloned and compared with twenty.
 
     python recipes/nano/unseen.py SPEECH_DIR OUT_DIR [--checkpoint DIR] [--num 3]
 
-For each voice one reference of 3 to 10 seconds, as `clone.py` makes it; `--num` sentences are spoken after it. An
-output is `nearest` where its similarity (Resemblyzer) to its own reference is above that to every other voice's;
-`margin` is the similarity to its own less the mean of those to the others. Resumable: OUT_DIR/items.jsonl keeps what is
-measured.
+Each voice has one reference of 3 to 10 seconds, as `clone.py` makes it, and generates `--num` sentences. References of
+four training voices complete the twenty. An output is `nearest` if its similarity (Resemblyzer) to its own reference
+exceeds that to every other; `margin` is the similarity to its own minus the mean of the others. Resumable:
+OUT_DIR/items.jsonl keeps the results.
 """
 
 import random
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from clone import FIRST_TARGET, conversation, keep, measured, parse_arguments, recordings, reference, speak
+from roundtrip import KOKORO
 
 from higgs_audio.audio.files import write
 from higgs_audio.evaluate.benchmark import heldout
@@ -23,27 +24,30 @@ from higgs_audio.listen.asr import transcribe
 from higgs_audio.listen.speaker import embed, similarity
 
 
+SEEN = ("heart", "joe", "slt", "rms")  # training voices among the references that outputs are compared with
+
+
 def main() -> None:
     args = parse_arguments(__doc__, 3, "sentences of each voice")
     check_judges(judges=WORDS + SPEAKER)
     out = Path(args.out)
     items = measured(out)
     done = {(item["speaker"], item["number"]) for item in items}
-    clips = recordings(Path(args.speech))["unseen"]
-    heard = {speaker: reference(clips[speaker], draw(speaker)) for speaker in sorted(clips)}
-    known = {speaker: embed(sound) for speaker, (sound, _) in heard.items()}
+    clips = recordings(Path(args.speech))
+    seen = {speaker: clips["seen"][speaker] for speaker in SEEN if speaker in clips["seen"]}
+    references = {name: reference(own, draw(name)) for name, own in sorted({**clips["unseen"], **seen}.items())}
+    known = {speaker: embed(sound) for speaker, (sound, _) in references.items()}
     for number in range(args.num):
-        for place, speaker in enumerate(heard):
+        for place, speaker in enumerate(sorted(clips["unseen"])):
             if (speaker, number) not in done:
-                item = measure(
-                    speaker, heard[speaker], known, number, number * len(heard) + place, args.checkpoint, out
-                )
+                sentence = number * len(clips["unseen"]) + place
+                item = measure(speaker, references[speaker], known, number, sentence, args.checkpoint, out)
                 keep(item, items, out)
     print(table([item for item in items if item["number"] < args.num]))
 
 
 def draw(speaker: str) -> random.Random:
-    """The reference of a speaker is the same in every run."""
+    """A generator seeded by the speaker's name: its reference is the same in every run."""
     return random.Random(zlib.crc32(speaker.encode()))
 
 
@@ -75,10 +79,12 @@ def measure(
 
 
 def table(items: list[dict]) -> str:
-    """A row for each voice, and one for all."""
+    """A row for each voice, each group, and all."""
     lines = ["| voice | outputs | WER | own | margin | nearest |", "| --- " + "| ---: " * 5 + "|"]
     for speaker in sorted({item["speaker"] for item in items}):
         lines.append(row(speaker, [item for item in items if item["speaker"] == speaker]))
+    for name, members in (("unseen Kokoro voices", True), ("unknown engines and the human", False)):
+        lines.append(row(name, [item for item in items if (item["speaker"] in KOKORO) == members]))
     low, high = bootstrap_interval([item["errors"] for item in items], [item["words"] for item in items])
     return "\n".join([*lines, row("all", items), "", f"WER of all, 95 %: {100 * low:.1f} to {100 * high:.1f} %"])
 
