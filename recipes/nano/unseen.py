@@ -23,7 +23,6 @@ from higgs_audio.evaluate.metrics import bootstrap_interval, word_errors
 from higgs_audio.listen.asr import transcribe
 from higgs_audio.listen.speaker import embed, similarity
 
-
 SEEN = ("heart", "joe", "slt", "rms")  # training voices among the references that outputs are compared with
 
 
