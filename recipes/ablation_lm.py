@@ -2,9 +2,9 @@
 
     python recipes/ablation_lm.py SPEECH_DIR RUNS_DIR OUT_DIR [--limit 100] [--heldout runs/nano/prepared-heldout]
 
-SPEECH_DIR is what `nano/speech.py` made of the held-out sentences, RUNS_DIR holds the runs. Losses are of held-out
-clips, each by name in its own voice, with 95 % intervals over clips; `less` is what the DualFFN's loss is less than
-this one's, paired clip by clip. Words and voices: `--limit` sentences, the four voices taking turns, one draw each.
+SPEECH_DIR is the output of `nano/speech.py` for the held-out sentences, RUNS_DIR holds the runs. Losses are of held-out
+clips, prompted with the name of their voice, with 95 % intervals over clips; `less` is the paired difference to the
+DualFFN. Words and voices: `--limit` sentences with alternating voices, one draw each.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def kept(path: Path, model: Path, heldout: str) -> np.ndarray:
-    """`clip_losses`, from the file where they are there."""
+    """`clip_losses`, cached in a file."""
     if not path.exists():
         path.write_text(json.dumps(clip_losses(model, heldout)), encoding="utf-8")
     return np.array(json.loads(path.read_text(encoding="utf-8")))
@@ -73,7 +73,7 @@ def kept(path: Path, model: Path, heldout: str) -> np.ndarray:
 
 @torch.no_grad()
 def clip_losses(model: Path, folder: str) -> list[list[list[float]]]:
-    """Of each held-out clip, by codebook: the sum of its losses and the number of its labels, [N, K, 2]."""
+    """Sum of losses and number of labels of each held-out clip by codebook, [N, K, 2]."""
     processor = HiggsAudioProcessor.from_pretrained(NANO)
     lesson = LanguageModelLoss(HiggsAudioForConditionalGeneration.from_pretrained(model, dtype=torch.float32)).eval()
     samples = [sample for sample in read_encoded_clips(folder) if sample.speaker in PROFILES][:NUM_CLIPS]
@@ -88,7 +88,7 @@ def clip_losses(model: Path, folder: str) -> list[list[list[float]]]:
 
 
 def speaker(model: Path) -> Callable[[str, str, int], Spoken]:
-    """A system that speaks with this language model and nano's audio tokenizer."""
+    """A system of this language model and nano's audio tokenizer."""
 
     @cache
     def loaded() -> HiggsAudio:
@@ -106,7 +106,7 @@ def speaker(model: Path) -> Callable[[str, str, int], Spoken]:
 
 
 def loss_table(losses: dict[str, np.ndarray]) -> str:
-    """Mean losses in nats, by codebook and of all; how much less the first arm's are."""
+    """Mean losses in nats, by codebook and overall, and the paired difference to the first arm."""
     first = next(iter(losses.values()))
     lines = ["| | " + " | ".join([*map(str, range(BOOKS)), "all", "DualFFN less (95 %)"]) + " |"]
     lines.append("| --- |" + " ---: |" * (BOOKS + 2))

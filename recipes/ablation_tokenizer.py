@@ -1,11 +1,10 @@
-"""Compares the audio tokenizers of `ablation-tokenizer-*.yaml`: round trips, and how well codebook 0 tells the phone.
+"""Compares the audio tokenizers of `ablation-tokenizer-*.yaml`: round trips, phones predicted by codebook 0.
 
     python recipes/ablation_tokenizer.py SPEECH_DIR RUNS_DIR OUT_DIR [--limit 40]
 
-SPEECH_DIR is what `nano/speech.py` made, RUNS_DIR holds the runs. Word errors, speaker similarity and DistillMOS are of
-the round trip of `--limit` held-out sentences, the four voices taking turns. `phone` is the share of frames whose
-phone, as flite placed it, is the most frequent one of their code of codebook 0; the table of codes is counted on
-training clips, the share on held-out ones.
+SPEECH_DIR is the output of `nano/speech.py`, RUNS_DIR holds the runs. Word errors, speaker similarity and DistillMOS
+are of the round trip of `--limit` held-out sentences with alternating voices. `phone` is the share of held-out frames
+whose phone, as timed by flite, is the most frequent phone of their codebook-0 code in training clips.
 """
 
 import argparse
@@ -87,7 +86,7 @@ def phone_row(arm: str, tokenizer: HiggsAudioTokenizer, speech: str) -> str:
 
 
 def timed(speech: str, split: str, most: int) -> list[Clip]:
-    """Clips whose phone times a synthesizer told, the same for every tokenizer."""
+    """Clips with phone times reported by a synthesizer, the same for every tokenizer."""
     return [clip for clip in read_manifests(speech, split) if clip.phones][:most]
 
 

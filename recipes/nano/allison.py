@@ -1,4 +1,4 @@
-"""Extracts a human voice to judge clones of: prompts of asterisk, spoken by Allison Smith. Never trained on.
+"""Extracts a human voice for the evaluation of clones: prompts of Asterisk, spoken by Allison Smith. Never trained on.
 
     apt-get download asterisk-core-sounds-en asterisk-core-sounds-en-g722
     for package in asterisk-core-sounds-*.deb; do dpkg-deb -x "$package" allison; done

@@ -1,13 +1,12 @@
-"""Measures cloning as the published programs ask for it: one reference of 3 to 10 seconds, and two with speaker tags.
+"""Measures cloning with the published programs: one reference of 3 to 10 seconds, and two with speaker tags.
 
     python recipes/nano/clone.py SPEECH_DIR OUT_DIR [--checkpoint DIR] [--num 16]
 
-SPEECH_DIR is what `speech.py` made. References are joined held-out recordings, `seen` ones of voices that training
-heard (saying other sentences), `unseen` ones of speakers that it did not. Resumable: OUT_DIR/items.jsonl keeps every
-measured item, and OUT_DIR/*.wav what was heard.
+SPEECH_DIR is the output of `speech.py`. References are concatenated held-out recordings: `seen` ones of training
+voices, `unseen` ones of other speakers. Resumable: OUT_DIR/items.jsonl keeps the results, OUT_DIR/*.wav the audio.
 
 `own` and `other` are the similarity (Resemblyzer) of the output to its own reference and to the other speaker's;
-`nearer` the share of outputs that are closer to their own.
+`nearer` is the share of outputs that are more similar to their own.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from higgs_audio.listen.speaker import embed, similarity
 from higgs_audio.train_lm.composer import QUIET_ROOM, SAME_VOICE, SEVERAL_SPEAKERS
 
 SECONDS = (3.0, 10.0)  # of a reference
-FIRST_TARGET = 40  # sentences from this one on are spoken, those before it are heard in references
+FIRST_TARGET = 40  # sentences from this index on are generated, earlier ones occur in references
 OPTIONS = {"max_length": 1024, "temperature": 0.3, "top_p": 0.95, "top_k": 50, "do_sample": True}
 PROGRAMS = ("one reference", "two references")
 
@@ -62,14 +61,14 @@ def parse_arguments(description: str | None, num: int, meaning: str) -> argparse
 
 
 def measured(out: Path) -> list[dict]:
-    """The items that are in `out` already; the folder is made where it is not there."""
+    """The items that `out` already has; creates the folder."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "items.jsonl"
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def keep(item: dict, items: list[dict], out: Path) -> None:
-    """Adds an item to those measured, in memory and in `out`."""
+    """Appends an item, in memory and in `out`."""
     items.append(item)
     with (out / "items.jsonl").open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(item) + "\n")
@@ -87,7 +86,7 @@ def recordings(speech: Path) -> dict[str, dict[str, list[tuple[Path, str]]]]:
 
 
 def measure(program: str, kind: str, number: int, clips: dict, checkpoint: str, out: Path) -> dict:
-    """One output, listened to."""
+    """One output and its metrics."""
     rng = random.Random(zlib.crc32(f"{kind} {number}".encode()))  # the same for both programs and every checkpoint
     speakers = sorted(clips)
     speaker = speakers[number % len(speakers)]
@@ -119,7 +118,7 @@ def measure(program: str, kind: str, number: int, clips: dict, checkpoint: str, 
 
 
 def reference(clips: list[tuple[Path, str]], rng: random.Random) -> tuple[Waveform, str]:
-    """Recordings of one speaker one after another, within SECONDS, and what they say."""
+    """Concatenated recordings of one speaker, within SECONDS, and their text."""
     wanted, sounds, texts = rng.uniform(*SECONDS), [], []
     for path, text in rng.sample(sorted(clips), len(clips)):
         sound = read(path)
@@ -134,7 +133,7 @@ def reference(clips: list[tuple[Path, str]], rng: random.Random) -> tuple[Wavefo
 
 
 def conversation(text: str, own: tuple[Waveform, str], second: tuple[Waveform, str] | None) -> list[dict]:
-    """The second program of the published model's page, or with a second reference its third."""
+    """The second program of the published model card, or with a second reference the third."""
     if second is None:
         scene = f"{SAME_VOICE}\n\n<|scene_desc_start|>\n{QUIET_ROOM}\n<|scene_desc_end|>"
         return [{"role": "system", "content": scene}, *heard(*own), {"role": "user", "content": text}]
@@ -151,7 +150,7 @@ def heard(sound: Waveform, text: str, number: int | None = None) -> list[dict]:
 
 
 def speak(checkpoint: str, messages: list[dict], seed: int) -> tuple[Waveform, bool]:
-    """The answer's sound, and whether it ended by itself; half a second of silence where it has none."""
+    """The generated audio, and whether it ended by itself; half a second of silence if there is none."""
     model, processor = parts(checkpoint)
     inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     torch.manual_seed(seed)

@@ -1,11 +1,11 @@
-"""A thousand generations: nano speaks each of the 200 held-out sentences several times, the voices taking turns.
+"""A thousand generations: each of the 200 held-out sentences several times, with alternating voices.
 
     python recipes/nano/draws.py SPEECH_DIR OUT_DIR [--checkpoint DIR] [--draws 5] [--limit N]
 
-Rows: the recordings; the first draw, which is what a user hears; all draws; and the best of three, chosen by what
-whisper tiny.en heard, so that the chooser is not the judge, and by the judge itself. Runaways ran into
-their limit, empty ones hold less than a third of their recording's length. Resumable, as `evaluate.py`; what the
-chooser heard is in OUT_DIR/chooser.jsonl.
+Rows: the recordings; the first draw, which is what a user gets; all draws; and the best of three, chosen by whisper
+tiny.en, so that the chooser is not the judge, and by the judge itself. Runaways reached their limit; empty outputs are
+shorter than a third of their recording. Resumable, as `evaluate.py`; OUT_DIR/chooser.jsonl has the chooser's
+transcripts.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Chooser:
-    """Word errors that a second listener finds, by place; kept in a file, the last line of a place counts."""
+    """Word errors of a second ASR model by place, cached in a file; the last line of a place counts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -75,7 +75,7 @@ class Chooser:
 
 
 def summary(benchmark: Benchmark, ledger: ResultsFile, chooser: Chooser, draws: int) -> str:
-    """The table, and the counts of what went wrong."""
+    """The table and the failure counts."""
     items = [item for item in ledger.items.values() if item.key.draw < draws]
     sources = [item for item in items if item.key.system == "source"]
     nano = [item for item in items if item.key.system == "nano"]
@@ -96,7 +96,7 @@ def counts(benchmark: Benchmark, items: list[Item]) -> dict[str, int]:
 
 
 def best(items: list[Item], errors_of) -> list[Item]:
-    """Of the first CHOICES draws of each sentence the one with the fewest errors, the earliest of equals."""
+    """The draw with the fewest errors among the first CHOICES of each sentence; the earliest if tied."""
     by_sentence = defaultdict(list)
     for item in sorted(items, key=lambda item: item.key.draw):
         if item.key.draw < CHOICES:
@@ -113,7 +113,7 @@ def errors(item: Item) -> int:
 
 
 def mishaps(nano: list[Item], sources: list[Item]) -> list[str]:
-    """What must not happen, counted, and the worst by name."""
+    """Counts of failures, and the worst outputs by name."""
     length = {(item.key.voice, item.key.index): item.seconds for item in sources}
     ratio = {place(item): item.seconds / length[item.key.voice, item.key.index] for item in nano}
     runaway = [item for item in nano if not item.ended]

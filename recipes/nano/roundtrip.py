@@ -1,4 +1,4 @@
-"""Measures what an audio tokenizer keeps of voices that it was not trained on: `unseen` clips, encoded and decoded.
+"""Measures how well an audio tokenizer reconstructs unseen voices: `unseen` clips, encoded and decoded.
 
     python recipes/nano/roundtrip.py SPEECH_DIR OUT.json [--tokenizer DIR] [--num 6]
 

@@ -1,8 +1,8 @@
-"""Collects the sentences that nano is trained on, and the two hundred it is judged on.
+"""Collects nano's training sentences and the two hundred held-out ones.
 
 Sources, all from Debian: `fortunes` (fortune cookies), `bible-kjv-text` (public domain, through `bible`), and the
-example sentences of `wordnet-base`, whose words are many and of today.
-Only words are kept that every voice reads alike: no digits, no abbreviations, no capitals inside a sentence's words.
+example sentences of `wordnet-base`, which have a large modern vocabulary.
+Only sentences that every voice reads alike are kept: no digits, no abbreviations, no capitals inside a sentence.
 
     python recipes/nano/sentences.py DIR     # writes DIR/train.txt and DIR/heldout.txt
 """
@@ -74,23 +74,23 @@ def bible_clauses():
 
 
 def wordnet_examples():
-    """What is quoted in the definitions, capitalised and closed."""
+    """Quoted examples of the definitions, capitalised and closed with a full stop."""
     for path in sorted(WORDNET.glob("data.*")):
         for line in path.read_text(encoding="utf-8").splitlines():
             for quoted in re.findall(r'"([^"]+)"', line.partition(" | ")[2]):
-                example = " ".join(quoted.split("- ")[0].split()).strip(" ,;")  # its author is behind a dash
+                example = " ".join(quoted.split("- ")[0].split()).strip(" ,;")  # the author follows a dash
                 if example:
                     yield example[0].upper() + example[1:] + ("" if example[-1] in ".!?" else ".")
 
 
 def is_plain(sentence: str, shortest: int, longest: int) -> bool:
-    """Letters and light punctuation only, of a length that can be learned early."""
+    """Letters and light punctuation only, of moderate length."""
     in_bounds = shortest <= len(sentence) <= longest and len(words(sentence)) >= 3
     return in_bounds and bool(_PLAIN.fullmatch(sentence)) and not _REPEATED.search(sentence)
 
 
 def is_judgeable(sentence: str) -> bool:
-    """A held-out sentence has no name inside it, which no judge could spell, and five to fourteen words."""
+    """A held-out sentence has no names, which ASR cannot spell, and five to fourteen words."""
     names = [w for w in re.findall(r"[A-Za-z']+", sentence)[1:] if w[0].isupper() and not w.startswith("I")]
     return not names and 5 <= len(words(sentence)) <= 14
 

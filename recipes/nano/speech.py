@@ -1,16 +1,15 @@
-"""Speaks the sentences of `sentences.py` with the voices below and their shifted variants: nano's training material.
+"""Synthesizes the sentences of `sentences.py` with the voices below and shifted variants of them.
 
-A shifted variant is the same engine spoken slower or faster and then read back at another rate, which moves pitch and
-formants together and leaves the pace as it was; where an engine can also speak higher or lower by itself, that is
-varied beside it. So eight voices become some two hundred speakers.
+A shifted variant is synthesized slower or faster and then resampled, which shifts pitch and formants together and keeps
+the pace; if an engine has a pitch setting, that is varied as well. So five voices become over a hundred speakers.
 
     python recipes/nano/speech.py TEXT_DIR OUT_DIR [--worker 0/2]
 
-Writes OUT_DIR/wav/*.wav (24 kHz, 16 bit) and OUT_DIR/manifest-WORKER.jsonl, and continues where it was killed. flite
-says when it speaks which phone; those times go into the manifest and start the semantic teacher.
+Writes OUT_DIR/wav/*.wav (24 kHz, 16 bit) and OUT_DIR/manifest-WORKER.jsonl, and continues after a kill. flite
+reports phone times, which the manifest keeps for the first steps of the semantic teacher.
 
-Splits: `train`; `heldout`, sentences that training never saw, by the training voices; `unseen`, the same sentences by
-speakers that training never heard, as references to clone.
+Splits: `train`; `heldout`, held-out sentences by the training voices; `unseen`, the same sentences by speakers outside
+the training data, as references for cloning.
 """
 
 import argparse
@@ -42,7 +41,7 @@ OUTPUT = "{output}"  # in a command: the file it writes
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """`model` of an `engine` (a method of Engines). `stretch` multiplies durations: all voices speak at one pace.
+    """`model` of an `engine` (a method of Engines). `stretch` multiplies durations, so that all voices share one pace.
 
     `share` is that of the training sentences; `pitches` are factors that the engine can apply without the formants.
     """
@@ -62,7 +61,7 @@ VOICES = {
     "awb": Voice("flite", "awb", 0.13, 0.95, PITCHES),  # Scottish man
     "rms": Voice("flite", "rms", 0.08, 0.85),  # American man
 }
-# AudioInput by nobody in training, nor another voice of their engines.
+# Neither these voices nor others of their engines are in the training data.
 UNSEEN = {
     ("ked", 1.0, 1.0): Voice("festival", "ked_diphone", 0.0, 0.95),
     **{(name, 1.0, 1.0): Voice("espeak", f"en-us+{name}", 0.0) for name in ("linda", "steph", "david", "m7")},
@@ -80,7 +79,7 @@ FLITE_PHONES = {
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """What an engine said: samples, their rate, and where known `(phone, start, end)` in seconds."""
+    """Output of an engine: samples, sampling rate, and `(phone, start, end)` in seconds if known."""
 
     samples: np.ndarray
     rate: int
@@ -132,12 +131,12 @@ def job(identity: str, text: str, voice: str, shift: float, pitch: float, split:
 
 
 def speaker(voice: str, shift: float, pitch: float) -> str:
-    """The voice's own name where nothing is shifted."""
+    """The name of a voice and its shift; the voice's own name if nothing is shifted."""
     return voice if shift == pitch == 1.0 else f"{voice}*{shift}" + (f"^{pitch}" if pitch != 1.0 else "")
 
 
 def draw(digest: str) -> tuple[str, float, float]:
-    """Voice, shift and pitch follow from the sentence, so that a second run makes the same clips."""
+    """Voice, shift and pitch are a function of the sentence, so that every run makes the same clips."""
     rng = np.random.default_rng(int(digest[:8], 16))
     voice = str(rng.choice(list(VOICES), p=[voice.share for voice in VOICES.values()]))
     if rng.random() >= SHIFTED_SHARE:
@@ -146,7 +145,7 @@ def draw(digest: str) -> tuple[str, float, float]:
 
 
 def finished_ids(manifest: Path) -> set[str]:
-    """Ids already written; a line that a kill cut in half is removed."""
+    """Ids already written; removes a last line that a kill truncated."""
     if not manifest.exists():
         return set()
     whole = [line for line in manifest.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
@@ -175,7 +174,7 @@ def placed(phones: tuple[tuple[str, float, float], ...], shift: float) -> list[l
 
 
 def trim(samples: np.ndarray) -> np.ndarray:
-    """Cuts silence at both ends to LEAD_SECONDS and TAIL_SECONDS, with zeros where the engine gave too little."""
+    """Cuts silence at both ends to LEAD_SECONDS and TAIL_SECONDS, padded with zeros where it is shorter."""
     hop = SAMPLE_RATE // 100
     envelope = np.sqrt(np.mean(samples[: len(samples) // hop * hop].reshape(-1, hop) ** 2, axis=1))
     loud = np.flatnonzero(envelope > SILENCE * envelope.max())
@@ -193,7 +192,7 @@ def level(samples: np.ndarray) -> np.ndarray:
 
 
 class Engines:
-    """Every engine as `(model, text, stretch, pitch) -> Spoken`; a model is loaded when it first speaks."""
+    """Every engine as `(model, text, stretch, pitch) -> Spoken`; a model is loaded on first use."""
 
     def hibari(self, model: str, text: str, stretch: float, pitch: float) -> Spoken:
         return Spoken(self._hibari(text, speed=1 / stretch, seed=0), 24_000)
@@ -250,7 +249,7 @@ def piper_voice(model: str):
 
 
 def heard(command: list[str], text: str | None = None) -> tuple[Spoken, str]:
-    """Runs a program that writes its sound to OUTPUT; the sound, and what it printed."""
+    """Runs a program that writes audio to OUTPUT; returns the audio and its standard output."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
         command = [file.name if word == OUTPUT else word for word in command]
         printed = subprocess.run(command, check=True, capture_output=True, text=True, input=text).stdout

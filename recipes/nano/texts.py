@@ -1,7 +1,7 @@
-"""Draws what a clip of nano's material says: sentences, questions, several sentences, single words, names and numbers.
+"""Draws the texts of nano's training clips: sentences, questions, several sentences, single words, names and numbers.
 
-The sentences are those of `sentences.py`. A text follows from its number alone, so that a second run draws the same.
-Numbers are written in words, as a number in digits would be read by whichever front end speaks it.
+The sentences are those of `sentences.py`. A text is a function of its number, so that every run draws the same.
+Numbers are written as words, because front ends read digits differently.
 """
 
 import random

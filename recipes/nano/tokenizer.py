@@ -1,7 +1,7 @@
 """Builds nano's text tokenizer: one id for each special token, each fixed prompt string, each phoneme or character.
 
-nano reads phonemes, so its vocabulary is an alphabet. The strings that every prompt repeats are single pieces, which
-keeps a prompt to a few dozen tokens; anything else is spelled by characters, and what has no character by UTF-8 bytes.
+nano's texts are phonemes, so its vocabulary is an alphabet. Strings that every prompt repeats are single pieces, which
+keeps a prompt to a few dozen tokens; other text is tokenized by characters, and unknown characters by UTF-8 bytes.
 
     python recipes/nano/tokenizer.py DIR     # writes DIR/tokenizer.json and DIR/tokenizer_config.json
 """
@@ -31,7 +31,7 @@ SEVERAL_SPEAKERS_HF = (
     "    Without a speaker tag, choose the most suitable voice for the text.\n"
 )
 SPARE_NAMES = ("Clara", "Henry", "Nora", "Oscar", "Ruby", "Leo", "Iris", "Hugo", "Maya", "Felix", "June", "Jonas")
-# A trained checkpoint depends on this order: change nothing once there is one.
+# Trained checkpoints depend on this order: never change it.
 PROMPT_PIECES = (
     *("system", "user", "assistant", "\n\n"),
     "Generate audio following instruction.",
@@ -54,7 +54,7 @@ PRINTABLE = string.printable[:95] + "\n"
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 PIECE_SCORE = -1.0  # equal for all, so the segmentation with the fewest pieces wins
-HIDDEN_SCORE = -1000.0  # special tokens and byte pieces are never spelled out of plain text
+HIDDEN_SCORE = -1000.0  # special tokens and byte pieces never match plain text
 MAX_SIZE = 512
 
 

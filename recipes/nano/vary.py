@@ -1,13 +1,14 @@
-"""Makes new speakers of recorded ones: changes formants, pitch, its range, breath and pace with the WORLD vocoder.
+"""Derives new speakers from recorded ones: the WORLD vocoder changes formants, pitch, pitch range, breathiness and
+pace.
 
     python recipes/nano/vary.py SPEECH_DIR OUT_DIR [--worker 0/2] [--copies 1]
 
 A speaker's training clips are divided into groups of GROUP; each group and copy becomes one new speaker, whose change
-follows from its name. So each new speaker has several clips to take references from. Writes OUT_DIR/wav/*.wav and
-OUT_DIR/manifest-varied-WORKER.jsonl; a killed run continues. Clips without pitch, or clipped ones, are dropped with
-a reason in OUT_DIR/dropped-varied-WORKER.jsonl.
+is a function of its name. So each new speaker has several clips, for references. Writes OUT_DIR/wav/*.wav and
+OUT_DIR/manifest-varied-WORKER.jsonl; a killed run continues. Clips without pitch, or clipped ones, are dropped with a
+reason in OUT_DIR/dropped-varied-WORKER.jsonl.
 
-Source: WORLD (Morise et al. 2016), by way of pyworld.
+Source: WORLD (Morise et al. 2016), through pyworld.
 """
 
 import argparse
@@ -28,14 +29,14 @@ from speech import SAMPLE_RATE, finished_ids
 
 GROUP = 6  # clips of a new speaker
 FRAME_MS = 5.0
-PITCHES_HZ = (62.0, 390.0)  # in which the median pitch of a new speaker lies
+PITCHES_HZ = (62.0, 390.0)  # range of the median pitch of a new speaker
 LEAST_VOICED = 0.15  # of the frames
 CLIPPED = 0.999
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What becomes of a voice: all are factors, but `breath`, the share of noise that is added to voiced spectra."""
+    """The change of a voice: factors, except `breath`, the share of noise added to voiced spectra."""
 
     formants: float
     pitch: float
@@ -123,7 +124,7 @@ def octave_median(hz: float) -> float:
 
 
 def stretched(spectra: np.ndarray, factor: float) -> np.ndarray:
-    """Spectra `[T, bins]` whose features lie at `factor` times their frequency."""
+    """Spectra `[T, bins]` with the frequency axis stretched by `factor`."""
     bins = np.arange(spectra.shape[1])
     return np.stack([np.interp(bins / factor, bins, row) for row in spectra])
 
