@@ -1,5 +1,4 @@
-"""Derives new speakers from recorded ones: the WORLD vocoder changes formants, pitch, pitch range, breathiness and
-pace.
+"""Derives new speakers from recorded ones with the WORLD vocoder: formants, pitch, its range, breathiness and pace.
 
     python recipes/nano/vary.py SPEECH_DIR OUT_DIR [--worker 0/2] [--copies 1]
 
