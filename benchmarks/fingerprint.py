@@ -1,11 +1,11 @@
-"""Prints hashes of what the package makes, so that a change that should alter nothing can be checked to alter nothing.
+"""Hashes what the package generates and trains, to check that a change does not alter it.
 
     OMP_NUM_THREADS=1 python benchmarks/fingerprint.py before.json     # on the old commit
     OMP_NUM_THREADS=1 python benchmarks/fingerprint.py after.json --expect before.json
 
-Twenty generations, a stream, a batch, the plain loop, a cloned voice, a dialogue, and three steps of every kind of
-training. Hashes are equal on one machine with one number of threads only: another processor rounds differently. The
-command exits with 1 where a hash differs from the expected file.
+It hashes twenty generations, a stream, a batch, the plain loop, a cloned voice, a dialogue, and three steps of each
+training command. Compare files of one machine and one number of threads only: other processors round differently. The
+command exits with 1 if a hash differs from the expected file.
 """
 
 import argparse
@@ -59,8 +59,8 @@ RECIPES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--expect", type=Path, help="an earlier output to compare with")
+    parser.add_argument("out", type=Path, help="JSON file with the hashes")
+    parser.add_argument("--expect", type=Path, help="hashes of an earlier run to compare with")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = dict(fingerprints(Path(folder)))
@@ -79,25 +79,25 @@ def fingerprints(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def speech(tts: HiggsAudio, folder: Path) -> Iterator[tuple[str, str]]:
-    """What HiggsAudio makes; writes the clips that cloning and training begin from."""
+    """Speech of `HiggsAudio`. Writes the clips that cloning and training need."""
     lines = []
     for number in range(20):
         text, voice = TEXTS[number % 5], tts.voices[number % 4]
-        made = tts.generate(text, voice=voice, seed=number)
-        yield f"generation {number}", digest(made.codes, made.waveform.samples)
-        soundfile.write(folder / f"{number}.wav", made.waveform.samples, made.waveform.sample_rate)
+        speech = tts.generate(text, voice=voice, seed=number)
+        yield f"generation {number}", digest(speech.codes, speech.waveform.samples)
+        soundfile.write(folder / f"{number}.wav", speech.waveform.samples, speech.waveform.sample_rate)
         clip = {"id": str(number), "audio": f"{number}.wav", "text": text, "speaker": voice}
         lines.append(json.dumps(clip | {"split": "train"}))
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     yield "stream", digest(*(chunk.samples for chunk in tts.stream(LONG, seed=1)))
     yield "low latency", digest(*(chunk.samples for chunk in tts.stream(LONG, seed=1, low_latency=True)))
-    yield "batch", digest(*(made.waveform.samples for made in tts.generate_batch(TEXTS, seed=3)))
+    yield "batch", digest(*(speech.waveform.samples for speech in tts.generate_batch(TEXTS, seed=3)))
     reference = tts.voice(folder / "1.wav", transcript=TEXTS[1])
     yield "clone", digest(tts.generate(TEXTS[2], voice=reference, seed=5).codes)
 
 
 def programs(folder: Path) -> Iterator[tuple[str, str]]:
-    """The plain loop, as the documentation calls it."""
+    """`model.generate`, as in the documentation."""
     model = HiggsAudioForConditionalGeneration.from_pretrained(NANO, dtype=torch.float32)
     processor = HiggsAudioProcessor.from_pretrained(NANO)
     sounds = [{"type": "audio", "audio": str(folder / f"{number}.wav")} for number in (1, 2)]
@@ -116,7 +116,7 @@ def programs(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def training(folder: Path) -> Iterator[tuple[str, str]]:
-    """Three steps of each kind, through the command."""
+    """Three steps of each training command."""
     for name, recipe in RECIPES.items():
         output = folder / name
         filled = {
@@ -133,7 +133,7 @@ def training(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def digest(*arrays: np.ndarray) -> str:
-    """Of arrays, their types and shapes."""
+    """The hash of arrays, with their types and shapes."""
     total = hashlib.sha256()
     for array in map(np.ascontiguousarray, arrays):
         total.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())

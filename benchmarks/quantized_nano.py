@@ -1,9 +1,10 @@
-"""What fewer bits cost nano: logits, greedy choices, words. The second table of docs/small-machines.md.
+"""Measures what quantisation costs nano: logits, greedy codes, words. The second table of docs/small-machines.md.
 
     python benchmarks/quantized_nano.py OUT.jsonl [--sentences 20] [--voice ava]
 
-Each kind of weights reads the codes that float32 said, and its logits at every column are held against float32's; then
-it speaks for itself, with the same seeds, and whisper base listens. Resumable: what OUT.jsonl has is not done again.
+Each kind of weights computes logits for the codes that float32 generated, which are compared with those of float32;
+then it generates speech with the same seeds, which Whisper base transcribes. Rows that OUT.jsonl has are not measured
+again.
 """
 
 import argparse
@@ -27,9 +28,9 @@ KINDS = ("fp32", "int8", "nf4")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--sentences", type=int, default=20)
-    parser.add_argument("--voice", default="ava")
+    parser.add_argument("out", type=Path, help="JSON lines, appended to")
+    parser.add_argument("--sentences", type=int, default=20, help="held-out sentences (default: %(default)s)")
+    parser.add_argument("--voice", default="ava", help="(default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     lines = args.out.read_text(encoding="utf-8").splitlines() if args.out.is_file() else []
@@ -46,14 +47,14 @@ def main() -> None:
 
 
 def measure(kind: str, text: str, voice: str, seed: int) -> dict[str, Any]:
-    """One sentence: squared logit differences and equal choices out of how many, word errors out of how many."""
-    exact, here = reading("fp32", text, voice, seed), reading(kind, text, voice, seed)
-    speech = model_of(kind).generate(text, voice, seed=seed)
+    """One sentence: mean squared difference and variance of logits, share of equal greedy codes, word errors."""
+    exact, quantized = audio_logits("fp32", text, voice, seed), audio_logits(kind, text, voice, seed)
+    speech = load(kind).generate(text, voice, seed=seed)
     words = word_errors(text, transcribe([speech.waveform], "whisper-base")[0].text)
     return {
-        "difference": float((here - exact).square().mean()),
+        "difference": float((quantized - exact).square().mean()),
         "variance": float((exact - exact.mean(-1, keepdim=True)).square().mean()),
-        "agreement": float((here.argmax(-1) == exact.argmax(-1)).float().mean()),
+        "agreement": float((quantized.argmax(-1) == exact.argmax(-1)).float().mean()),
         "errors": words.errors,
         "words": words.total,
         "ended": speech.finish_reason == "stop",
@@ -62,10 +63,10 @@ def measure(kind: str, text: str, voice: str, seed: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 @torch.no_grad()
-def reading(kind: str, text: str, voice: str, seed: int) -> Tensor:
-    """Audio logits `[C, K, V]` at the columns of what float32 says, stream bos and eos left out."""
-    tts = model_of(kind)
-    codes = torch.from_numpy(said(text, voice, seed))  # [K, F]
+def audio_logits(kind: str, text: str, voice: str, seed: int) -> Tensor:
+    """Logits `[C, K, V]` at the columns that float32 generates, without those of stream bos and eos."""
+    tts = load(kind)
+    codes = torch.from_numpy(reference_codes(text, voice, seed))  # [K, F]
     prompt = compose([Turn(text, "SPEAKER0")], tts.voice(voice))
     features = tts.processor.apply_chat_template(to_messages(prompt), force_audio=True, output_labels=False)
     cache = tts.model(**features, use_cache=True).past_key_values
@@ -74,18 +75,21 @@ def reading(kind: str, text: str, voice: str, seed: int) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def said(text: str, voice: str, seed: int) -> Any:
-    """Codes `[K, F]` of float32."""
-    return model_of("fp32").generate(text, voice, seed=seed).codes
+def reference_codes(text: str, voice: str, seed: int) -> Any:
+    """Codes `[K, F]` that float32 generates."""
+    return load("fp32").generate(text, voice, seed=seed).codes
 
 
 @lru_cache
-def model_of(kind: str) -> HiggsAudio:
+def load(kind: str) -> HiggsAudio:
     return HiggsAudio.from_pretrained("nano", device="cpu", weights=None if kind == "fp32" else kind)
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["| weights | logits off by | same greedy code | WER | ended |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| weights | relative error of logits | same greedy code | WER | ended |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     for kind in KINDS:
         own = [row for row in rows if row["weights"] == kind]
         total = {name: sum(row[name] for row in own) for name in own[0] if name not in ("weights", "index")}

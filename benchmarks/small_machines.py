@@ -1,13 +1,15 @@
-"""Memory and speed of the full-size language model in bf16, int8 and 4 bits: the table of docs/small-machines.md.
+"""Measures memory and speed of the full-size language model in bf16, int8 and 4 bits: the first tables of
+docs/small-machines.md.
 
     python benchmarks/small_machines.py OUT.json [--weights bf16 int8 nf4] [--steps N] [--prompt TOKENS] [--threads N]
 
-Random weights in the published architecture, on a CPU. Each kind of weights is a process of its own, one after the
-other, since two do not fit into 24 GiB; what OUT.json has is not measured again. One decoder layer is quantised, by
-the same `from_pretrained` as any checkpoint, and then copied, which takes the memory of 28 and not the time.
+The model has random weights in the published architecture and runs on a CPU. Each kind of weights is measured in a
+process of its own, one after the other, since two do not fit into 24 GiB; kinds that OUT.json has are not measured
+again. One decoder layer is quantised, by the same `from_pretrained` as any checkpoint, and then copied: that takes the
+memory of 28 layers, but not the time to quantise them.
 
-Seconds are of the processor, on one thread by default, so that other work on the machine does not count. Layers are
-alike: what one and four of them take gives what 28 take (`--whole` runs them all).
+Times are CPU seconds, on one thread by default, so that other processes do not count. Layers are alike: the time of 28
+is extrapolated from those of one and of four (`--whole` runs all of them).
 """
 
 import argparse
@@ -25,7 +27,7 @@ import torch
 WEIGHTS = ("bf16", "int8", "nf4")
 GIB, GB = 2**30, 1e9
 CARDS = (8, 12, 16, 24)  # GiB
-POSITIONS = 4096  # of the KV cache in the sums: a prompt and about 2.5 minutes of sound
+POSITIONS = 4096  # of the KV cache in the sums: a prompt and about 2.5 minutes of audio
 RESERVE = 1.0 * GB  # assumed, not measured: CUDA's context, activations, dequantised matrices
 
 
@@ -47,27 +49,27 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
-    parser.add_argument("--steps", type=int, default=3, help="audio steps that are timed, after one that is not")
+    parser.add_argument("out", type=Path, help="JSON report")
+    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS), help="kinds to measure")
+    parser.add_argument("--steps", type=int, default=3, help="decode steps that are timed, after one that is not")
     parser.add_argument("--prompt", type=int, default=100, help="text tokens of the prefill")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--whole", action="store_true", help="time all layers: minutes for each kind of weights")
-    parser.add_argument("--only", choices=WEIGHTS, help=argparse.SUPPRESS)  # a process of its own
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
+    parser.add_argument("--whole", action="store_true", help="run all layers, which takes minutes per kind of weights")
+    parser.add_argument("--only", choices=WEIGHTS, help=argparse.SUPPRESS)  # for `in_own_process`
     return parser.parse_args()
 
 
 def in_own_process(weights: str, arguments: list[str]) -> dict[str, Any]:
-    """`measure` in a process that has held nothing else."""
+    """`measure` in a new process."""
     command = [sys.executable, __file__, *arguments, "--only", weights]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-# One kind of weights.
+# Measurement of one kind of weights.
 
 
 def measure(weights: str, num_steps: int, num_tokens: int, whole: bool) -> dict[str, Any]:
-    """Bytes and seconds of one kind of weights; then its text weights are taken home, and the bytes counted again."""
+    """Bytes and seconds of one kind of weights, and the bytes of text weights that can be offloaded to the host."""
     from higgs_audio.model.offload import num_bytes, offload_text
 
     before = resident_bytes()
@@ -77,12 +79,12 @@ def measure(weights: str, num_steps: int, num_tokens: int, whole: bool) -> dict[
     total = sum(num_bytes(parameter) for parameter in model.parameters())
     layer = sum(num_bytes(parameter) for parameter in model.model.layers[0].mlp.parameters())
     offload_text(model, "meta")
-    home = sum(num_bytes(parameter) for parameter in model.parameters() if parameter.device.type == "cpu")
+    offloaded = sum(num_bytes(parameter) for parameter in model.parameters() if parameter.device.type == "cpu")
     return {
-        "parameters": sum(parameter.numel() for parameter in small_shapes()),
+        "parameters": sum(parameter.numel() for parameter in meta_parameters()),
         "weight_bytes": total,
         "resident_bytes": resident,
-        "home_bytes": home,
+        "home_bytes": offloaded,
         "text_layer_bytes": layer,
         "whole": whole,
         "threads": torch.get_num_threads(),
@@ -91,7 +93,7 @@ def measure(weights: str, num_steps: int, num_tokens: int, whole: bool) -> dict[
 
 
 def full_size(weights: str) -> Any:
-    """The published architecture: one layer loaded as `weights`, 28 times."""
+    """The published architecture, with one layer loaded as `weights` and copied to 28."""
     from higgs_audio import HiggsAudioConfig, HiggsAudioForConditionalGeneration
     from higgs_audio.model.quantize import quantization_config
 
@@ -115,8 +117,8 @@ def full_size(weights: str) -> Any:
     return model
 
 
-def small_shapes() -> list[torch.Tensor]:
-    """The parameters of the architecture, without memory."""
+def meta_parameters() -> list[torch.Tensor]:
+    """The parameters of the architecture on the meta device."""
     from higgs_audio import HiggsAudioConfig, HiggsAudioForConditionalGeneration
 
     with torch.device("meta"):
@@ -124,7 +126,7 @@ def small_shapes() -> list[torch.Tensor]:
 
 
 def extrapolate(model: Any, num_steps: int, num_tokens: int) -> dict[str, float]:
-    """`time_model` from its first and its first four layers."""
+    """`time_model` extrapolated from the first layer and the first four layers."""
     layers, times = model.model.layers, {}
     for count in (1, 4):
         model.model.layers = layers[:count]
@@ -136,31 +138,31 @@ def extrapolate(model: Any, num_steps: int, num_tokens: int) -> dict[str, float]
 
 @torch.no_grad()
 def time_model(model: Any, num_steps: int, num_tokens: int) -> dict[str, float]:
-    """Seconds of one prefill of text, and the median of the audio steps that follow it."""
+    """Seconds of a prefill of text, and the median of the decode steps after it."""
     ids = torch.randint(0, 1000, (1, num_tokens))
-    began = time.process_time()
+    start = time.process_time()
     cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-    prefill = time.process_time() - began
+    prefill = time.process_time() - start
     steps = []
     for _ in range(num_steps + 1):
         column = torch.randint(0, 1024, (1, 1, model.config.audio_num_codebooks))
-        began = time.process_time()
+        start = time.process_time()
         model(audio_input_ids=column, past_key_values=cache, use_cache=True, with_text=False)
-        steps.append(time.process_time() - began)
+        steps.append(time.process_time() - start)
     return {"prefill_seconds": prefill, "step_seconds": statistics.median(steps[1:])}
 
 
 def resident_bytes() -> int:
-    """Bytes of this process in memory."""
+    """Resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
-# What fits.
+# Tables.
 
 
 def measured_rows(done: dict[str, Any]) -> list[str]:
     rows = [
-        "| weights | bytes | resident, measured | text weights at home | left on the device | a step | prefill |",
+        "| weights | bytes | resident, measured | text weights on the host | left on the device | a step | prefill |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for weights, m in done.items():
@@ -171,25 +173,25 @@ def measured_rows(done: dict[str, Any]) -> list[str]:
 
 
 def fitting_rows(done: dict[str, Any]) -> list[str]:
-    """Each variant's sum on the device, and the cards that hold it."""
+    """The memory that each variant needs on the device, and the cards that have it."""
     codec = codec_bytes()
     rows = [
         f"| weights | text weights | audio tokenizer | sum | {' | '.join(f'{card} GB' for card in CARDS)} |",
         f"| --- | --- | --- | ---: | {' | '.join('---' for _ in CARDS)} |",
     ]
     for weights, m in done.items():
-        for home in (False, True):
-            for codec_at_home in (False, True):
-                kept = m["weight_bytes"] - home * (m["home_bytes"] - m["text_layer_bytes"])
-                total = kept + cache_bytes() + RESERVE + (not codec_at_home) * codec
+        for text_on_host in (False, True):
+            for codec_on_host in (False, True):
+                kept = m["weight_bytes"] - text_on_host * (m["home_bytes"] - m["text_layer_bytes"])
+                total = kept + cache_bytes() + RESERVE + (not codec_on_host) * codec
                 fits = ["yes" if total <= card * GIB else "no" for card in CARDS]
-                places = ["host" if there else "device" for there in (home, codec_at_home)]
+                places = ["host" if on_host else "device" for on_host in (text_on_host, codec_on_host)]
                 rows.append(f"| {weights} | {' | '.join(places)} | {total / GB:.1f} GB | {' | '.join(fits)} |")
     return rows
 
 
 def codec_bytes() -> int:
-    """Of the published audio tokenizer, float32."""
+    """Bytes of the published audio tokenizer in float32."""
     from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 
     with torch.device("meta"):
@@ -199,7 +201,7 @@ def codec_bytes() -> int:
 
 
 def cache_bytes() -> int:
-    """Of a KV cache in bf16."""
+    """Bytes of a KV cache in bf16."""
     from higgs_audio import HiggsAudioConfig
 
     text = HiggsAudioConfig().text_config

@@ -1,21 +1,20 @@
-"""From text to sound, as a user sees it: real-time factor, first sound, several texts at once.
+"""Measures text to speech as a user sees it: real-time factor, time to the first audio, several texts at once.
 
     python benchmarks/speech.py [OUT.json] [--model nano] [--rounds 5] [--together 16]
 
-In one process that has spoken before. A round speaks a text alone, `stream`s it as it is certain and with low latency,
-and speaks `--together` different sentences at once and one after another; figures are medians over rounds, ratios
-within a round.
+All rounds run in one process, after a first round that is not counted. A round generates a text alone, with and without
+guidance, streams it with and without low latency, and generates `--together` different sentences one after another and
+at once. Figures are medians over rounds (minimum to maximum), ratios are taken within a round.
 """
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import clock, spread
 
 from higgs_audio import HiggsAudio
 
@@ -43,10 +42,10 @@ SENTENCES = (  # of five to fifteen words
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="?", type=Path)
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--together", type=int, default=16)
+    parser.add_argument("out", nargs="?", type=Path, help="JSON report")
+    parser.add_argument("--model", default="nano", help="checkpoint: a name or a folder (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
+    parser.add_argument("--together", type=int, default=16, help="sentences of a batch (default: %(default)s)")
     args = parser.parse_args()
     tts = HiggsAudio.from_pretrained(args.model)
     rounds = [measure(tts, number, args.together) for number in range(args.rounds + 1)][1:]  # the first warms up
@@ -59,11 +58,11 @@ def main() -> None:
 
 
 def measure(tts: HiggsAudio, seed: int, together: int) -> dict[str, float]:
-    """One round. Sound that is made in a second, and what is asked of the first of it."""
+    """The figures of one round."""
     alone, speech = timed(lambda: tts.generate(TEXT, seed=seed))
     plain, unguided = timed(lambda: tts.generate(TEXT, seed=seed, text_guidance_scale=1.0))
     first, _ = timed(lambda: next(tts.stream(TEXT, seed=seed)))
-    soon, _ = timed(lambda: next(tts.stream(TEXT, seed=seed, low_latency=True)))
+    first_low_latency, _ = timed(lambda: next(tts.stream(TEXT, seed=seed, low_latency=True)))
     texts = [SENTENCES[number % len(SENTENCES)] for number in range(together)]
     serial, one_by_one = timed(lambda: [tts.generate(text, seed=seed) for text in texts])
     at_once, batch = timed(lambda: tts.generate_batch(texts, seed=seed))
@@ -72,20 +71,17 @@ def measure(tts: HiggsAudio, seed: int, together: int) -> dict[str, float]:
         "real-time factor": alone / speech.seconds,
         "real-time factor without guidance": plain / unguided.seconds,
         "first sound, s": first,
-        "first sound with low latency, s": soon,
+        "first sound with low latency, s": first_low_latency,
         f"sound a second, {together} at once, s": rate,
         "times one after another": rate / (sum(one.seconds for one in one_by_one) / serial),
     }
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    begin = time.perf_counter()
+    """Seconds that the work takes, and its result."""
+    start = clock()
     result = work()
-    return time.perf_counter() - begin, result
-
-
-def spread(values: list[float]) -> list[float]:
-    return [statistics.median(values), min(values), max(values)]
+    return clock() - start, result
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""Training steps a second: ours, transformers' own class, and what a DualFFN costs; the same batches, in turns.
+"""Compares training speed: this package, the class of transformers, and dense models in place of the DualFFN.
 
     python benchmarks/training.py RECIPE.yaml OUT.json [--rounds 5] [--steps 4] [--set key=value ...]
 
-RECIPE is one of a language model (`recipes/ablation-lm-dual.yaml`), by name alone and without the guide, so that every
-row does the same: forward, loss of text and of each codebook, backward, clipping, AdamW. A round takes every row
-through the same `--steps` batches; ratios are medians of those within a round. "Dense" has one feed-forward of the
-recipe's width, "equal" one of twice that width: as many parameters as the DualFFN.
+RECIPE trains a language model (`recipes/ablation-lm-dual.yaml`). Parts of it that transformers lacks are switched off,
+so that all rows do the same: forward, loss of text and of each codebook, backward, clipping, AdamW. A round trains
+every row on the same `--steps` batches; ratios are medians of the ratios within a round. "dense" has one feed-forward
+network of the recipe's width, "equal" one of twice that width: as many parameters as the DualFFN.
 """
 
 import argparse
 import copy
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -21,19 +20,20 @@ from typing import Any
 
 import torch
 from engine import twin_of
+from timing import clock, spread
 
 from higgs_audio.data.shards import read_encoded_clips
 from higgs_audio.prompt.processor import HiggsAudioProcessor
-from higgs_audio.train_lm.batches import Order, training_steps
+from higgs_audio.train_lm.batches import BatchOrder, training_steps
 from higgs_audio.train_lm.composer import Composer, usable
-from higgs_audio.train_lm.lm import assemble, cutter_of, train_step
-from higgs_audio.train_lm.recipe import LanguageModelRecipe, mix_of
-from higgs_audio.train_lm.start import first_model
+from higgs_audio.train_lm.lm import build_module, micro_batcher, train_step
+from higgs_audio.train_lm.recipe import LanguageModelRecipe, example_mix
+from higgs_audio.train_lm.start import initial_model
 from higgs_audio.training.parallel import World, join_world
 from higgs_audio.training.recipe import load_recipe
 from higgs_audio.training.run import apply_step, decay_groups
 
-ALIKE = {
+COMPARABLE = {
     "reference_share": 0.0,
     "several_share": 0.0,
     "guide_weight": 0.0,
@@ -50,7 +50,7 @@ Step = Callable[[Any, int], None]
 def main() -> None:
     args = parse_arguments()
     recipe = replace(
-        load_recipe(args.recipe, LanguageModelRecipe, dict(entry.split("=", 1) for entry in args.set)), **ALIKE
+        load_recipe(args.recipe, LanguageModelRecipe, dict(entry.split("=", 1) for entry in args.set)), **COMPARABLE
     )
     world = join_world(recipe.device)
     processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
@@ -64,48 +64,48 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("out")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("recipe", help="YAML recipe of a language model")
+    parser.add_argument("out", help="JSON report")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="training steps of a round (default: %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
     return parser.parse_args()
 
 
 def prepare(
     recipe: LanguageModelRecipe, processor: HiggsAudioProcessor, world: World, num_steps: int
 ) -> tuple[list[Any], float]:
-    """Micro-batches of some steps, and the seconds of sound that are trained in them."""
+    """The micro-batches of so many steps, and the seconds of audio in them."""
     samples = usable(read_encoded_clips(recipe.data), recipe.profiles)
-    composer = Composer(samples, recipe.profiles, recipe.default_speaker, mix_of(recipe))
-    cutter = cutter_of(recipe, first_model(recipe, processor), processor, world, {})
-    steps = training_steps(composer, samples, Order(recipe.batch_positions, 0, recipe.seed), 0, cutter, 0)
+    composer = Composer(samples, recipe.profiles, recipe.default_speaker, example_mix(recipe))
+    cutter = micro_batcher(recipe, initial_model(recipe, processor), processor, world, {})
+    steps = training_steps(composer, samples, BatchOrder(recipe.batch_positions, 0, recipe.seed), 0, cutter, 0)
     batches = [cutter.finish(shares, number, 0.0) for number, (shares, _) in enumerate(islice(steps, num_steps))]
     frames = sum(int((batch.inputs["audio_labels"][..., 0] >= 0).sum()) for step in batches for batch in step)
     return batches, frames / FRAME_RATE
 
 
 def steppers(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor, world: World) -> dict[str, Step]:
-    """Every row as a function of a step's batches and its number."""
+    """For each row a function that runs one step, from its micro-batches and its number."""
     wide = {**recipe.text_config, "intermediate_size": 2 * recipe.text_config["intermediate_size"]}
     recipes = {
         "DualFFN": recipe,
         "dense": replace(recipe, audio_adapter_type="stack"),
         "equal": replace(recipe, audio_adapter_type="stack", text_config=wide),
     }
-    twin = twin_of(copy.deepcopy(first_model(recipe, processor))).train().to(world.device)
+    twin = twin_of(copy.deepcopy(initial_model(recipe, processor))).train().to(world.device)
     rows = {"transformers": theirs(twin, recipe)}
     return rows | {name: ours(one, processor, world) for name, one in recipes.items()}
 
 
 def ours(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor, world: World) -> Step:
-    lesson = assemble(first_model(recipe, processor).train(), recipe, world)
-    optimizer = torch.optim.AdamW(decay_groups(lesson, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
-    return lambda batches, number: train_step(lesson, optimizer, batches, recipe, world, number) and None
+    module = build_module(initial_model(recipe, processor).train(), recipe, world)
+    optimizer = torch.optim.AdamW(decay_groups(module, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
+    return lambda batches, number: train_step(module, optimizer, batches, recipe, world, number) and None
 
 
 def theirs(twin: Any, recipe: LanguageModelRecipe) -> Step:
-    """The loop that their documentation shows: the loss of the forward pass, backward, step."""
+    """The loop of the documentation of transformers: the loss of the forward pass, backward, step."""
     optimizer = torch.optim.AdamW(decay_groups(twin, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
 
     def step(batches: Any, number: int) -> None:
@@ -121,17 +121,11 @@ def theirs(twin: Any, recipe: LanguageModelRecipe) -> Step:
 
 
 def measure(step: Step, batches: list[Any]) -> float:
-    """Seconds of all batches."""
-    begin = clock()
+    """Seconds of the steps."""
+    start = clock()
     for number, batch in enumerate(batches):
         step(batch, number)
-    return clock() - begin
-
-
-def clock() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return clock() - start
 
 
 def summary(rounds: list[dict[str, float]], seconds: float, args: argparse.Namespace) -> dict[str, Any]:
@@ -149,12 +143,8 @@ def summary(rounds: list[dict[str, float]], seconds: float, args: argparse.Names
     return {"arguments": vars(args), "threads": torch.get_num_threads(), "seconds of sound": seconds, "rows": rows}
 
 
-def spread(ratios: list[float]) -> list[float]:
-    return [statistics.median(ratios), min(ratios), max(ratios)]
-
-
 def table(report: dict[str, Any]) -> str:
-    lines = ["| | sound trained a second | times transformers | of dense |", "| --- | ---: | ---: | ---: |"]
+    lines = ["| | audio trained per second | times transformers | of dense |", "| --- | ---: | ---: | ---: |"]
     for row in report["rows"]:
         ratio, share = row["over transformers"], row["over dense"]
         lines.append(

@@ -1,4 +1,4 @@
-"""Speech from text: output.wav.
+"""Generate speech from a text, and write output.wav.
 
     python examples/text.py [CHECKPOINT]
 """

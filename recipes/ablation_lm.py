@@ -25,11 +25,11 @@ from evaluate import VOICES, source_folder
 from higgs_audio import NANO, HiggsAudio, HiggsAudioForConditionalGeneration, HiggsAudioProcessor
 from higgs_audio.data.shards import read_encoded_clips
 from higgs_audio.evaluate.benchmark import heldout
-from higgs_audio.evaluate.item import Spoken
+from higgs_audio.evaluate.item import Synthesis
 from higgs_audio.evaluate.metrics import bootstrap_interval
 from higgs_audio.evaluate.run import run
 from higgs_audio.train_lm.collate import collate
-from higgs_audio.train_lm.composer import Composer, Mix
+from higgs_audio.train_lm.composer import Composer, ExampleMix
 from higgs_audio.train_lm.losses import LanguageModelLoss, counts
 
 ARMS = {"DualFFN": "lm-dual", "one feed-forward": "lm-single", "one of twice the width": "lm-equal"}
@@ -77,7 +77,7 @@ def clip_losses(model: Path, folder: str) -> list[list[list[float]]]:
     processor = HiggsAudioProcessor.from_pretrained(NANO)
     lesson = LanguageModelLoss(HiggsAudioForConditionalGeneration.from_pretrained(model, dtype=torch.float32)).eval()
     samples = [sample for sample in read_encoded_clips(folder) if sample.speaker in PROFILES][:NUM_CLIPS]
-    composer = Composer(samples, PROFILES, "heart", Mix(reference=0.0, plain=0.0))
+    composer = Composer(samples, PROFILES, "heart", ExampleMix(reference=0.0, plain=0.0))
     found = []
     for number in range(len(samples)):
         dialogue = composer.compose(number, torch.Generator().manual_seed(number))
@@ -87,7 +87,7 @@ def clip_losses(model: Path, folder: str) -> list[list[list[float]]]:
     return found
 
 
-def speaker(model: Path) -> Callable[[str, str, int], Spoken]:
+def speaker(model: Path) -> Callable[[str, str, int], Synthesis]:
     """A system of this language model and nano's audio tokenizer."""
 
     @cache
@@ -98,9 +98,9 @@ def speaker(model: Path) -> Callable[[str, str, int], Spoken]:
             HiggsAudioForConditionalGeneration.from_pretrained(model, dtype=torch.float32), processor, voices
         )
 
-    def speak(text: str, voice: str, draw: int) -> Spoken:
+    def speak(text: str, voice: str, draw: int) -> Synthesis:
         speech = loaded().generate(text, voice, seed=draw, **SAMPLING)
-        return Spoken(speech.waveform, speech.finish_reason == "stop")
+        return Synthesis(speech.waveform, speech.finish_reason == "stop")
 
     return speak
 

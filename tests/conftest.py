@@ -1,11 +1,11 @@
-"""What several test files need: a tiny random checkpoint with the layout of the one that the package ships."""
+"""Fixtures of several test files: a tiny checkpoint and a tiny teacher, both with random weights."""
 
 import json
 import os
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # tests see no network
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers side by side: two threads each take ten times as long
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each take ten times as long
 
 import pytest
 import torch
@@ -51,14 +51,14 @@ TINY_HUBERT = {
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder that makes noise, not speech: random weights, nano's tokenizer, two voices."""
+    """A checkpoint folder with random weights, which generates noise: nano's text tokenizer, two voices."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     tokenizer = nano_tokenizer().build()
     codec = HiggsAudioTokenizer(
         HiggsAudioTokenizerConfig(acoustic_model_config=TINY_BODY, semantic_model_config=TINY_HUBERT, codebook_dim=8)
     ).eval()
-    for layer in codec.quantizer.modules():  # codebooks wait for k-means; random entries do as well
+    for layer in codec.quantizer.modules():  # new codebooks are empty until training fills them
         for name, table in layer.named_buffers(recurse=False):
             if table.is_floating_point() and table.ndim == 2:
                 setattr(layer, name, torch.randn(table.shape))
@@ -72,7 +72,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher that has heard nothing: random weights."""
+    """An untrained teacher: random weights."""
     folder = tmp_path_factory.mktemp("teacher")
     new_teacher(HUBERT, seed=0).save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""A corpus to train on: sentences whose phones are hummed, in a folder with a manifest."""
+"""A synthetic corpus for training tests: each phone of a sentence is a tone; the folder has a manifest."""
 
 import json
 
@@ -30,33 +30,33 @@ TEXTS = (
 
 
 def hum(text):
-    """A sound of a tone for each phone, 80 ms each, and the phones' times; between two phones of a kind is a dip."""
-    spoken, length = phones(text), int(0.08 * RATE)
+    """Returns samples with an 80 ms tone per phone, and the times of the phones; a dip separates equal phones."""
+    sequence, length = phones(text), int(0.08 * RATE)
     tones = []
-    for phone in spoken:
+    for phone in sequence:
         pitch = 100 * 1.06 ** phone_ids(phone)[0]
         tone = np.sin(2 * np.pi * pitch * np.arange(length) / RATE) * np.hanning(length)
         tones.append(0.5 * tone)
-    times = [(phone, round(0.08 * i, 3), round(0.08 * (i + 1), 3)) for i, phone in enumerate(spoken)]
+    times = [(phone, round(0.08 * i, 3), round(0.08 * (i + 1), 3)) for i, phone in enumerate(sequence)]
     return np.concatenate(tones).astype(np.float32), times
 
 
 def write_corpus(folder, entries):
-    """`entries` of (id, fields): a manifest and, where the fields have a text to hum, the sound."""
+    """Writes a manifest of `entries`, (id, fields) each, and an audio file for each entry without `seconds`."""
     lines = []
     for name, fields in entries:
         line = {"id": name, "speaker": "ava", "audio": f"{name}.wav", **fields}
         if "seconds" not in line:
-            sound, times = hum(line["text"])
-            soundfile.write(folder / line["audio"], sound, RATE)
-            line |= {"seconds": len(sound) / RATE} | ({"phones": times} if line.pop("timed", False) else {})
+            samples, times = hum(line["text"])
+            soundfile.write(folder / line["audio"], samples, RATE)
+            line |= {"seconds": len(samples) / RATE} | ({"phones": times} if line.pop("timed", False) else {})
         lines.append(json.dumps(line))
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
 def write_samples(folder, samples):
-    """Prepared clips with the codes given, in the files that `prepare` writes."""
+    """Writes prepared clips, (text, codes [K, F], phones [F]) each, in the files that `prepare` writes."""
     lines, offset = [], 0
     for number, (text, codes, _) in enumerate(samples):
         fields = {"id": f"{number}", "text": text, "phonemes": phonemize(text), "speaker": "ava", "kept": "kept"}
@@ -64,7 +64,7 @@ def write_samples(folder, samples):
         offset += codes.shape[1]
     arrays = {
         "codes": np.concatenate([codes for _, codes, _ in samples], axis=1).astype(np.uint16),
-        "phones": np.concatenate([heard for *_, heard in samples]).astype(np.uint16),
+        "phones": np.concatenate([labels for *_, labels in samples]).astype(np.uint16),
     }
     save_file(arrays, folder / "part-0000.safetensors")
     (folder / "part-0000.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

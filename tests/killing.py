@@ -1,4 +1,4 @@
-"""Runs that die in the middle of a step."""
+"""Training runs that are interrupted in the middle of a step."""
 
 import itertools
 
@@ -6,11 +6,11 @@ from higgs_audio.training import run
 
 
 class KilledError(BaseException):
-    """Stands for the signal: nothing catches it."""
+    """Simulates a signal: no handler catches it."""
 
 
 def kill_at(monkeypatch, module, step):
-    """Lets the run of `module` die before the optimizer's step number `step`, counted from 1."""
+    """Interrupts the training run of `module` before optimizer step `step`, counted from 1."""
     name = "apply_step" if hasattr(module, "apply_step") else "apply_gradients"
     calls, original = itertools.count(1), getattr(run, name)
 

@@ -1,6 +1,6 @@
-"""What tests against transformers' own Higgs Audio classes share: tiny models of ours and their twins there.
+"""Tiny models, and the same models built from the Higgs Audio classes of transformers, which serve as oracles.
 
-transformers' classes are oracles of the numbers, in tests alone; the package never imports them.
+Only tests use these classes of transformers; the package never imports them.
 """
 
 import importlib
@@ -68,7 +68,7 @@ def make_config(text=None, **fields):
 
 
 def fill(model, seed=0):
-    """N(0, 0.25) for matrices and 1 + N(0, 0.1) for norms: at the usual 0.02 hardly anything depends on anything."""
+    """N(0, 0.25) for matrices and 1 + N(0, 0.1) for norms; with the usual 0.02, outputs hardly depend on inputs."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -78,7 +78,7 @@ def fill(model, seed=0):
 
 
 def language_twin(model):
-    """transformers' HiggsAudioV2ForConditionalGeneration of the sizes, ids and weights of ours."""
+    """The HiggsAudioV2ForConditionalGeneration of transformers with the sizes, ids and weights of our model."""
     config, text = model.config, model.config.text_config
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     names += ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings")
@@ -101,7 +101,7 @@ def language_twin(model):
 
 
 def twin_columns(twin, batch, steps, **options):
-    """Columns [B, n, K] of transformers' loop, greedy unless the options say otherwise, without the prompt's."""
+    """Columns [B, n, K] that `generate` of transformers appends to the prompt; greedy by default."""
     ids = {name: getattr(twin.config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     config = GenerationConfig(**{"max_new_tokens": steps, "do_sample": False, **ids, **options})
     columns = twin.generate(**batch, generation_config=config)
@@ -113,7 +113,7 @@ def make_codes(num_frames, seed, size=V):
 
 
 def make_prompt(text, codes=(), end=(AUDIO_OUT_BOS,)):
-    """Token ids and columns [n, K] of a prompt: reference sounds, then text, then `end`."""
+    """Token ids and columns [n, K] of a prompt: reference recordings, then text, then `end`."""
     ids, columns = [BEGIN], []
     for segment in codes:
         delayed = apply_delay(segment, BOS, EOS)
@@ -136,7 +136,7 @@ def collate(prompts):
 
 
 def silence(model, codebooks, id):
-    """Makes the greedy model never choose `id` in these codebooks: its logit is the mean of those of the codes."""
+    """Keeps greedy sampling from `id` in these codebooks: its logit becomes the mean of those of the codes."""
     config = model.config
     with torch.no_grad():
         weight = model.audio_lm_head.weight.view(config.audio_num_codebooks, config.codebook_rows, -1)
@@ -146,7 +146,7 @@ def silence(model, codebooks, id):
 
 # The audio tokenizer.
 
-RESIDUES = (0, 118, 119, 631, 632, 959)  # the edges of the lengths at which the acoustic branch lacks a frame
+RESIDUES = (0, 118, 119, 631, 632, 959)  # bounds of the lengths for which the acoustic branch has one frame less
 TOKENIZER_MODULE = "transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer"
 DAC_FIELDS = ("encoder_hidden_size", "decoder_hidden_size", "downsampling_ratios", "upsampling_ratios", "hidden_size")
 HUBERT = {
@@ -160,7 +160,7 @@ HUBERT = {
     **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
     "layerdrop": 0.0,
 }
-# Narrow, but as deep and with the kernels of the real ones: the receptive fields are those of the real ones.
+# Narrow, but with the depths and kernels of the published bodies, and so with their receptive fields.
 BODIES = {
     "dac": {"body": "dac", "encoder_hidden_size": 4, "decoder_hidden_size": 32, "hidden_size": 8},
     "vocos": {"body": "vocos", "hidden_size": 8, "encoder_widths": [16, 16], "decoder_widths": [24, 16]},
@@ -184,7 +184,7 @@ def make_tokenizer(body, seed=0, gain=0.5, **fields):
 
 
 def make_sound(num_samples, batch=1, seed=0):
-    """Noise [B, 1, S] that gets louder and softer, as speech does."""
+    """Noise [B, 1, S] with the varying loudness of speech."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(batch, 1, num_samples, generator=generator)
     return 0.2 * noise * (1 + torch.sin(torch.arange(num_samples) / 2000))
@@ -192,16 +192,16 @@ def make_sound(num_samples, batch=1, seed=0):
 
 @contextmanager
 def stand_in_torchaudio():
-    """A `torchaudio` of one function, the resampler that transformers' tokenizer needs, for CPU builds without one.
+    """A `torchaudio` module with only the resampler that the tokenizer of transformers needs.
 
-    It is there while the tests of a file run, and taken away again.
+    CPU builds of torch may come without torchaudio. The module is removed when the context ends.
     """
     torchaudio = types.ModuleType("torchaudio")
     torchaudio.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
     torchaudio.functional = types.SimpleNamespace(resample=resample)
     sys.modules["torchaudio"] = torchaudio
     import_utils.is_torchaudio_available.cache_clear()
-    # Where a processor looks the class up stands a refusal, made when transformers saw no torchaudio.
+    # transformers replaced the class by a placeholder that raises, because it found no torchaudio.
     names = vars(processing_utils.transformers_module)
     names["HiggsAudioV2TokenizerModel"] = importlib.import_module(TOKENIZER_MODULE).HiggsAudioV2TokenizerModel
     try:
@@ -214,7 +214,7 @@ def stand_in_torchaudio():
 
 
 def tokenizer_twin(config):
-    """transformers' HiggsAudioV2TokenizerModel of the sizes of our `dac` config; needs torchaudio or its stand-in."""
+    """The HiggsAudioV2TokenizerModel of transformers with the sizes of our config; needs torchaudio or its stand-in."""
     module = importlib.import_module(TOKENIZER_MODULE)
     acoustic = DacConfig(**{name: config.acoustic[name] for name in DAC_FIELDS})
     theirs = module.HiggsAudioV2TokenizerConfig(
@@ -228,9 +228,9 @@ def tokenizer_twin(config):
 
 
 def randomize(model, seed, gain):
-    """Noise in every parameter and codebook that keeps signals at their size, in the sound's decoder times `gain`.
+    """Fills parameters and codebooks with noise that keeps the scale of signals, times `gain` in the acoustic decoder.
 
-    Initial weights shrink what passes through, which would hide an error beside the first layers.
+    The usual initial weights shrink signals, which would hide errors behind the first layers.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -251,7 +251,7 @@ def randomize(model, seed, gain):
 
 
 def nano_tokenizer():
-    """The recipe's module that builds nano's text tokenizer."""
+    """The module of the recipe that builds the text tokenizer of nano."""
     spec = importlib.util.spec_from_file_location("nano_tokenizer", ROOT / "recipes" / "nano" / "tokenizer.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

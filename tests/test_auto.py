@@ -1,4 +1,4 @@
-"""Auto classes: ours read every layout, transformers' own know our model types, whichever is imported first."""
+"""Auto classes: ours read every layout, and those of transformers resolve our model types in any order of imports."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from higgs_audio import NANO, AutoProcessor, AutoTokenizer
-from higgs_audio.auto import is_ours
+from higgs_audio.auto import is_higgs_audio
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.errors import CheckpointError
 from higgs_audio.prompt.config import PUBLISHED_CODEC
@@ -42,7 +42,8 @@ HiggsAudioProcessor
     [
         "import higgs_audio, transformers",
         "from transformers import AutoModel, AutoProcessor; import higgs_audio",
-        "from higgs_audio.codec import HiggsAudioTokenizer",  # ours half imported while transformers' Auto classes come
+        # Imports the Auto classes of transformers while our package is half imported.
+        "from higgs_audio.codec import HiggsAudioTokenizer",
     ],
 )
 def test_auto_classes_of_transformers_resolve_our_types(tiny_checkpoint, imports):
@@ -62,7 +63,7 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
 
 @pytest.fixture
 def layouts(tiny_checkpoint, tmp_path):
-    """The tiny checkpoint's text tokenizer in each layout; the audio tokenizer lies elsewhere or nowhere."""
+    """The text tokenizer of the tiny checkpoint in each layout, with an audio tokenizer in another folder or none."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint)
     made = {name: tmp_path / name for name in ("original", "transformers")}
     for name, folder in made.items():
@@ -80,8 +81,8 @@ def layouts(tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["ours", "nano", "original", "transformers"])
-def test_every_layout_gives_our_processor_and_the_fast_tokenizer(layouts, layout):
-    assert is_ours(layouts[layout])
+def test_auto_classes_load_our_processor_and_fast_tokenizer_from_every_layout(layouts, layout):
+    assert is_higgs_audio(layouts[layout])
     processor = AutoProcessor.from_pretrained(layouts[layout], device_map="cpu", torch_dtype="auto")
     assert isinstance(processor, HiggsAudioProcessor)
     assert isinstance(AutoTokenizer.from_pretrained(layouts[layout]), PreTrainedTokenizerFast)
@@ -89,7 +90,7 @@ def test_every_layout_gives_our_processor_and_the_fast_tokenizer(layouts, layout
         assert isinstance(processor.audio_tokenizer, HiggsAudioTokenizer)
 
 
-def test_the_original_layout_asks_for_its_audio_tokenizer_only_when_it_is_needed(layouts, tiny_checkpoint):
+def test_the_original_layout_loads_its_audio_tokenizer_on_first_use(layouts, tiny_checkpoint):
     processor = AutoProcessor.from_pretrained(layouts["original"])
     conversation = [{"role": "user", "content": [{"type": "audio", "audio": torch.zeros(24000)}]}]
     assert processor.apply_chat_template([{"role": "user", "content": "Hi"}]).input_ids.shape[0] == 1
@@ -100,15 +101,15 @@ def test_the_original_layout_asks_for_its_audio_tokenizer_only_when_it_is_needed
         assert processor.apply_chat_template(conversation).audio_input_ids.shape == (1, 34, 8)
 
 
-def test_anything_else_is_left_to_transformers(tmp_path):
-    """A Llama folder with nothing but a tokenizer: transformers' own AutoProcessor gives that."""
+def test_other_models_are_loaded_by_transformers(tmp_path):
+    """From a Llama folder with only a tokenizer, AutoProcessor of transformers returns the tokenizer."""
     PreTrainedTokenizerFast.from_pretrained(NANO).save_pretrained(tmp_path)
     AutoConfig.for_model("llama").save_pretrained(tmp_path)
-    assert not is_ours(tmp_path)
+    assert not is_higgs_audio(tmp_path)
     for kind in (AutoProcessor, AutoTokenizer):
         assert isinstance(kind.from_pretrained(tmp_path), PreTrainedTokenizerFast)
 
 
-def test_a_repository_that_cannot_be_had_is_an_error_of_transformers():
+def test_an_unreachable_repository_raises_the_error_of_transformers():
     with pytest.raises(OSError, match=r"huggingface\.co"):
         AutoTokenizer.from_pretrained("higgs-audio-tests/no-such-repository")

@@ -1,4 +1,4 @@
-"""`higgs-audio convert`: every layout through every other and back, bit by bit, and nothing half written."""
+"""`higgs-audio convert`: bit-exact round trips through all layouts, and destinations that are complete or absent."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from transformers import HiggsAudioV2ForConditionalGeneration
 from higgs_audio import HiggsAudio, HiggsAudioConfig, HiggsAudioForConditionalGeneration
 from higgs_audio import convert as package
 from higgs_audio.checkpoint.layouts import LAYOUTS
-from higgs_audio.checkpoint.weights import Weight, open_weights
+from higgs_audio.checkpoint.weights import Weight, open_weights, save_weights
 from higgs_audio.convert import convert
 from higgs_audio.errors import CheckpointError, OptionError
 from higgs_audio.prompt.processor import HiggsAudioProcessor
@@ -45,12 +45,12 @@ def source(tiny_checkpoint, tmp_path_factory) -> Path:
 
 
 def stored(folder: Path) -> dict[str, Tensor]:
-    """Every tensor in the files, by the names there."""
+    """Name in the files -> tensor."""
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def bits(folder: Path) -> dict[str, tuple[str, bytes]]:
-    """Our name -> dtype and bytes."""
+    """Name in our module tree -> dtype and bytes."""
     return {
         name: (weight.get_dtype(), weight[...].contiguous().view(torch.uint8).numpy().tobytes())
         for name, weight in open_weights(folder).items()
@@ -58,7 +58,7 @@ def bits(folder: Path) -> dict[str, tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize(("first", "second"), list(permutations(LAYOUTS, 2)))
-def test_every_layout_goes_through_every_other_and_back_without_losing_a_bit(first, second, source, tmp_path):
+def test_a_round_trip_through_any_two_layouts_keeps_every_bit(first, second, source, tmp_path):
     there = convert(source, tmp_path / "a", first)
     back = convert(convert(there, tmp_path / "b", second), tmp_path / "c", first)
     theirs, ours = stored(there), stored(back)
@@ -66,7 +66,7 @@ def test_every_layout_goes_through_every_other_and_back_without_losing_a_bit(fir
     assert all(torch.equal(theirs[name], ours[name]) and theirs[name].dtype == torch.bfloat16 for name in theirs)
     assert bits(source) == bits(tmp_path / "b") == bits(back)
     ignored = (str(tmp_path / "a"), str(tmp_path / "c"))
-    for file in sorted(path.relative_to(there) for path in there.glob("*.json")):  # codec/ is the codec's affair
+    for file in sorted(path.relative_to(there) for path in there.glob("*.json")):  # codec/ is tested below
         contents = [(folder / file).read_text(encoding="utf-8") for folder in (there, back)]
         contents = [text.replace(path, "") for text, path in zip(contents, ignored, strict=True)]
         if file.name != "generation_config.json":
@@ -75,7 +75,7 @@ def test_every_layout_goes_through_every_other_and_back_without_losing_a_bit(fir
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_audio_tokenizer_inside_is_converted_too(layout, source, tmp_path):
+def test_the_audio_tokenizer_is_converted_with_the_checkpoint(layout, source, tmp_path):
     convert(source, tmp_path / "a", layout)
     convert(tmp_path / "a", tmp_path / "b", "native")
     theirs, ours = (
@@ -84,14 +84,14 @@ def test_the_audio_tokenizer_inside_is_converted_too(layout, source, tmp_path):
     )
     assert theirs.keys() == ours.keys()
     worst = max(float((theirs[name].float() - ours[name].float()).abs().max()) for name in ours if ours[name].numel())
-    assert worst < 1e-6  # weight normalisation, which the original stores, rounds; nothing else does
+    assert worst < 1e-6  # only the weight normalisation that the original stores rounds
     has_pickle = (tmp_path / "a" / "codec" / "model.pth").exists()
     assert has_pickle == (layout == "boson")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_export_speaks(layout, tiny_checkpoint, tmp_path):
-    """The same codes as before: tokenizer, voices, sampling and audio tokenizer come along."""
+def test_every_layout_generates_the_same_speech(layout, tiny_checkpoint, tmp_path):
+    """Text tokenizer, voices, sampling options and audio tokenizer are converted with the weights."""
     spoken = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu").generate("Hi there.", "joe", seed=1)
     convert(tiny_checkpoint, tmp_path / layout, layout)
     again = HiggsAudio.from_pretrained(tmp_path / layout, device="cpu").generate("Hi there.", "joe", seed=1)
@@ -100,7 +100,7 @@ def test_every_export_speaks(layout, tiny_checkpoint, tmp_path):
 
 
 @torch.no_grad()
-def test_what_transformers_loads_from_our_export_gives_our_logits(source, tmp_path):
+def test_transformers_computes_the_same_logits_from_a_converted_checkpoint(source, tmp_path):
     ours = HiggsAudioForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     folder = convert(source, tmp_path / "x", "transformers")
     theirs, report = HiggsAudioV2ForConditionalGeneration.from_pretrained(
@@ -122,7 +122,7 @@ def test_what_transformers_loads_from_our_export_gives_our_logits(source, tmp_pa
     assert (theirs.generation_config.temperature, theirs.generation_config.ras_win_len) == (0.7, 7)
 
 
-def test_what_transformers_saves_comes_back(source, tmp_path):
+def test_a_checkpoint_saved_by_transformers_loads_unchanged(source, tmp_path):
     folder = convert(source, tmp_path / "x", "transformers")
     theirs = HiggsAudioV2ForConditionalGeneration.from_pretrained(folder, use_text_head=True)
     theirs.save_pretrained(tmp_path / "saved")
@@ -134,7 +134,7 @@ def test_what_transformers_saves_comes_back(source, tmp_path):
             assert getattr(loaded.config, name) == getattr(config, name), name
 
 
-def test_large_models_of_the_original_layout_come_in_shards(source, tmp_path, monkeypatch):
+def test_large_models_in_the_original_layout_are_written_in_shards(source, tmp_path, monkeypatch):
     monkeypatch.setattr(package, "SHARD_BYTES", 20_000)
     folder = convert(source, tmp_path / "x", "boson")
     index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
@@ -161,14 +161,14 @@ def test_frozen_tables_are_joined(source, tmp_path):
     assert bits(convert(folder, tmp_path / "y", "native")) == bits(source)
 
 
-def test_a_written_file_is_that_of_safetensors(tmp_path):
-    """Of odd sizes, an empty one and a number among them, every tensor is read where it was written."""
+def test_a_copied_file_holds_the_same_tensors_of_every_dtype(tmp_path):
+    """Tensors of odd sizes, empty ones and a scalar keep their places."""
     kinds = (torch.bfloat16, torch.float32, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float16)
     tensors = {f"{kind}.{n}": torch.arange(n).float().to(kind).clone() for kind in kinds for n in (0, 1, 3, 8)}
     tensors["a.number"] = torch.tensor(3.5)
     save_file(tensors, tmp_path / "theirs.safetensors")
     with safe_open(tmp_path / "theirs.safetensors", framework="pt") as file:
-        package._save({name: Weight((file.get_slice(name),)) for name in tensors}, tmp_path / "ours.safetensors")
+        save_weights({name: Weight((file.get_slice(name),)) for name in tensors}, tmp_path / "ours.safetensors")
     again = load_file(tmp_path / "ours.safetensors")
     assert again.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -177,8 +177,8 @@ def test_a_written_file_is_that_of_safetensors(tmp_path):
         assert torch.equal(again[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
 
 
-def test_an_export_for_transformers_speaks_where_it_was_moved_to(tiny_checkpoint, tmp_path):
-    """Its processor names the audio tokenizer by an absolute path, as transformers knows no other."""
+def test_a_converted_checkpoint_finds_its_audio_tokenizer_after_a_move(tiny_checkpoint, tmp_path):
+    """processor_config.json holds its absolute path, because transformers supports no relative one."""
     convert(tiny_checkpoint, tmp_path / "x", "transformers")
     named = json.loads((tmp_path / "x" / "processor_config.json").read_text())["audio_tokenizer"]
     assert named["audio_tokenizer_name_or_path"] == str(tmp_path / "x" / "codec")
@@ -188,7 +188,7 @@ def test_an_export_for_transformers_speaks_where_it_was_moved_to(tiny_checkpoint
 
 
 @pytest.mark.parametrize("name", [".", "empty", "new/er"])
-def test_a_folder_may_be_empty_or_the_present_one_or_deep(name, source, tmp_path, monkeypatch):
+def test_the_destination_may_be_empty_or_the_working_directory_or_nested(name, source, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -200,20 +200,20 @@ def test_a_folder_may_be_empty_or_the_present_one_or_deep(name, source, tmp_path
     assert [path.name for path in tmp_path.rglob("*.part")] == []
 
 
-def test_only_files_that_a_checkpoint_has_come_along(source, tmp_path):
+def test_only_known_files_are_copied(source, tmp_path):
     mixed = tmp_path / "mixed"
     shutil.copytree(source, mixed)
     for name in ("README.md", "LICENSE", "diary.md", "tokenizer.backup.json", "LICENSE-of-something-else"):
         (mixed / name).write_text(name)
-    (mixed / "chat_template.jinja").mkdir()  # no file
+    (mixed / "chat_template.jinja").mkdir()  # not a file
     names = {path.name for path in convert(mixed, tmp_path / "x", "native").iterdir()}
     assert names == {path.name for path in source.iterdir()} | {"README.md", "LICENSE"}
 
 
-# What is refused.
+# Errors.
 
 
-def test_a_folder_with_something_in_it_is_not_written_into(source, tmp_path):
+def test_a_destination_that_is_not_empty_is_refused(source, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("dear diary", encoding="utf-8")
     with pytest.raises(CheckpointError, match="not empty"):
@@ -223,7 +223,7 @@ def test_a_folder_with_something_in_it_is_not_written_into(source, tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
 
 
-def test_no_such_layout_and_no_such_model_are_refused(source, tmp_path):
+def test_an_unknown_layout_or_source_is_refused(source, tmp_path):
     with pytest.raises(OptionError, match="did you mean 'transformers'"):
         convert(source, tmp_path / "x", "transformer")
     with pytest.raises(CheckpointError, match="no model"):
@@ -231,7 +231,7 @@ def test_no_such_layout_and_no_such_model_are_refused(source, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_source_that_does_not_load_leaves_nothing(source, tmp_path):
+def test_a_damaged_source_leaves_no_destination(source, tmp_path):
     broken = convert(source, tmp_path / "broken", "boson")
     weights = load_file(broken / "model.safetensors")
     del weights["norm.weight"]
@@ -244,7 +244,7 @@ def test_a_source_that_does_not_load_leaves_nothing(source, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
-def test_what_a_layout_has_no_word_for_is_refused(source, tmp_path):
+def test_a_model_that_the_layout_cannot_express_is_refused(source, tmp_path):
     model = HiggsAudioForConditionalGeneration(HiggsAudioConfig.from_pretrained(source))
     config = HiggsAudioConfig.from_pretrained(source, audio_adapter_type="stack", audio_dual_ffn_layers=[])
     stack = HiggsAudioForConditionalGeneration(config)
@@ -257,31 +257,32 @@ def test_what_a_layout_has_no_word_for_is_refused(source, tmp_path):
 
 KILLED = """
 import sys, time
-import higgs_audio.convert as package
-save = package.save_file
+from higgs_audio.checkpoint import weights
+from higgs_audio.convert import convert
+save = weights.save_file
 def slowly(*arguments, **options):
     save(*arguments, **options)
     print("written", flush=True)
     time.sleep(60)
-package.save_file = slowly
-package.convert(*sys.argv[1:])
+weights.save_file = slowly
+convert(*sys.argv[1:])
 """
 
 
-def test_a_conversion_that_was_killed_leaves_no_folder_and_can_be_run_again(source, tmp_path):
+def test_a_killed_conversion_leaves_no_folder_and_can_be_repeated(source, tmp_path):
     run = [sys.executable, "-W", "ignore", "-c", KILLED, str(source), str(tmp_path / "x"), "boson"]
     with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ) as process:
         assert process.stdout.readline() == "written\n"
         process.kill()
     assert not (tmp_path / "x").exists()
-    assert list(tmp_path.iterdir())  # what the killed run had written so far
+    assert list(tmp_path.iterdir())  # files of the killed run
     began = time.perf_counter()
     assert bits(convert(source, tmp_path / "x", "boson")) == bits(source)
     assert time.perf_counter() - began < 50
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_the_command_prints_the_folder_and_refuses_in_one_line(source, tmp_path, capsys):
+def test_the_command_prints_the_folder_or_an_error(source, tmp_path, capsys):
     from higgs_audio.cli.main import main
 
     with pytest.raises(SystemExit) as ended:

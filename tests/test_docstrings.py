@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the public classes run as they stand there."""
+"""The examples in the docstrings of public classes and functions run."""
 
 import doctest
 import inspect
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import higgs_audio
-from higgs_audio import auto
+from higgs_audio import auto, checkpoint
 from higgs_audio.audio import fetch
+from higgs_audio.checkpoint import layouts
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration, HiggsAudioModel
 from higgs_audio.prompt import config as processor_config
 from higgs_audio.prompt.processor import HiggsAudioProcessor
@@ -30,8 +31,11 @@ DOCUMENTED = {
     "AutoTokenizer": auto.AutoTokenizer,
     "ProcessorConfig": processor_config.ProcessorConfig,
     "is_public": fetch.is_public,
+    "Checkpoint": checkpoint.Checkpoint,
+    "open_checkpoint": checkpoint.open_checkpoint,
+    "Layout.stored_name": layouts.Layout.stored_name,
 }
-# Those that the model's page documents: what goes in and comes out, what goes wrong, where it is from.
+# Those whose docstrings must have all sections.
 WHOLE = [
     "HiggsAudioProcessor.__call__",
     "HiggsAudioProcessor.decode",
@@ -45,10 +49,15 @@ NAMES = {"np": np, "torch": torch, "higgs_audio": higgs_audio, "is_public": fetc
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_the_example_in_a_docstring_runs(name, tmp_path, monkeypatch):
+def test_docstring_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     documentation = inspect.getdoc(DOCUMENTED[name])
-    names = {**NAMES, "ProcessorConfig": processor_config.ProcessorConfig}
+    names = {
+        **NAMES,
+        **vars(checkpoint),
+        "ProcessorConfig": processor_config.ProcessorConfig,
+        "LAYOUTS": layouts.LAYOUTS,
+    }
     test = doctest.DocTestParser().get_doctest(documentation, names, name, None, None)
     assert test.examples
     said = []
@@ -57,7 +66,7 @@ def test_the_example_in_a_docstring_runs(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_method_of_the_page_says_what_goes_in_comes_out_and_goes_wrong(name):
+def test_docstrings_of_the_main_methods_have_all_sections(name):
     documentation = inspect.getdoc(DOCUMENTED[name])
     for part in ("Args:", "Returns:", "Raises:", "Source:", "[B, T"):
         assert part in documentation or (part == "[B, T" and name.endswith("decode")), part

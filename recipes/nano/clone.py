@@ -25,8 +25,8 @@ from higgs_audio import NANO, HiggsAudioForConditionalGeneration, HiggsAudioProc
 from higgs_audio.audio.files import read, write
 from higgs_audio.audio.waveform import Waveform
 from higgs_audio.evaluate.benchmark import heldout
-from higgs_audio.evaluate.judges import SPEAKER, WORDS, check_judges
 from higgs_audio.evaluate.metrics import bootstrap_interval, word_errors
+from higgs_audio.evaluate.requirements import SPEAKER, WORDS, check_packages
 from higgs_audio.listen.asr import transcribe
 from higgs_audio.listen.speaker import embed, similarity
 from higgs_audio.train_lm.composer import QUIET_ROOM, SAME_VOICE, SEVERAL_SPEAKERS
@@ -39,7 +39,7 @@ PROGRAMS = ("one reference", "two references")
 
 def main() -> None:
     args = parse_arguments(__doc__, 16, "items of each program and kind of reference")
-    check_judges(judges=WORDS + SPEAKER)
+    check_packages(packages=WORDS + SPEAKER)
     out = Path(args.out)
     items = measured(out)
     done = {(item["program"], item["kind"], item["number"]) for item in items}

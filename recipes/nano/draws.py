@@ -18,7 +18,7 @@ from evaluate import VOICES, source_folder, speak
 
 from higgs_audio import NANO
 from higgs_audio.evaluate.benchmark import Benchmark, heldout
-from higgs_audio.evaluate.item import Item, ResultsFile, Spoken
+from higgs_audio.evaluate.item import Item, ResultsFile, Synthesis
 from higgs_audio.evaluate.metrics import word_errors
 from higgs_audio.evaluate.run import run
 from higgs_audio.evaluate.table import markdown, rows
@@ -38,7 +38,7 @@ def main() -> None:
     benchmark = dataclasses.replace(heldout(tuple(VOICES), args.limit), rotated=True)
     index = {sentence.text: sentence.index for sentence in benchmark.sentences}
 
-    def heard(text: str, voice: str, draw: int) -> Spoken:
+    def heard(text: str, voice: str, draw: int) -> Synthesis:
         spoken = speak(args.checkpoint, text, voice, draw)
         chooser.listen((voice, index[text], draw), text, spoken)
         return spoken
@@ -68,7 +68,7 @@ class Chooser:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.errors: dict[Place, int] = {tuple(place): errors for place, errors in map(json.loads, lines)}
 
-    def listen(self, place: Place, text: str, spoken: Spoken) -> None:
+    def listen(self, place: Place, text: str, spoken: Synthesis) -> None:
         self.errors[place] = word_errors(text, transcribe([spoken.waveform], CHOOSER)[0].text).errors
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps([place, self.errors[place]]) + "\n")
@@ -92,7 +92,7 @@ def summary(benchmark: Benchmark, ledger: ResultsFile, chooser: Chooser, draws: 
 
 def counts(benchmark: Benchmark, items: list[Item]) -> dict[str, int]:
     draws = len({item.key.draw for item in items}) if len(items) > len(benchmark.sentences) else 1
-    return {voice: draws * len(benchmark.part(voice)) for voice in benchmark.voices}
+    return {voice: draws * len(benchmark.sentences_of(voice)) for voice in benchmark.voices}
 
 
 def best(items: list[Item], errors_of) -> list[Item]:

@@ -17,8 +17,8 @@ from higgs_audio import NANO, HiggsAudio
 from higgs_audio.audio.files import read, write
 from higgs_audio.audio.waveform import Waveform
 from higgs_audio.evaluate.benchmark import heldout
-from higgs_audio.evaluate.item import Spoken
-from higgs_audio.evaluate.plots import draw
+from higgs_audio.evaluate.item import Synthesis
+from higgs_audio.evaluate.plots import plot_mel_spectrograms
 from higgs_audio.evaluate.run import run
 from higgs_audio.speech.tts import load_codec
 
@@ -74,10 +74,10 @@ def round_trip(source: Path, checkpoint: str, text: str, voice: str) -> Waveform
     return Waveform(sound[: len(waveform.samples)].numpy(), codec.config.sample_rate)
 
 
-def speak(checkpoint: str, text: str, voice: str, seed: int) -> Spoken:
+def speak(checkpoint: str, text: str, voice: str, seed: int) -> Synthesis:
     """nano's output, seeded by the number of the draw."""
     speech = model_of(checkpoint).generate(text, voice=VOICES[voice], seed=seed)
-    return Spoken(speech.waveform, speech.finish_reason == "stop")
+    return Synthesis(speech.waveform, speech.finish_reason == "stop")
 
 
 @lru_cache
@@ -99,7 +99,7 @@ def picture(systems: dict, out: Path) -> None:
         "codec round trip": systems["codec"](text, voice, 0),
         "nano": systems["nano"](text, voice, 0).waveform,
     }
-    draw(sounds, out / "spectrograms.png")
+    plot_mel_spectrograms(sounds, out / "spectrograms.png")
     for name, sound in sounds.items():
         write(sound, out / f"{name.replace(' ', '-')}.wav")
     print(f"spectrograms of {text!r} in {out}", file=sys.stderr)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from higgs_audio import NANO, HiggsAudio
 from higgs_audio.audio.files import write
-from higgs_audio.evaluate.judges import WORDS, check_judges
 from higgs_audio.evaluate.metrics import bootstrap_interval, word_errors
+from higgs_audio.evaluate.requirements import WORDS, check_packages
 from higgs_audio.listen.asr import transcribe
 
 LISTS = Path(__file__).with_name("heldout")
@@ -25,7 +25,7 @@ Place = tuple[str, str, int, int]  # list, voice, line, seed
 
 def main() -> None:
     args = parse_arguments()
-    check_judges(judges=WORDS)
+    check_packages(packages=WORDS)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "items.jsonl"
     items = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []

@@ -17,8 +17,8 @@ import torch
 
 from higgs_audio import NANO, HiggsAudioTokenizer, Waveform
 from higgs_audio.audio import read
-from higgs_audio.evaluate.judges import SPEAKER, WORDS, check_judges
 from higgs_audio.evaluate.metrics import word_errors
+from higgs_audio.evaluate.requirements import SPEAKER, WORDS, check_packages
 from higgs_audio.listen.asr import transcribe
 from higgs_audio.listen.quality import assess
 from higgs_audio.listen.speaker import embed, similarity
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=6, help="clips of each speaker")
     parser.add_argument("--no-words", action="store_true", help="leave word errors out, which take most of the time")
     args = parser.parse_args()
-    check_judges(judges=WORDS + SPEAKER)
+    check_packages(packages=WORDS + SPEAKER)
     tokenizer = HiggsAudioTokenizer.from_pretrained(args.tokenizer)
     clips = unseen_clips(args.speech, args.num)
     items = [measure(tokenizer, clip, args.speech, not args.no_words) for clip in clips]

@@ -18,8 +18,8 @@ from roundtrip import KOKORO
 
 from higgs_audio.audio.files import write
 from higgs_audio.evaluate.benchmark import heldout
-from higgs_audio.evaluate.judges import SPEAKER, WORDS, check_judges
 from higgs_audio.evaluate.metrics import bootstrap_interval, word_errors
+from higgs_audio.evaluate.requirements import SPEAKER, WORDS, check_packages
 from higgs_audio.listen.asr import transcribe
 from higgs_audio.listen.speaker import embed, similarity
 
@@ -28,7 +28,7 @@ SEEN = ("heart", "joe", "slt", "rms")  # training voices among the references th
 
 def main() -> None:
     args = parse_arguments(__doc__, 3, "sentences of each voice")
-    check_judges(judges=WORDS + SPEAKER)
+    check_packages(packages=WORDS + SPEAKER)
     out = Path(args.out)
     items = measured(out)
     done = {(item["speaker"], item["number"]) for item in items}

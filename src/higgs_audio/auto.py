@@ -1,10 +1,10 @@
-"""Auto classes: our own, and transformers' own for our model types.
+"""Auto classes: our own, and the registration of our model types with those of transformers.
 
-`import higgs_audio` imports neither transformers nor torch, and still, whichever of the two is imported first, the Auto
-classes of transformers resolve our model types. Our classes can be registered only where theirs exist, so `install`
-puts a finder before the others: it finds nothing by itself, but looks, whenever an import of a part of transformers or
-of this package is over, which of the four modules of Auto classes have come, and registers with them. An import inside
-such an import is too early: what surrounds it is half a module. The finder leaves once all four have been served.
+`import higgs_audio` imports neither transformers nor torch. Nevertheless the Auto classes of transformers resolve our
+model types, whichever of the two packages is imported first: `install` adds a finder to `sys.meta_path` that resolves
+imports of the two packages as Python does, and after each of them registers our classes with those of the four modules
+of Auto classes that have been imported. It waits for the outermost import to end, because the modules around a nested
+one are not initialised yet, and it removes itself after the fourth registration.
 """
 
 import os
@@ -20,17 +20,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from higgs_audio.checkpoint import Checkpoint
     from higgs_audio.prompt.processor import HiggsAudioProcessor
-
-MODEL_TYPES = ("higgs_audio", "higgs_audio_v2")  # language models: ours and Boson's, and transformers' own
-PROCESSOR_CLASSES = ("HiggsAudioProcessor", "HiggsAudioV2Processor")
-CONFIG_FILE = "config.json"
-PROCESSOR_FILE = "processor_config.json"
 
 
 class AutoProcessor:
-    """The processor of a checkpoint: a `HiggsAudioProcessor` for every layout of Higgs Audio (ours, the original one
-    without processor_config.json, transformers' `higgs_audio_v2`), and what transformers has for any other.
+    """Loads the processor of a checkpoint: a `HiggsAudioProcessor` for every layout of Higgs Audio (ours, the original
+    one without processor_config.json, transformers' `higgs_audio_v2`), that of transformers for any other model.
 
     >>> processor = AutoProcessor.from_pretrained("nano", device_map="cpu", torch_dtype="auto")
     >>> type(processor).__name__
@@ -39,18 +35,19 @@ class AutoProcessor:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "HiggsAudioProcessor":
-        """See `HiggsAudioProcessor.from_pretrained`, or `transformers.AutoProcessor`, for options and errors."""
-        if is_ours(pretrained_model_name_or_path, **_place(options)):
+        """Options and errors are those of `HiggsAudioProcessor.from_pretrained` or `transformers.AutoProcessor`."""
+        source = _open_folder(pretrained_model_name_or_path)
+        if is_higgs_audio(source, **_folder_options(options)):
             from higgs_audio.prompt.processor import HiggsAudioProcessor
 
-            return HiggsAudioProcessor.from_pretrained(pretrained_model_name_or_path, **options)
+            return HiggsAudioProcessor.from_pretrained(source, **options)
         import transformers
 
         return transformers.AutoProcessor.from_pretrained(pretrained_model_name_or_path, **options)
 
 
 class AutoTokenizer:
-    """The text tokenizer of a checkpoint, always the fast one for Higgs Audio; what transformers has for any other.
+    """Loads the text tokenizer of a checkpoint: the fast one for Higgs Audio, that of transformers for any other model.
 
     >>> AutoTokenizer.from_pretrained("nano").decode([0])
     '<|begin_of_text|>'
@@ -58,62 +55,78 @@ class AutoTokenizer:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "PreTrainedTokenizerBase":
-        """See `transformers.AutoTokenizer` for options. CheckpointError: no such checkpoint of ours."""
-        if is_ours(pretrained_model_name_or_path, **_place(options)):
+        """Options are those of `transformers.AutoTokenizer`.
+
+        Raises:
+            CheckpointError: a Higgs Audio checkpoint whose tokenizer does not load. Errors of other models are those of
+                transformers.
+        """
+        source = _open_folder(pretrained_model_name_or_path)
+        if is_higgs_audio(source, **_folder_options(options)):
             from higgs_audio.prompt.loading import load_tokenizer
 
-            return load_tokenizer(pretrained_model_name_or_path, **options)
+            return load_tokenizer(source, **options)
         import transformers
 
         return transformers.AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **options)
 
 
-def _place(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that say which files are meant."""
-    from higgs_audio.checkpoint.find import FOLDER_OPTIONS
+def _folder_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that select the folder."""
+    from higgs_audio.checkpoint import FOLDER_OPTIONS
 
     return {name: options[name] for name in FOLDER_OPTIONS if name in options}
 
 
-def is_ours(name_or_path: str | Path, **place: Any) -> bool:
-    """Whether a name, folder or repository holds a Higgs Audio language model or processor, told by its files.
+def _open_folder(name_or_path: str | Path) -> "str | Path | Checkpoint":
+    """The checkpoint in an existing folder, so that its files are read once; any other name as it is."""
+    from higgs_audio.checkpoint import NAMES, as_checkpoint
 
-    `place` is of `checkpoint.FOLDER_OPTIONS`, as in `from_pretrained`. A repository that cannot be reached is not ours:
-    transformers then says what is the matter with it.
+    is_folder = str(name_or_path) not in NAMES and os.path.isdir(name_or_path)
+    return as_checkpoint(name_or_path) if is_folder else name_or_path
+
+
+def is_higgs_audio(name_or_path: "str | Path | Checkpoint", **options: Any) -> bool:
+    """Whether a name, folder or repository holds a Higgs Audio language model or processor, according to its files.
+
+    Args:
+        name_or_path: as in `checkpoint.open_checkpoint`.
+        **options: any of `checkpoint.FOLDER_OPTIONS`.
+
+    Returns:
+        False for a repository that cannot be reached, whose error is then reported by transformers.
     """
-    from higgs_audio.checkpoint.find import NAMES
+    from higgs_audio.checkpoint import CONFIG_FILE, NAMES, PROCESSOR_FILE
+    from higgs_audio.checkpoint.layouts import MODEL_TYPES
+    from higgs_audio.checkpoint.names import PROCESSOR_CLASSES
 
-    if str(name_or_path) in NAMES:
+    if str(name_or_path) in NAMES or _read(name_or_path, CONFIG_FILE, options).get("model_type") in MODEL_TYPES:
         return True
-    found = _read(name_or_path, CONFIG_FILE, place).get("model_type")
-    return found in MODEL_TYPES or (
-        _read(name_or_path, PROCESSOR_FILE, place).get("processor_class") in PROCESSOR_CLASSES
-    )
+    return _read(name_or_path, PROCESSOR_FILE, options).get("processor_class") in PROCESSOR_CLASSES
 
 
-def _read(name_or_path: str | Path, file: str, place: Mapping[str, Any]) -> dict[str, Any]:
-    """One JSON file of a folder or repository; empty where there is none."""
-    import json
-
+def _read(name_or_path: "str | Path | Checkpoint", file: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The object in a JSON file of a folder or repository; empty where there is none."""
     from transformers.utils import cached_file
 
-    folder, inside = Path(name_or_path), place.get("subfolder") or ""
+    from higgs_audio.checkpoint import as_checkpoint
+    from higgs_audio.checkpoint.checkpoint import read_json
+
+    subfolder = options.get("subfolder") or ""
     try:
-        if folder.is_dir():
-            path: str | Path | None = folder / inside / file
-        else:
-            path = cached_file(os.fspath(name_or_path), file, **{**place, "subfolder": inside})
-        found = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-    except (OSError, ValueError):
+        if os.path.isdir(name_or_path):
+            return as_checkpoint(name_or_path).inside(subfolder).read(file)
+        path = cached_file(os.fspath(name_or_path), file, **{**options, "subfolder": subfolder})
+        return read_json(Path(path)) if path else {}
+    except (OSError, ValueError):  # CheckpointError is a ValueError
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 # Registration with transformers.
 
 
 def register_configs() -> None:
-    """AutoConfig: `higgs_audio`, `higgs_audio_tokenizer`."""
+    """Registers the types `higgs_audio` and `higgs_audio_tokenizer` with AutoConfig."""
     from transformers import AutoConfig
 
     from higgs_audio.codec.config import HiggsAudioTokenizerConfig
@@ -124,8 +137,8 @@ def register_configs() -> None:
 
 
 def register_models() -> None:
-    """AutoModel and AutoModelForTextToWaveform: the model that speaks, as transformers has it for its own Higgs Audio;
-    AutoModel for the audio tokenizer too."""
+    """Registers the language model with AutoModel and AutoModelForTextToWaveform, as transformers does its own Higgs
+    Audio model, and the audio tokenizer with AutoModel."""
     from transformers import AutoModel, AutoModelForTextToWaveform
 
     from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
@@ -138,7 +151,7 @@ def register_models() -> None:
 
 
 def register_tokenizer() -> None:
-    """AutoTokenizer."""
+    """Registers the text tokenizer with AutoTokenizer."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     from higgs_audio.config import HiggsAudioConfig
@@ -147,7 +160,7 @@ def register_tokenizer() -> None:
 
 
 def register_processor() -> None:
-    """AutoProcessor."""
+    """Registers the processor with AutoProcessor."""
     from transformers import AutoProcessor
 
     from higgs_audio.config import HiggsAudioConfig
@@ -165,69 +178,76 @@ REGISTRATIONS: dict[str, Callable[[], None]] = {
 
 
 class _Finder:
-    """Watches imports of transformers and of this package, and registers after the outermost one."""
+    """A finder on `sys.meta_path` that registers our classes after imports of transformers and of this package."""
 
     def __init__(self) -> None:
-        self._waiting = dict(REGISTRATIONS)
-        self._inside = threading.local()  # depth of imports inside imports; every thread has its own
+        self._pending = dict(REGISTRATIONS)
+        self._nesting = threading.local()  # number of imports that are under way in a thread
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The spec that the usual finder gives, whose loader tells us when it is done."""
+        """The spec from Python's path-based finder, with a loader that calls `register` afterwards; None for other
+        packages."""
         if name.partition(".")[0] not in ("transformers", "higgs_audio"):
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            self._watch(spec.loader)
+            self._register_after(spec.loader)
         return spec
 
-    def _watch(self, loader: Any) -> None:
+    def _register_after(self, loader: Any) -> None:
+        """Replaces `exec_module` of a loader, an object that loads one module only."""
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            with self._deeper():
+            with self._nested():
                 execute(module)
             self.register()
 
-        loader.exec_module = exec_module  # of this one loader, which loads this one module
+        loader.exec_module = exec_module
 
     @contextmanager
-    def _deeper(self) -> Iterator[None]:
-        self._inside.depth = self._depth + 1
+    def _nested(self) -> Iterator[None]:
+        self._nesting.depth = self._depth + 1
         try:
             yield
         finally:
-            self._inside.depth -= 1
+            self._nesting.depth -= 1
 
     @property
     def _depth(self) -> int:
-        return getattr(self._inside, "depth", 0)
+        return getattr(self._nesting, "depth", 0)
 
     def register(self) -> None:
-        """Registers what belongs to the modules that are there now, unless an import is still under way."""
+        """Registers our classes with the imported modules of Auto classes, unless an import is still under way."""
         if self._depth:
             return
-        with self._deeper():  # a registration imports in its turn
-            while any(self._try(name) for name in list(self._waiting) if name in sys.modules):
-                pass  # what a registration imported may be one of the four
-        if not self._waiting and self in sys.meta_path:
+        with self._nested():  # registering imports modules, which must not call this method again
+            # Again until nothing is left to do: a registration may import another of the four modules.
+            while any(self._register_with(module) for module in list(self._pending) if module in sys.modules):
+                pass
+        if not self._pending and self in sys.meta_path:
             sys.meta_path.remove(self)
 
-    def _try(self, name: str) -> bool:
-        """Whether it worked. A library that transformers needs may be half imported around us; the next import is soon
-        enough then."""
-        registration = self._waiting.pop(name)
+    def _register_with(self, module: str) -> bool:
+        """Registers with one module. Returns False if an import fails because a library that transformers needs is only
+        half imported itself; the next import tries again."""
+        registration = self._pending.pop(module)
         try:
             registration()
         except ImportError:
-            self._waiting[name] = registration
+            self._pending[module] = registration
             return False
         return True
 
 
 def install() -> None:
-    """Registers our classes with what is imported of transformers, and with the rest when it is."""
+    """Registers our classes with the Auto classes of transformers, which may be imported already or later.
+
+    Does nothing if the finder is installed already: a program may have removed the package from `sys.modules` and
+    imported it again.
+    """
     if any(type(finder).__name__ == _Finder.__name__ for finder in sys.meta_path):
-        return  # the package was imported, forgotten and imported again
+        return
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     finder.register()

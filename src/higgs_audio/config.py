@@ -4,8 +4,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PreTrainedConfig
+from typing_extensions import Self
 
-from higgs_audio.checkpoint import layouts
+from higgs_audio.checkpoint import FOLDER_OPTIONS, Checkpoint, layouts
 from higgs_audio.errors import OptionError, checkpoint_errors, nearest
 
 ADAPTERS = ("dual_ffn_fast_forward", "dual_ffn", "stack")
@@ -18,10 +19,10 @@ class HiggsAudioEncoderConfig(PreTrainedConfig):
     Args:
         num_mel_bins: mel bands of a frame of 10 ms.
         d_model, encoder_layers, encoder_attention_heads, encoder_ffn_dim: its sizes.
-        max_source_positions: positions of 20 ms behind the convolutions; 1500 for windows of 30 seconds.
-        activation_function: of the layers; the convolutions have GELU.
-        dropout, attention_dropout, activation_dropout, encoder_layerdrop: in training.
-        scale_embedding: without effect, as in Whisper's encoder.
+        max_source_positions: positions of 20 ms after the convolutions; 1500 for windows of 30 seconds.
+        activation_function: of the layers; the convolutions use GELU.
+        dropout, attention_dropout, activation_dropout, encoder_layerdrop: used in training only.
+        scale_embedding: ignored, as in Whisper's encoder.
 
     Source: the block `audio_encoder_config` of the published `config.json`.
     """
@@ -57,7 +58,7 @@ class HiggsAudioEncoderConfig(PreTrainedConfig):
             )
 
 
-MOST_LAYERS = 1000  # the published model has 28; a file may not ask for all the memory there is
+MAX_LAYERS = 1000  # the published model has 28; the limit keeps a damaged file from allocating all memory
 
 
 @strict
@@ -66,26 +67,26 @@ class HiggsAudioConfig(PreTrainedConfig):
 
     Args:
         text_config: the Llama trunk, a `LlamaConfig` or a dict of its fields; the published 3B trunk when None.
-        audio_adapter_type: "dual_ffn_fast_forward" or "dual_ffn" gives every layer named in `audio_dual_ffn_layers`
-            its own feed-forward network and norms for audio positions; "stack" has one feed-forward for both.
-        audio_dual_ffn_layers: layers with a DualFFN; all of them when None.
+        audio_adapter_type: "dual_ffn_fast_forward" or "dual_ffn" gives each of the `audio_dual_ffn_layers` a second
+            feed-forward network and second norms for audio positions; "stack" has one feed-forward network for both.
+        audio_dual_ffn_layers: indices of the layers with a DualFFN; all layers when None.
         audio_num_codebooks: codebooks of a frame, K.
         audio_codebook_size: codes of a codebook, V (1024). Embeddings and heads have V + 2 rows.
-        audio_stream_bos_id, audio_stream_eos_id: the two further ids of a codebook's stream, V and V + 1.
-        audio_bos_token_id, audio_eos_token_id, audio_out_bos_token_id: text tokens around audio.
+        audio_stream_bos_id, audio_stream_eos_id: the two marker ids of a codebook's stream, V and V + 1.
+        audio_bos_token_id, audio_eos_token_id, audio_out_bos_token_id: text tokens before and after audio.
         audio_in_token_idx, audio_out_token_idx, audio_delay_token_id: placeholders, each replaced by one column.
-        skip_audio_tower: whether the model is built without the audio tower, which the understanding variant has.
-        encode_whisper_embed: whether audio in user and system turns is given to the model as features of the tower.
-        encode_audio_in_tokens: whether it is given as codes; behind the features where both are.
-        audio_encoder_config: of the tower, a `HiggsAudioEncoderConfig` or a dict of its fields; kept, and not used,
-            with `skip_audio_tower`.
-        codec: folder or name of the audio tokenizer, relative to this checkpoint ("codec" when it lies inside).
-        use_text_head: whether there is a head for text; without one the model answers in sound only.
+        skip_audio_tower: whether the model has no audio tower; only the understanding variant has one.
+        encode_whisper_embed: whether audio in user and system turns is encoded as features of the tower.
+        encode_audio_in_tokens: whether it is encoded as codes; they follow the features if both are set.
+        audio_encoder_config: of the tower, a `HiggsAudioEncoderConfig` or a dict of its fields; stored but unused with
+            `skip_audio_tower`.
+        codec: folder or repository of the audio tokenizer, relative to the checkpoint ("codec" is the folder inside).
+        use_text_head: whether the model has a head for text; without one it generates audio only.
 
-    `from_pretrained` reads the config of every layout that `layouts` knows.
+    `from_pretrained` reads the config.json of every layout in `checkpoint.layouts`.
 
     Raises:
-        OptionError: an unknown adapter, or stream ids that are not V and V + 1.
+        OptionError: an unknown adapter, or fields that contradict one another.
 
     Source: the published `config.json` of bosonai/higgs-audio-v2-generation-3B-base, whose field names these are.
 
@@ -130,18 +131,27 @@ class HiggsAudioConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The fields in a config.json of any layout, and the arguments that are none of transformers' own.
+        """The fields in the config.json of any layout, and the keyword arguments that transformers does not consume.
+
+        Args:
+            pretrained_model_name_or_path: as in transformers, or a `Checkpoint`, whose config.json is not read again.
+            **kwargs: as in transformers.
 
         Raises:
-            CheckpointError: another model's config, or an architecture that is not built.
+            CheckpointError: another model's config, or an unsupported architecture.
         """
-        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        with checkpoint_errors(f"the config.json of {pretrained_model_name_or_path} does not fit"):
-            return layouts.read_fields(found, str(pretrained_model_name_or_path)), rest
+        source = pretrained_model_name_or_path
+        if isinstance(source, Checkpoint):
+            config = source.inside(kwargs.get("subfolder")).config
+            rest = {name: value for name, value in kwargs.items() if name not in FOLDER_OPTIONS}
+        else:
+            config, rest = super().get_config_dict(source, **kwargs)
+        with checkpoint_errors(f"the config.json of {source} does not fit"):
+            return layouts.read_fields(config, str(source)), rest
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The config of these fields, as transformers reads it from a file.
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """A config with the given fields; transformers calls it with those of a file.
 
         Raises:
             CheckpointError: a field of another type. OptionError: fields that contradict one another.
@@ -154,8 +164,8 @@ class HiggsAudioConfig(PreTrainedConfig):
             given = self.text_config or {}
             given = given.to_dict() if isinstance(given, PreTrainedConfig) else given
             self.text_config = LlamaConfig(**{**(given or layouts.PUBLISHED_TRUNK), "tie_word_embeddings": False})
-        if self.text_config.num_hidden_layers > MOST_LAYERS:
-            raise OptionError(f"num_hidden_layers={self.text_config.num_hidden_layers}; at most {MOST_LAYERS}")
+        if self.text_config.num_hidden_layers > MAX_LAYERS:
+            raise OptionError(f"num_hidden_layers={self.text_config.num_hidden_layers}; at most {MAX_LAYERS}")
         if self.audio_dual_ffn_layers is None:
             dual = self.audio_adapter_type != "stack"
             self.audio_dual_ffn_layers = list(range(self.text_config.num_hidden_layers)) if dual else []
@@ -173,11 +183,11 @@ class HiggsAudioConfig(PreTrainedConfig):
                 f"audio_adapter_type={self.audio_adapter_type!r}; {nearest(self.audio_adapter_type, ADAPTERS)}"
             )
         markers = (self.audio_stream_bos_id, self.audio_stream_eos_id)
-        wanted = (self.audio_codebook_size, self.audio_codebook_size + 1)
-        if markers != wanted:
+        required = (self.audio_codebook_size, self.audio_codebook_size + 1)
+        if markers != required:
             raise OptionError(
                 f"audio_stream_bos_id and audio_stream_eos_id are {markers}; with audio_codebook_size="
-                f"{self.audio_codebook_size} they must be {wanted}"
+                f"{self.audio_codebook_size} they must be {required}"
             )
         if not isinstance(self.audio_encoder_config, HiggsAudioEncoderConfig | None):
             given = type(self.audio_encoder_config).__name__
@@ -186,13 +196,13 @@ class HiggsAudioConfig(PreTrainedConfig):
             )
         if self.encode_whisper_embed and self.skip_audio_tower:
             raise OptionError(
-                "encode_whisper_embed=True needs the audio tower, which skip_audio_tower=True leaves out; set the "
-                "latter to False, or the former"
+                "encode_whisper_embed=True needs the audio tower, which skip_audio_tower=True leaves out; set one of "
+                "them to False"
             )
         if not self.encode_whisper_embed and not self.encode_audio_in_tokens:
             raise OptionError(
-                "encode_whisper_embed and encode_audio_in_tokens are both False, so that audio in user turns would "
-                "have no form; set one of them"
+                "encode_whisper_embed and encode_audio_in_tokens are both False, which leaves no encoding for audio in "
+                "user turns; set one of them to True"
             )
 
     @property
@@ -202,5 +212,5 @@ class HiggsAudioConfig(PreTrainedConfig):
 
     @property
     def audio_placeholder_ids(self) -> tuple[int, int, int]:
-        """Token ids whose positions hold one column of delayed codes each."""
+        """Token ids at whose positions the input holds one column of delayed codes."""
         return (self.audio_in_token_idx, self.audio_out_token_idx, self.audio_delay_token_id)

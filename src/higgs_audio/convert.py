@@ -1,4 +1,4 @@
-"""convert: a checkpoint written again in another layout. Every tensor keeps its bits."""
+"""Converts a checkpoint to another layout. Every tensor keeps its bits."""
 
 import json
 import os
@@ -8,60 +8,63 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from higgs_audio import special_tokens
-from higgs_audio.checkpoint.find import CODEC_FOLDER, GENERATION_FILE, resolve
+from higgs_audio.checkpoint import Checkpoint, atomic_folder, open_checkpoint
 from higgs_audio.checkpoint.layouts import EARLY, LAYOUTS, MODEL_TYPES, NATIVE, TRANSFORMERS, Layout, write_fields
-from higgs_audio.checkpoint.saving import whole_folder
-from higgs_audio.checkpoint.weights import (
+from higgs_audio.checkpoint.names import (
+    CODEC_FOLDER,
     CONFIG_FILE,
+    GENERATION_FILE,
     INDEX_FILE,
+    PROCESSOR_CLASS,
+    PROCESSOR_CLASS_OF_TRANSFORMERS,
+    PROCESSOR_FILE,
     SINGLE_FILE,
-    Weight,
-    Weights,
-    open_weights,
-    read_json,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    VOICES_FILE,
 )
+from higgs_audio.checkpoint.weights import Weight, Weights, open_weights, save_weights
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.codec import layout as codec_layout
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import CheckpointError, OptionError, nearest
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.model.pretrained import check_weights, read_config
-from higgs_audio.prompt.config import PROCESSOR_FILE, ProcessorConfig
+from higgs_audio.prompt.config import ProcessorConfig
 
-SHARD_BYTES = 5_000_000_000  # of the original, which came in three files; the other layouts are one file
-# Beside config and weights: what every layout has, spelled in the same way.
+SHARD_BYTES = 5_000_000_000  # largest file of the original, which has three; the other layouts are one file
+# Files that are the same in every layout.
 COPIED = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "voices.json", "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md"),
+    *(TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *(VOICES_FILE, "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md"),
 )
 
 
 def convert(source: str | Path, destination: str | Path, to: str, revision: str | None = None) -> Path:
     """Writes a checkpoint in another layout: language model, tokenizer, processor, and the audio tokenizer inside it.
 
-    Tensors keep their bits; partially frozen tables are joined. Of the other files, those that every layout has come
-    along (`COPIED`). The folder appears when it is complete; a run that was killed can be run again. An audio tokenizer
-    with a body that only this package has, as nano's, stays as it is.
+    Tensors keep their bits; tables stored in a frozen and a trainable part are joined. Of the other files, those that
+    every layout has are copied (`COPIED`). The folder appears when it is complete, so that a killed conversion can be
+    repeated. An audio tokenizer whose body only this package supports, such as nano's, is written in our layout.
 
-    transformers knows no path inside a checkpoint: in its layout the processor names the audio tokenizer inside by its
-    absolute path. Where the folder moves, `audio_tokenizer_name_or_path` in processor_config.json has to follow; this
-    package's own processor finds the one inside wherever the folder is.
+    transformers does not support paths relative to a checkpoint: in its layout, processor_config.json holds the
+    absolute path of the audio tokenizer inside. If the folder moves, change `audio_tokenizer_name_or_path` there; the
+    processor of this package finds the audio tokenizer in any case.
 
     Args:
-        source: as in `checkpoint.resolve`; a language model or an audio tokenizer.
-        destination: a folder that does not exist, or is empty; "." too.
+        source: as in `checkpoint.open_checkpoint`; a language model or an audio tokenizer.
+        destination: a folder that does not exist or is empty, "." for instance.
         to: "boson", "early", "transformers" or "native".
-        revision: of a repository.
+        revision: branch, tag or commit of a repository.
 
     Returns:
         `destination`.
 
     Raises:
-        CheckpointError: a source that does not load, a destination with something in it or that cannot be written,
-            or a model that the layout has no word for. OptionError: no such layout.
+        CheckpointError: the source does not load, the destination is not empty or cannot be written, or the layout
+            cannot express the model.
+        OptionError: no such layout.
 
     >>> convert("nano", "nano-for-transformers", to="transformers")  # doctest: +SKIP
     PosixPath('nano-for-transformers')
@@ -70,73 +73,68 @@ def convert(source: str | Path, destination: str | Path, to: str, revision: str 
         raise OptionError(f"no layout {to!r}; {nearest(to, LAYOUTS)}")
     target = Path(os.path.abspath(destination))
     if os.path.isfile(target) or (os.path.isdir(target) and os.listdir(target)):
-        raise CheckpointError(f"{target} is there already and not empty; give a new folder")
-    folder = resolve(source, revision)
-    with whole_folder(target) as part:
-        if read_json(folder / CONFIG_FILE).get("model_type") in MODEL_TYPES:
-            _convert_model(folder, part, LAYOUTS[to], target)
+        raise CheckpointError(f"{target} exists and is not empty; give a new folder")
+    checkpoint = open_checkpoint(source, revision)
+    with atomic_folder(target) as part:
+        if checkpoint.config.get("model_type") in MODEL_TYPES:
+            _convert_model(checkpoint, part, LAYOUTS[to], target)
         else:
-            _convert_codec(folder, part, LAYOUTS[to])
+            _convert_codec(checkpoint, part, LAYOUTS[to])
     return Path(destination)
 
 
-def _convert_model(folder: Path, part: Path, layout: Layout, destination: Path) -> None:
-    weights = open_weights(folder)
-    config = read_config(folder, weights)
+def _convert_model(checkpoint: Checkpoint, part: Path, layout: Layout, destination: Path) -> None:
+    """Writes every file of a language model's checkpoint into `part`, which becomes `destination`."""
+    weights = open_weights(checkpoint)
+    config = read_config(checkpoint, weights)
     if getattr(config, "quantization_config", None):
-        raise CheckpointError(f"{folder} is quantized; convert the checkpoint that it was made from")
-    check_weights(HiggsAudioForConditionalGeneration, config, weights, folder)
-    _write_json(part / CONFIG_FILE, write_fields(_fields(config), layout, str(folder)))
-    _write_generation_config(folder, part, config, layout)
-    _write_processor_config(folder, part, config, layout, destination)
-    for name in COPIED:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, part / name)
-    if (folder / CODEC_FOLDER).is_dir():
-        _convert_codec(folder / CODEC_FOLDER, part / CODEC_FOLDER, layout)
+        raise CheckpointError(f"{checkpoint} is quantized; convert the checkpoint that it was made from")
+    check_weights(HiggsAudioForConditionalGeneration, config, weights, checkpoint)
+    _write_json(part / CONFIG_FILE, write_fields(_fields(config), layout, str(checkpoint)))
+    _write_generation_config(checkpoint, part, config, layout)
+    _write_processor_config(checkpoint, part, config, layout, destination)
+    for name in filter(checkpoint.has, COPIED):
+        shutil.copyfile(checkpoint.path(name), part / name)
+    if checkpoint.codec is not None:
+        _convert_codec(checkpoint.codec, part / CODEC_FOLDER, layout)
     _write_weights(weights, part, layout)
 
 
 def _fields(config: HiggsAudioConfig) -> dict[str, Any]:
-    """The config's own fields; what transformers adds to every config is left out."""
-    every = config.to_dict()
+    """The fields of `HiggsAudioConfig` without those that transformers adds to every config."""
+    fields = config.to_dict()
     names = (*HiggsAudioConfig.__annotations__, "dtype")
     return {
         "architectures": [HiggsAudioForConditionalGeneration.__name__],
         "model_type": NATIVE.model_type,
-        **{name: every[name] for name in names if name in every},
+        **{name: fields[name] for name in names if name in fields},
     }
 
 
 def _write_weights(weights: Weights, part: Path, layout: Layout) -> None:
-    """One file, or for the original's layouts an index and files of at most `SHARD_BYTES`."""
+    """Writes one file, or in the original's layouts an index and files of at most `SHARD_BYTES`."""
     shards: list[dict[str, Weight]] = [{}]
     size = total = 0
     for name, weight in sorted(weights.items()):
         if layout.sharded and shards[-1] and size + weight.num_bytes > SHARD_BYTES:
             shards.append({})
             size = 0
-        shards[-1][layout.theirs(name)] = weight
+        shards[-1][layout.stored_name(name)] = weight
         size, total = size + weight.num_bytes, total + weight.num_bytes
     if len(shards) == 1:
-        _save(shards[0], part / SINGLE_FILE)
+        save_weights(shards[0], part / SINGLE_FILE)
         return
     files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards, strict=True):
-        _save(shard, part / file)
-    places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-    _write_json(part / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": places})
+        save_weights(shard, part / file)
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    _write_json(part / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _save(weights: Mapping[str, Weight], file: Path) -> None:
-    """Tensors go from file to file as they lie there; tables in two parts alone pass through memory."""
-    save_file({name: weight[...] for name, weight in weights.items()}, file, metadata={"format": "pt"})
-
-
-def _write_generation_config(folder: Path, part: Path, config: HiggsAudioConfig, layout: Layout) -> None:
-    """The sampling; transformers' loop also reads from it where to end, ours and the original's read the config."""
-    file = folder / GENERATION_FILE
-    fields = read_json(file) if file.is_file() else {}
+def _write_generation_config(checkpoint: Checkpoint, part: Path, config: HiggsAudioConfig, layout: Layout) -> None:
+    """Writes the sampling options. transformers also reads the ids that end generation from there, not from the config
+    as this package and the original code do."""
+    fields = checkpoint.read_if_present(GENERATION_FILE)
     fields.pop("use_text_head", None)
     if layout is TRANSFORMERS:
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -146,23 +144,23 @@ def _write_generation_config(folder: Path, part: Path, config: HiggsAudioConfig,
 
 
 def _write_processor_config(
-    folder: Path, part: Path, config: HiggsAudioConfig, layout: Layout, destination: Path
+    checkpoint: Checkpoint, part: Path, config: HiggsAudioConfig, layout: Layout, destination: Path
 ) -> None:
-    """Ours; for transformers its own fields beside them, of which each reader takes what it knows."""
+    """Writes our fields, and those of transformers beside them in its layout; each package ignores the other's."""
     sizes = {"audio_num_codebooks": config.audio_num_codebooks, "audio_codebook_size": config.audio_codebook_size}
-    file = folder / PROCESSOR_FILE
-    ours = ProcessorConfig.from_dict(read_json(file) if file.is_file() else sizes)
-    inside = (folder / CODEC_FOLDER).is_dir()
+    ours = ProcessorConfig.from_dict(checkpoint.read(PROCESSOR_FILE) if checkpoint.has(PROCESSOR_FILE) else sizes)
+    inside = checkpoint.codec is not None
     fields: dict[str, Any] = asdict(replace(ours, codec=CODEC_FOLDER) if inside else ours)
     if layout is TRANSFORMERS:
-        codec = str(destination / CODEC_FOLDER) if inside else ours.codec  # it knows no path inside a checkpoint
+        codec = str(destination / CODEC_FOLDER) if inside else ours.codec
         fields |= _processor_of_transformers(config, ours.sampling_rate, codec)
-    _write_json(part / PROCESSOR_FILE, {"processor_class": "HiggsAudioProcessor", **fields})
+    _write_json(part / PROCESSOR_FILE, {"processor_class": PROCESSOR_CLASS, **fields})
 
 
 def _processor_of_transformers(config: HiggsAudioConfig, sampling_rate: int, codec: str) -> dict[str, Any]:
+    """The fields of transformers' processor_config.json; `codec` is a path or repository."""
     return {
-        "processor_class": "HiggsAudioV2Processor",
+        "processor_class": PROCESSOR_CLASS_OF_TRANSFORMERS,
         "audio_token": special_tokens.AUDIO_OUT,
         "audio_bos_token": special_tokens.AUDIO_OUT_BOS,
         "audio_eos_token": special_tokens.AUDIO_EOS,
@@ -185,9 +183,10 @@ def _processor_of_transformers(config: HiggsAudioConfig, sampling_rate: int, cod
     }
 
 
-def _convert_codec(folder: Path, part: Path, layout: Layout) -> None:
-    """Early checkpoints name the audio tokenizer of the next layout; a body of our own has no layout but ours."""
-    config, state = codec_layout.read(HiggsAudioTokenizer, folder)
+def _convert_codec(checkpoint: Checkpoint, part: Path, layout: Layout) -> None:
+    """Writes the audio tokenizer: early checkpoints use that of the next layout, and bodies other than "dac" have none
+    but ours."""
+    config, state = codec_layout.read(HiggsAudioTokenizer, checkpoint)
     name = TRANSFORMERS.name if layout is EARLY else layout.name
     codec_layout.write(HiggsAudioTokenizer, config, state, part, name if config.body == "dac" else NATIVE.name)
 

@@ -1,16 +1,16 @@
-"""The delay pattern: codebook k of a frame is predicted k steps after codebook 0. Apply it, revert it, and walk it.
+"""The delay pattern: codebook k of a frame is predicted k steps after codebook 0. Functions apply and revert it.
 
 A delayed segment of F frames and K codebooks has L = F + K + 1 columns. Row k holds k + 1 stream bos, F codes and
-K - k stream eos, so that frame f, codebook k, lies in column f + 1 + k (here K = 3, F = 2, B bos, E eos)::
+K - k stream eos, so the code of frame f, codebook k, is in column f + 1 + k (here K = 3, F = 2, B bos, E eos)::
 
     column   0   1   2   3   4   5
     row 0    B  a0  b0   E   E   E
     row 1    B   B  a1  b1   E   E
     row 2    B   B   B  a2  b2   E
 
-A generated segment ends the same way, except that the model may end it first in a codebook k > 0, and that the cells
-on the diagonal after the first eos are sampled freely. One rule covers all of it: the sound is the complete frames
-before the first one with a marker (bos or eos) in it. `revert_delay` and `FrameAligner` both follow that rule.
+A generated segment differs in two ways: the model may sample its first eos in a codebook k > 0, and the cells on the
+diagonal after that eos are sampled freely. One rule covers every case: the codes of a segment are its complete frames
+before the first frame that contains a marker (bos or eos). `revert_delay` and `FrameAligner` both follow it.
 """
 
 from collections import deque
@@ -22,9 +22,12 @@ from torch import Tensor
 
 from higgs_audio.errors import CodesError
 
+Column = tuple[int, ...]  # [K] ids of one step, markers included
+IGNORE_INDEX = -100  # label of a position that is not trained; the default `ignore_index` of torch's cross-entropy
+
 
 def apply_delay(codes: Tensor, bos: int, eos: int) -> Tensor:
-    """Codes of a finished sound -> its delayed segment, markers included.
+    """Returns the delayed segment of complete codes, markers included.
 
     Args:
         codes: [K, F] integers in [0, bos). F may be 0.
@@ -34,7 +37,7 @@ def apply_delay(codes: Tensor, bos: int, eos: int) -> Tensor:
         [K, F + K + 1], same type and device.
 
     Raises:
-        CodesError: not two-dimensional integers, or an id outside [0, bos).
+        CodesError: `codes` is not a matrix of integers, or an id is outside [0, bos).
 
     >>> apply_delay(torch.tensor([[1, 2], [3, 4]]), bos=8, eos=9).tolist()
     [[8, 1, 2, 9, 9], [8, 8, 3, 4, 9]]
@@ -43,7 +46,7 @@ def apply_delay(codes: Tensor, bos: int, eos: int) -> Tensor:
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= bos):
         raise CodesError(
             f"codes run from {int(codes.min())} to {int(codes.max())}; allowed: 0 to {bos - 1}. "
-            "Give codes without stream bos and eos, as the audio tokenizer makes them."
+            "Pass codes without stream bos and eos, as the audio tokenizer returns them."
         )
     num_codebooks, num_frames = codes.shape
     delayed = codes.new_full((num_codebooks, num_frames + num_codebooks + 1), eos)  # [K, L]
@@ -53,13 +56,13 @@ def apply_delay(codes: Tensor, bos: int, eos: int) -> Tensor:
     return delayed
 
 
-def delay_labels(codes: Tensor, eos: int, ignore: int = -100) -> Tensor:
-    """Training labels of a delayed segment: every code and exactly one eos per codebook.
+def delay_labels(codes: Tensor, eos: int, ignore: int = IGNORE_INDEX) -> Tensor:
+    """Returns the training labels of a delayed segment: every code, and exactly one eos per codebook.
 
     Args:
         codes: [K, F] integers.
         eos: id of stream eos.
-        ignore: label of a cell that is not trained: all bos, and every eos after the first of its row.
+        ignore: label of a cell that is not trained: every bos, and every eos after the first of its row.
 
     Returns:
         [K, F + K + 1], aligned with `apply_delay(codes, ...)`: the label of a cell is that cell's own id.
@@ -77,19 +80,19 @@ def delay_labels(codes: Tensor, eos: int, ignore: int = -100) -> Tensor:
 
 
 def revert_delay(delayed: Tensor) -> Tensor:
-    """A delayed segment, finished or cut -> the codes of its sound.
+    """Returns the codes of a delayed segment, whether it is complete or cut off.
 
-    Keeps the complete frames before the first frame that holds a marker. A segment ended by eos first in codebook k
-    of column t gives t - k - 1 frames; a segment of L columns cut before any eos gives L - K frames.
+    The result holds the complete frames before the first frame that contains a marker. A segment whose first eos is in
+    codebook k of column t yields t - k - 1 frames; a segment of L columns cut off before any eos yields L - K frames.
 
     Args:
         delayed: [K, L] integers whose column 0 is the segment's bos column. Every id from bos on is a marker.
 
     Returns:
-        [K, F] codes without markers; F = L - K - 1 for the whole of an `apply_delay`. F may be 0.
+        [K, F] codes without markers; F = L - K - 1 for the complete result of `apply_delay`. F may be 0.
 
     Raises:
-        CodesError: not two-dimensional integers, no columns, or column 0 is not one id throughout.
+        CodesError: `delayed` is not a matrix of integers, has no columns, or its column 0 holds different ids.
 
     >>> revert_delay(torch.tensor([[8, 1, 2, 9, 9], [8, 8, 3, 4, 9]])).tolist()
     [[1, 2], [3, 4]]
@@ -111,17 +114,17 @@ def _check_matrix(values: Tensor, name: str) -> None:
 
 
 class FrameAligner:
-    """The incremental `revert_delay` of one segment: columns in, frames out as soon as they are certain.
+    """The incremental `revert_delay` of one segment: takes columns and returns each frame as soon as it is final.
 
     Frame f has its cells in columns f + 1 (codebook 0) to f + K (codebook K - 1), so it is complete when column f + K
-    arrives, and certain at the same moment: later columns cannot touch its cells, and the cut of the segment falls on
-    the first frame with a marker, whose cells are all known before those of any later frame. An eos in codebook 0 of
-    column t, say, lies in frame t - 1, which would complete in column t - 1 + K; all frames before it are still
-    handed out on the way. An eos first in codebook k lies in frame t - 1 - k: the k frames begun in the lower
-    codebooks since then never complete. So a listener never waits for more than the K columns of the delay.
+    arrives. It is final at the same moment: later columns hold none of its cells, and the segment is cut at the first
+    frame with a marker, whose cells are all known before those of any later frame. For example, an eos in codebook 0
+    of column t belongs to frame t - 1, which completes in column t - 1 + K; all earlier frames are returned before
+    that. A first eos in codebook k belongs to frame t - 1 - k: the k later frames that have cells in the lower
+    codebooks never complete. A frame is therefore returned at most K columns after its first cell.
 
-    The frames pushed out, in order, equal `revert_delay` of all columns, wherever the segment stops. One aligner
-    serves one segment.
+    The returned frames, in order, equal `revert_delay` of all pushed columns, wherever the segment stops. Use one
+    aligner per segment.
     """
 
     def __init__(self, num_codebooks: int, bos: int, eos: int) -> None:
@@ -129,10 +132,10 @@ class FrameAligner:
         self.first_marker = min(bos, eos)
         self.ended = False
         self._recent: deque[Sequence[int]] = deque(maxlen=num_codebooks)
-        self._columns = 0
+        self._num_columns = 0
 
     def push(self, column: Sequence[int]) -> list[int] | None:
-        """The next column [K] of the segment -> the frame [K] that it completes, or None.
+        """Adds the next column [K] of the segment and returns the frame [K] that it completes, or None.
 
         Raises:
             CodesError: the column does not have K cells.
@@ -140,8 +143,8 @@ class FrameAligner:
         if len(column) != self.num_codebooks:
             raise CodesError(f"the column has {len(column)} cells; allowed: {self.num_codebooks}, one per codebook")
         self._recent.append(column)
-        self._columns += 1
-        if self.ended or self._columns <= self.num_codebooks:
+        self._num_columns += 1
+        if self.ended or self._num_columns <= self.num_codebooks:
             return None
         frame = [int(cells[k]) for k, cells in enumerate(self._recent)]
         self.ended = max(frame) >= self.first_marker
@@ -150,52 +153,65 @@ class FrameAligner:
 
 @dataclass(frozen=True)
 class DelayState:
-    """Where a segment being generated stands in the delay pattern: how many columns it has, how many it will have.
+    """The progress of a segment that is being generated.
 
-    `push` writes the markers that the pattern demands into a sampled column. It looks at nothing but the segment, so
-    a reference recording just before it, or a prompt of one token, changes nothing.
+    `push` writes the markers that the delay pattern requires into a sampled column. It depends on the segment alone:
+    a reference recording just before the segment, or a prompt of one token, changes nothing.
+
+    Attributes:
+        num_codebooks: K.
+        bos, eos: ids of stream bos and stream eos.
+        num_columns: columns of the segment so far.
+        total_columns: columns of the whole segment; None until the first eos sets it.
     """
 
     num_codebooks: int
     bos: int
     eos: int
-    columns: int = 0
-    end: int | None = None  # columns of the whole segment, known from the first eos on
+    num_columns: int = 0
+    total_columns: int | None = None
 
     @property
-    def finished(self) -> bool:
-        """Whether the last column has been made."""
-        return self.end is not None and self.columns >= self.end
+    def is_finished(self) -> bool:
+        """Whether the segment has its last column."""
+        return self.total_columns is not None and self.num_columns >= self.total_columns
 
     @property
-    def frames(self) -> int | None:
-        """Frames of the whole segment as its first eos announces them; None before it."""
-        return None if self.end is None else self.end - self.num_codebooks - 1
+    def num_frames(self) -> int | None:
+        """Frames of the whole segment as implied by its first eos; None before that."""
+        return None if self.total_columns is None else self.total_columns - self.num_codebooks - 1
 
-    def push(self, sampled: Sequence[int]) -> tuple[tuple[int, ...], "DelayState"]:
-        """Ids sampled for the next column [K] -> that column [K] with its forced markers, and the state after it.
+    def push(self, sampled: Sequence[int]) -> tuple[Column, "DelayState"]:
+        """Adds a column.
 
-        Rows that have not begun are bos. The first eos, in codebook k of column t, leaves K - k - 1 columns to come;
-        the rows below k are eos at once and one more row each further column. The cell in which a row's sound would
-        end is left as it was sampled.
+        Codebooks that have not started are set to bos. A first eos in codebook k of column t leaves K - k - 1 more
+        columns: the codebooks below k are set to eos in column t, and one more codebook in each further column. The
+        cell that holds a codebook's last code keeps its sampled id.
+
+        Args:
+            sampled: the K ids sampled for the column.
+
+        Returns:
+            The column [K] with its forced markers, and the state after it.
         """
-        num_begun = min(self.columns, self.num_codebooks)
-        column = [*sampled[:num_begun], *[self.bos] * (self.num_codebooks - num_begun)]
-        end = self.end
-        if end is None and self.eos in column:
-            end = self.columns + self.num_codebooks - column.index(self.eos)
-        if end is not None:
-            num_forced = self.columns + self.num_codebooks - end
+        num_started = min(self.num_columns, self.num_codebooks)
+        column = [*sampled[:num_started], *[self.bos] * (self.num_codebooks - num_started)]
+        total = self.total_columns
+        if total is None and self.eos in column:
+            total = self.num_columns + self.num_codebooks - column.index(self.eos)
+        if total is not None:
+            num_forced = self.num_columns + self.num_codebooks - total
             column[:num_forced] = [self.eos] * num_forced
-        return tuple(column), replace(self, columns=self.columns + 1, end=end)
+        return tuple(column), replace(self, num_columns=self.num_columns + 1, total_columns=total)
 
     def resume(self, columns: Sequence[Sequence[int]]) -> "DelayState":
-        """The state after `columns` [n, K] of a segment made earlier, its bos column first.
+        """Returns the state after existing `columns` [n, K] of a segment, its bos column first.
 
-        In its first column with eos, rows 0 to k are all eos, so the end is read from that run.
+        In the first column with an eos, codebooks 0 to k are all eos, so the length of that run gives the end.
         """
-        for made, column in enumerate(columns):
+        for index, column in enumerate(columns):
             if self.eos in column:
                 run = next((k for k, code in enumerate(column) if code != self.eos), self.num_codebooks)
-                return replace(self, columns=len(columns), end=made + self.num_codebooks - max(run - 1, 0))
-        return replace(self, columns=len(columns))
+                total = index + self.num_codebooks - max(run - 1, 0)
+                return replace(self, num_columns=len(columns), total_columns=total)
+        return replace(self, num_columns=len(columns))

@@ -1,33 +1,34 @@
-"""Where things are computed: one reader of the devices that people name."""
-
-from typing import Any
+"""Device arguments: names of devices -> devices that exist on this machine."""
 
 import torch
 
 from higgs_audio.errors import OptionError, first_line
 
+__all__ = ["resolve_device"]
 
-def read_device(device: Any, option: str = "device") -> torch.device:
-    """A device that is there and has memory.
+
+def resolve_device(device: str | torch.device | None, option: str = "device") -> torch.device:
+    """Resolves a device argument and checks that a tensor can be allocated on it.
 
     Args:
-        device: "cpu", "cuda", "cuda:1", ..., or a `torch.device`; a GPU if torch finds one where it is None or "auto".
-        option: what the caller calls it, for the message.
+        device: "cpu", "cuda", "cuda:1", ..., or a `torch.device`. None and "auto" choose a GPU if torch finds one, else
+            the CPU.
+        option: name of the argument, for the error message.
 
     Raises:
-        OptionError: no such device, or none in this machine.
+        OptionError: the device does not exist, or this machine does not have it.
 
-    >>> read_device("cpu")
+    >>> resolve_device("cpu")
     device(type='cpu')
     """
     if device is None or device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except Exception as error:  # each kind of device that is not there is another error of torch
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except Exception as error:  # torch raises a different type for each kind of missing device
         raise OptionError(
-            f"{option}={str(device)!r} cannot be used here ({first_line(error)}); use 'cpu', 'cuda', 'cuda:0' or None "
-            "for a GPU where there is one"
+            f"{option}={str(device)!r} cannot be used here ({first_line(error)}); use 'cpu', 'cuda', 'cuda:0', or None "
+            "for a GPU if there is one"
         ) from error
-    return place
+    return resolved

@@ -1,34 +1,58 @@
-"""Every error this package raises on purpose.
+"""The exceptions of this package, and checks of argument values.
 
     HiggsAudioError
-    ├── InputError (ValueError)      something the caller gave
-    │   ├── TextError                empty, nothing speakable, a special token typed inside it
-    │   ├── AudioError               missing, unreadable, empty, too short, too long, not finite
+    ├── InputError (ValueError)      an argument cannot be used
+    │   ├── TextError                empty, nothing speakable, or a special token in the text
+    │   ├── AudioError               missing, unreadable, empty, too short, too long, or not finite
     │   ├── CodesError               wrong shape, type or range
-    │   ├── VoiceError               no such voice, or a reference without its transcript
+    │   ├── VoiceError               unknown voice, or a reference without its transcript
     │   ├── PromptError              a conversation that cannot be rendered
     │   └── OptionError              an unknown keyword, or a value outside its range
-    ├── CheckpointError (ValueError) no such model, or files that do not fit the architecture
+    ├── CheckpointError (ValueError) unknown model, or files that do not fit the architecture
     ├── RecipeError (ValueError)     a training recipe with unknown keys or impossible values
-    ├── QueueFullError               an engine that takes no more requests now
-    ├── EngineError                  something below this package failed while a request ran, such as memory
-    ├── NumericsError (ArithmeticError)  a NaN or an infinity where a number was needed
+    ├── QueueFullError               the engine accepts no more requests now
+    ├── EngineError                  a failure below this package, such as out of memory
+    ├── NumericsError (ArithmeticError)  a NaN or an infinity in logits, losses or gradients
     └── MissingExtraError (ImportError)  an optional dependency that is not installed
 
-A message says what was given, what is allowed and what to do.
+A message states the given value, the allowed values and the remedy.
 """
 
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+__all__ = [
+    "AudioError",
+    "CheckpointError",
+    "CodesError",
+    "EngineError",
+    "HiggsAudioError",
+    "InputError",
+    "MissingExtraError",
+    "NumericsError",
+    "OptionError",
+    "PromptError",
+    "QueueFullError",
+    "RecipeError",
+    "TextError",
+    "VoiceError",
+    "check_count",
+    "check_value",
+    "checkpoint_errors",
+    "first_line",
+    "is_number",
+    "nearest",
+    "typed",
+]
+
 
 class HiggsAudioError(Exception):
-    """Base of all errors of this package."""
+    """Base class of all errors of this package."""
 
 
 class InputError(HiggsAudioError, ValueError):
-    """Something the caller gave cannot be used."""
+    """An argument cannot be used."""
 
 
 class TextError(InputError):
@@ -64,15 +88,15 @@ class RecipeError(HiggsAudioError, ValueError):
 
 
 class QueueFullError(HiggsAudioError):
-    """So many requests wait already that no more are taken; ask again later."""
+    """The queue is full: the engine accepts no more requests now. Try again later."""
 
 
 class EngineError(HiggsAudioError):
-    """Something below this package failed while a request ran, such as an allocation; its cause is the error."""
+    """A failure below this package while a request ran, such as an allocation; `__cause__` is the original error."""
 
 
 class NumericsError(HiggsAudioError, ArithmeticError):
-    """A NaN or an infinity where a number was needed: in logits, in a loss or in its gradient."""
+    """Logits, a loss or its gradient contain a NaN or an infinity."""
 
 
 class MissingExtraError(HiggsAudioError, ImportError):
@@ -83,16 +107,16 @@ class MissingExtraError(HiggsAudioError, ImportError):
 
 
 def typed(error: BaseException) -> HiggsAudioError:
-    """The error, where it is of this package; otherwise a new `EngineError` that it is the cause of."""
+    """Returns an error of this package unchanged, and any other wrapped in an `EngineError` as its `__cause__`."""
     if isinstance(error, HiggsAudioError):
         return error
-    own = EngineError(f"the engine failed with {type(error).__name__}: {error}; try again, with less at once")
-    own.__cause__ = error
-    return own
+    wrapped = EngineError(f"the engine failed with {type(error).__name__}: {error}; try again with fewer requests")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """The end of an error message: the closest allowed name, then all of them.
+    """Returns the end of an error message: the closest allowed name, then all allowed names.
 
     >>> nearest("avaa", ["ava", "joe"])
     "did you mean 'ava'? allowed: ava, joe"
@@ -104,20 +128,20 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, without the advice and traces that follow its first line; its name where it is mute.
+    """Returns the first line of an exception's message, without the advice and traces below; its type if it is empty.
 
-    >>> first_line(KeyError()), first_line(ValueError("no.\nTry this."))
+    >>> first_line(KeyError()), first_line(ValueError("no.\\nTry this."))
     ('KeyError', 'no.')
     """
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 @contextmanager
-def checkpoint_errors(complaint: str) -> Iterator[None]:
-    """Whatever goes wrong inside is about a file: a field of another type or size fails in a dozen ways.
+def checkpoint_errors(prefix: str) -> Iterator[None]:
+    """Turns any exception of the block into a `CheckpointError`: a config field of a wrong type fails in many ways.
 
     Raises:
-        CheckpointError: begins with the complaint. Errors of this package pass as they are.
+        CheckpointError: its message begins with `prefix`. Errors of this package are raised unchanged.
     """
     try:
         yield
@@ -125,21 +149,23 @@ def checkpoint_errors(complaint: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{complaint}: {reason:.300}") from error
+        raise CheckpointError(f"{prefix}: {reason:.300}") from error
 
 
 def check_count(name: str, value: object, least: int, most: int | None = None, otherwise: str = "") -> None:
     """Raises OptionError unless `value` is a whole number from `least` to `most`."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    valid = whole and least <= value and (most is None or value <= most)  # type: ignore[operator]
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    valid = is_whole and least <= value and (most is None or value <= most)  # type: ignore[operator]
     span = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
     check_value(name, value, valid, f"{span}, or {otherwise}" if otherwise else span)
 
 
 def check_value(name: str, value: object, valid: bool, allowed: str) -> None:
+    """Raises OptionError unless `valid`; the message names the value and what is `allowed`."""
     if not valid:
         raise OptionError(f"{name}={value!r}; allowed: {allowed}")
 
 
 def is_number(value: object) -> bool:
+    """Whether `value` is an int or a float; a bool is neither."""
     return isinstance(value, int | float) and not isinstance(value, bool)

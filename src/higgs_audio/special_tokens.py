@@ -1,4 +1,6 @@
-"""The strings of the prompt format."""
+"""The strings of the prompt format: special tokens, and the tags that name the speaker of a turn."""
+
+import re
 
 BEGIN = "<|begin_of_text|>"
 END_OF_TEXT = "<|end_of_text|>"
@@ -10,7 +12,7 @@ END_OF_TURN = "<|eot_id|>"
 AUDIO_BOS = "<|audio_bos|>"
 AUDIO_EOS = "<|audio_eos|>"
 AUDIO_OUT_BOS = "<|audio_out_bos|>"
-AUDIO_DELAY = "<|reserved_special_token_6|>"  # placeholder of an assistant segment's last K - 1 columns
+AUDIO_DELAY = "<|reserved_special_token_6|>"  # placeholder of the last K - 1 columns of an assistant's audio
 AUDIO_IN = "<|AUDIO|>"
 AUDIO_OUT = "<|AUDIO_OUT|>"
 RECIPIENT = "<|recipient|>"
@@ -26,3 +28,10 @@ SPECIAL_TOKENS = (
     *(AUDIO_BOS, AUDIO_EOS, AUDIO_OUT_BOS, AUDIO_DELAY, AUDIO_IN, AUDIO_OUT, RECIPIENT),
     *(SCENE_START, SCENE_END, INSTRUCTION_START, INSTRUCTION_END, *SOUND_TAGS),
 )
+
+USER_HEADER = f"{HEADER_START}user{HEADER_END}\n\n"  # precedes the text of a user turn
+
+# Any string of this shape is refused in text from users, whether or not the tokenizer has such a token.
+SPECIAL_SHAPE = re.compile(r"<\|[^<>|\s]+\|>")
+# An ordinary text, at the beginning of a speaker's text in a conversation of several.
+SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")

@@ -1,4 +1,4 @@
-"""Hub names: the published repository before and after it was rewritten, from a server on this machine."""
+"""Hub repositories: the published one before and after it was rewritten, served by this machine."""
 
 import hashlib
 import json
@@ -25,7 +25,14 @@ SHARDS = {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
 
 @dataclass
 class Hub:
-    """A repository with two commits; what was asked of it; after how many bytes a large file stops, if it does."""
+    """A repository with two commits.
+
+    Attributes:
+        commits: commit -> folder with its files.
+        asked: paths of the downloaded files.
+        stalls_after: number of bytes after which the download of weights stalls; None for never.
+        address: URL of the server.
+    """
 
     commits: dict[str, Path]
     asked: list[str] = field(default_factory=list)
@@ -33,18 +40,18 @@ class Hub:
     address: str = ""
 
     def weights_asked(self, commit: str) -> set[str]:
-        """Weight files of a commit that were downloaded."""
+        """Names of the downloaded weight files of a commit."""
         return {path.rsplit("/", 1)[-1] for path in self.asked if f"/{commit}/model" in path and "json" not in path}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """What huggingface_hub asks: which commit a revision is, what is in it, what a file is like, and its bytes."""
+    """Answers the requests of huggingface_hub: the commit of a revision, its list of files, and their contents."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Nothing on stderr."""
+        """Prints nothing."""
 
     def do_HEAD(self) -> None:
         self.answer(with_body=False)
@@ -120,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def commits(tiny_checkpoint, tmp_path_factory) -> dict[str, Path]:
-    """The repository before April 2026, in shards, and after it: a single file, and the old shards beside it."""
+    """The repository before April 2026, in shards, and after it, with a single file beside the old shards."""
     folder = tmp_path_factory.mktemp("hub")
     model = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint)
     model.save_pretrained(folder / "model")
@@ -133,7 +140,7 @@ def commits(tiny_checkpoint, tmp_path_factory) -> dict[str, Path]:
 
 
 def split(folder: Path) -> None:
-    """The single file of a folder as three with an index."""
+    """Splits the single weight file of a folder into three with an index."""
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
@@ -159,7 +166,7 @@ def hub(commits) -> Iterator[Hub]:
     thread.join()
 
 
-# Several questions in one process, which takes seconds to start.
+# Loads several checkpoints in one process, which takes seconds to start.
 LOAD = """
 import json, sys
 from higgs_audio import HiggsAudioForConditionalGeneration
@@ -173,15 +180,16 @@ for name, revision, here in json.loads(sys.argv[1]):
 """
 
 
-def command(hub: Hub, cache: Path, *questions: tuple[str, str | None, bool]) -> dict:
-    """Name, revision, and whether the network may not be used."""
+def command(hub: Hub, cache: Path, *checkpoints: tuple[str, str | None, bool]) -> dict:
+    """The command that loads checkpoints; each is a name, a revision and a value of `local_files_only`."""
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
     environment |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return {"args": [sys.executable, "-W", "ignore", "-c", LOAD, json.dumps(questions)], "env": environment}
+    return {"args": [sys.executable, "-W", "ignore", "-c", LOAD, json.dumps(checkpoints)], "env": environment}
 
 
-def ask(hub: Hub, cache: Path, *questions: tuple[str, str | None, bool]) -> list[list]:
-    result = subprocess.run(**command(hub, cache, *questions), capture_output=True, text=True)
+def load(hub: Hub, cache: Path, *checkpoints: tuple[str, str | None, bool]) -> list[list]:
+    """For each checkpoint its name and the sum of its weights, or "error" and the message."""
+    result = subprocess.run(**command(hub, cache, *checkpoints), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 
@@ -193,9 +201,9 @@ def total(tiny_checkpoint) -> float:
         return sum(float(weight.double().sum()) for weight in model.parameters())
 
 
-def test_the_rewritten_repository_gives_its_single_file_and_an_old_revision_its_shards(hub, total, tmp_path):
+def test_the_new_revision_downloads_its_single_file_and_an_old_one_its_shards(hub, total, tmp_path):
     online = ((NAME, None, False), (NAME, OLD, False), (NAME, "v9", False), ("someone/else", None, False))
-    nothing, new, old, unknown, elsewhere, *again = ask(
+    nothing, new, old, unknown, elsewhere, *again = load(
         hub, tmp_path, (NAME, None, True), *online, (NAME, None, True), (NAME, OLD, True)
     )
     assert [new, old, *again] == [[NAME, pytest.approx(total)]] * 4
@@ -206,13 +214,13 @@ def test_the_rewritten_repository_gives_its_single_file_and_an_old_revision_its_
     assert "neither a folder here nor a repository" in elsewhere[1]
 
 
-def test_the_repository_before_it_was_rewritten_loads_by_the_same_plain_name(hub, total, tmp_path):
+def test_the_repository_loads_by_name_before_it_was_rewritten(hub, total, tmp_path):
     del hub.commits[NEW]
-    assert ask(hub, tmp_path, (NAME, None, False)) == [[NAME, pytest.approx(total)]]
+    assert load(hub, tmp_path, (NAME, None, False)) == [[NAME, pytest.approx(total)]]
     assert hub.weights_asked(OLD) == SHARDS
 
 
-def test_a_download_that_was_killed_is_refused_without_a_network_and_finished_with_one(hub, total, tmp_path):
+def test_a_killed_download_is_refused_offline_and_completed_online(hub, total, tmp_path):
     hub.stalls_after = 10_000
     with subprocess.Popen(**command(hub, tmp_path, (NAME, None, False)), stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 300
@@ -222,13 +230,13 @@ def test_a_download_that_was_killed_is_refused_without_a_network_and_finished_wi
         process.kill()
     assert hub.weights_asked(NEW)
     hub.stalls_after = None
-    refused, loaded = ask(hub, tmp_path, (NAME, None, True), (NAME, None, False))
+    refused, loaded = load(hub, tmp_path, (NAME, None, True), (NAME, None, False))
     assert refused[0] == "error"
     assert loaded == [NAME, pytest.approx(total)]
 
 
-def test_a_model_is_pushed_as_it_is_saved(tiny_checkpoint, tmp_path, monkeypatch):
-    """Uploading itself is huggingface_hub's; what it is given is looked at."""
+def test_push_to_hub_uploads_the_files_of_save_pretrained(tiny_checkpoint, tmp_path, monkeypatch):
+    """Only the arguments that huggingface_hub receives are checked."""
     from huggingface_hub import HfApi
 
     sent: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Saving: a folder is what it was until everything new is written, whatever happens in between."""
+"""Saving is atomic: a folder is unchanged until all new files are written, whatever happens before."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from higgs_audio import HiggsAudioForConditionalGeneration, HiggsAudioProcessor, HiggsAudioTokenizer
-from higgs_audio.checkpoint.saving import whole_folder
+from higgs_audio.checkpoint.saving import atomic_folder
 from higgs_audio.codec import layout
 from higgs_audio.convert import convert
 from higgs_audio.errors import CheckpointError
@@ -23,7 +23,7 @@ KINDS = ("model", "codec", "processor", "layout", "convert")
 
 @pytest.fixture(scope="module")
 def save(tiny_checkpoint):
-    """Kind -> a function that saves one to a folder."""
+    """Kind of object -> a function that saves one in a folder."""
     codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint)
     return {
         "model": HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint).save_pretrained,
@@ -35,13 +35,13 @@ def save(tiny_checkpoint):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Relative path -> content of every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_saved_appears_alone_and_can_be_read_by_others(kind, save, tmp_path):
-    """safetensors gives its files to their owner alone, so that a server of another user could not load them."""
+def test_a_save_leaves_no_other_file_and_all_users_can_read_it(kind, save, tmp_path):
+    """safetensors creates files that only their owner may read, which a server of another user could not load."""
     before = os.umask(0o022)
     try:
         save[kind](tmp_path / "x")
@@ -63,73 +63,72 @@ def test_a_stricter_umask_is_kept(save, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS[:-1])
-def test_other_files_of_the_folder_stay_and_those_of_its_folders(kind, save, tmp_path):
+def test_other_files_of_the_folder_and_its_subfolders_are_kept(kind, save, tmp_path):
     (tmp_path / "x" / "codec").mkdir(parents=True)
     (tmp_path / "x" / "notes.txt").write_text("mine")
     (tmp_path / "x" / "codec" / "notes.txt").write_text("mine too")
-    for _ in range(2):  # a second save meets the files of the first
+    for _ in range(2):  # the second save finds the files of the first
         save[kind](tmp_path / "x")
     held = contents(tmp_path / "x")
     assert (held["notes.txt"], held["codec/notes.txt"]) == (b"mine", b"mine too")
     assert set(held) - {"notes.txt", "codec/notes.txt"}
 
 
-def test_weights_of_an_earlier_save_go_in_every_folder_that_gets_new_ones(tmp_path):
+def test_old_weights_are_removed_from_every_folder_that_gets_new_ones(tmp_path):
     old = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
     for name in (*old, *(f"codec/{name}" for name in old), *(f"other/{name}" for name in old)):
         (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "x" / name).write_text("old")
-    with whole_folder(tmp_path / "x") as part:
+    with atomic_folder(tmp_path / "x") as part:
         (part / "codec").mkdir()
         (part / "codec" / "model.safetensors").write_text("new")
     assert set(contents(tmp_path / "x")) == {*old, "codec/model.safetensors", *(f"other/{name}" for name in old)}
 
 
-def test_config_json_comes_last(tmp_path, monkeypatch):
-    """Without it a folder is no checkpoint: half of one cannot be taken for a whole."""
+def test_config_json_is_moved_last(tmp_path, monkeypatch):
+    """A folder without config.json is no checkpoint, so that an incomplete one cannot be loaded."""
     (tmp_path / "x").mkdir()
     moved = []
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda old, new: (moved.append(Path(new).name), replace(old, new)))
-    with whole_folder(tmp_path / "x") as part:
+    with atomic_folder(tmp_path / "x") as part:
         for name in ("a.json", "config.json", "model.safetensors"):
             (part / name).write_text(name)
     assert moved[-1] == "config.json"
     assert set(moved) == {"a.json", "config.json", "model.safetensors"}
 
 
-# What goes wrong.
+# Failures.
 
 KILLED = """
 import os, sys
 from higgs_audio import HiggsAudioProcessor, HiggsAudioTokenizer
-from higgs_audio.checkpoint import saving
-saving._move_in = lambda part, folder: os._exit(9)  # all is written, nothing is moved
+os.replace = lambda *_: os._exit(9)  # files are written, none is moved
 kind = {"codec": HiggsAudioTokenizer, "processor": HiggsAudioProcessor}[sys.argv[1]]
 kind.from_pretrained(sys.argv[2]).save_pretrained(sys.argv[3])
 """
 
 
 @pytest.mark.parametrize("kind", ["codec", "processor"])
-def test_a_save_that_is_killed_changes_nothing_and_the_next_one_clears_up(kind, save, tiny_checkpoint, tmp_path):
+def test_a_killed_save_changes_nothing_and_the_next_one_removes_its_files(kind, save, tiny_checkpoint, tmp_path):
     save[kind](tmp_path / "x")
     (tmp_path / "x" / "config.json").write_text("old")
     before = contents(tmp_path / "x")
     run = [sys.executable, "-W", "ignore", "-c", KILLED, kind, str(tiny_checkpoint), str(tmp_path / "x")]
     assert subprocess.run(run, env=os.environ, check=False, capture_output=True).returncode == 9
     assert contents(tmp_path / "x") == before
-    assert len(list(tmp_path.iterdir())) == 2  # what the killed process had written
+    assert len(list(tmp_path.iterdir())) == 2  # the folder, and the files of the killed process
     save[kind](tmp_path / "x")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_what_a_living_process_or_another_machine_writes_is_left_alone(tmp_path):
-    with whole_folder(tmp_path / "x") as mine, whole_folder(tmp_path / "x") as other:
+def test_files_of_running_processes_and_of_other_machines_are_kept(tmp_path):
+    with atomic_folder(tmp_path / "x") as mine, atomic_folder(tmp_path / "x") as other:
         foreign = tmp_path / mine.name.replace(platform.node()[:30], "elsewhere").replace(str(os.getpid()), "1")
         foreign.mkdir()
         assert len({mine, other, foreign}) == 3
         (other / "a.txt").write_text("a")
-        with whole_folder(tmp_path / "x"):
+        with atomic_folder(tmp_path / "x"):
             pass
         assert mine.is_dir() and other.is_dir()
     assert {path.name for path in tmp_path.iterdir()} == {"x", foreign.name}
@@ -137,23 +136,22 @@ def test_what_a_living_process_or_another_machine_writes_is_left_alone(tmp_path)
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: no space")])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_full_disk_is_a_checkpoint_error_and_changes_nothing(kind, error, save, tmp_path, monkeypatch):
+def test_a_full_disk_raises_a_checkpoint_error_and_changes_nothing(kind, error, save, tmp_path, monkeypatch):
     def full(*_, **__):
         raise error
 
     if kind != "convert":
         save[kind](tmp_path / "x")
     before = contents(tmp_path)
-    for name in ("transformers.modeling_utils.safe_save_file", "higgs_audio.codec.layout.save_file"):
-        monkeypatch.setattr(name, full)
-    monkeypatch.setattr("higgs_audio.convert.save_file", full)
+    for module in ("transformers.modeling_utils.safe_", "higgs_audio.codec.layout.", "higgs_audio.checkpoint.weights."):
+        monkeypatch.setattr(f"{module}save_file", full)
     with pytest.raises(CheckpointError, match=r"cannot be written.*(?i:no space)"):
         save[kind](tmp_path / "x")
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_place_that_cannot_be_written_is_a_checkpoint_error(kind, save, tmp_path):
+def test_an_unusable_path_raises_a_checkpoint_error(kind, save, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CheckpointError, match="cannot be written"):
         save[kind](tmp_path / "file" / "x")
@@ -166,8 +164,8 @@ def test_a_place_that_cannot_be_written_is_a_checkpoint_error(kind, save, tmp_pa
 
 
 @pytest.mark.parametrize("kind", KINDS[:-1])
-def test_a_folder_without_the_right_to_write_is_a_checkpoint_error(kind, save, tmp_path, monkeypatch):
-    """Root, as which tests may run, has every right: the system's answer is given in its place."""
+def test_a_folder_without_write_permission_raises_a_checkpoint_error(kind, save, tmp_path, monkeypatch):
+    """Tests may run as root, who may write everywhere, so that the system's error is simulated."""
     save[kind](tmp_path / "x")
     before = contents(tmp_path)
 
@@ -180,17 +178,17 @@ def test_a_folder_without_the_right_to_write_is_a_checkpoint_error(kind, save, t
     assert contents(tmp_path) == before
 
 
-def test_a_folder_whose_parent_may_not_be_written_is_written_from_inside(tmp_path, monkeypatch):
-    """As a volume that is mounted into a container."""
+def test_a_folder_with_a_read_only_parent_gets_its_temporary_folder_inside(tmp_path, monkeypatch):
+    """Such as a volume mounted into a container."""
     (tmp_path / "x").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    with whole_folder(tmp_path / "x") as part:
+    with atomic_folder(tmp_path / "x") as part:
         assert part.parent == tmp_path / "x"
         (part / "a.txt").write_text("a")
     assert contents(tmp_path) == {"x/a.txt": b"a"}
 
 
-def test_the_present_folder_can_be_saved_into(save, tmp_path, monkeypatch):
+def test_the_working_directory_can_be_saved_into(save, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     save["processor"](".")
@@ -198,7 +196,7 @@ def test_the_present_folder_can_be_saved_into(save, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
-def test_a_saved_model_and_processor_make_a_whole_checkpoint(save, tiny_checkpoint, tmp_path):
+def test_a_saved_model_and_processor_make_a_complete_checkpoint(save, tiny_checkpoint, tmp_path):
     for kind in ("model", "processor"):
         save[kind](tmp_path / "x")
     config = json.loads((tmp_path / "x" / "config.json").read_text())

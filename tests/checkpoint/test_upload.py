@@ -1,4 +1,4 @@
-"""Uploading a processor: what arrives at a server that speaks the hub's protocol, on this machine."""
+"""Uploads of a processor, received by a local server that implements the hub's protocol."""
 
 import base64
 import json
@@ -12,7 +12,7 @@ from higgs_audio.prompt.processor import HiggsAudioProcessor
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Makes a repository, wants every file inside the commit, and keeps what it gets."""
+    """Creates a repository, requests every file inside the commit, and stores the files."""
 
     def log_message(self, *args):
         pass
@@ -57,7 +57,7 @@ def hub(monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["push_to_hub", "save_pretrained"])
-def test_what_is_uploaded_loads_again(tiny_checkpoint, tmp_path, hub, how):
+def test_an_uploaded_processor_can_be_loaded(tiny_checkpoint, tmp_path, hub, how):
     processor = HiggsAudioProcessor.from_pretrained(tiny_checkpoint)
     if how == "push_to_hub":
         assert processor.push_to_hub("org/voice", token="t", commit_message="A voice").endswith("/org/voice/commit/1")
@@ -73,6 +73,6 @@ def test_what_is_uploaded_loads_again(tiny_checkpoint, tmp_path, hub, how):
     assert loaded.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
 
 
-def test_an_unknown_option_of_an_upload_is_named(tiny_checkpoint):
+def test_an_unknown_upload_option_is_refused_by_name(tiny_checkpoint):
     with pytest.raises(OptionError, match="did you mean 'private'"):
         HiggsAudioProcessor.from_pretrained(tiny_checkpoint).push_to_hub("org/voice", privat=True)

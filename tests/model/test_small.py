@@ -1,4 +1,4 @@
-"""Small machines: fewer bits, text weights at home, the audio tokenizer elsewhere; on a tiny checkpoint."""
+"""Tests of the options for small machines: quantized weights, offloaded text weights, the audio tokenizer elsewhere."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from higgs_audio import HiggsAudio, HiggsAudioConfig, HiggsAudioForConditionalGe
 from higgs_audio.cli.main import main
 from higgs_audio.errors import MissingExtraError, OptionError
 from higgs_audio.model.offload import num_bytes, offload_text
-from higgs_audio.model.quantize import WEIGHTS, keep_policy, quantization_config
+from higgs_audio.model.quantize import WEIGHTS, quantization_config, with_exclusions
 
 TEXT = "The sun sets."
 PLAIN = torch.nn.Parameter
@@ -29,22 +29,22 @@ def quantized(folder: Path, weights: str) -> HiggsAudioForConditionalGeneration:
     return load(folder, quantization_config=quantization_config(weights, torch.float32), device_map={"": "cpu"})
 
 
-def theirs(weights: str):
-    """A config as somebody writes it who knows nothing of our heads."""
+def users_config(weights: str):
+    """A config without exclusions, as a user of transformers writes it."""
     if weights == "int8":
         return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
 
 
 def matrices(model) -> dict[str, torch.Tensor]:
-    """Weights of all linear layers and embeddings."""
+    """The weights of all linear layers and embeddings."""
     kinds = (torch.nn.Linear, torch.nn.Embedding)
     return {name: module.weight for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 @pytest.fixture(scope="module")
 def tiny_checkpoint(tiny_checkpoint, tmp_path_factory):
-    """The others' with matrices of 64 columns and rows: bitsandbytes reads narrower ones wrongly on some CPUs."""
+    """The shared tiny checkpoint with matrices of 64 columns: bitsandbytes misreads narrower ones on some CPUs."""
     folder = tmp_path_factory.mktemp("wider") / "tiny"
     shutil.copytree(tiny_checkpoint, folder)
     config = HiggsAudioConfig.from_pretrained(folder)
@@ -57,7 +57,7 @@ def tiny_checkpoint(tiny_checkpoint, tmp_path_factory):
 
 
 def plain(weight: torch.Tensor) -> torch.Tensor:
-    """What a quantised weight stands for."""
+    """The dequantized weight."""
     if (state := getattr(weight, "quant_state", None)) is not None:
         from bitsandbytes.functional import dequantize_4bit
 
@@ -66,7 +66,7 @@ def plain(weight: torch.Tensor) -> torch.Tensor:
 
 
 def half_steps(weight: torch.Tensor) -> torch.Tensor:
-    """The most by which rounding may move each number: half of the widest gap between two levels, times its scale."""
+    """The largest rounding error of each number: half of the widest gap between two levels, times the scale."""
     if (state := getattr(weight, "quant_state", None)) is not None:
         levels = torch.tensor(sorted(get_4bit_type("nf4", device="cpu").tolist()))
         scales = state.absmax.repeat_interleave(state.blocksize)[: state.shape.numel()].view(state.shape)
@@ -74,8 +74,8 @@ def half_steps(weight: torch.Tensor) -> torch.Tensor:
     return (weight.scale / 2).expand(weight.shape)
 
 
-def everything(model, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A prompt of text with three columns of audio in it."""
+def mixed_inputs(model, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A prompt of text and three columns of audio."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 100, (1, 12), generator=generator)
     ids[0, 5:8] = model.config.audio_out_token_idx
@@ -85,13 +85,15 @@ def everything(model, seed: int = 0) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def logits(model) -> torch.Tensor:
-    out = model(**everything(model))
+    out = model(**mixed_inputs(model))
     return torch.cat([out.logits.flatten(), out.text_logits.flatten()])
 
 
-@pytest.mark.parametrize("make", [quantization_config, lambda weights, dtype: theirs(weights)], ids=["ours", "theirs"])
+@pytest.mark.parametrize(
+    "make", [quantization_config, lambda weights, dtype: users_config(weights)], ids=["ours", "a user's"]
+)
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_layers_are_quantised_and_embeddings_heads_and_norms_are_not(tiny_checkpoint, weights, make):
+def test_layers_are_quantized_and_embeddings_heads_and_norms_are_not(tiny_checkpoint, weights, make):
     model = load(tiny_checkpoint, quantization_config=make(weights, torch.float32), device_map={"": "cpu"})
     kinds = {name: type(weight) is not PLAIN for name, weight in matrices(model).items()}
     assert {name for name, fewer_bits in kinds.items() if not fewer_bits} == {
@@ -105,7 +107,7 @@ def test_layers_are_quantised_and_embeddings_heads_and_norms_are_not(tiny_checkp
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_no_number_is_moved_by_more_than_half_a_step(tiny_checkpoint, weights):
+def test_no_weight_changes_by_more_than_half_a_step(tiny_checkpoint, weights):
     exact, rounded = matrices(load(tiny_checkpoint)), matrices(quantized(tiny_checkpoint, weights))
     for name, weight in rounded.items():
         if type(weight) is not PLAIN:
@@ -113,10 +115,10 @@ def test_no_number_is_moved_by_more_than_half_a_step(tiny_checkpoint, weights):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_logits_are_those_of_the_rounded_weights(tiny_checkpoint, weights, monkeypatch):
-    """The quantised products add nothing to the rounding: the plain model with rounded weights says the same.
+def test_logits_are_those_of_the_dequantized_weights(tiny_checkpoint, weights, monkeypatch):
+    """Quantized products add no error: the plain model with dequantized weights has the same logits.
 
-    Where a CPU can, bitsandbytes multiplies in bfloat16, which is a rounding of its own; not here.
+    bitsandbytes multiplies in bfloat16 on CPUs that support it, which rounds once more; the test turns that off.
     """
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     fewer, model = quantized(tiny_checkpoint, weights), load(tiny_checkpoint)
@@ -127,8 +129,8 @@ def test_logits_are_those_of_the_rounded_weights(tiny_checkpoint, weights, monke
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_logits_move_as_far_as_steps_of_that_size_move_them(tiny_checkpoint, weights):
-    """Rounding is noise of at most half a step: uniform noise of that size moves the logits at least as far."""
+def test_logits_change_no_more_than_with_noise_of_the_same_size(tiny_checkpoint, weights):
+    """Rounding errors are at most half a step: uniform noise of that size changes the logits at least as much."""
     fewer, model = quantized(tiny_checkpoint, weights), load(tiny_checkpoint)
     exact = logits(model)
     error = (logits(fewer) - exact).square().mean().sqrt()
@@ -144,14 +146,14 @@ def test_logits_move_as_far_as_steps_of_that_size_move_them(tiny_checkpoint, wei
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_a_quantised_model_speaks(tiny_checkpoint, weights):
+def test_a_quantized_model_generates_speech(tiny_checkpoint, weights):
     tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", weights=weights)
     speech = tts.generate(TEXT, seed=1)
     assert len(speech.waveform.samples) == 960 * speech.codes.shape[1] > 0
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_a_quantised_model_is_smaller_on_disk_and_loads_as_it_was(tiny_checkpoint, tmp_path, weights):
+def test_a_quantized_model_is_smaller_on_disk_and_loads_unchanged(tiny_checkpoint, tmp_path, weights):
     model = quantized(tiny_checkpoint, weights)
     shutil.copytree(tiny_checkpoint, tmp_path / "saved")
     before = (tmp_path / "saved" / "model.safetensors").stat().st_size
@@ -159,11 +161,11 @@ def test_a_quantised_model_is_smaller_on_disk_and_loads_as_it_was(tiny_checkpoin
     assert (tmp_path / "saved" / "model.safetensors").stat().st_size < before
     tts = HiggsAudio.from_pretrained(tmp_path / "saved", device="cpu")
     assert torch.equal(logits(tts.model), logits(model))
-    with pytest.raises(OptionError, match=r"was saved quantised by \w+; leave weights out"):
+    with pytest.raises(OptionError, match=r"was saved quanti[sz]ed by \w+; leave weights out"):
         HiggsAudio.from_pretrained(tmp_path / "saved", device="cpu", weights=weights)
 
 
-# Text weights at home.
+# Text weights in host memory.
 
 
 def offloaded(folder: Path, weights: str | None, device: str):
@@ -172,7 +174,7 @@ def offloaded(folder: Path, weights: str | None, device: str):
 
 
 @pytest.mark.parametrize("weights", [None, *WEIGHTS])
-def test_with_text_weights_at_home_the_codes_are_the_same_and_each_layer_travels_once(tiny_checkpoint, weights):
+def test_offloading_text_weights_changes_no_code_and_copies_each_layer_once(tiny_checkpoint, weights):
     tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", weights=weights)
     codes = tts.generate(TEXT, seed=1).codes
     offload = offload_text(tts.model, "cpu")
@@ -180,20 +182,18 @@ def test_with_text_weights_at_home_the_codes_are_the_same_and_each_layer_travels
     tts.model.text_lm_head.register_forward_hook(lambda module, args, output: heads.append(output.shape))
     assert (tts.generate(TEXT, seed=1).codes == codes).all()
     assert codes.shape[1] > 2
-    sent, num_bytes_sent = (
-        offload.layers_sent,
-        offload.bytes_sent,
-    )  # by what precedes the text, where it had to be read anew, and by the text
+    # By the text, and by what precedes it, which the first time has to be prefilled again.
+    sent, num_bytes_sent = offload.layers_sent, offload.bytes_sent
     assert (tts.generate(TEXT, seed=1).codes == codes).all()
-    assert offload.layers_sent - sent == offload.num_layers == 2  # by the text; no step of audio sends anything
-    assert heads == []  # an utterance is sound, so nobody asks for the next text token
+    assert offload.layers_sent - sent == offload.num_layers == 2  # by the text; audio steps copy nothing
+    assert heads == []  # an utterance is audio, so no text logits are computed
     sizes = [num_bytes(p) for name, p in tts.model.named_parameters() if ".mlp." in name]
     assert offload.bytes_sent - num_bytes_sent == sum(sizes)
 
 
 @pytest.mark.parametrize("weights", [None, *WEIGHTS])
-def test_a_step_of_audio_runs_where_no_text_weight_is(tiny_checkpoint, weights):
-    """The meta device has shapes and no numbers; an operation with a weight at home would fail there."""
+def test_an_audio_step_needs_no_text_weight_on_the_device(tiny_checkpoint, weights):
+    """The meta device has shapes without numbers; an operation with a weight in host memory would fail."""
     model, offload = offloaded(tiny_checkpoint, weights, "meta")
     places = {name: weight.device.type for name, weight in model.named_parameters()}
     assert {name for name, place in places.items() if place == "cpu"} == {
@@ -206,7 +206,7 @@ def test_a_step_of_audio_runs_where_no_text_weight_is(tiny_checkpoint, weights):
 
 
 @pytest.mark.parametrize("weights", [None, *WEIGHTS])
-def test_text_weights_travel_to_the_device_and_are_unchanged_at_home(tiny_checkpoint, weights):
+def test_text_weights_are_copied_to_the_device_and_unchanged_in_host_memory(tiny_checkpoint, weights):
     model, offload = offloaded(tiny_checkpoint, weights, "meta")
     feed = model.model.layers[1].mlp
     before = {name: weight.clone() for name, weight in feed.state_dict().items()}
@@ -222,7 +222,7 @@ def test_text_weights_travel_to_the_device_and_are_unchanged_at_home(tiny_checkp
         assert torch.equal(*exact)
 
 
-def test_weights_come_home_when_the_step_fails(tiny_checkpoint):
+def test_weights_are_restored_when_a_step_fails(tiny_checkpoint):
     model, _ = offloaded(tiny_checkpoint, None, "meta")
     feed = model.model.layers[0].mlp
     with pytest.raises(RuntimeError):
@@ -230,7 +230,7 @@ def test_weights_come_home_when_the_step_fails(tiny_checkpoint):
     assert {weight.device.type for weight in feed.parameters()} == {"cpu"}
 
 
-def test_text_and_audio_in_one_pass_are_what_they_were(tiny_checkpoint):
+def test_a_pass_over_text_and_audio_has_the_same_logits(tiny_checkpoint):
     model = load(tiny_checkpoint)
     before = logits(model)
     offload = offload_text(model, "cpu")
@@ -238,17 +238,17 @@ def test_text_and_audio_in_one_pass_are_what_they_were(tiny_checkpoint):
     assert offload.layers_sent == offload.num_layers
 
 
-def test_a_model_whose_audio_needs_the_text_weights_keeps_them(tiny_checkpoint):
+def test_a_model_whose_audio_rows_need_the_text_weights_is_refused(tiny_checkpoint):
     config = load(tiny_checkpoint).config
     config.audio_adapter_type, config.audio_dual_ffn_layers = "stack", []
     with pytest.raises(OptionError, match="no layer of this model has a feed-forward for audio alone"):
         offload_text(HiggsAudioForConditionalGeneration(config), "cpu")
 
 
-# The audio tokenizer elsewhere.
+# The audio tokenizer on another device.
 
 
-def test_a_model_that_answers_in_sound_alone_has_no_head_to_keep(tiny_checkpoint):
+def test_a_model_without_a_text_head_can_be_offloaded(tiny_checkpoint):
     config = HiggsAudioConfig.from_pretrained(tiny_checkpoint, use_text_head=False)
     model = HiggsAudioForConditionalGeneration(config).eval()
     columns = torch.zeros(1, 1, config.audio_num_codebooks, dtype=torch.long)
@@ -258,19 +258,19 @@ def test_a_model_that_answers_in_sound_alone_has_no_head_to_keep(tiny_checkpoint
     assert offload.layers_sent == 0
 
 
-def test_text_is_not_kept_from_a_device_that_is_not_there(tiny_checkpoint):
+def test_offloading_to_an_unknown_device_is_refused(tiny_checkpoint):
     model = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint)
     with pytest.raises(OptionError, match="device='gpu9' cannot be used here"):
         offload_text(model, "gpu9")
 
 
-def test_the_audio_tokenizer_is_on_its_own_device_and_codes_are_brought_there(tiny_checkpoint, monkeypatch):
+def test_the_audio_tokenizer_has_its_own_device_and_codes_are_moved_there(tiny_checkpoint, monkeypatch):
     codes = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu").generate(TEXT, seed=1).codes
     tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", codec_device="meta")
     assert (tts.model.device.type, tts.codec.device.type) == ("cpu", "meta")
     seen = set()
 
-    def push(decoders, codes, last):  # the meta device has no numbers that a waveform could be made of
+    def push(decoders, codes, last):  # the meta device has no numbers to decode
         seen.update(part.device.type for part in codes)
         return [torch.zeros(960 * part.shape[1]) for part in codes]
 
@@ -281,7 +281,7 @@ def test_the_audio_tokenizer_is_on_its_own_device_and_codes_are_brought_there(ti
     assert (speech.codes == codes).all()
 
 
-# What cannot be.
+# Invalid input.
 
 
 @pytest.mark.parametrize("weights", ["int4", "INT8", ""])
@@ -302,7 +302,7 @@ def test_a_missing_package_is_named_with_its_pip_line(tiny_checkpoint, monkeypat
         HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", weights=weights)
 
 
-def test_a_quantised_checkpoint_without_its_package_is_refused(tiny_checkpoint, monkeypatch, tmp_path):
+def test_a_quantized_checkpoint_without_its_package_is_refused(tiny_checkpoint, monkeypatch, tmp_path):
     shutil.copytree(tiny_checkpoint, tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "torchao"}
@@ -313,18 +313,18 @@ def test_a_quantised_checkpoint_without_its_package_is_refused(tiny_checkpoint, 
 
 
 def hide(monkeypatch, package: str) -> None:
-    """Makes a package look as if it were not installed."""
+    """Makes a package look uninstalled."""
     from importlib import util
 
     find = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
 
 
-def test_a_config_that_cannot_leave_heads_alone_is_refused():
+def test_a_config_that_cannot_exclude_heads_is_refused():
     with pytest.raises(OptionError, match="cannot leave embeddings and heads as they are"):
-        keep_policy(object())
+        with_exclusions(object())
     with pytest.raises(OptionError, match="embeddings and heads stay as they are"):
-        keep_policy(TorchAoConfig(Int8WeightOnlyConfig(), include_input_output_embeddings=True))
+        with_exclusions(TorchAoConfig(Int8WeightOnlyConfig(), include_input_output_embeddings=True))
 
 
 @pytest.mark.parametrize(
@@ -339,32 +339,32 @@ def test_a_config_that_cannot_leave_heads_alone_is_refused():
         4,
     ],
 )
-def test_what_is_no_config_is_an_option_error(config, tiny_checkpoint):
+def test_an_invalid_config_is_an_option_error(config, tiny_checkpoint):
     with pytest.raises(OptionError, match="quantization_config"):
-        keep_policy(config)
+        with_exclusions(config)
     with pytest.raises(OptionError, match="quantization_config"):
         HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint, quantization_config=config)
 
 
-def test_modules_that_are_left_alone_have_names():
+def test_excluded_modules_are_named_by_strings():
     for named in ("lm_head", [3]):
         config = BitsAndBytesConfig(load_in_8bit=True)
         config.llm_int8_skip_modules = named
         with pytest.raises(OptionError, match=r"llm_int8_skip_modules=.*names of modules"):
-            keep_policy(config)
+            with_exclusions(config)
 
 
-def test_somebody_elses_config_is_added_to_and_not_changed():
+def test_exclusions_are_added_to_a_copy_of_a_user_s_config():
     config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["model.layers.0"])
-    kept = keep_policy(config).modules_to_not_convert
+    kept = with_exclusions(config).modules_to_not_convert
     assert kept[0] == "model.layers.0"
     assert len(kept) == 2
     assert config.modules_to_not_convert == ["model.layers.0"]
-    assert "llm_int8_skip_modules" in keep_policy(theirs("nf4").to_dict()).to_dict()
-    assert keep_policy(QuantoConfig(weights="int8")).modules_to_not_convert
+    assert "llm_int8_skip_modules" in with_exclusions(users_config("nf4").to_dict()).to_dict()
+    assert with_exclusions(QuantoConfig(weights="int8")).modules_to_not_convert
 
 
-def test_the_command_takes_all_three(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+def test_the_command_has_all_three_options(tiny_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ["--weights", "int8", "--offload-text", "--codec-device", "cpu"]
     common = ["speak", "Hello.", "--model", str(tiny_checkpoint), "--seed", "1", "--device", "cpu"]

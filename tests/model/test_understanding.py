@@ -40,7 +40,7 @@ TOWER = {
     "encoder_ffn_dim": 24,
     "max_source_positions": WINDOW // 2,
 }
-HEARS = {"encode_whisper_embed": True, "num_mel_bins": BINS, "window_seconds": 2}
+FEATURES = {"encode_whisper_embed": True, "num_mel_bins": BINS, "window_seconds": 2}
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +50,14 @@ def tokenizer(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def processor(tokenizer):
-    """Features alone."""
-    return HiggsAudioProcessor(tokenizer, **HEARS, encode_audio_in_tokens=False)
+    """Encodes audio as features alone."""
+    return HiggsAudioProcessor(tokenizer, **FEATURES, encode_audio_in_tokens=False)
 
 
 @pytest.fixture(scope="module")
 def processor_of_both(tokenizer):
-    """Features, then codes."""
-    return HiggsAudioProcessor(tokenizer, **HEARS)
+    """Encodes audio as features, then codes."""
+    return HiggsAudioProcessor(tokenizer, **FEATURES)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +67,12 @@ def model(tokenizer):
 
 def make_config(tokenizer, **fields):
     ids = {field: tokenizer.convert_tokens_to_ids(token) for field, token in TOKEN_FIELDS.items()}
-    hears = {"skip_audio_tower": False, "encode_whisper_embed": True, "audio_encoder_config": dict(TOWER)}
-    return HiggsAudioConfig(text_config={"vocab_size": len(tokenizer), **TEXT}, **{**ids, **hears, **fields})
+    tower = {"skip_audio_tower": False, "encode_whisper_embed": True, "audio_encoder_config": dict(TOWER)}
+    return HiggsAudioConfig(text_config={"vocab_size": len(tokenizer), **TEXT}, **{**ids, **tower, **fields})
 
 
 def make_model(tokenizer, seed=0, **fields):
-    """Random weights, large enough for attention to be uneven."""
+    """A model with random weights that are large enough for uneven attention."""
     torch.manual_seed(seed)
     return HiggsAudioForConditionalGeneration(make_config(tokenizer, initializer_range=0.2, **fields)).eval()
 
@@ -110,13 +110,13 @@ def runs(flags):
 # The config.
 
 
-def test_a_config_has_no_tower_unless_it_asks_for_one():
+def test_a_config_has_no_tower_by_default():
     config = HiggsAudioConfig()
     assert (config.skip_audio_tower, config.encode_whisper_embed, config.encode_audio_in_tokens) == (True, False, True)
     assert HiggsAudioConfig(skip_audio_tower=False).audio_encoder_config.encoder_layers == 32
 
 
-def test_the_block_of_a_checkpoint_without_tower_is_kept():
+def test_the_tower_s_config_is_kept_without_a_tower():
     config = HiggsAudioConfig(audio_encoder_config={"model_type": "higgs_audio_encoder", "encoder_layers": 5})
     again = HiggsAudioConfig.from_dict(config.to_dict())
     assert again.to_dict() == config.to_dict()
@@ -137,20 +137,20 @@ def test_a_contradiction_in_the_config_is_refused(fields):
         HiggsAudioConfig(**fields)
 
 
-def test_a_processor_has_a_form_for_what_is_heard(tokenizer):
+def test_a_processor_encodes_audio_as_codes_or_features(tokenizer):
     with pytest.raises(OptionError, match="both False"):
         HiggsAudioProcessor(tokenizer, encode_audio_in_tokens=False)
 
 
 def test_the_published_size_has_the_published_names_and_shapes():
-    """Spec 1.8: Whisper large v3's encoder, and a projector with bias. Positions are saved and not trained."""
+    """Spec 1.8: the encoder of Whisper large v3, a projector with bias; position embeddings are saved, not trained."""
     with torch.device("meta"):
         model = HiggsAudioForConditionalGeneration(HiggsAudioConfig(skip_audio_tower=False, encode_whisper_embed=True))
     shapes = {name.removeprefix("model."): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    heard = {name: shape for name, shape in shapes.items() if name.startswith("audio_tower.") or "_proj.linear" in name}
-    assert heard == published_shapes()
-    assert len(shapes) - len(heard) == 397
-    assert sum(math.prod(shape) for shape in heard.values()) == 636_968_960 + 3_935_232
+    tower = {name: shape for name, shape in shapes.items() if name.startswith("audio_tower.") or "_proj.linear" in name}
+    assert tower == published_shapes()
+    assert len(shapes) - len(tower) == 397
+    assert sum(math.prod(shape) for shape in tower.values()) == 636_968_960 + 3_935_232
     assert "model.audio_tower.embed_positions.weight" not in dict(model.named_parameters())
 
 
@@ -175,9 +175,8 @@ def published_shapes():
 # The tower.
 
 
-def written_out(tower, mels, count):
-    """The tower on one window `[bins, M]`, one position at a time: convolutions, attention over real positions alone,
-    means of pairs, norm."""
+def slow_tower(tower, mels, count):
+    """The tower for one window `[bins, M]`, one position at a time, with attention over real positions alone."""
     config, weights = tower.config, dict(tower.state_dict())
 
     def convolve(x, name, stride):  # [C, M] -> [D, M / stride]
@@ -212,7 +211,7 @@ def written_out(tower, mels, count):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_tower_is_the_one_that_is_written_out(tokenizer, attention):
-    """Spec 8, row 28: the original's eager attention adds 1 and 0 for a mask, which hides nothing."""
+    """Spec 8, row 28: the original's eager attention adds a mask of 1 and 0, which masks nothing."""
     model = make_model(tokenizer, attn_implementation=attention)
     tower, counts = model.model.audio_tower, torch.tensor([WINDOW, 75, 3, 150])
     assert tower.config._attn_implementation == attention
@@ -220,12 +219,12 @@ def test_the_tower_is_the_one_that_is_written_out(tokenizer, attention):
     with torch.no_grad():
         features = tower(mels, counts)
         for window, count, given in zip(mels, counts.tolist(), features, strict=True):
-            wanted = written_out(tower, window, count)
+            wanted = slow_tower(tower, window, count)
             assert len(wanted) == num_features(count)
             torch.testing.assert_close(given[: len(wanted)], wanted, rtol=0, atol=1e-5)
 
 
-def test_up_to_the_pooling_the_tower_is_the_encoder_of_transformers(model):
+def test_before_the_pooling_the_tower_equals_the_encoder_of_transformers(model):
     tower = model.model.audio_tower
     theirs = WhisperEncoder(WhisperConfig(**TOWER)).eval()
     theirs.load_state_dict(tower.state_dict())
@@ -237,7 +236,7 @@ def test_up_to_the_pooling_the_tower_is_the_encoder_of_transformers(model):
         torch.testing.assert_close(tower(mels, torch.tensor([WINDOW] * 2)), wanted, rtol=0, atol=1e-5)
 
 
-def test_new_positions_are_whispers(tokenizer):
+def test_new_position_embeddings_are_those_of_whisper(tokenizer):
     model, fresh = make_model(tokenizer), WhisperEncoder(WhisperConfig(**TOWER)).embed_positions.weight
     positions = model.model.audio_tower.embed_positions
     torch.testing.assert_close(positions.weight, fresh, rtol=0, atol=1e-5)
@@ -246,7 +245,7 @@ def test_new_positions_are_whispers(tokenizer):
     torch.testing.assert_close(positions.weight, fresh, rtol=0, atol=1e-5)
 
 
-def test_the_formula_for_the_features_is_what_the_tower_gives(model):
+def test_num_features_is_the_number_that_the_tower_returns(model):
     tower = model.model.audio_tower
     assert num_features(3000) == 750
     for count in range(3, 30):
@@ -266,9 +265,11 @@ def test_a_recording_becomes_log_mel_windows_of_thirty_seconds():
 def test_thirty_one_seconds_are_two_windows_between_tokens_of_their_own(tokenizer):
     processor = HiggsAudioProcessor(tokenizer, encode_whisper_embed=True, num_mel_bins=BINS)
     inputs = encode(processor, ask(audio(31, codes=make_codes(775))))
-    opened, heard, closed = tokenizer.convert_tokens_to_ids([AUDIO_BOS, AUDIO_IN, AUDIO_EOS])
+    opened, placeholder, closed = tokenizer.convert_tokens_to_ids([AUDIO_BOS, AUDIO_IN, AUDIO_EOS])
     columns = [750 + K + 1, 25 + K + 1]
-    wanted = [opened] + [heard] * (750 + columns[0]) + [closed, opened] + [heard] * (25 + columns[1]) + [closed]
+    wanted = (
+        [opened] + [placeholder] * (750 + columns[0]) + [closed, opened] + [placeholder] * (25 + columns[1]) + [closed]
+    )
     ids = inputs["input_ids"][0].tolist()
     assert ids[ids.index(opened) : ids.index(opened) + len(wanted)] == wanted
     assert runs(inputs["feature_positions"][0]) == [750, 25]
@@ -277,7 +278,7 @@ def test_thirty_one_seconds_are_two_windows_between_tokens_of_their_own(tokenize
     assert first_codes.tolist() == make_codes(775)[0, [0, 750]].tolist()
 
 
-def test_a_rest_too_short_to_be_heard_is_left_out(processor):
+def test_a_last_window_without_a_feature_is_dropped(processor):
     assert len(encode(processor, ask(audio(2.02)))["input_features"]) == 1
     assert len(encode(processor, ask(audio(2.03)))["input_features"]) == 2
     with pytest.raises(AudioError, match="30 ms"):
@@ -286,28 +287,28 @@ def test_a_rest_too_short_to_be_heard_is_left_out(processor):
 
 def test_features_stand_before_the_codes_of_their_placeholder(processor_of_both):
     inputs = encode(processor_of_both, ask(audio(0.4, codes=make_codes(10))))
-    heard = inputs["input_ids"][0] == processor_of_both.tokenizer.convert_tokens_to_ids(AUDIO_IN)
-    assert runs(heard) == [10 + 10 + K + 1]
-    assert torch.equal(inputs["feature_positions"][0].nonzero(), heard.nonzero()[:10])
+    audio_in = inputs["input_ids"][0] == processor_of_both.tokenizer.convert_tokens_to_ids(AUDIO_IN)
+    assert runs(audio_in) == [10 + 10 + K + 1]
+    assert torch.equal(inputs["feature_positions"][0].nonzero(), audio_in.nonzero()[:10])
     assert inputs["audio_input_ids"].shape == (1, 10 + K + 1, K)
 
 
 def test_the_audio_tokenizer_gives_the_codes_of_a_recording(tiny_checkpoint):
     processor = HiggsAudioProcessor.from_pretrained(tiny_checkpoint)
-    both = HiggsAudioProcessor(processor.tokenizer, processor.audio_tokenizer, **HEARS)
+    both = HiggsAudioProcessor(processor.tokenizer, processor.audio_tokenizer, **FEATURES)
     inputs = encode(both, ask(audio(1.0)))
     assert runs(inputs["feature_positions"][0]) == [25]
     assert torch.equal(inputs["audio_input_ids"], encode(processor, ask(audio(1.0)))["audio_input_ids"])
 
 
-def test_what_the_assistant_said_is_codes_as_ever(processor):
+def test_audio_of_the_assistant_is_encoded_as_codes(processor):
     item = {"type": "audio", "codes": make_codes(5)}
     inputs = encode(processor, [*ask("Sing."), {"role": "assistant", "content": [item]}])
     assert "input_features" not in inputs
     assert inputs["audio_input_ids"].shape == (1, 5 + K + 1, K)
 
 
-def test_the_answer_is_trained_and_nothing_that_was_heard(processor_of_both):
+def test_labels_cover_the_answer_and_no_audio_of_the_user(processor_of_both):
     tokenizer = processor_of_both.tokenizer
     conversation = ask(audio(0.4, codes=make_codes(10)), answer="a bell")
     inputs = encode(processor_of_both, conversation, add_generation_prompt=False)
@@ -317,7 +318,7 @@ def test_the_answer_is_trained_and_nothing_that_was_heard(processor_of_both):
     assert set(inputs["audio_labels"].flatten().tolist()) == {-100}
 
 
-def test_codes_alone_are_read_only_by_a_model_that_reads_codes(processor, processor_of_both):
+def test_codes_without_a_recording_need_a_model_that_takes_codes(processor, processor_of_both):
     item = {"type": "audio", "codes": make_codes(5)}
     assert "input_features" not in encode(processor_of_both, ask(item))
     with pytest.raises(PromptError, match="recording"):
@@ -331,20 +332,20 @@ def test_codes_of_another_recording_are_refused(processor_of_both):
         encode(processor_of_both, ask(audio(2.4, codes=make_codes(40))))
 
 
-def test_a_rest_may_be_heard_and_have_no_codes(processor_of_both):
+def test_a_last_window_may_have_features_and_no_codes(processor_of_both):
     inputs = encode(processor_of_both, ask(audio(2.04, codes=make_codes(50))))
     assert runs(inputs["feature_positions"][0]) == [50, 1]
     assert inputs["audio_input_ids"].shape == (1, 50 + K + 1, K)
 
 
-def test_codes_that_end_before_the_last_window_are_those_of_the_others(processor_of_both):
-    """Two frames fewer than features is rounding, and the last window has one feature: none of them is its."""
+def test_codes_that_end_before_the_last_window_belong_to_the_others(processor_of_both):
+    """Two frames fewer than features are a rounding difference; the last window, with one feature, has no codes."""
     inputs = encode(processor_of_both, ask(audio(2.04, codes=make_codes(49))))
     assert runs(inputs["feature_positions"][0]) == [50, 1]
     assert inputs["audio_input_ids"].shape == (1, 49 + K + 1, K)
 
 
-def test_a_prompt_as_string_is_heard_too(processor):
+def test_the_audio_of_a_prompt_as_string_is_encoded_too(processor):
     conversation = ask(audio(0.4))
     text = encode(processor, conversation, tokenize=False)
     assert text.count(AUDIO_IN) == 1
@@ -362,7 +363,7 @@ def logits_of(model, inputs):
 
 
 def test_features_take_the_text_path_and_codes_the_audio_path(tokenizer, processor, processor_of_both):
-    """With the audio feed-forward networks made of noise, only codes say something else."""
+    """With noise in the audio feed-forward networks, only the logits after codes change."""
     model, other = make_model(tokenizer), make_model(tokenizer)
     with torch.no_grad():
         for layer in other.model.layers:
@@ -373,9 +374,9 @@ def test_features_take_the_text_path_and_codes_the_audio_path(tokenizer, process
     assert not torch.allclose(logits_of(model, both).text_logits, logits_of(other, both).text_logits)
 
 
-def test_features_stand_where_the_first_layer_reads_them(model, processor_of_both):
-    heard = (audio(0.4, 1, codes=make_codes(10)), "and", audio(2.5, 2, codes=make_codes(63)))
-    inputs = encode(processor_of_both, ask(*heard))
+def test_features_replace_the_embeddings_of_their_positions(model, processor_of_both):
+    items = (audio(0.4, 1, codes=make_codes(10)), "and", audio(2.5, 2, codes=make_codes(63)))
+    inputs = encode(processor_of_both, ask(*items))
     with torch.no_grad():
         features, _ = model.model.audio_features(inputs["input_features"], inputs["feature_attention_mask"])
         first = model.model(**without_labels(inputs), output_hidden_states=True).hidden_states[0]
@@ -417,7 +418,7 @@ def test_cached_steps_equal_one_pass(model, processor_of_both):
     torch.testing.assert_close(torch.stack(steps), whole, rtol=0, atol=1e-5)
 
 
-def test_generation_hears_once_and_equals_the_loop_without_cache(model, processor, monkeypatch):
+def test_generation_encodes_audio_once_and_equals_the_loop_without_cache(model, processor, monkeypatch):
     inputs = encode(processor, [ask(audio(0.4, 1)), ask(audio(1.3, 2))], output_labels=False)
     calls, forward = [], type(model.model.audio_tower).forward
     monkeypatch.setattr(type(model.model.audio_tower), "forward", lambda *a: calls.append(1) or forward(*a))
@@ -436,8 +437,8 @@ def test_generation_hears_once_and_equals_the_loop_without_cache(model, processo
     assert torch.equal(out.sequences, again["input_ids"])
 
 
-def test_the_loss_of_spoken_answers_is_that_of_their_columns(model, processor):
-    """Features lie before the answer's columns, which must still meet their own labels."""
+def test_the_loss_of_audio_answers_is_that_of_their_columns(model, processor):
+    """Features precede the columns of the answer, which must still be compared with their own labels."""
     answer = [{"type": "audio", "codes": make_codes(6)}]
     inputs = encode(processor, ask(audio(0.4), answer=answer), add_generation_prompt=False)
     out = logits_of(model, inputs)
@@ -449,12 +450,12 @@ def test_the_loss_of_spoken_answers_is_that_of_their_columns(model, processor):
     torch.testing.assert_close(out.codebook_losses, torch.stack(losses))
 
 
-def test_half_precision_hears(tokenizer, processor):
+def test_a_bfloat16_model_takes_float32_features(tokenizer, processor):
     model = make_model(tokenizer).to(torch.bfloat16)
     assert logits_of(model, encode(processor, ask(audio(0.4)))).text_logits.dtype == torch.bfloat16
 
 
-# Bad input.
+# Invalid input.
 
 
 @pytest.mark.parametrize(
@@ -488,8 +489,8 @@ def test_features_that_do_not_fit_are_refused(model, processor, change, words):
 
 
 @pytest.mark.parametrize("shift", [1, 4, 17])
-def test_features_that_have_moved_into_the_codes_of_their_audio_are_refused(shift, model, processor_of_both):
-    """Both have the same placeholder, so that their numbers still fit: a shift would go unheard."""
+def test_features_shifted_into_the_codes_of_their_audio_are_refused(shift, model, processor_of_both):
+    """Features and codes have the same placeholder, so their numbers still fit: a shift would go unnoticed."""
     inputs = without_labels(encode(processor_of_both, ask(audio(0.8, codes=make_codes(20)))))
     model(**inputs)
     inputs["feature_positions"] = inputs["feature_positions"].roll(shift, 1)
@@ -498,16 +499,16 @@ def test_features_that_have_moved_into_the_codes_of_their_audio_are_refused(shif
         model(**inputs)
 
 
-def test_a_stream_that_cannot_hear_is_refused_when_it_is_made(tokenizer, processor):
-    deaf = make_model(tokenizer, skip_audio_tower=True, encode_whisper_embed=False)
+def test_features_for_a_stream_of_a_model_without_tower_are_refused(tokenizer, processor):
+    towerless = make_model(tokenizer, skip_audio_tower=True, encode_whisper_embed=False)
     with pytest.raises(PromptError, match="without audio tower"):
-        stream(deaf, **without_labels(encode(processor, ask(audio(0.4)))))
+        stream(towerless, **without_labels(encode(processor, ask(audio(0.4)))))
 
 
 def test_a_model_without_tower_refuses_features(tokenizer, processor):
-    deaf = make_model(tokenizer, skip_audio_tower=True, encode_whisper_embed=False)
+    towerless = make_model(tokenizer, skip_audio_tower=True, encode_whisper_embed=False)
     with pytest.raises(HiggsAudioError, match="skip_audio_tower"):
-        deaf(**encode(processor, ask(audio(0.4))))
+        towerless(**encode(processor, ask(audio(0.4))))
 
 
 # Files.
@@ -528,7 +529,7 @@ def test_saving_and_loading_changes_nothing(tokenizer, processor, tmp_path):
     )
 
 
-def test_a_checkpoint_without_a_processors_file_says_in_its_config_what_is_heard(tokenizer, tmp_path):
+def test_without_a_processor_file_the_config_selects_features_and_codes(tokenizer, tmp_path):
     make_config(tokenizer, encode_audio_in_tokens=False).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     config = HiggsAudioProcessor.from_pretrained(tmp_path).config
@@ -540,7 +541,7 @@ def test_a_checkpoint_without_a_processors_file_says_in_its_config_what_is_heard
 # Learning.
 
 
-def test_eight_sounds_are_learnt_with_their_words(tokenizer, processor):
+def test_a_model_learns_to_name_eight_sounds(tokenizer, processor):
     words = ["bell", "drum", "horn", "rain", "bird", "wind", "dog", "train"]
     sounds = [audio(0.3 + 0.1 * seed, seed) for seed in range(8)]
     batch = encode(

@@ -1,161 +1,19 @@
-"""Tests of the prompt format, the processor around it, and nano's text tokenizer."""
-
-import base64
-import importlib.util
-import io
-import json
-import string
-import wave
-from pathlib import Path
+"""The processor: rendering, token ids, labels, and conversations that it rejects."""
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import AutoProcessor, AutoTokenizer, HubertConfig, PreTrainedTokenizerFast
+from conversations import ASSISTANT, SYSTEM, USER, K, V, clone, codes_item, make_codes, message, render
 
-from higgs_audio import special_tokens
-from higgs_audio.audio.waveform import Waveform
-from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
-from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import apply_delay, delay_labels
-from higgs_audio.errors import AudioError, CheckpointError, CodesError, OptionError, PromptError
-from higgs_audio.model.model import HiggsAudioForConditionalGeneration
+from higgs_audio.errors import AudioError, CodesError, OptionError, PromptError
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.special_tokens import AUDIO_DELAY, AUDIO_EOS, AUDIO_IN, AUDIO_OUT, AUDIO_OUT_BOS, END_OF_TURN
 
-K, V = 8, 1024
-HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
-SYSTEM, USER, ASSISTANT = (HEADER.format(role) for role in ("system", "user", "assistant"))
 SMART_VOICE = (
     f"<|begin_of_text|>{SYSTEM}Generate audio following instruction.\n\n<|scene_desc_start|>\n"
     f"Audio is recorded from a quiet room.\n<|scene_desc_end|><|eot_id|>{USER}Hello.<|eot_id|>{ASSISTANT}"
 )
-
-
-def load_recipe():
-    """recipes/nano/tokenizer.py as a module."""
-    path = Path(__file__).parents[2] / "recipes" / "nano" / "tokenizer.py"
-    spec = importlib.util.spec_from_file_location("nano_tokenizer", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-recipe = load_recipe()
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return recipe.build()
-
-
-@pytest.fixture(scope="module")
-def codec():
-    """A tiny audio tokenizer of the published frame rate, with noise in its codebooks."""
-    semantic = HubertConfig(
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-        mask_time_prob=0.0,
-    )
-    body = {"encoder_hidden_size": 4, "decoder_hidden_size": 64, "hidden_size": 8}
-    config = HiggsAudioTokenizerConfig(acoustic_model_config=body, semantic_model_config=semantic, codebook_dim=6)
-    torch.manual_seed(0)
-    codec = HiggsAudioTokenizer(config).eval()
-    for quantizer in codec.quantizer.quantizers:
-        quantizer.codebook.embed.normal_(0, 0.1)
-    return codec
-
-
-@pytest.fixture(scope="module")
-def processor(tokenizer, codec):
-    return HiggsAudioProcessor(tokenizer, codec)
-
-
-def make_codes(num_frames, seed=0):
-    return np.random.default_rng(seed).integers(0, V, (K, num_frames))
-
-
-def make_wav(seconds=0.5, sample_rate=16000):
-    """A mono 16-bit wav file in memory."""
-    samples = (np.random.default_rng(0).normal(0, 3000, int(seconds * sample_rate))).astype("<i2")
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes(samples.tobytes())
-    return buffer.getvalue()
-
-
-def codes_item(num_frames, seed=0):
-    return {"type": "audio", "codes": make_codes(num_frames, seed)}
-
-
-def message(role, content, **more):
-    return {"role": role, "content": content, **more}
-
-
-def render(processor, conversation, **options):
-    return processor.apply_chat_template(conversation, tokenize=False, **options)
-
-
-def clone(num_frames=5):
-    """The voice cloning conversation of the documentation, with the reference as codes."""
-    return [
-        message("system", "Generate audio following instruction with the same voice."),
-        message("user", "A reference."),
-        message("assistant", [codes_item(num_frames)]),
-        message("user", "Hello."),
-    ]
-
-
-# Nano's tokenizer.
-
-
-def test_nano_ids_have_no_gaps_stay_below_512_and_survive_a_save(tokenizer, tmp_path):
-    recipe.main(str(tmp_path))
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert loaded.get_vocab() == tokenizer.get_vocab()
-    assert sorted(loaded.get_vocab().values()) == list(range(len(loaded)))
-    assert len(loaded) < 512
-    assert (loaded.bos_token, loaded.eos_token) == (special_tokens.BEGIN, END_OF_TURN)
-    assert loaded.pad_token == special_tokens.PAD
-
-
-def test_special_tokens_have_the_smallest_ids_in_the_published_order(tokenizer):
-    assert tokenizer.convert_tokens_to_ids(list(special_tokens.SPECIAL_TOKENS)) == list(
-        range(len(special_tokens.SPECIAL_TOKENS))
-    )
-
-
-@pytest.mark.parametrize("text", ["ðə sˈʌn ɹˈIzᵻz.", "hˌW ðˈɛn hˈɪɹ mˌi, hˌu ɐm ʌv?", " ˈivən sˈA;  ðˈW —“ʤ” "])
-def test_phonemes_are_one_id_per_character_and_come_back(tokenizer, text):
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    assert len(ids) == len(text)
-    assert tokenizer.decode(ids) == text
-
-
-def test_no_prompt_piece_is_spelled_in_american_phonemes_alone():
-    american = set("AIOWYbdfhijklmnpstuvwzæðŋɑɔəɛɜɡɪɹɾʃʊʌʒʔʤʧˈˌθᵊᵻTɐ")
-    letters = [set(piece) for piece in recipe.PROMPT_PIECES if piece.strip()]
-    assert not [piece for piece in letters if piece <= american]
-
-
-@pytest.mark.parametrize("text", [string.printable, "  two  spaces . , n't s ", "日本 é\t\r\n", "<0x41><unk> ▁"])
-def test_any_text_comes_back_from_its_ids(tokenizer, text):
-    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
-
-
-def test_fixed_prompt_strings_are_single_ids(tokenizer):
-    for piece in recipe.PROMPT_PIECES:
-        assert len(tokenizer.encode(piece, add_special_tokens=False)) == 1, piece
 
 
 # Rendering.
@@ -297,7 +155,7 @@ def trained_tokens(processor, inputs):
     return processor.tokenizer.convert_ids_to_tokens(labels[labels != -100].tolist())
 
 
-def test_a_spoken_turn_trains_its_closing_tokens_codes_and_one_eos_per_codebook(processor):
+def test_an_audio_turn_trains_its_closing_tokens_codes_and_one_eos_per_codebook(processor):
     inputs = processor.apply_chat_template(clone(5))
     assert trained_tokens(processor, inputs) == [AUDIO_OUT_BOS, AUDIO_EOS, END_OF_TURN]
     assert torch.equal(inputs.audio_labels[0], delay_labels(torch.as_tensor(make_codes(5)), V + 1).T)
@@ -337,12 +195,12 @@ def test_labels_can_be_left_out(processor):
     assert "labels" not in processor.apply_chat_template(clone(), output_labels=False)
 
 
-# Special tokens in what people type.
+# Special tokens in typed texts.
 
 
 @pytest.mark.parametrize("role", ["user", "assistant", "scene"])
 @pytest.mark.parametrize("token", ["<|eot_id|>", "<|AUDIO_OUT|>", "<|scene_desc_end|>", "<|no_such|>"])
-def test_special_tokens_in_a_text_are_refused(processor, role, token):
+def test_special_tokens_in_a_text_are_rejected(processor, role, token):
     system = [message("system", "s")] if role == "scene" else []
     with pytest.raises(PromptError, match="special token"):
         processor.apply_chat_template([*system, message(role, f"a{token}b")])
@@ -367,7 +225,7 @@ def test_a_generation_instruction_in_a_user_turn_is_a_tag_when_special_tokens_ar
     assert tokenizer.convert_tokens_to_ids("<|generation_instruction_start|>") in ids
 
 
-# What is refused.
+# Rejected conversations.
 
 
 @pytest.mark.parametrize(
@@ -397,232 +255,21 @@ def test_conversations_that_cannot_be_rendered(processor, conversation, expected
 
 
 @pytest.mark.parametrize("codes", [np.zeros((7, 3), int), np.zeros((8, 3)), np.full((8, 3), 1024), np.zeros(8, int)])
-def test_codes_of_another_shape_type_or_range_are_refused(processor, codes):
+def test_codes_of_another_shape_type_or_range_are_rejected(processor, codes):
     with pytest.raises(CodesError):
         processor.apply_chat_template([message("user", [{"type": "audio", "codes": codes}])])
 
 
 @pytest.mark.parametrize("url", ["https://example.org/a.wav", "HTTP://example.org/a", "s3://bucket/a.wav", "data:x"])
-def test_audio_that_would_have_to_be_fetched_is_refused_with_a_reason(processor, url):
+def test_audio_that_cannot_be_downloaded_is_rejected(processor, url):
     with pytest.raises(AudioError):
         processor.apply_chat_template([message("user", [{"type": "audio", "audio_url": url}])])
 
 
-def test_options_that_are_not_offered(processor, tokenizer):
+def test_unknown_options_are_rejected(processor, tokenizer):
     with pytest.raises(OptionError, match="return_tensors"):
         processor.apply_chat_template(clone(), return_tensors="np")
     with pytest.raises(OptionError, match="did you mean 'text_frontend'"):
         HiggsAudioProcessor(tokenizer, text_frontends="none")
     with pytest.raises(OptionError, match="did you mean 'phonemes'"):
         HiggsAudioProcessor(tokenizer, text_frontend="phoneme")
-
-
-# Audio in and out.
-
-
-def test_all_ways_to_name_a_recording_give_the_same_codes(processor, tmp_path):
-    """The sound of a file whose path needs quoting in a URL is the same however it is given."""
-    content = make_wav()
-    path = tmp_path / "a reference.wav"
-    path.write_bytes(content)
-    encoded = base64.b64encode(content).decode()
-    samples = np.frombuffer(content[44:], "<i2").astype(np.float32) / 32768
-    items = [
-        {"audio_url": str(path)},
-        {"audio_url": path.as_uri()},
-        {"audio_url": f"data:audio/wav;base64,{encoded}"},
-        {"audio_url": "placeholder", "raw_audio": encoded},
-        {"path": path},
-        {"url": str(path)},
-        {"audio": samples, "sampling_rate": 16000},
-        {"audio": torch.from_numpy(samples), "sampling_rate": 16000},
-        {"audio": {"array": samples, "sampling_rate": 16000}},
-        {"audio": Waveform(samples, 16000)},
-        {"audio": content},
-    ]
-    batch = processor.apply_chat_template([[message("user", [{"type": "audio", **item}])] for item in items])
-    assert batch.audio_input_ids.shape == (len(items), 13 + 9, K)  # 0.5 s and 841 samples: 13 frames
-    assert all(torch.equal(row, batch.audio_input_ids[0]) for row in batch.audio_input_ids)
-
-
-def test_arrays_without_a_rate_have_the_given_one(processor):
-    samples = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
-    conversation = [message("user", [{"type": "audio", "audio": samples}])]
-    assert processor.apply_chat_template(conversation, sampling_rate=16000).audio_input_ids.shape[1] == 25 + 9
-    assert processor.apply_chat_template(conversation).audio_input_ids.shape[1] == 17 + 9
-
-
-def test_rendered_strings_are_encoded_like_the_conversation_they_came_from(processor):
-    conversation = [*clone()[:3], message("user", ["hear ", codes_item(2, seed=3)])]
-    audio = [{"codes": make_codes(5)}, {"codes": make_codes(2, seed=3)}]
-    direct = processor.apply_chat_template(conversation)
-    encoded = processor(text=render(processor, conversation), audio=audio, output_labels=True)
-    assert direct.keys() == encoded.keys()
-    assert all(torch.equal(direct[key], encoded[key]) for key in direct)
-
-
-def test_strings_need_one_audio_for_each_placeholder(processor):
-    text = render(processor, clone())
-    with pytest.raises(PromptError, match="2 audios for 1 placeholders"):
-        processor(text=text, audio=[make_wav(), make_wav()])
-    with pytest.raises(PromptError, match="0 audios for 1"):
-        processor(text=text)
-    with pytest.raises(PromptError, match="reserved_special_token_6"):
-        processor(text=text + AUDIO_DELAY, audio=make_wav())
-
-
-def test_decode_joins_segments_and_trims_incomplete_frames(processor, codec):
-    first, second = (torch.as_tensor(make_codes(n, seed=n)) for n in (3, 4))
-    segments = [apply_delay(first, V, V + 1), apply_delay(second, V, V + 1)[:, :-3]]  # the second is cut short
-    ids = processor.tokenizer.encode("prompt<|audio_out_bos|>said<|eot_id|>", add_special_tokens=False)
-    response = processor.decode(torch.tensor([ids]), segments, prompt_token_length=6)
-    expected = [codec.decode(codes[None]).audio_values[0, 0] for codes in (first, second[:, :2])]
-    assert np.array_equal(response.audio, torch.cat(expected).clamp(-1, 1).numpy())
-    assert response.audio.dtype == np.float32
-    assert (response.generated_text, response.sampling_rate) == ("said", 24000)
-
-
-def test_an_answer_without_a_complete_frame_has_no_audio(processor, tmp_path):
-    cut = apply_delay(torch.as_tensor(make_codes(3)), V, V + 1)[:, :8]
-    assert processor.decode([1, 2], [cut]).audio is None
-    assert processor.decode([1, 2], []).audio is None
-    with pytest.raises(AudioError, match="no audio to save"):
-        processor.save_audio(None, tmp_path / "x.wav")
-
-
-def test_batches_are_decoded_row_by_row(processor):
-    segment = apply_delay(torch.as_tensor(make_codes(2)), V, V + 1)
-    responses = processor.batch_decode(torch.zeros(2, 3, dtype=torch.long), [[segment], []])
-    assert [None if r.audio is None else len(r.audio) for r in responses] == [1920, None]
-    with pytest.raises(PromptError, match="batch_decode"):
-        processor.decode(torch.zeros(2, 3, dtype=torch.long), [segment])
-
-
-def test_save_audio_needs_one_file_for_each_sound(processor, tmp_path):
-    sound = np.zeros(960, np.float32)
-    processor.save_audio([sound, torch.zeros(960)], [tmp_path / "a.wav", tmp_path / "b.flac"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b.flac"]
-    with pytest.raises(PromptError, match="2 sounds and 1 files"):
-        processor.save_audio([sound, sound], tmp_path / "c.wav")
-
-
-def test_a_processor_without_codec_takes_codes_and_says_what_it_lacks(tokenizer):
-    processor = HiggsAudioProcessor(tokenizer)
-    assert processor.apply_chat_template(clone()).audio_input_ids.shape == (1, 14, K)
-    with pytest.raises(CheckpointError, match="no audio tokenizer"):
-        processor.apply_chat_template([message("user", [{"type": "audio", "audio": make_wav()}])])
-
-
-def test_a_codec_with_other_codebooks_and_a_tokenizer_without_our_tokens_are_refused(tokenizer, codec):
-    with pytest.raises(CheckpointError, match="8 codebooks"):
-        HiggsAudioProcessor(tokenizer, codec, audio_num_codebooks=4)
-    foreign = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
-    with pytest.raises(CheckpointError, match="begin_of_text"):
-        HiggsAudioProcessor(foreign)
-
-
-# Phonemes.
-
-
-def test_with_phonemes_only_the_words_of_user_turns_are_converted(tokenizer):
-    processor = HiggsAudioProcessor(tokenizer, text_frontend="phonemes")
-    conversation = [
-        message("system", "Generate audio following instruction."),
-        message("user", "[SPEAKER0] The sun rises.\n[SPEAKER1] <SE>[Laughter]</SE> Yes."),
-        message("assistant", "The sun rises."),
-    ]
-    rendered = render(processor, conversation)
-    assert f"{SYSTEM}Generate audio following instruction.<|eot_id|>" in rendered
-    assert f"{USER}[SPEAKER0] ðə sˈʌn ɹˈIzᵻz.\n[SPEAKER1] <SE>[Laughter]</SE>" in rendered
-    assert f"{ASSISTANT}The sun rises.<|eot_id|>" in rendered
-
-
-# Files, and the whole way round.
-
-
-def test_a_saved_processor_loads_again_also_by_the_auto_class(tokenizer, codec, tmp_path):
-    HiggsAudioProcessor(tokenizer, codec, text_frontend="phonemes").save_pretrained(tmp_path)
-    for load in (HiggsAudioProcessor.from_pretrained, AutoProcessor.from_pretrained):
-        loaded = load(tmp_path, device_map="cpu", torch_dtype="auto")
-        assert isinstance(loaded, HiggsAudioProcessor)
-        assert loaded.text_frontend == "phonemes"
-        assert torch.equal(loaded.audio_tokenizer.fc.weight, codec.fc.weight)
-    with pytest.raises(OptionError, match="did you mean 'revision'"):
-        HiggsAudioProcessor.from_pretrained(tmp_path, revison="main")
-
-
-def test_a_processor_saved_without_its_codec_names_where_it_came_from(tokenizer, codec, tmp_path):
-    HiggsAudioProcessor(tokenizer, codec).save_pretrained(tmp_path / "whole")
-    loaded = HiggsAudioProcessor.from_pretrained(tmp_path / "whole")
-    loaded.save_pretrained(tmp_path / "light", save_audio_tokenizer=False)
-    assert not (tmp_path / "light" / "codec").exists()
-    assert HiggsAudioProcessor.from_pretrained(tmp_path / "light").audio_tokenizer is not None
-
-
-def test_the_processor_file_of_the_published_layout_is_read(tokenizer, codec, tmp_path):
-    HiggsAudioProcessor(tokenizer, codec).save_pretrained(tmp_path)
-    published = {
-        "audio_stream_bos_id": V,
-        "audio_tokenizer": {"audio_tokenizer_name_or_path": str(tmp_path / "codec")},
-        "feature_extractor": {"sampling_rate": 24000},
-        "processor_class": "HiggsAudioV2Processor",
-    }
-    (tmp_path / "processor_config.json").write_text(json.dumps(published))
-    loaded = HiggsAudioProcessor.from_pretrained(tmp_path)
-    assert loaded.audio_tokenizer is not None
-    assert loaded.config.audio_codebook_size == V
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    """A tiny language model that reads nano's tokens."""
-    ids = processor.tokenizer.convert_tokens_to_ids
-    text_config = {
-        "vocab_size": len(processor.tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    }
-    config = HiggsAudioConfig(
-        text_config=text_config,
-        audio_bos_token_id=ids("<|audio_bos|>"),
-        audio_eos_token_id=ids(AUDIO_EOS),
-        audio_out_bos_token_id=ids(AUDIO_OUT_BOS),
-        audio_delay_token_id=ids(AUDIO_DELAY),
-        audio_in_token_idx=ids(AUDIO_IN),
-        audio_out_token_idx=ids(AUDIO_OUT),
-        pad_token_id=processor.tokenizer.pad_token_id,
-        bos_token_id=processor.tokenizer.bos_token_id,
-        eos_token_id=processor.tokenizer.eos_token_id,
-    )
-    torch.manual_seed(0)
-    return HiggsAudioForConditionalGeneration(config)
-
-
-def test_the_training_example_has_a_loss(processor, model):
-    inputs = processor.apply_chat_template(clone(), add_generation_prompt=True, tokenize=True).to("cpu")
-    output = model(**inputs)
-    output.loss.backward()
-    assert output.text_loss > 0
-    assert output.audio_loss > 0
-
-
-def test_a_mixed_batch_with_and_without_audio_goes_through_the_model(processor, model):
-    assert model(**processor.apply_chat_template([clone(), [message("user", "Hi")]])).loss.isfinite()
-    assert model(**processor.apply_chat_template([message("user", "Hi")])).text_logits is not None
-
-
-def test_the_usage_example_runs_from_messages_to_a_file(processor, model, tmp_path):
-    inputs = processor.apply_chat_template(clone(), force_audio=True).to("cpu")
-    outputs = model.generate(
-        **inputs, max_new_tokens=16, do_sample=True, temperature=0.3, top_k=50, tokenizer=processor.tokenizer, seed=1
-    )
-    length = processor.get_prompt_len(inputs.input_ids)
-    response = processor.decode(outputs[0], outputs[1], prompt_token_length=length)
-    assert response.generated_text == ""
-    assert len(response.audio) % 960 == 0
-    processor.save_audio(response.audio, tmp_path / "output.wav")
-    assert (tmp_path / "output.wav").stat().st_size > 44

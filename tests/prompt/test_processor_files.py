@@ -1,4 +1,4 @@
-"""Loading and saving a processor: options of the hub, and files that are not of their form."""
+"""Loading and saving a processor: hub options and invalid files."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ HERE = {"local_files_only": True, "token": False}
 
 @pytest.fixture
 def cache(tiny_checkpoint, tmp_path):
-    """A cache as the hub's client leaves it: org/tiny holds the tiny checkpoint, below it and in a subfolder."""
+    """A cache as the hub client writes it: org/tiny holds the tiny checkpoint, itself and in a subfolder."""
     repository = tmp_path / "cache" / "models--org--tiny"
     snapshot = repository / "snapshots" / COMMIT
     shutil.copytree(tiny_checkpoint, snapshot)
@@ -30,17 +30,17 @@ def cache(tiny_checkpoint, tmp_path):
 
 @pytest.mark.parametrize("subfolder", [None, "second"])
 @pytest.mark.parametrize("kind", [HiggsAudioProcessor, AutoProcessor, HiggsAudioForConditionalGeneration])
-def test_a_processor_takes_the_options_of_the_hub_that_a_model_takes(cache, kind, subfolder):
+def test_a_processor_accepts_the_hub_options_of_a_model(cache, kind, subfolder):
     loaded = kind.from_pretrained("org/tiny", cache_dir=cache, revision="main", subfolder=subfolder, **HERE)
     assert isinstance(loaded, HiggsAudioForConditionalGeneration) or loaded.audio_tokenizer is not None
 
 
-def test_a_text_tokenizer_takes_the_options_of_the_hub(cache):
+def test_a_text_tokenizer_accepts_the_hub_options(cache):
     loaded = AutoTokenizer.from_pretrained("org/tiny", cache_dir=cache, subfolder="second", **HERE)
     assert isinstance(loaded, PreTrainedTokenizerFast)
 
 
-def test_an_audio_tokenizer_elsewhere_comes_from_the_same_cache(cache, tiny_checkpoint, tmp_path):
+def test_an_audio_tokenizer_of_another_repository_is_read_from_the_same_cache(cache, tiny_checkpoint, tmp_path):
     """The revision is that of the checkpoint, not of the repository that it names."""
     elsewhere = tmp_path / "elsewhere"
     HiggsAudioProcessor.from_pretrained(tiny_checkpoint).tokenizer.save_pretrained(elsewhere)
@@ -49,8 +49,8 @@ def test_an_audio_tokenizer_elsewhere_comes_from_the_same_cache(cache, tiny_chec
     assert isinstance(loaded.audio_tokenizer, HiggsAudioTokenizer)
 
 
-def test_a_repository_or_folder_with_nothing_but_a_processor_is_enough(cache):
-    """As `push_to_hub` makes it: it was refused for want of a model's config."""
+def test_a_repository_or_folder_of_a_processor_alone_loads(cache):
+    """As `push_to_hub` writes it: it was rejected because it has no model config."""
     folder = cache / "models--org--tiny" / "snapshots" / COMMIT
     for file in ("config.json", "model.safetensors"):
         (folder / file).unlink()
@@ -63,7 +63,7 @@ def test_a_repository_or_folder_with_nothing_but_a_processor_is_enough(cache):
 
 
 @pytest.mark.parametrize("name", [None, 5, "", "no/such/folder", "a\0b", "x" * 5000])
-def test_a_name_that_is_nothing_is_refused(name):
+def test_an_invalid_name_is_rejected(name):
     with pytest.raises(CheckpointError, match="no model"):
         HiggsAudioProcessor.from_pretrained(name)
 
@@ -81,7 +81,7 @@ def test_a_subfolder_of_a_folder_is_read(cache):
 # Saving.
 
 
-def test_a_processor_is_saved_whole_or_not_at_all(tiny_checkpoint, tmp_path, monkeypatch):
+def test_a_processor_is_saved_completely_or_not_at_all(tiny_checkpoint, tmp_path, monkeypatch):
     processor = HiggsAudioProcessor.from_pretrained(tiny_checkpoint)
     processor.save_pretrained(tmp_path / "saved")
     files = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir() if path.is_file()}
@@ -98,7 +98,7 @@ def test_a_processor_is_saved_whole_or_not_at_all(tiny_checkpoint, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def test_a_processor_is_saved_in_a_folder_with_options_that_exist(tiny_checkpoint, tmp_path):
+def test_saving_rejects_a_file_and_unknown_options(tiny_checkpoint, tmp_path):
     processor = HiggsAudioProcessor.from_pretrained(tiny_checkpoint)
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file"):
@@ -107,8 +107,8 @@ def test_a_processor_is_saved_in_a_folder_with_options_that_exist(tiny_checkpoin
         processor.save_pretrained(tmp_path / "folder", privat=True)
 
 
-def test_what_is_saved_and_uploaded_takes_the_options_of_an_upload(tiny_checkpoint, tmp_path, monkeypatch):
-    """`private=True` went nowhere: the repository became a public one."""
+def test_save_pretrained_passes_upload_options_on(tiny_checkpoint, tmp_path, monkeypatch):
+    """`private=True` was ignored: the repository became a public one."""
     made = []
 
     class Hub:
@@ -132,7 +132,7 @@ def test_what_is_saved_and_uploaded_takes_the_options_of_an_upload(tiny_checkpoi
     assert made == [("t", "org/voice", True), "A voice"]
 
 
-# Files of another form.
+# Invalid files.
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def copy(tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"5", b"{", b'{"model": 5}', b'{"model": {"type": "BPE"}}', b"null", b"\xff"]
 )
-def test_a_tokenizer_of_another_form_is_refused(copy, content):
+def test_an_invalid_tokenizer_is_rejected(copy, content):
     (copy / "tokenizer.json").write_bytes(content)
     for kind in (HiggsAudioProcessor, AutoTokenizer):
         with pytest.raises(CheckpointError, match="has no tokenizer that loads"):
@@ -151,14 +151,14 @@ def test_a_tokenizer_of_another_form_is_refused(copy, content):
 
 
 @pytest.mark.parametrize("content", ["[]", "5", '{"added_tokens_decoder": 5}', '{"bos_token": 5}'])
-def test_the_settings_of_a_tokenizer_of_another_form_are_refused(copy, content):
+def test_invalid_settings_of_a_tokenizer_are_rejected(copy, content):
     (copy / "tokenizer_config.json").write_text(content)
     with pytest.raises(CheckpointError, match="has no tokenizer that loads"):
         HiggsAudioProcessor.from_pretrained(copy)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "5", "{", "null"])
-def test_a_processor_config_of_another_form_is_refused(copy, content):
+def test_an_invalid_processor_config_is_rejected(copy, content):
     (copy / "processor_config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"processor_config\.json"):
         HiggsAudioProcessor.from_pretrained(copy)
@@ -202,7 +202,7 @@ def test_every_field_of_the_config_has_its_type(tmp_path, name, value):
         {"encode_whisper_embed": "true"},
     ],
 )
-def test_what_the_original_s_config_says_of_audio_is_checked(tmp_path, fields):
+def test_the_audio_fields_of_the_original_config_are_checked(tmp_path, fields):
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(CheckpointError, match=r"config\.json does not fit"):
         read_processor_config(tmp_path)
@@ -212,14 +212,14 @@ def test_what_the_original_s_config_says_of_audio_is_checked(tmp_path, fields):
     "entry",
     ["5", "{}", "null", '{"profile": 5}', '{"profile": ""}', '{"profile": "A\\nB"}', '{"profile": "A", "x": 5}'],
 )
-def test_voices_of_another_form_are_refused(tmp_path, entry):
+def test_invalid_voices_are_rejected(tmp_path, entry):
     (tmp_path / "voices.json").write_text(f'{{"ava": {entry}}}')
     with pytest.raises(CheckpointError, match=r"voices\.json must be like"):
         read_voices(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "5", "null", "{"])
-def test_voices_that_are_no_object_are_refused(tmp_path, content):
+def test_a_voices_file_that_is_not_an_object_is_rejected(tmp_path, content):
     (tmp_path / "voices.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"voices\.json"):
         read_voices(tmp_path)

@@ -1,4 +1,4 @@
-"""What people give a processor in a wrong form: always an error of the package, which says what is allowed."""
+"""Arguments of the wrong type: the processor raises an error of the package that says what is allowed."""
 
 import base64
 import io
@@ -60,19 +60,19 @@ def test_content_is_text_or_items(processor, content):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"start_index": "4"}, "start_index='4'"),
         ({"start_index": 1.5}, "start_index=1.5"),
         ({"start_index": [-1]}, "start_index=-1"),
         ({"sampling_rate": "24000"}, "sampling_rate='24000'"),
         ({"sampling_rate": 0}, "sampling_rate=0"),
-        ({"allow_private_urls": "no"}, "allow_private_urls is 'no'"),
+        ({"allow_private_urls": "no"}, "allow_private_urls='no'"),
         ({"style": ["original"]}, "style"),
     ],
 )
-def test_options_of_rendering_have_their_types(processor, options, said):
-    with pytest.raises(OptionError, match=said):
+def test_options_of_rendering_have_their_types(processor, options, message):
+    with pytest.raises(OptionError, match=message):
         processor.apply_chat_template(user("Hi."), **options)
 
 
@@ -104,7 +104,7 @@ def test_a_sound_may_be_followed_by_punctuation(processor, text, expected):
 
 
 @pytest.mark.parametrize("text", ["...", "?!\n...", "[SPEAKER0] ...", "<SE>[Laughter]</SE> 你好"])
-def test_a_turn_that_says_nothing_is_still_refused(processor, text):
+def test_a_turn_with_nothing_to_speak_is_rejected(processor, text):
     with pytest.raises(TextError, match="nothing to read"):
         processor.apply_chat_template(user(text))
 
@@ -135,7 +135,7 @@ def test_a_turn_that_says_nothing_is_still_refused(processor, text):
         torch.zeros(K, 3, dtype=torch.bfloat16),
     ],
 )
-def test_codes_of_another_type_are_refused_everywhere(processor, codes):
+def test_codes_of_another_type_are_rejected_everywhere(processor, codes):
     with pytest.raises(CodesError):
         processor.apply_chat_template(user([{"type": "audio", "codes": codes}]))
     with pytest.raises(CodesError):
@@ -144,7 +144,7 @@ def test_codes_of_another_type_are_refused_everywhere(processor, codes):
         processor.decode([1, 2], [codes])
 
 
-def test_codes_come_as_arrays_tensors_or_lists(processor):
+def test_codes_may_be_arrays_tensors_or_lists(processor):
     codes = make_codes()
     read_only = codes.copy()
     read_only.flags.writeable = False
@@ -153,7 +153,7 @@ def test_codes_come_as_arrays_tensors_or_lists(processor):
     assert all(torch.equal(row, batch.audio_input_ids[0]) for row in batch.audio_input_ids)
 
 
-# Answers.
+# Responses.
 
 
 def test_the_decoded_sound_stays_within_full_scale(processor, monkeypatch):
@@ -179,7 +179,7 @@ def test_segments_are_a_list_of_delayed_columns(processor, segments):
         processor.decode([1], segments)
 
 
-def test_a_segment_may_come_alone_as_an_array_or_not_at_all(processor):
+def test_segments_may_be_one_array_or_none(processor):
     segment = make_segment()
     assert len(processor.decode([1], segment).audio) == len(processor.decode([1], segment.numpy()).audio) == 3 * 960
     assert processor.decode([1]).audio is None
@@ -250,7 +250,7 @@ def test_the_parts_of_a_processor_have_their_types(processor, parts):
 
 
 @pytest.mark.parametrize("device", ["gpu", ["cpu"], {}, {"": "tpus"}])
-def test_a_device_that_does_not_exist_is_refused(processor, tiny_checkpoint, device):
+def test_an_unknown_device_is_rejected(processor, tiny_checkpoint, device):
     for given in (None, processor.audio_tokenizer, tiny_checkpoint / "codec"):
         with pytest.raises(OptionError, match="device_map"):
             HiggsAudioProcessor.from_pretrained(tiny_checkpoint, audio_tokenizer=given, device_map=device)
@@ -261,7 +261,7 @@ def test_a_batch_to_decode_may_be_rows_of_any_lengths(processor):
     assert len(processor.batch_decode(rows, [[], [make_segment()]])) == 2
 
 
-def test_what_loads_an_audio_tokenizer_must_give_one(processor):
+def test_the_function_that_loads_an_audio_tokenizer_must_return_one(processor):
     with pytest.raises(OptionError, match="NoneType"):
         _ = HiggsAudioProcessor(processor.tokenizer, lambda: None).audio_tokenizer
 
@@ -273,8 +273,8 @@ def make_wav():
     return audio_io.encode(Waveform(np.zeros(4800, np.float32), 24000))
 
 
-def test_two_items_and_one_file(processor):
-    """Neither a placeholder nor an item may go without its sound, whoever is given the file."""
+def test_two_audio_items_need_two_recordings(processor):
+    """No placeholder and no item is left without audio."""
     with pytest.raises(PromptError, match="1 audios for 2 placeholders"):
         processor(2 * PLACEHOLDER, audio=make_wav())
     with pytest.raises(PromptError, match="1 recordings for 2 audio items: item 1"):
@@ -284,7 +284,7 @@ def test_two_items_and_one_file(processor):
 
 
 @pytest.mark.parametrize(
-    ("item", "said"),
+    ("item", "message"),
     [
         ({"url": 5}, "url is a int"),
         ({"path": ["a.wav"]}, "path is a list"),
@@ -307,10 +307,10 @@ def test_two_items_and_one_file(processor):
         ({"audio": io.StringIO("x")}, "binary mode"),
     ],
 )
-def test_an_audio_item_of_another_type_is_refused(processor, item, said):
-    with pytest.raises(AudioError, match=said):
+def test_an_audio_item_of_another_type_is_rejected(processor, item, message):
+    with pytest.raises(AudioError, match=message):
         processor.apply_chat_template(user([{"type": "audio", **item}]))
-    with pytest.raises(AudioError, match=said):
+    with pytest.raises(AudioError, match=message):
         processor(PLACEHOLDER, audio=item)
 
 
@@ -319,7 +319,7 @@ def test_an_item_of_a_prompt_has_known_keys(processor):
         processor(PLACEHOLDER, audio={"uri": "a.wav"})
 
 
-def test_samples_bytes_and_the_feature_of_a_dataset_are_one_audio_each(processor):
+def test_samples_bytes_and_dataset_features_are_one_audio_each(processor):
     wav = make_wav()
     samples = [np.float32(0)] * 4800
     for audio in (
@@ -333,7 +333,7 @@ def test_samples_bytes_and_the_feature_of_a_dataset_are_one_audio_each(processor
 
 
 @pytest.mark.parametrize("key", ["raw_audio", "url"])
-def test_the_size_of_base64_is_looked_at_before_it_is_decoded(monkeypatch, key):
+def test_the_size_of_base64_is_checked_before_decoding(monkeypatch, key):
     monkeypatch.setattr(base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
     text = "A" * 8000
     with pytest.raises(AudioError, match="more than 3,000 bytes"):
@@ -355,5 +355,5 @@ def test_the_size_of_base64_is_looked_at_before_it_is_decoded(monkeypatch, key):
     ],
 )
 def test_limits_have_their_types(name, value):
-    with pytest.raises(OptionError, match=f"{name} is"):
+    with pytest.raises(OptionError, match=f"{name}="):
         AudioLimits(**{name: value})

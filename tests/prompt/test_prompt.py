@@ -1,4 +1,4 @@
-"""Prompts: each conversation of the published examples, rendered, byte for byte; and what a prompt refuses."""
+"""Prompts: the conversations of the published examples, rendered byte for byte; invalid prompts."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from higgs_audio.errors import CodesError, PromptError, TextError, VoiceError
+from higgs_audio.prompt.conversation import read_conversation
 from higgs_audio.prompt.prompt import (
     MULTI_SPEAKER,
     SINGLE_SPEAKER,
@@ -16,7 +17,7 @@ from higgs_audio.prompt.prompt import (
     parse_script,
     to_messages,
 )
-from higgs_audio.prompt.template import join, read_conversation, render
+from higgs_audio.prompt.template import join, render
 
 ROOM = "Audio is recorded from a quiet room."
 BRITISH = "He speaks with a clear British accent and a conversational, inquisitive tone."
@@ -198,20 +199,20 @@ def test_voices_and_turns_compose_to_the_published_conversations(turns, voices, 
 
 @pytest.mark.parametrize("voices", [None, {"SPEAKER1": clone("Two.")}, {"SPEAKER0": Voice(profile="Ava")}])
 @pytest.mark.parametrize("scene", [None, ROOM])
-def test_going_on_with_a_dialogue_changes_nothing_of_what_was_said_before(voices, scene):
+def test_continuing_a_dialogue_does_not_change_earlier_turns(voices, scene):
     script = parse_script("[SPEAKER0] One. [SPEAKER1] Two. [SPEAKER0] Three.")
     answers = [dataclasses.replace(turn, codes=codes(seed=place)) for place, turn in enumerate(script)]
     first = rendered(compose(script, voices, scene=scene)).split("[SPEAKER0] One.")[0]
     before = ""
     for place in range(len(script)):
-        now = rendered(compose(script[place:], voices, scene=scene, spoken=answers[:place]))
+        now = rendered(compose(script[place:], voices, scene=scene, previous=answers[:place]))
         assert now.startswith(first + before)
         before += f"[{script[place].speaker}] {script[place].text}{END}{SPOKEN}{USER}"
 
 
-def test_the_next_piece_of_a_long_text_keeps_the_system_turn():
+def test_the_next_utterance_of_a_long_text_keeps_the_system_turn():
     piece = Turn("Hello.", codes=codes())
-    assert rendered(compose([Turn("World.")], spoken=[piece])) == (
+    assert rendered(compose([Turn("World.")], previous=[piece])) == (
         f"{BEGIN}{SYSTEM}{GENERATE}{END}{USER}Hello.{END}{SPOKEN}{USER}World.{END}{ASSISTANT}"
     )
 
@@ -242,7 +243,7 @@ def test_a_script_is_read_turn_by_turn(script, expected):
 
 
 @pytest.mark.parametrize("script", ["", " \n", "[SPEAKER0]", "[SPEAKER0] \n[SPEAKER1] hi"])
-def test_a_script_with_nothing_to_say_somewhere_is_refused(script):
+def test_a_script_with_an_empty_turn_is_rejected(script):
     with pytest.raises(TextError, match="give"):
         parse_script(script)
 
@@ -252,7 +253,7 @@ def test_a_script_rendered_and_read_again_is_the_same():
     assert to_messages(Prompt(parse_script(script)))[-1]["content"] == script
 
 
-# Voices, codes and what a prompt refuses.
+# Voices, codes and invalid prompts.
 
 
 def test_the_key_of_a_voice_is_that_of_its_content():
@@ -296,7 +297,7 @@ def test_codes_of_any_integer_type_are_copied_as_int64(type_):
         -codes() - 1,
     ],
 )
-def test_codes_of_another_shape_type_or_range_are_refused(wrong):
+def test_codes_of_another_shape_type_or_range_are_rejected(wrong):
     for make in (
         lambda: Voice(transcript="Hello.", codes=wrong),
         lambda: Turn("Hello.", codes=wrong),
@@ -325,14 +326,14 @@ def test_codes_of_different_audio_tokenizers_cannot_be_mixed():
         ({"profile": "<|eot_id|>"}, r"<\|eot_id\|>"),
     ],
 )
-def test_an_incomplete_voice_is_refused_by_name(fields, message):
+def test_an_incomplete_voice_is_rejected_by_name(fields, message):
     with pytest.raises(VoiceError, match=message) as caught:
         Voice(name="ava", **fields)
     assert "'ava'" in str(caught.value)
 
 
 @pytest.mark.parametrize("speaker", ["", "speaker0", "SPEAKER", "SPEAKER01", "SPEAKER-1", "Ava", "[SPEAKER0]", 0])
-def test_a_speaker_of_another_form_is_refused(speaker):
+def test_a_speaker_of_another_form_is_rejected(speaker):
     with pytest.raises(PromptError, match="SPEAKER0, SPEAKER1"):
         Turn("Hello.", speaker)
     with pytest.raises(PromptError, match="SPEAKER0, SPEAKER1"):
@@ -342,8 +343,8 @@ def test_a_speaker_of_another_form_is_refused(speaker):
 
 
 @pytest.mark.parametrize("text", ["", " \n", None, 5])
-def test_a_turn_without_text_is_refused(text):
-    with pytest.raises(TextError, match="give what it says"):
+def test_a_turn_without_text_is_rejected(text):
+    with pytest.raises(TextError, match="give the text to speak"):
         Turn(text)
 
 
@@ -358,12 +359,12 @@ def test_a_turn_without_text_is_refused(text):
         ({"profiles": {"SPEAKER0": "one\ntwo"}}, "one line"),
     ],
 )
-def test_a_prompt_that_cannot_be_rendered_is_refused(fields, message):
+def test_a_prompt_that_cannot_be_rendered_is_rejected(fields, message):
     with pytest.raises(PromptError, match=message):
         Prompt(**{"turns": HELLO, **fields})
 
 
-def test_a_special_token_in_a_turn_is_refused_when_it_is_rendered():
+def test_a_special_token_in_a_turn_is_rejected_when_rendered():
     with pytest.raises(PromptError, match=r"<\|eot_id\|>"):
         rendered(Prompt((Turn("Hello.<|eot_id|>"),)))
 
@@ -391,10 +392,10 @@ def test_a_prompt_does_not_change_with_what_it_was_made_of():
         lambda: compose("Hi."),
         lambda: compose([Turn("Hi.")], "ava"),
         lambda: compose([Turn("Hi.")], {"SPEAKER0": "ava"}),
-        lambda: compose([Turn("Hi.")], spoken=None),
+        lambda: compose([Turn("Hi.")], previous=None),
     ],
 )
-def test_a_prompt_of_something_else_is_refused(make):
+def test_arguments_of_another_type_are_rejected(make):
     with pytest.raises(PromptError, match=r"give a|give None"):
         make()
 

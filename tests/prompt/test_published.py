@@ -1,4 +1,4 @@
-"""Prompts to the byte: the strings that Boson's own code and transformers' published template make.
+"""Prompts byte for byte: the strings of Boson's own code and of the template published for transformers.
 
 The original strings are the output of the original program for the same inputs. Those of the style "transformers" are
 what the `chat_template.jinja` of the published checkpoint gives, which was run over every conversation below.
@@ -9,8 +9,8 @@ import pytest
 
 from higgs_audio import NANO
 from higgs_audio.errors import OptionError, PromptError
+from higgs_audio.prompt.conversation import STYLES
 from higgs_audio.prompt.processor import HiggsAudioProcessor
-from higgs_audio.prompt.template import STYLES
 
 AUDIO = {"type": "audio", "codes": np.zeros((8, 2), int)}
 IN = "<|audio_bos|><|AUDIO|><|audio_eos|>"
@@ -284,10 +284,10 @@ def test_audio_of_a_published_scene_takes_the_placeholders_of_an_answer_and_is_n
         ([SYSTEM, turn("assistant", [AUDIO, AUDIO])], "not one audio item"),
         ([SYSTEM, turn("user", [AUDIO])], "message 1 .user. has audio"),
         ([SYSTEM, turn("assistant", [AUDIO], recipient="bob")], "recipient"),
-        ([SYSTEM, USER, turn("scene", "Late.")], "a scene stands at message 2"),
+        ([SYSTEM, USER, turn("scene", "Late.")], "a scene is message 2"),
     ],
 )
-def test_what_the_published_template_refuses_or_drops_is_refused(processor, conversation, expected):
+def test_content_that_the_published_template_rejects_or_drops_is_rejected(processor, conversation, expected):
     with pytest.raises(PromptError, match=expected):
         render(processor, conversation, style="transformers")
 
@@ -298,10 +298,10 @@ def test_there_are_two_styles(processor):
         render(processor, [USER], style="transformer")
 
 
-# Bad input.
+# Invalid input.
 
 
-def test_two_audio_items_and_one_recording(processor):
+def test_two_audio_items_need_two_recordings(processor):
     conversation = [turn("user", [AUDIO, {"type": "audio"}])]
     with pytest.raises(PromptError, match=r"1 recordings for 2 audio items: item 1 has none.*audio_url"):
         processor.apply_chat_template(conversation)
@@ -310,6 +310,6 @@ def test_two_audio_items_and_one_recording(processor):
 
 
 @pytest.mark.parametrize("content", [[], [{"type": "audio"}], [{"type": "audio", "audio_url": ""}]])
-def test_an_answer_without_audio_in_it(processor, content):
+def test_an_assistant_turn_without_audio_is_rejected(processor, content):
     with pytest.raises(PromptError, match="give"):
         processor.apply_chat_template([turn("user", "Hello."), turn("assistant", content)])

@@ -1,4 +1,4 @@
-"""The embedded checkpoint: what it is made of, and that people could follow what it says."""
+"""The embedded checkpoint: its size, architecture, and intelligibility."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ def tts():
     return HiggsAudio.from_pretrained("nano")
 
 
-def test_it_takes_at_most_80_megabytes():
+def test_nano_takes_at_most_80_megabytes():
     assert num_bytes(NANO) <= 80_000_000
 
 
-def test_it_is_the_published_architecture_in_small(tts):
+def test_nano_has_the_published_architecture(tts):
     config, codec = tts.model.config, tts.codec.config
     assert config.audio_dual_ffn_layers == list(range(config.text_config.num_hidden_layers))
     assert (config.audio_num_codebooks, config.audio_codebook_size) == (8, 1024)
@@ -31,15 +31,15 @@ def test_it_is_the_published_architecture_in_small(tts):
 
 
 @pytest.mark.parametrize("voice", VOICES)
-def test_whisper_hears_most_words_of_a_sentence_in_every_voice(tts, voice):
+def test_whisper_recognises_most_words_of_a_sentence_in_every_voice(tts, voice):
     speech = tts.generate(SENTENCE, voice=voice, seed=1)
     assert speech.finish_reason == "stop"
     assert 1.5 < speech.seconds < 5
-    heard = word_errors(SENTENCE, transcribe([speech.waveform])[0].text)
-    assert heard.errors / heard.total <= 0.4, heard
+    errors = word_errors(SENTENCE, transcribe([speech.waveform])[0].text)
+    assert errors.errors / errors.total <= 0.4, errors
 
 
-def test_its_stream_is_its_speech(tts):
+def test_the_stream_equals_generate(tts):
     whole = tts.generate(SENTENCE, seed=2)
     chunks = [chunk.samples for chunk in tts.stream(SENTENCE, seed=2)]
     assert len(chunks) > 1

@@ -1,4 +1,4 @@
-"""The four programs of the model's page, as examples/ has them, run on nano; and what people would hear of them."""
+"""The four programs of the model page, as in examples/, run on nano; and the intelligibility of their sound."""
 
 import re
 import runpy
@@ -46,7 +46,7 @@ TRAIN = ["out = model(**inputs)", "out.loss.backward()"]
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory):
-    """Recordings of two people who read what the programs say that they read."""
+    """Recordings of the two reference texts of the programs, in two voices."""
     folder = tmp_path_factory.mktemp("references")
     tts = HiggsAudio.from_pretrained("nano")
     for voice, text in (("ava", GUESS), ("joe", QUILTER)):
@@ -56,7 +56,7 @@ def references(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Runs a program in a folder of its own, once for each list of arguments: its variables and its sound."""
+    """Runs a program once for each list of arguments; returns its variables and its sound."""
     done = {}
 
     def run(name, *arguments):
@@ -77,21 +77,21 @@ def run_example(name, arguments, folder):
 
 
 def word_error_rate(waveform, text):
-    heard = word_errors(text, transcribe([waveform])[0].text)
-    return heard.errors / heard.total
+    errors = word_errors(text, transcribe([waveform])[0].text)
+    return errors.errors / errors.total
 
 
 @pytest.mark.parametrize(
     ("name", "calls"), [("text", SPEAK), ("clone", SPEAK), ("dialogue", SPEAK), ("training", TRAIN)]
 )
-def test_the_programs_make_the_very_calls_of_the_page(name, calls):
+def test_the_programs_contain_the_calls_of_the_page(name, calls):
     lines = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()
     assert [line for line in [*LOAD, *calls] if line not in lines] == []
     assert "from higgs_audio import HiggsAudioForConditionalGeneration, AutoProcessor, AutoTokenizer" in lines
 
 
-def test_text_becomes_a_sound_that_whisper_understands(run):
-    """Without force_audio: nano writes <|audio_out_bos|> by itself."""
+def test_generated_speech_is_transcribed_by_whisper(run):
+    """Without force_audio: nano generates <|audio_out_bos|> itself."""
     variables, sound = run("text")
     inputs, outputs, response = variables["inputs"], variables["outputs"], variables["response"]
     prompt_length = inputs.input_ids.shape[1]
@@ -105,29 +105,29 @@ def test_text_becomes_a_sound_that_whisper_understands(run):
 
 @pytest.mark.parametrize("voice", ["ava", "joe"])
 def test_a_clone_sounds_like_its_own_reference(run, references, voice):
-    """The reference text of the program is ava's; a wrong one is what a careless user gives, and the voice stays."""
+    """The reference text of the program is that of ava; the voice is cloned even with the wrong text."""
     _, sound = run("clone", references[voice])
     other = {"ava": "joe", "joe": "ava"}[voice]
     assert similarity(sound, read(references[voice])) > similarity(sound, read(references[other]))
 
 
-def test_a_clone_says_its_text(run, references):
+def test_a_clone_speaks_its_text(run, references):
     _, sound = run("clone", references["ava"])
     assert word_error_rate(sound, SUN) <= 0.25
 
 
-def test_a_dialogue_becomes_a_sound(run, references):
+def test_a_dialogue_generates_sound(run, references):
     variables, sound = run("dialogue", references["ava"], references["joe"])
     assert isinstance(sound, Waveform) and 2 < sound.seconds < 20
     assert variables["inputs"].audio_input_ids.shape[2] == 8
 
 
-def test_a_dialogue_speaks_in_the_voice_that_its_tag_names(run, references):
+def test_a_dialogue_has_the_voice_of_its_tag(run, references):
     _, sound = run("dialogue", references["ava"], references["joe"])
     assert similarity(sound, read(references["ava"])) > similarity(sound, read(references["joe"]))
 
 
-def test_a_dialogue_says_its_text(run, references):
+def test_a_dialogue_speaks_its_text(run, references):
     _, sound = run("dialogue", references["ava"], references["joe"])
     assert word_error_rate(sound, DOCTRINE) <= 0.25
 
@@ -142,5 +142,7 @@ def test_training_has_a_loss_and_a_gradient_for_every_part(run, references):
 
 
 def test_the_readme_names_every_example():
-    named = re.findall(r"examples/(\w+)\.py", (EXAMPLES.parent / "README.md").read_text(encoding="utf-8"))
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    (paragraph,) = re.findall(r"^`examples/` .*?\n\n", readme, flags=re.MULTILINE | re.DOTALL)
+    named = re.findall(r"`(\w+)\.py`", paragraph)
     assert set(named) == {path.stem for path in EXAMPLES.glob("*.py")}

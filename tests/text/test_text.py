@@ -1,4 +1,4 @@
-"""Text: tidied as the published examples have it, checked, cut without losing a word, and spelled in phonemes."""
+"""Text processing: checks, normalization as in the published examples, utterances without lost words, phonemes."""
 
 import random
 import re
@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from higgs_audio.errors import OptionError, TextError
+from higgs_audio.text.markup import SOUNDS, check_speakable, find_special_tokens, sounds_to_tokens
+from higgs_audio.text.normalization import normalize
 from higgs_audio.text.phonemes import PAUSES, PHONEMES, phonemize
 from higgs_audio.text.utterances import MAX_CHARS, split_utterances
-from higgs_audio.text.written import SOUNDS, check_speakable, contains_special, mark_sounds, normalize
 
 # Special tokens.
 
@@ -23,8 +24,8 @@ SPECIAL_TOKENS = (
 
 
 @pytest.mark.parametrize("token", SPECIAL_TOKENS.split())
-def test_every_special_token_is_found_and_refused_by_name(token):
-    assert contains_special(f"Hello{token}world {token}.") == [token, token]
+def test_every_special_token_is_found_and_rejected_by_name(token):
+    assert find_special_tokens(f"Hello{token}world {token}.") == [token, token]
     with pytest.raises(TextError, match=re.escape(token)):
         check_speakable(f"Hello{token}world")
 
@@ -32,7 +33,7 @@ def test_every_special_token_is_found_and_refused_by_name(token):
 @pytest.mark.parametrize(
     "hidden", ["<|eot\u200b_id|>", "＜|eot_id|＞", "<｜eot_id｜>", "<|eot_\u00adid|>", "<\u2060SE>"]
 )
-def test_a_special_token_that_normalizing_would_bring_to_light_is_refused(hidden):
+def test_a_special_token_that_appears_only_after_normalization_is_rejected(hidden):
     with pytest.raises(TextError, match="special token"):
         check_speakable(f"Hello {hidden}")
 
@@ -40,37 +41,37 @@ def test_a_special_token_that_normalizing_would_bring_to_light_is_refused(hidden
 @pytest.mark.parametrize(
     "text", ["a < b | c > d", "x <- y |> z", "<b>bold</b>", "<SEA>", "《|eot_id|》", "a|<>|b", "< |a| >"]
 )
-def test_brackets_that_are_no_token_may_be_spoken(text):
-    assert contains_special(text) == contains_special(normalize(text)) == []
+def test_brackets_that_form_no_token_are_accepted(text):
+    assert find_special_tokens(text) == find_special_tokens(normalize(text)) == []
     assert check_speakable(text) == text
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "...", "?!", "—", "😀", "\u200b", "[]", "\ud83d"])
-def test_a_text_without_letter_or_digit_is_refused(text):
+def test_a_text_without_letter_or_digit_is_rejected(text):
     with pytest.raises(TextError, match="letter or digit"):
         check_speakable(text)
 
 
 @pytest.mark.parametrize("text", [None, 5, b"hello", ["hello"]])
-def test_only_a_string_is_a_text(text):
+def test_a_text_that_is_not_a_string_is_rejected(text):
     with pytest.raises(TextError, match="give a string"):
         check_speakable(text)
 
 
 @pytest.mark.parametrize("text", ["Hello.", "7", "你好", "Привет", " é ", "x\n"])
-def test_a_speakable_text_comes_back_as_it_was(text):
+def test_a_speakable_text_is_returned_unchanged(text):
     assert check_speakable(text) == text
 
 
-def test_sounds_in_brackets_become_their_tokens():
-    assert mark_sounds("Ha [laugh] ha [Sing Start] la [sing end]") == (
+def test_sound_tags_become_tokens():
+    assert sounds_to_tokens("Ha [laugh] ha [Sing Start] la [sing end]") == (
         "Ha <SE>[Laughter]</SE> ha <SE_s>[Singing]</SE_s> la <SE_e>[Singing]</SE_e>"
     )
-    assert mark_sounds("[SPEAKER0] [aside] [laughs]") == "[SPEAKER0] [aside] [laughs]"
-    assert all(len(contains_special(mark_sounds(f"[{sound}]"))) == 2 for sound in SOUNDS)
+    assert sounds_to_tokens("[SPEAKER0] [aside] [laughs]") == "[SPEAKER0] [aside] [laughs]"
+    assert all(len(find_special_tokens(sounds_to_tokens(f"[{sound}]"))) == 2 for sound in SOUNDS)
 
 
-# Tidying.
+# Normalization.
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_typographic_and_full_width_characters_become_plain(text, expected):
 @pytest.mark.parametrize(
     "text", ["Hi.", "Hi!", "Hi?", "Hi,", "Hi;", "Hi:", "Hi...", '"Hi."', "(Hi!)", "Hi -", "نعم؟", "हाँ।"]
 )
-def test_a_closed_text_gets_no_full_stop(text):
+def test_a_text_with_a_closing_mark_gets_no_full_stop(text):
     assert normalize(text).count(".") == text.count(".")
 
 
@@ -118,16 +119,16 @@ def test_a_closed_text_gets_no_full_stop(text):
         ("[aside]", "[aside]."),
     ],
 )
-def test_an_open_text_gets_a_full_stop(text, expected):
+def test_a_text_without_a_closing_mark_gets_a_full_stop(text, expected):
     assert normalize(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", " ", "...", "😀", "Ha [laugh]", "Ha [Sing end]", "Ha <SE>[Laughter]</SE>"])
-def test_nothing_to_say_and_a_closing_sound_get_no_full_stop(text):
+def test_a_text_without_words_or_with_a_sound_at_its_end_gets_no_full_stop(text):
     assert normalize(text) == text.strip()
 
 
-def test_normalizing_twice_is_normalizing_once():
+def test_normalization_is_idempotent():
     rng = random.Random(0)
     for _ in range(300):
         once = normalize(random_text(rng))
@@ -160,7 +161,7 @@ def test_normalizing_twice_is_normalizing_once():
         "nothing at all . . . or",
     ],
 )
-def test_a_full_stop_inside_a_sentence_does_not_cut_it(middle):
+def test_a_full_stop_inside_a_sentence_does_not_split_it(middle):
     sentence = f"Something that is quite long stands before {middle} and something as long comes after it."
     assert split_utterances(sentence) == [sentence]
     assert split_utterances(f"{sentence} {sentence}") == [sentence, sentence]
@@ -179,11 +180,11 @@ def test_a_full_stop_inside_a_sentence_does_not_cut_it(middle):
         ["What on earth happened to him then…", "We will never know what it was."],
     ],
 )
-def test_sentences_are_cut_apart(sentences):
+def test_sentences_are_separated(sentences):
     assert split_utterances(" ".join(sentences)) == sentences
 
 
-def test_a_very_short_sentence_stays_with_its_neighbour():
+def test_a_very_short_sentence_joins_its_neighbour():
     assert split_utterances("Yes. I have seen the one that you are looking for.") == [
         "Yes. I have seen the one that you are looking for."
     ]
@@ -194,12 +195,12 @@ def test_a_very_short_sentence_stays_with_its_neighbour():
     assert split_utterances(f"{long} Yes.") == [long, "Yes."]
 
 
-def test_paragraphs_stay_apart_and_line_breaks_inside_them_are_spaces():
+def test_paragraphs_are_separated_and_line_breaks_inside_them_become_spaces():
     text = "Chapter One\r\n\r\nIt was a dark\nand stormy night.\n \n* * *\n\n\n\nThe end"
     assert split_utterances(text) == ["Chapter One", "It was a dark and stormy night.", "The end"]
 
 
-def test_a_long_sentence_is_cut_at_the_clause_nearest_its_middle():
+def test_a_long_sentence_is_split_at_the_clause_nearest_its_middle():
     text = "When the sun had gone down behind the hills, the children came home, tired and happy, and went to bed."
     assert split_utterances(text, max_chars=70) == [
         "When the sun had gone down behind the hills,",
@@ -207,24 +208,24 @@ def test_a_long_sentence_is_cut_at_the_clause_nearest_its_middle():
     ]
 
 
-def test_a_long_clause_is_cut_between_words_into_pieces_of_about_the_same_length():
-    pieces = split_utterances("word " * 100, max_chars=90)
-    assert {len(piece) for piece in pieces} <= set(range(45, 91))
+def test_a_long_clause_is_split_between_words_into_parts_of_similar_length():
+    utterances = split_utterances("word " * 100, max_chars=90)
+    assert {len(utterance) for utterance in utterances} <= set(range(45, 91))
 
 
 def test_a_single_word_longer_than_the_limit_stays_whole():
     assert split_utterances("see " + "x" * 300 + " there", max_chars=20) == ["see", "x" * 300, "there"]
 
 
-def test_text_without_spaces_is_cut_between_its_characters():
+def test_text_without_spaces_is_split_between_characters():
     sentence = "今天的天气非常好我们一起去公园散步吧"
     assert split_utterances((sentence + "。") * 8, max_chars=60) == [sentence + "。"] * 8
-    pieces = split_utterances(sentence * 20)
-    assert "".join(pieces) == sentence * 20
-    assert max(map(len, pieces)) <= MAX_CHARS // 3
+    utterances = split_utterances(sentence * 20)
+    assert "".join(utterances) == sentence * 20
+    assert max(map(len, utterances)) <= MAX_CHARS // 3
 
 
-def test_the_least_possible_limit_gives_single_words():
+def test_a_limit_of_one_character_gives_single_words():
     assert split_utterances("To be, or not to be.", max_chars=1) == ["To", "be,", "or", "not", "to", "be."]
     with pytest.raises(OptionError, match="max_chars"):
         split_utterances("Hello.", max_chars=0)
@@ -242,16 +243,16 @@ def random_text(rng):
     return "".join(rng.choice(WORDS) + rng.choice(SPACES) for _ in range(rng.randrange(1, 120)))
 
 
-def test_no_word_is_lost_moved_or_made_whatever_the_text_and_the_limit():
+def test_random_texts_keep_all_words_in_order_at_any_limit():
     rng = random.Random(1)
     for _ in range(400):
         text, max_chars = random_text(rng), rng.choice([1, 10, 40, 80, 180])
-        pieces = split_utterances(text, max_chars)
-        assert letters("".join(pieces)) == letters(text)
-        assert all(piece == " ".join(piece.split()) and letters(piece) for piece in pieces)
-        assert all(len(piece) <= max_chars or is_unbreakable(piece) for piece in pieces)
-        spaced = re.sub(r"[^\x00-\x7f]", "e", text)  # where only spaces part words, no word is cut
-        words = [word for piece in split_utterances(spaced, max_chars) for word in piece.split()]
+        utterances = split_utterances(text, max_chars)
+        assert letters("".join(utterances)) == letters(text)
+        assert all(utterance == " ".join(utterance.split()) and letters(utterance) for utterance in utterances)
+        assert all(len(utterance) <= max_chars or is_unbreakable(utterance) for utterance in utterances)
+        spaced = re.sub(r"[^\x00-\x7f]", "e", text)  # where only spaces separate words, no word is split
+        words = [word for utterance in split_utterances(spaced, max_chars) for word in utterance.split()]
         assert [word for word in words if letters(word)] == [word for word in spaced.split() if letters(word)]
 
 
@@ -259,14 +260,14 @@ def letters(text):
     return [character for character in text if character.isalnum()]
 
 
-def is_unbreakable(piece):
-    return " " not in piece and not re.search("[\u3040-\u9fff]{2}", piece)
+def is_unbreakable(utterance):
+    return " " not in utterance and not re.search("[\u3040-\u9fff]{2}", utterance)
 
 
 @pytest.mark.parametrize("unit", ["!", "a", ". ", "a. ", "a, ", "。", "好", "\n", "A.", "…", '."', "x" * 200 + " "])
-def test_a_book_is_split_in_time_that_grows_with_its_length(unit):
-    pieces = split_utterances(unit * (200_000 // len(unit)))
-    assert letters("".join(pieces)) == letters(unit) * (200_000 // len(unit))
+def test_a_book_is_split_in_linear_time(unit):
+    utterances = split_utterances(unit * (200_000 // len(unit)))
+    assert letters("".join(utterances)) == letters(unit) * (200_000 // len(unit))
 
 
 # Phonemes.
@@ -285,7 +286,7 @@ def test_a_book_is_split_in_time_that_grows_with_its_length(unit):
         ("5٣①", "fˈɪfti θɹˈi wˈʌn."),
     ],
 )
-def test_a_sentence_is_spelled_with_one_mark_for_each_pause(text, expected):
+def test_phonemes_have_one_mark_for_each_pause(text, expected):
     assert phonemize(text) == expected
 
 
@@ -312,7 +313,7 @@ def test_numbers_dates_money_and_abbreviations_are_read_as_words(written, spoken
 
 
 @pytest.mark.parametrize("text", ["", "...", "😀😀", "你好，世界。", "Привет", "שלום", "\u0301", "[]"])
-def test_a_text_that_an_english_voice_cannot_read_is_refused(text):
+def test_a_text_without_anything_english_to_read_is_rejected(text):
     with pytest.raises(TextError, match="nothing to read"):
         phonemize(text)
 
@@ -320,21 +321,21 @@ def test_a_text_that_an_english_voice_cannot_read_is_refused(text):
 @pytest.mark.parametrize(
     "text", ["9" * 5000, "9," * 3000, "9" * 37, "1" + ",1" * 50, "İ", "①", "$" * 99 + "5", "M" * 999]
 )
-def test_what_the_front_end_alone_would_stumble_over_is_read(text):
-    """Numbers over a decillion, digits in circles and the dotted capital I end hibari 0.2.1 with an exception."""
+def test_texts_on_which_the_front_end_alone_fails_are_read(text):
+    """hibari 0.2.1 raises for numbers above a decillion, digits in circles and the dotted capital I."""
     assert phonemize(text)
 
 
 @pytest.mark.parametrize("unit", ["a", "!", "[", "a-", "1:", "A.", "a1", "The sun rises. ", "-", " "])
-def test_a_very_long_text_is_read_in_time_that_grows_with_its_length(unit):
+def test_a_very_long_text_is_phonemized_in_linear_time(unit):
     assert phonemize("x " + unit * (6000 // len(unit)))
 
 
-def test_a_long_unknown_word_is_read_to_its_end():
+def test_a_long_unknown_word_is_read_completely():
     assert [phonemize("zorbl" * times).count("ɔ") > 0.7 * times for times in (8, 20)] == [True, True]
 
 
-def test_whatever_the_text_phonemes_are_of_the_alphabet_and_always_the_same():
+def test_random_texts_give_valid_and_deterministic_phonemes():
     rng = random.Random(2)
     odd = [chr(rng.randrange(0x3000)) for _ in range(300)] + [chr(rng.randrange(0x110000)) for _ in range(100)]
     for _ in range(300):
@@ -349,7 +350,7 @@ def test_whatever_the_text_phonemes_are_of_the_alphabet_and_always_the_same():
         assert not re.search(rf"\s[{PAUSES}]|[{PAUSES}][^ ]", phonemes)
 
 
-def test_tidying_text_needs_neither_torch_nor_the_front_end():
+def test_normalization_imports_neither_torch_nor_the_front_end():
     code = (
         "import sys; from higgs_audio.text import normalize, split_utterances; split_utterances(normalize('Hi'));"
         "sys.exit('torch' in sys.modules or 'hibari' in sys.modules)"

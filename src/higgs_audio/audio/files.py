@@ -1,4 +1,4 @@
-"""Sound files and streams: read, encode, write."""
+"""Audio files: read, encode, write."""
 
 import io
 from dataclasses import dataclass
@@ -9,14 +9,15 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from higgs_audio.audio.waveform import MAX_RATE, MIN_RATE, Waveform, check_rate, named_from_array, resample
+from higgs_audio.audio.limits import size_error
+from higgs_audio.audio.waveform import MAX_RATE, MIN_RATE, Waveform, check_sample_rate, from_array, resample, to_int16
 from higgs_audio.errors import AudioError, OptionError, nearest
-from higgs_audio.files import replacing
+from higgs_audio.files import write_atomic
 
-BLOCK_FRAMES = 1 << 16  # read and written in pieces: a header may promise any length, and Vorbis crashes on long writes
+__all__ = ["BLOCK_FRAMES", "FORMATS", "encode", "pcm16", "read", "write"]
 
-
-# Files -> Waveform.
+# Frames per read or write: a header may claim any length, and libvorbis crashes on long writes.
+BLOCK_FRAMES = 1 << 16
 
 
 def read(
@@ -26,13 +27,13 @@ def read(
     max_seconds: float | None = None,
     max_bytes: int | None = None,
 ) -> Waveform:
-    """A sound file, averaged to mono.
+    """Reads an audio file and averages its channels to mono.
 
     Args:
-        source: a path, the file's bytes, or an open binary file, which is read to its end.
-        sample_rate: resample to this rate; the file's own when None.
-        max_seconds: refuse anything longer, without reading all of it; any length when None.
-        max_bytes: refuse anything larger, without reading all of it; any size when None.
+        source: a path, the content of a file, or an open binary file, which is read to its end.
+        sample_rate: resample to this rate; None keeps the rate of the file.
+        max_seconds: reject longer audio before all of it is decoded; None accepts any duration.
+        max_bytes: reject larger files before all of it is read; None accepts any size.
 
     Raises:
         AudioError: missing, a folder, empty, unreadable, damaged, without samples, not finite, too long or too large.
@@ -40,25 +41,25 @@ def read(
         OptionError: a sample rate outside 1000 to 192000.
     """
     if sample_rate is not None:
-        check_rate(sample_rate)
+        check_sample_rate(sample_rate)
     name, file = _open(source, max_bytes)
     try:
         with soundfile.SoundFile(file) as sound:
-            samples, rate = _read_mono(sound, name, max_seconds), sound.samplerate
+            samples, file_rate = _read_mono(sound, name, max_seconds), sound.samplerate
     except AudioError:
         raise
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
         raise AudioError(
             f"{name} cannot be read as sound: {_reason(error)}. Give a wav, flac, mp3, ogg or opus file"
         ) from error
-    if not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioError(f"{name} has {rate} samples a second; allowed: {MIN_RATE} to {MAX_RATE}")
-    waveform = named_from_array(samples, rate, name)
+    if not MIN_RATE <= file_rate <= MAX_RATE:
+        raise AudioError(f"{name} has {file_rate} samples per second; allowed: {MIN_RATE} to {MAX_RATE}")
+    waveform = from_array(samples, file_rate, name=name)
     return waveform if sample_rate is None else resample(waveform, sample_rate)
 
 
 def _open(source: str | Path | bytes | BinaryIO, max_bytes: int | None) -> tuple[str, str | BinaryIO]:
-    """(name for messages, what soundfile opens)."""
+    """Returns the name for error messages, and a path or file object for soundfile."""
     if isinstance(source, (str, Path)):
         return repr(str(source)), _check_path(source, max_bytes)
     data: object = source
@@ -68,57 +69,54 @@ def _open(source: str | Path | bytes | BinaryIO, max_bytes: int | None) -> tuple
         raise AudioError(f"the source is a {type(source).__name__}; give a path, bytes or a file opened in binary mode")
     name = repr(str(source.name)) if hasattr(source, "name") else f"a source of {len(data)} bytes"
     if not data:
-        raise AudioError(f"{name} is empty; give a sound file's bytes")
+        raise AudioError(f"{name} is empty; give the bytes of an audio file")
     _check_size(name, len(data), max_bytes)
     return name, io.BytesIO(data)
 
 
 def _check_size(name: str, num_bytes: int, max_bytes: int | None) -> None:
     if max_bytes is not None and num_bytes > max_bytes:
-        raise AudioError(f"{name} has more than {max_bytes:,} bytes; cut it, or store it as flac or opus")
+        raise size_error(name, max_bytes)
 
 
 def _check_path(source: str | Path, max_bytes: int | None) -> str:
     path = Path(source).expanduser()
     try:
         if not path.exists():
-            raise AudioError(f"there is no file {str(source)!r}; give the path of a sound file")
+            raise AudioError(f"there is no file {str(source)!r}; give the path of an audio file")
         if not path.is_file():
-            raise AudioError(f"{str(source)!r} is not a file; give the path of a sound file")
+            raise AudioError(f"{str(source)!r} is not a file; give the path of an audio file")
         num_bytes = path.stat().st_size
-    except (OSError, ValueError) as error:  # not allowed to look, name too long, a NUL in it
+    except (OSError, ValueError) as error:  # no permission, a name that is too long or contains NUL
         if isinstance(error, AudioError):
             raise
-        raise AudioError(f"{str(source)!r:.200} cannot be opened: {error}; give the path of a sound file") from error
+        raise AudioError(f"{str(source)!r:.200} cannot be opened: {error}; give the path of an audio file") from error
     if num_bytes == 0:
-        raise AudioError(f"{str(source)!r} is empty; give a file with sound in it")
+        raise AudioError(f"{str(source)!r} is empty; give a file that contains audio")
     _check_size(repr(str(source)), num_bytes, max_bytes)
     return str(path)
 
 
 def _read_mono(sound: soundfile.SoundFile, name: str, max_seconds: float | None) -> NDArray[np.float32]:
-    """[S] of an open file, block by block."""
+    """Reads an open file block by block and returns its mono samples [S]."""
     blocks: list[NDArray[np.float32]] = []
     num_samples = 0
     while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):  # [S, C]
         blocks.append(block.mean(axis=1))
         num_samples += len(block)
         if max_seconds is not None and num_samples > max_seconds * sound.samplerate:
-            raise AudioError(f"{name} is longer than {max_seconds:g} seconds; cut it")
+            raise AudioError(f"{name} is longer than {max_seconds:g} seconds; shorten it")
     return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
 
 
 def _reason(error: Exception) -> str:
-    """libsndfile's own words, without the address of the object that soundfile puts in front."""
+    """Returns libsndfile's message without the object address that soundfile prepends."""
     return (getattr(error, "error_string", None) or str(error) or type(error).__name__).strip().rstrip(".")
-
-
-# Waveform -> bytes and files.
 
 
 @dataclass(frozen=True)
 class _Format:
-    """How libsndfile writes a format, and the sample rates that its codec knows (any when empty)."""
+    """libsndfile's names of a format, and the sample rates that its codec supports (empty: any)."""
 
     container: str
     subtype: str
@@ -138,34 +136,25 @@ FORMATS = (*_FORMATS, "pcm")
 
 
 def pcm16(waveform: Waveform) -> bytes:
-    """Raw 16-bit little-endian samples, without a header. What goes over full scale is clipped.
+    """Encodes as 16-bit little-endian samples without a header; samples above full scale are clipped.
 
     Raises:
         AudioError: samples that are NaN or infinite.
     """
-    return _to_int16(waveform).tobytes()
-
-
-def _to_int16(waveform: Waveform) -> NDArray[np.int16]:
-    """[S]. Scaled by 32768, the inverse of `from_array`, so 16-bit sound comes back bit for bit."""
-    samples = waveform.samples
-    if not np.isfinite(samples).all():
-        raise AudioError("the waveform has samples that are NaN or infinite; it cannot be encoded")
-    scaled: NDArray[np.float32] = np.clip(np.rint(samples * np.float32(32768)), -32768, 32767)
-    return scaled.astype("<i2")
+    return to_int16(waveform).tobytes()
 
 
 def encode(waveform: Waveform, format: str = "wav") -> bytes:
-    """The waveform as a file's bytes.
+    """Encodes a waveform as the content of an audio file.
 
     Args:
         waveform: at least one sample.
-        format: wav or flac (16 bits), mp3, ogg (Vorbis), opus (in Ogg), or pcm (see `pcm16`). For mp3 and opus a rate
-            that the codec does not know becomes the next higher one that it does.
+        format: wav or flac (16 bits), mp3, ogg (Vorbis), opus (in Ogg), or pcm (see `pcm16`). For mp3 and opus, a
+            sample rate that the codec does not support is resampled to the next higher one that it supports.
 
     Raises:
-        OptionError: another format.
-        AudioError: no samples, not finite, or a rate that the format cannot hold.
+        OptionError: an unknown format.
+        AudioError: no samples, not finite, or a sample rate that the format does not support.
     """
     kind = _check_format(format)
     if not len(waveform):
@@ -173,8 +162,8 @@ def encode(waveform: Waveform, format: str = "wav") -> bytes:
     if kind == "pcm":
         return pcm16(waveform)
     chosen, buffer = _FORMATS[kind], io.BytesIO()
-    waveform = _fit_rate(waveform, chosen.rates)
-    samples = _to_int16(waveform)  # [S]; lossy codecs start from the same 16 bits
+    waveform = _resample_to_supported(waveform, chosen.rates)
+    samples = to_int16(waveform)  # [S]; lossy codecs get the same 16-bit input
     try:
         with soundfile.SoundFile(
             buffer, "w", waveform.sample_rate, 1, format=chosen.container, subtype=chosen.subtype
@@ -187,25 +176,25 @@ def encode(waveform: Waveform, format: str = "wav") -> bytes:
 
 
 def write(waveform: Waveform, path: str | Path, format: str | None = None) -> None:
-    """Writes a sound file: the whole file appears under its name, or none does.
+    """Writes an audio file atomically: the complete file appears, or none.
 
     Args:
         waveform: at least one sample.
-        path: in an existing folder; a file of that name is replaced.
-        format: see `encode`; the path's suffix (.wav, .flac, .mp3, .ogg, .opus, .pcm) when None.
+        path: in an existing folder; an existing file is replaced.
+        format: see `encode`; None takes it from the suffix (.wav, .flac, .mp3, .ogg, .opus, .pcm).
 
     Raises:
-        OptionError: another format or suffix.
-        AudioError: what `encode` raises, or a file that cannot be written.
+        OptionError: an unknown format or suffix.
+        AudioError: the errors of `encode`, or the file cannot be written.
     """
     path = Path(path).expanduser()
     data = encode(waveform, path.suffix.removeprefix(".") if format is None else format)
     try:
-        with replacing(path) as file:
-            file.write(data)
-    except OSError as error:
+        write_atomic(path, data)
+    except (OSError, ValueError) as error:  # ValueError: a name that contains NUL
+        reason = getattr(error, "strerror", None) or error
         raise AudioError(
-            f"{str(path)!r} cannot be written: {error.strerror}; give a file in a folder that exists"
+            f"{str(path)!r:.200} cannot be written: {reason}; give a file name in an existing folder"
         ) from error
 
 
@@ -216,7 +205,8 @@ def _check_format(format: str) -> str:
     return kind
 
 
-def _fit_rate(waveform: Waveform, rates: tuple[int, ...]) -> Waveform:
+def _resample_to_supported(waveform: Waveform, rates: tuple[int, ...]) -> Waveform:
+    """Resamples to the next higher of `rates`, or the highest; an empty tuple supports every rate."""
     if not rates or waveform.sample_rate in rates:
         return waveform
     higher = [rate for rate in rates if rate > waveform.sample_rate]

@@ -1,6 +1,6 @@
-"""Audio items of chat messages -> waveforms: paths, URLs (file:, data:, http:, https:), base64, bytes, arrays.
+"""Reads the audio items of chat messages: paths, URLs (file:, data:, http:, https:), base64, bytes, arrays.
 
-`read_source` is the one door for sound that callers give, so its limits hold for every kind of it.
+All audio of callers is read by `read_source`, so its limits apply to every kind of source.
 """
 
 import base64
@@ -9,90 +9,96 @@ import re
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, unquote_to_bytes
 
-from higgs_audio import audio as audio_io
 from higgs_audio.audio.fetch import fetch
-from higgs_audio.audio.limits import AudioLimits
-from higgs_audio.audio.waveform import Waveform
+from higgs_audio.audio.files import read
+from higgs_audio.audio.limits import AudioLimits, size_error
+from higgs_audio.audio.waveform import Waveform, from_array, resample
 from higgs_audio.errors import AudioError, PromptError, nearest
 
-AUDIO_KEYS = ("audio_url", "url", "path", "audio", "raw_audio", "codes")
+__all__ = ["AUDIO_KEYS", "AUDIO_OPTIONS", "AudioSource", "as_sources", "read_source", "source_key"]
+
+# An audio item without its "type": one of AUDIO_KEYS, and AUDIO_OPTIONS. Empty if the audio is passed separately.
+AudioSource = Mapping[str, Any]
+
+_LOCATION_KEYS = ("audio_url", "url", "path")
+AUDIO_KEYS = (*_LOCATION_KEYS, "audio", "raw_audio", "codes")
 AUDIO_OPTIONS = ("sampling_rate",)
 
-AudioSource = Mapping[str, Any]  # the keys of an audio item without its type; empty for an audio given elsewhere
-
-
-LOCATION_KEYS = ("audio_url", "url", "path")
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # two letters at least: C: is a drive
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # at least two letters: C: is a drive
 
 
 def source_key(source: AudioSource) -> str:
-    """The one key of `AUDIO_KEYS` that an audio item has.
+    """Returns the key of `AUDIO_KEYS` that an audio item has.
 
     Raises:
-        PromptError: it has none, or several, or a key that is not known.
+        PromptError: the item has none or several of them, or an unknown key.
     """
-    known = ("type", *AUDIO_KEYS, *AUDIO_OPTIONS)
-    if unknown := [str(key) for key in source if key not in known]:
-        raise PromptError(f"an audio item has the key {unknown[0]!r}; {nearest(unknown[0], known)}")
-    given = [key for key in AUDIO_KEYS if key in source]
-    if len(given) != 1:
-        found = " and ".join(given) or "no audio in it"
-        raise PromptError(f"an audio item has {found}; give exactly one of {', '.join(AUDIO_KEYS)}")
-    return given[0]
+    allowed = ("type", *AUDIO_KEYS, *AUDIO_OPTIONS)
+    if unknown := [str(key) for key in source if key not in allowed]:
+        raise PromptError(f"an audio item has the key {unknown[0]!r}; {nearest(unknown[0], allowed)}")
+    keys = [key for key in AUDIO_KEYS if key in source]
+    if len(keys) != 1:
+        given = " and ".join(keys) or "no audio in it"
+        raise PromptError(f"an audio item has {given}; give exactly one of {', '.join(AUDIO_KEYS)}")
+    return keys[0]
 
 
 def read_source(source: AudioSource, sample_rate: int, limits: AudioLimits | None = None) -> Waveform:
-    """An audio item without codes -> its sound at `sample_rate`.
+    """Reads an audio item without codes, resampled to `sample_rate`.
 
     Args:
-        source: one of `audio_url`, `url`, `path`, `audio` or `raw_audio`; a rate in `sampling_rate` is that of an
-            array.
-        sample_rate: of the result, and of arrays that come without a rate, in Hz.
-        limits: of size, duration and downloads, whatever kind of source it is; the defaults when None.
+        source: one of `audio_url`, `url`, `path`, `audio` and `raw_audio`; `sampling_rate` is the rate of an array.
+        sample_rate: of the result, and of arrays without a rate, in Hz.
+        limits: on size, duration and downloads, for every kind of source; None for the defaults.
 
     Raises:
-        PromptError: no source or several. AudioError: the source cannot be read, or is too large or too long.
+        PromptError: no source, several sources, or an unknown key.
+        AudioError: the source cannot be read, or is too large or too long.
+        OptionError: a sample rate outside 1000 to 192000.
     """
     limits = limits or AudioLimits()
     key = source_key(source)
     value = source[key]
-    if key in LOCATION_KEYS and not isinstance(value, (str, Path)):
-        raise AudioError(f"{key} is a {type(value).__name__}; give a path or a URL, or the sound itself as audio")
-    found = _from_base64(value, limits) if key == "raw_audio" else _find(value, source, sample_rate, limits)
-    if isinstance(found, Waveform):
-        if found.seconds > limits.max_seconds:
-            raise AudioError(f"the sound lasts {found.seconds:.1f} seconds; give at most {limits.max_seconds:g}")
-        return audio_io.resample(found, sample_rate)
-    return audio_io.read(found, sample_rate, max_seconds=limits.max_seconds, max_bytes=limits.max_bytes)
+    if key in _LOCATION_KEYS and not isinstance(value, (str, Path)):
+        raise AudioError(f"{key} is a {type(value).__name__}; give a path or a URL, or pass the recording as audio")
+    audio = _decode_base64(value, limits) if key == "raw_audio" else _open(value, source, sample_rate, limits)
+    if isinstance(audio, Waveform):
+        if audio.seconds > limits.max_seconds:
+            raise AudioError(f"the audio lasts {audio.seconds:.1f} seconds; give at most {limits.max_seconds:g}")
+        return resample(audio, sample_rate)
+    return read(audio, sample_rate, max_seconds=limits.max_seconds, max_bytes=limits.max_bytes)
 
 
-def _find(value: Any, options: Mapping[str, Any], sample_rate: int, limits: AudioLimits) -> Any:
-    """What an item holds -> a `Waveform`, or what `audio.read` takes."""
-    if isinstance(value, Mapping):  # the audio feature of Hugging Face datasets
-        return _find(_feature_content(value), {"sampling_rate": sample_rate, **value}, sample_rate, limits)
+def _open(
+    value: Any, options: Mapping[str, Any], sample_rate: int, limits: AudioLimits
+) -> Waveform | Path | bytes | BinaryIO:
+    """Converts the value of an audio item to a `Waveform`, or to a source that `read` accepts."""
+    if isinstance(value, Mapping):  # the audio feature of a Hugging Face data set
+        return _open(_feature_content(value), {"sampling_rate": sample_rate, **value}, sample_rate, limits)
     if isinstance(value, str):
-        return locate(value, limits)
+        return _open_url(value, limits)
     if isinstance(value, (Waveform, Path, bytes, bytearray, memoryview)) or hasattr(value, "read"):
         return value
     samples = value.detach().cpu() if hasattr(value, "detach") else value
-    return audio_io.from_array(samples, options.get("sampling_rate", sample_rate))
+    return from_array(samples, options.get("sampling_rate", sample_rate))
 
 
-def _feature_content(feature: Mapping[str, Any]) -> Any:
-    found = [feature[key] for key in ("array", "bytes", "path") if feature.get(key) is not None]
-    if not found:
+def _feature_content(feature: Mapping[str, Any]) -> object:
+    """Returns the samples, the file content or the path of the audio feature of a Hugging Face data set."""
+    values = [feature[key] for key in ("array", "bytes", "path") if feature.get(key) is not None]
+    if not values:
         raise AudioError(f"an audio dict has the keys {', '.join(map(str, feature))}; it needs array, bytes or path")
-    return found[0]
+    return values[0]
 
 
-def locate(url: str, limits: AudioLimits | None = None) -> Path | bytes:
-    """A path or URL -> the file, or its content.
+def _open_url(url: str, limits: AudioLimits | None = None) -> Path | bytes:
+    """Returns the path of a local file (a path or a file: URL), or the content of a data:, http: or https: URL.
 
     Raises:
-        AudioError: another kind of URL, one that is not well formed, or one that cannot be fetched.
+        AudioError: another scheme, a malformed URL, or a failed download.
     """
     limits = limits or AudioLimits()
     scheme = match[1].lower() if (match := _SCHEME.match(url)) else ""
@@ -105,38 +111,41 @@ def locate(url: str, limits: AudioLimits | None = None) -> Path | bytes:
         if not comma:
             raise AudioError(f"the data URL {url[:40]!r} has no comma; give data:audio/wav;base64,...")
         if head.lower().endswith(";base64"):
-            return _from_base64(body, limits)
-        _check_length(body, 3 * limits.max_bytes, limits)  # percent-encoded, a byte takes up to three characters
+            return _decode_base64(body, limits)
+        _check_length(body, 3 * limits.max_bytes, limits)  # percent-encoding takes up to three characters per byte
         return unquote_to_bytes(body)
     if "://" in url:
-        raise AudioError(f"URLs of the scheme {scheme!r} are not read; give http, https, file or data, or a path")
+        raise AudioError(f"the URL scheme {scheme!r} is not supported; give http, https, file or data, or a path")
     return Path(url)
 
 
-def _from_base64(text: Any, limits: AudioLimits) -> bytes:
+def _decode_base64(text: object, limits: AudioLimits) -> bytes:
     if not isinstance(text, (str, bytes)):
-        raise AudioError(f"the audio is a {type(text).__name__}; give a file's bytes as base64, a string")
-    _check_length(text, 4 * (limits.max_bytes // 3 + 1), limits)  # four characters hold three bytes
+        raise AudioError(f"the audio is a {type(text).__name__}; give the bytes of an audio file as a base64 string")
+    _check_length(text, 4 * (limits.max_bytes // 3 + 1), limits)  # four characters encode three bytes
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise AudioError(f"the audio {text[:40]!r} is not base64: {error}. Encode a file's bytes anew") from error
+        raise AudioError(
+            f"the audio {text[:40]!r} is not base64: {error}. Encode the bytes of the file again"
+        ) from error
 
 
-def _check_length(text: str | bytes, allowed: int, limits: AudioLimits) -> None:
-    """Before anything is decoded."""
-    if len(text) > allowed:
-        raise AudioError(f"the audio has more than {limits.max_bytes:,} bytes; cut it, or store it as flac or opus")
+def _check_length(text: str | bytes, max_chars: int, limits: AudioLimits) -> None:
+    """Checks the size of encoded audio before it is decoded."""
+    if len(text) > max_chars:
+        raise size_error("the audio", limits.max_bytes)
 
 
 def as_sources(audio: Any) -> list[AudioSource]:
-    """What a caller gives for "audio": nothing, one of them, or a list -> audio items."""
+    """Converts an `audio` argument (None, one audio of any kind, or a list) to audio items."""
     if audio is None:
         return []
-    is_one = not isinstance(audio, (list, tuple)) or (len(audio) > 0 and isinstance(audio[0], Real))  # of samples
-    return [item if _is_item(item) else {"audio": item} for item in ([audio] if is_one else audio)]
+    is_samples = isinstance(audio, (list, tuple)) and len(audio) > 0 and isinstance(audio[0], Real)
+    audios = audio if isinstance(audio, (list, tuple)) and not is_samples else [audio]
+    return [item if _is_item(item) else {"audio": item} for item in audios]
 
 
-def _is_item(given: Any) -> bool:
-    """A dict like an audio item of a message, and not the audio feature of Hugging Face datasets."""
-    return isinstance(given, Mapping) and not {"array", "bytes"} & set(given)
+def _is_item(audio: Any) -> bool:
+    """Whether this is an audio item of a message; the audio feature of a Hugging Face data set is a dict too."""
+    return isinstance(audio, Mapping) and not {"array", "bytes"} & set(audio)

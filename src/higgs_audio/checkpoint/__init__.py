@@ -1,17 +1,17 @@
 """Checkpoints: names, folders, layouts, weights, saving, upload."""
 
+from higgs_audio.checkpoint.checkpoint import Checkpoint, as_checkpoint
 from higgs_audio.checkpoint.find import (
-    CODEC_FOLDER,
-    CONFIG_FILE,
     DOWNLOADED,
     FOLDER_OPTIONS,
     HUB_OPTIONS,
     NAMES,
     NANO,
+    open_checkpoint,
     read_generation_config,
-    resolve,
 )
-from higgs_audio.checkpoint.saving import saved_model, whole_folder, write_generation_config
+from higgs_audio.checkpoint.names import CODEC_FOLDER, CONFIG_FILE, PROCESSOR_FILE
+from higgs_audio.checkpoint.saving import atomic_folder, saved_model, write_generation_config
 
 __all__ = [
     "CODEC_FOLDER",
@@ -21,9 +21,12 @@ __all__ = [
     "HUB_OPTIONS",
     "NAMES",
     "NANO",
+    "PROCESSOR_FILE",
+    "Checkpoint",
+    "as_checkpoint",
+    "atomic_folder",
+    "open_checkpoint",
     "read_generation_config",
-    "resolve",
     "saved_model",
-    "whole_folder",
     "write_generation_config",
 ]

@@ -1,10 +1,9 @@
-"""Names and paths of checkpoints to folders, strict loading, whole saving, and what a folder holds."""
+"""Finds checkpoints: a name, path or hub repository -> a `Checkpoint`, downloaded where necessary."""
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -14,81 +13,104 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from transformers import GenerationConfig
+from typing_extensions import TypedDict, Unpack
 
-from higgs_audio.checkpoint.weights import CONFIG_FILE as CONFIG_FILE
-from higgs_audio.checkpoint.weights import INDEX_FILE, SINGLE_FILE, prefers_index, read_index, read_json
+from higgs_audio.checkpoint.checkpoint import Checkpoint, as_checkpoint
+from higgs_audio.checkpoint.names import (
+    CODEC_FOLDER,
+    CONFIG_FILE,
+    GENERATION_FILE,
+    INDEX_FILE,
+    PICKLE_FILE,
+    SINGLE_FILE,
+)
+from higgs_audio.checkpoint.weights import prefers_index, read_index
 from higgs_audio.errors import CheckpointError, checkpoint_errors, first_line, nearest
 
-NANO = Path(__file__).parents[1] / "nano"  # the checkpoint that comes with the package
+NANO = Path(__file__).parents[1] / "nano"  # the checkpoint in the package
 NAMES = {"nano": NANO}
-CODEC_FOLDER = "codec"
-GENERATION_FILE = "generation_config.json"
-DOWNLOADED = ("*.json", "*.jinja", "codec/*")  # what every checkpoint may need; weights are asked for by name
-PICKLE_FILE = "model.pth"  # of the original audio tokenizer alone
-HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-FOLDER_OPTIONS = (*HUB_OPTIONS, "subfolder")  # which folder is meant
+DOWNLOADED = ("*.json", "*.jinja", f"{CODEC_FOLDER}/*")  # of every repository; weights are requested by name
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(
-    name_or_path: str | Path,
+class HubOptions(TypedDict, total=False):
+    """Options of a download, as in huggingface_hub."""
+
+    cache_dir: str | Path | None
+    token: str | bool | None
+    local_files_only: bool
+    force_download: bool
+
+
+HUB_OPTIONS = ("revision", *HubOptions.__annotations__)
+FOLDER_OPTIONS = (*HUB_OPTIONS, "subfolder")  # options of `open_checkpoint` that callers pass through
+
+
+def open_checkpoint(
+    name_or_path: str | Path | Checkpoint,
     revision: str | None = None,
     patterns: Sequence[str] | None = None,
     subfolder: str | None = None,
     needs: str = CONFIG_FILE,
-    **hub: Any,
-) -> Path:
-    """The folder of a checkpoint.
+    **hub: Unpack[HubOptions],
+) -> Checkpoint:
+    """Finds a checkpoint, and downloads it if it is in a hub repository.
 
     Args:
-        name_or_path: "nano", an existing folder, or a hub repository "org/name", which is downloaded once: its small
-            files, and of its weights those that its config asks for.
-        revision: branch, tag or commit of a repository; has no meaning for the others.
-        patterns: of the files that are downloaded from a repository instead.
-        subfolder: in which the checkpoint lies there.
-        needs: the file that must be there.
-        **hub: cache_dir, token, local_files_only, force_download, as in huggingface_hub.
+        name_or_path: "nano", an existing folder, a hub repository "org/name", or a `Checkpoint`, which is returned. Of
+            a repository the small files are downloaded, then the weights that its config.json asks for.
+        revision: branch, tag or commit of a repository; ignored for folders.
+        patterns: glob patterns of the files to download from a repository instead of those.
+        subfolder: the checkpoint's folder inside `name_or_path`.
+        needs: a file that the folder must hold.
+        **hub: options of the download, those of `HubOptions`.
 
     Raises:
-        CheckpointError: none of these, a folder without the file that it needs, or a repository that cannot be had.
+        CheckpointError: `name_or_path` is none of these, the folder lacks the file `needs`, or the repository cannot be
+            downloaded.
 
-    >>> resolve("nano") == NANO  # doctest: +SKIP
+    >>> open_checkpoint("nano").folder == NANO
     True
     """
     name, inside = str(name_or_path), subfolder or ""
+    if isinstance(name_or_path, Checkpoint):
+        return _check_folder(name_or_path.inside(inside), needs)
     if name in NAMES:
-        return _checked(NAMES[name] / inside, needs, "this installation lacks the checkpoint of the package")
+        return _check(Checkpoint(NAMES[name] / inside), needs, "this installation lacks the checkpoint of the package")
     if name and os.path.isdir(name):
-        folder = Path(name) / inside
-        complaint = f"{str(folder)!r} is a folder without {needs}; give the folder of a checkpoint"
-        return _checked(folder, needs, complaint)
+        return _check_folder(Checkpoint(Path(name) / inside), needs)
     if isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name):
-        folder = _download(name, revision, patterns, inside, hub)
-        return _checked(folder, needs, f"the repository {name!r} holds no {os.path.join(inside, needs)}")
+        found = _download(name, revision, patterns, inside, hub)
+        return _check(found, needs, f"the repository {name!r} holds no {os.path.join(inside, needs)}")
     raise CheckpointError(f"no model {name!r:.300}; {nearest(name, NAMES)}, a folder, or a hub repository 'org/name'")
 
 
-def _checked(folder: Path, needs: str, complaint: str) -> Path:
-    if not os.path.isfile(folder / needs):
-        raise CheckpointError(complaint)
-    return folder
+def _check_folder(checkpoint: Checkpoint, needs: str) -> Checkpoint:
+    message = f"{str(checkpoint)!r} is a folder without {needs}; give the folder of a checkpoint"
+    return _check(checkpoint, needs, message)
+
+
+def _check(checkpoint: Checkpoint, needs: str, message: str) -> Checkpoint:
+    if not checkpoint.has(needs):
+        raise CheckpointError(message)
+    return checkpoint
 
 
 def _download(
-    repository: str, revision: str | None, patterns: Sequence[str] | None, inside: str, hub: Mapping[str, Any]
-) -> Path:
-    """Config first, then the weights of its layout: the published repository holds those of two, 11.5 GB each."""
-    begin = f"{inside}/" if inside else ""
+    repository: str, revision: str | None, patterns: Sequence[str] | None, inside: str, hub: HubOptions
+) -> Checkpoint:
+    """Downloads the small files, then the weights of one layout: the published repository holds two, 11.5 GB each."""
+    prefix = f"{inside}/" if inside else ""
     try:
-        small = [begin + pattern for pattern in patterns or DOWNLOADED]
-        whole = Path(snapshot_download(repository, revision=revision, allow_patterns=small, **hub))
-        folder = whole / inside
-        for names in [] if patterns else _weights_wanted(folder):
-            wanted = [begin + name for name in names]
-            snapshot_download(repository, revision=whole.name, allow_patterns=wanted, **hub)  # of the same commit
-            if any((folder / name).is_file() for name in names):
+        small = [prefix + pattern for pattern in patterns or DOWNLOADED]
+        snapshot = Path(snapshot_download(repository, revision=revision, allow_patterns=small, **hub))
+        checkpoint = Checkpoint(snapshot / inside)
+        for names in [] if patterns else _weight_sets(checkpoint):
+            weights = [prefix + name for name in names]
+            snapshot_download(repository, revision=snapshot.name, allow_patterns=weights, **hub)  # of the same commit
+            if any(map(checkpoint.has, names)):
                 break
-        return folder
+        return checkpoint
     except RevisionNotFoundError as error:
         raise CheckpointError(
             f"{repository!r} has no revision {revision!r}; give a branch, a tag or a commit"
@@ -100,28 +122,28 @@ def _download(
         ) from error
 
 
-def _weights_wanted(folder: Path) -> list[list[str]]:
-    """Sets of weight files that the downloaded small files ask for, the wanted one first."""
-    config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
-    several = [sorted(set(read_index(folder).values()))] if (folder / INDEX_FILE).is_file() else []
-    if several and prefers_index(config):
-        return several
-    return [[SINGLE_FILE], *several, *([] if "model_type" in config else [[PICKLE_FILE]])]
+def _weight_sets(checkpoint: Checkpoint) -> list[list[str]]:
+    """Sets of weight files that may hold the weights of a downloaded config.json, the preferred one first."""
+    config = checkpoint.read_if_present(CONFIG_FILE)
+    shards = [sorted(set(read_index(checkpoint).values()))] if checkpoint.has(INDEX_FILE) else []
+    if shards and prefers_index(config):
+        return shards
+    return [[SINGLE_FILE], *shards, *([] if "model_type" in config else [[PICKLE_FILE]])]
 
 
-def read_generation_config(folder: str | Path) -> GenerationConfig | None:
-    """The sampling that goes with a checkpoint; None without generation_config.json.
+def read_generation_config(folder: str | Path | Checkpoint) -> GenerationConfig | None:
+    """A checkpoint's sampling options; None without generation_config.json.
 
     Raises:
         CheckpointError: the file does not load.
     """
-    path = Path(folder) / GENERATION_FILE
-    if not path.is_file():
+    checkpoint = as_checkpoint(folder)
+    if not checkpoint.has(GENERATION_FILE):
         return None
-    with checkpoint_errors(f"{path} does not load"):
-        return GenerationConfig.from_dict(read_json(path))
+    with checkpoint_errors(f"{checkpoint.path(GENERATION_FILE)} does not load"):
+        return GenerationConfig.from_dict(checkpoint.read(GENERATION_FILE))
 
 
 def num_bytes(folder: str | Path) -> int:
-    """Bytes of all files in a folder and below."""
+    """Bytes of all files in a folder and in the folders below it."""
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

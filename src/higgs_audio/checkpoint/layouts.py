@@ -1,10 +1,10 @@
-"""Layouts: how published checkpoints spell the language model's weights and config, in one table, both ways.
+"""Layouts: the names of weights and config fields in published language models, translated in both directions.
 
-A layout is told from the files: `model_type` in config.json, and the names of the weights. Four are known:
+`model_type` in config.json and the names of the weights identify a layout. Four are known:
 
     boson         the original: nested config, names without "model.", heads under audio_decoder_proj
     early         the first transformers form: the same config, "model." before the trunk's names
-    transformers  the present one, model_type higgs_audio_v2: flat config, a codebook's size counted with its markers
+    transformers  the present one, model_type higgs_audio_v2: flat config, codebook size includes the two markers
     native        ours: the names of transformers, the nested config
 
 Source: bosonai/higgs-audio-v2-generation-3B-base before and after April 2026, and boson-ai/higgs-audio.
@@ -23,48 +23,49 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """One spelling of the language model.
+    """The names that one published form of the language model uses.
 
     Attributes:
-        name: what `convert --to` calls it.
+        name: the argument of `convert --to`.
         model_type: of its config.json.
-        mark: beginning of the name that tells its weights from those of other layouts.
-        prefixes: beginnings of names, in its files and in our module tree; the first that fits is replaced.
+        signature: prefix of one weight's name that, with the `model_type`, identifies the layout.
+        prefixes: pairs of prefixes of names, in its files and in our module tree; the first that matches is replaced.
+        sharded: whether it was published in several files.
     """
 
     name: str
     model_type: str
-    mark: str
+    signature: str
     prefixes: tuple[tuple[str, str], ...]
-    sharded: bool = False  # published in several files
+    sharded: bool = False
 
-    def ours(self, name: str) -> str | None:
-        """The name in our module tree of a weight of its files; None where it has no place there."""
+    def module_name(self, name: str) -> str | None:
+        """The name in our module tree of a weight in its files; None where our module tree has no such weight."""
         name = _PART.sub(r"\1", name)
-        return next((ours + name[len(theirs) :] for theirs, ours in self.prefixes if name.startswith(theirs)), None)
+        return next((own + name[len(stored) :] for stored, own in self.prefixes if name.startswith(stored)), None)
 
-    def theirs(self, name: str) -> str:
-        """The name in its files of a weight of our module tree.
+    def stored_name(self, name: str) -> str:
+        """The name in its files of a weight in our module tree.
 
-        >>> LAYOUTS["boson"].theirs("model.norm.weight")
+        >>> LAYOUTS["boson"].stored_name("model.norm.weight")
         'norm.weight'
         """
-        return next(theirs + name[len(ours) :] for theirs, ours in self.prefixes if name.startswith(ours))
+        return next(stored + name[len(own) :] for stored, own in self.prefixes if name.startswith(own))
 
 
-# Tables of which only the new rows were trained are stored in two parts; together, on dimension 0, they are the weight.
+# A table of which only the new rows were trained is stored in two parts, to be joined on dimension 0.
 _PART = re.compile(r"(?<=\.)(?:embedding|linear)_(?:frozen|trainable)\.(weight)$")
 _TRAINABLE = re.compile(r"_trainable\.weight$")
-# Constants that some files hold and no module does.
+# Constants in some files that are parameters of no module.
 _IGNORED = re.compile(r"(audio_codebook_weights|rotary_emb\.(original_)?inv_freq)$")
 
 _TRUNK = tuple((f"{part}.", f"model.{part}.") for part in ("embed_tokens", "layers", "norm"))
 _TOWER = tuple((f"{part}.", f"model.{part}.") for part in ("audio_tower", "audio_encoder_proj"))
 _HEADS = tuple((f"audio_decoder_proj.{head}.", f"{head}.") for head in ("text_lm_head", "audio_lm_head"))
 _CODES = ("audio_codebook_embeddings.", "model.embed_audio_tokens.embed_audio_tokens.")
-# A trunk that was saved without its heads has no "model." before its names.
-_OURS = tuple((name, name) for name in ("model.", "text_lm_head.", "audio_lm_head."))
-_OURS += (*_TRUNK, *_TOWER, ("embed_audio_tokens.", "model.embed_audio_tokens."))
+# The names of a trunk that was saved without its heads do not begin with "model.".
+_NATIVE_PREFIXES = tuple((name, name) for name in ("model.", "text_lm_head.", "audio_lm_head."))
+_NATIVE_PREFIXES += (*_TRUNK, *_TOWER, ("embed_audio_tokens.", "model.embed_audio_tokens."))
 
 BOSON = Layout("boson", "higgs_audio", "audio_codebook_embeddings.", (_CODES, *_HEADS, *_TRUNK, *_TOWER), True)
 EARLY = Layout(
@@ -74,64 +75,81 @@ EARLY = Layout(
     ((f"model.{_CODES[0]}", _CODES[1]), *_HEADS, ("model.", "model.")),
     True,
 )
-TRANSFORMERS = Layout("transformers", "higgs_audio_v2", "embed_audio_tokens.", _OURS)
-NATIVE = Layout("native", "higgs_audio", "embed_audio_tokens.", _OURS)
+TRANSFORMERS = Layout("transformers", "higgs_audio_v2", "embed_audio_tokens.", _NATIVE_PREFIXES)
+NATIVE = Layout("native", "higgs_audio", "embed_audio_tokens.", _NATIVE_PREFIXES)
 LAYOUTS = {layout.name: layout for layout in (BOSON, EARLY, TRANSFORMERS, NATIVE)}
-MODEL_TYPES = ("higgs_audio", "higgs_audio_v2")
+MODEL_TYPES = tuple(dict.fromkeys(layout.model_type for layout in LAYOUTS.values()))  # of language models
 
 
 def recognise(config: Mapping[str, Any], names: Iterable[str], where: str) -> Layout:
-    """The layout of a config.json and the names of the weights beside it.
+    """The layout of a config.json and of the weights beside it.
+
+    Args:
+        config: the object in config.json.
+        names: of the weights.
+        where: begins the message of an error, such as the folder.
 
     Raises:
-        CheckpointError: another model's config, or weights that do not go with it. The message begins with `where`.
+        CheckpointError: another model's config, or weights that do not belong to it.
     """
     check_model_type(config, where)
-    starts = {mark for mark in (BOSON.mark, EARLY.mark) for name in names if name.startswith(mark)}
-    starts |= {NATIVE.mark for name in names if name.removeprefix("model.").startswith(NATIVE.mark)}
-    fitting = [layout for layout in LAYOUTS.values() if layout.mark in starts]
-    found = [layout for layout in fitting if layout.model_type == config["model_type"]]
-    if len(found) != 1:
-        what = " and ".join(layout.name for layout in fitting) or "no known layout"
+    signatures = {layout.signature for layout in (BOSON, EARLY) for name in names if name.startswith(layout.signature)}
+    if any(name.removeprefix("model.").startswith(NATIVE.signature) for name in names):
+        signatures.add(NATIVE.signature)
+    candidates = [layout for layout in LAYOUTS.values() if layout.signature in signatures]
+    matches = [layout for layout in candidates if layout.model_type == config["model_type"]]
+    if len(matches) != 1:
+        of_weights = " and ".join(layout.name for layout in candidates) or "no known layout"
         raise CheckpointError(
-            f"{where}: config.json is of model_type {config['model_type']!r}, the weights are of {what}; give the "
-            "files of one layout: " + ", ".join(LAYOUTS)
+            f"{where}: config.json is of model_type {config['model_type']!r}, the weights are of {of_weights}; give "
+            "the files of one layout: " + ", ".join(LAYOUTS)
         )
-    return found[0]
+    return matches[0]
 
 
 def check_model_type(config: Mapping[str, Any], where: str) -> None:
-    """Raises CheckpointError where a config.json is not one of this language model."""
+    """Raises CheckpointError unless a config.json is one of this language model."""
     if config.get("model_type") not in MODEL_TYPES:
         given = str(config.get("model_type"))
         raise CheckpointError(f"{where}: config.json has model_type {given!r}; {nearest(given, MODEL_TYPES)}")
 
 
-def place(names: Iterable[str], layout: Layout) -> tuple[dict[str, list[str]], list[str]]:
-    """Where the weights of a file go: our name -> the names of its parts in order, and the names that go nowhere."""
+def match_names(names: Iterable[str], layout: Layout) -> tuple[dict[str, list[str]], list[str]]:
+    """Matches the names of stored weights with those of our module tree.
+
+    Returns:
+        Name in our module tree -> the stored names of its parts, in order; and the stored names without a counterpart.
+
+    Raises:
+        CheckpointError: a table of which one part is missing, or that is there twice.
+    """
     parts: dict[str, list[str]] = {}
     unknown = []
     for name in sorted(names, key=lambda name: (bool(_TRAINABLE.search(name)), name)):  # the frozen part comes first
         if _IGNORED.search(name):
             continue
-        ours = layout.ours(name)
-        if ours is None:
+        own = layout.module_name(name)
+        if own is None:
             unknown.append(name)
         else:
-            parts.setdefault(ours, []).append(name)
-    for ours, found in parts.items():
-        split = [name for name in found if _PART.search(name)]
-        if len(found) != (2 if split else 1) or len(split) == 1:
-            raise CheckpointError(
-                f"{' and '.join(found)} do not make one {layout.theirs(ours)}: give it alone, or its frozen and its "
-                "trainable part"
-            )
+            parts.setdefault(own, []).append(name)
+    for own, stored in parts.items():
+        _check_complete(layout.stored_name(own), stored)
     return parts, unknown
+
+
+def _check_complete(table: str, parts: list[str]) -> None:
+    """Raises CheckpointError unless a table is stored once, whole or as one frozen and one trainable part."""
+    split = [name for name in parts if _PART.search(name)]
+    if len(parts) != (2 if split else 1) or len(split) == 1:
+        raise CheckpointError(
+            f"{' and '.join(parts)} do not make one {table}: give it alone, or its frozen and its trainable part"
+        )
 
 
 # Configs.
 
-# Switches of the original code whose other setting is another architecture: name -> what is supported, and why not.
+# Options of the original code that select another architecture: name -> the supported value, and why no other is.
 _SWITCHES: dict[str, tuple[Any, str]] = {
     "use_rq_transformer": (False, "no module of that name was ever published"),
     "use_audio_out_self_attention": (0, "a second attention for audio is not built"),
@@ -149,18 +167,18 @@ _TOKENS = {
     "audio_eos_token": special_tokens.AUDIO_EOS,
 }
 _WITHOUT_TOWER = {"skip_audio_tower": True, "encode_whisper_embed": False, "encode_audio_in_tokens": True}
-# Fields of the original that repeat others, or that its code never reads.
-_SPOKEN_TWICE = re.compile(
+# Fields of the original that repeat others or that its code never reads.
+_REDUNDANT = re.compile(
     r"rq_transformer_\w+|audio_ffn_\w+|audio_(in|out|bos|out_bos|eos)_token|audio_tokenizer_config|hidden_size"
     r"|_name_or_path|transformers_version|architectures|model_type|torch_dtype"
 )
-# What a Llama config says about the trunk; the rest of a nested config is the saving library's defaults.
+# Fields of a Llama config that describe the trunk; the others in a nested config are defaults of the library.
 _TEXT_FIELDS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range"),
     *("attention_bias", "attention_dropout", "mlp_bias", "rope_parameters", "bos_token_id", "eos_token_id"),
 )
-# Ours <-> transformers, where the names differ and the meaning does not.
+# Our name -> transformers' name of fields with the same meaning.
 _RENAMED = {
     "audio_num_codebooks": "num_codebooks",
     "audio_out_token_idx": "audio_token_id",
@@ -170,9 +188,9 @@ _SHARED = (
     *("audio_delay_token_id", "audio_stream_bos_id", "audio_stream_eos_id", "pad_token_id", "bos_token_id"),
     *("eos_token_id", "initializer_range", "dtype"),
 )
-# Ours alone: transformers keeps them for us under this key, and reads none of them.
-_KEPT_UNDER = "higgs_audio"
-_KEPT = ("audio_bos_token_id", "audio_eos_token_id", "audio_in_token_idx", "codec")
+# Fields that only our config has; in a config of transformers they are stored under one key, which it ignores.
+_OWN_KEY = "higgs_audio"
+_OWN_FIELDS = ("audio_bos_token_id", "audio_eos_token_id", "audio_in_token_idx", "codec")
 
 # The text trunk of the published checkpoint: Llama-3.2-3B.
 PUBLISHED_TRUNK: Fields = {
@@ -196,13 +214,13 @@ PUBLISHED_TRUNK: Fields = {
         "original_max_position_embeddings": 8192,
     },
 }
-# transformers wrote the same rotary frequencies with numbers eight times smaller; to the bit, as eight is a power of 2.
+# transformers' config gives the same rotary frequencies by numbers 8 times smaller; bit for bit, as 8 is a power of 2.
 _ROPE_OF_TRANSFORMERS = {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
 _ROPE = {name: PUBLISHED_TRUNK["rope_parameters"][name] for name in _ROPE_OF_TRANSFORMERS}
 _POSITIONS_OF_TRANSFORMERS = 2048
 _BOS, _EOS = PUBLISHED_TRUNK["bos_token_id"], 128009  # <|begin_of_text|>, <|eot_id|>
-_BOS_OF_TRANSFORMERS = 1  # an ordinary token
-# Fields that transformers leaves out of a file where they have its default.
+_BOS_OF_TRANSFORMERS = 1  # an ordinary token: an error in the published config
+# Defaults of transformers, which omits fields that have them from config.json.
 _DEFAULTS_OF_TRANSFORMERS: Fields = {
     **PUBLISHED_TRUNK,
     "max_position_embeddings": _POSITIONS_OF_TRANSFORMERS,
@@ -221,13 +239,16 @@ _DEFAULTS_OF_TRANSFORMERS: Fields = {
 
 
 def read_fields(config: Mapping[str, Any], where: str) -> Fields:
-    """Fields of `HiggsAudioConfig` from a config.json of any layout.
+    """The fields of `HiggsAudioConfig` in a config.json of any layout.
 
-    `audio_codebook_size` may be given with or without the two markers; the id of stream bos says which.
+    `audio_codebook_size` may include the two markers or not; the id of stream bos decides.
+
+    Args:
+        config: the object in config.json.
+        where: begins the message of an error, such as the folder.
 
     Raises:
-        CheckpointError: another model's config, fields that contradict one another, or an architecture that is not
-            built. The message begins with `where`.
+        CheckpointError: another model's config, fields that contradict one another, or an unsupported architecture.
     """
     check_model_type(config, where)
     flat = config["model_type"] == TRANSFORMERS.model_type
@@ -236,10 +257,10 @@ def read_fields(config: Mapping[str, Any], where: str) -> Fields:
 
 
 def write_fields(fields: Mapping[str, Any], layout: Layout, where: str) -> Fields:
-    """config.json of a layout from the fields of a `HiggsAudioConfig`, which is `read_fields` undone.
+    """The content of a layout's config.json for the fields of a `HiggsAudioConfig`: the inverse of `read_fields`.
 
     Raises:
-        CheckpointError: the layout has no word for it.
+        CheckpointError: the layout cannot express the fields. The message begins with `where`.
     """
     text = {name: fields["text_config"][name] for name in _TEXT_FIELDS if name in fields["text_config"]}
     fields = {**fields, "text_config": {"model_type": "llama", **text}}
@@ -249,25 +270,23 @@ def write_fields(fields: Mapping[str, Any], layout: Layout, where: str) -> Field
 
 
 def _codebook_size(fields: Mapping[str, Any], where: str) -> int:
-    """Codes of a codebook, markers not counted."""
+    """The number of codes of a codebook, without the markers."""
     size = fields.get("audio_codebook_size", 1024)
     bos, eos = fields.get("audio_stream_bos_id", size), fields.get("audio_stream_eos_id", size + 1)
     if eos != bos + 1 or size not in (bos, bos + 2):
         raise CheckpointError(
-            f"{where}: codebooks of {size} with markers {bos} and {eos}; allowed: markers that follow one another "
-            "right behind the codes, which are counted with or without them"
+            f"{where}: codebooks of {size} with markers {bos} and {eos}; the markers must be the two ids after the "
+            "codes, and the size must include both of them or neither"
         )
     return bos
 
 
 def _from_nested(config: Mapping[str, Any], where: str) -> Fields:
-    """The nested config: the original's, or ours, which has the same names."""
+    """Fields from a nested config: the original's, or ours, which has the same names."""
     for name, (supported, why) in _SWITCHES.items():
         if config.get(name, supported) not in (supported, None):
             raise CheckpointError(f"{where}: {name}={config[name]!r}; only {supported!r} can be loaded: {why}")
-    fields = {
-        name: value for name, value in config.items() if name not in _SWITCHES and not _SPOKEN_TWICE.fullmatch(name)
-    }
+    fields = {name: value for name, value in config.items() if name not in _SWITCHES and not _REDUNDANT.fullmatch(name)}
     text = fields.get("text_config")
     if not isinstance(text, Mapping) or "vocab_size" not in text:
         raise CheckpointError(f"{where}: config.json has no text_config with the sizes of the trunk")
@@ -280,18 +299,18 @@ def _from_nested(config: Mapping[str, Any], where: str) -> Fields:
 
 
 def _check_fast_forward(fields: Mapping[str, Any], where: str) -> None:
-    """In the original, audio passes by the layers that this adapter does not name; ours has no such way."""
+    """Raises CheckpointError where the original lets audio skip the layers without a DualFFN, which ours cannot."""
     listed, layers = fields.get("audio_dual_ffn_layers"), fields["text_config"]["num_hidden_layers"]
     fast = fields.get("audio_adapter_type", "dual_ffn_fast_forward") == "dual_ffn_fast_forward"
     if fast and listed is not None and (len(set(listed)) != layers or not set(listed) <= set(range(len(listed)))):
         raise CheckpointError(
             f"{where}: audio_adapter_type 'dual_ffn_fast_forward' with a DualFFN in {len(listed)} of {layers} layers; "
-            "it can be loaded where all of them have one. 'dual_ffn' may leave some out"
+            "this adapter needs one in every layer. 'dual_ffn' may leave some out"
         )
 
 
 def _text_fields(text: Mapping[str, Any]) -> Fields:
-    """What a nested or flat config says about the trunk, its rotary embedding in one block."""
+    """The trunk's fields in a nested or flat config, those of the rotary embedding under `rope_parameters`."""
     fields = {name: text[name] for name in _TEXT_FIELDS if text.get(name) is not None}
     if "rope_parameters" not in fields and "rope_theta" in text:
         scaling = dict(text.get("rope_scaling") or {"rope_type": "default"})
@@ -300,6 +319,7 @@ def _text_fields(text: Mapping[str, Any]) -> Fields:
 
 
 def _from_flat(config: Mapping[str, Any]) -> Fields:
+    """Fields from transformers' flat config, its errors about positions and bos corrected."""
     given = {**_DEFAULTS_OF_TRANSFORMERS, **config}
     text = _text_fields(given)
     if _ROPE_OF_TRANSFORMERS.items() <= text["rope_parameters"].items():
@@ -307,50 +327,51 @@ def _from_flat(config: Mapping[str, Any]) -> Fields:
         if text["max_position_embeddings"] == _POSITIONS_OF_TRANSFORMERS:
             text["max_position_embeddings"] = PUBLISHED_TRUNK["max_position_embeddings"]
     fields = {name: given[name] for name in _SHARED if name in given}
-    fields |= {ours: given[theirs] for ours, theirs in _RENAMED.items()}
+    fields |= {own: given[name] for own, name in _RENAMED.items()}
     fields["audio_codebook_size"] = given["codebook_size"]
     if given["bos_token_id"] == _BOS_OF_TRANSFORMERS and given["vocab_size"] > _BOS:
         fields["bos_token_id"] = text["bos_token_id"] = _BOS
-    kept = config.get(_KEPT_UNDER) or {}
-    text |= kept.get("text_config") or {}
-    return {**fields, **{name: kept[name] for name in _KEPT if name in kept}, "text_config": text}
+    own_fields = config.get(_OWN_KEY) or {}
+    text |= own_fields.get("text_config") or {}
+    return {**fields, **{name: own_fields[name] for name in _OWN_FIELDS if name in own_fields}, "text_config": text}
 
 
 def _to_flat(fields: Mapping[str, Any], where: str) -> Fields:
+    """transformers' flat config. Raises CheckpointError where it cannot express the fields."""
     layers = fields["text_config"]["num_hidden_layers"]
     if set(fields["audio_dual_ffn_layers"]) != set(range(layers)):
         raise CheckpointError(
             f"{where}: {len(fields['audio_dual_ffn_layers'])} of {layers} layers have a DualFFN; the transformers "
-            "layout knows models only in which all have one"
+            "layout needs one in every layer"
         )
     if not fields.get("skip_audio_tower", True):
         raise CheckpointError(f"{where}: the transformers layout has no audio encoder; convert to boson or native")
     flat = {name: value for name, value in fields["text_config"].items() if name != "model_type"}
     flat |= {name: fields[name] for name in _SHARED if name in fields}
-    flat |= {theirs: fields[ours] for ours, theirs in _RENAMED.items()}
-    kept = {name: fields[name] for name in _KEPT if fields.get(name) is not None}
-    kept["text_config"] = {name: fields["text_config"].get(name) for name in ("bos_token_id", "eos_token_id")}
+    flat |= {name: fields[own] for own, name in _RENAMED.items()}
+    own_fields = {name: fields[name] for name in _OWN_FIELDS if fields.get(name) is not None}
+    own_fields["text_config"] = {name: fields["text_config"].get(name) for name in ("bos_token_id", "eos_token_id")}
     return {
         "architectures": ["HiggsAudioV2ForConditionalGeneration"],
         "model_type": TRANSFORMERS.model_type,
         **flat,
         "codebook_size": fields["audio_codebook_size"] + 2,
         "tie_word_embeddings": False,
-        _KEPT_UNDER: kept,
+        _OWN_KEY: own_fields,
     }
 
 
 def _to_boson(fields: Mapping[str, Any]) -> Fields:
-    """The original's config; what it has no field for keeps our name, which its code passes over."""
+    """The original's config; fields that it lacks keep our names, which its code ignores."""
     text = dict(fields["text_config"])
     rope = dict(text.pop("rope_parameters"))
     text |= {"rope_theta": rope.pop("rope_theta"), "tie_word_embeddings": False}
     text["rope_scaling"] = None if rope["rope_type"] == "default" else rope
-    own = {name: value for name, value in fields.items() if name != "dtype" and value is not None}
+    given = {name: value for name, value in fields.items() if name != "dtype" and value is not None}
     return {
         **_WITHOUT_TOWER,
         **_TOKENS,
-        **own,
+        **given,
         "model_type": BOSON.model_type,
         "torch_dtype": fields.get("dtype"),
         "text_config": text,

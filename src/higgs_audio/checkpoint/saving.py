@@ -1,4 +1,4 @@
-"""Saving checkpoint folders as a whole."""
+"""Writes the folder of a checkpoint atomically: it holds all of the new files or none of them."""
 
 import glob
 import os
@@ -13,29 +13,24 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
-from higgs_audio.checkpoint.find import GENERATION_FILE
-from higgs_audio.checkpoint.weights import CONFIG_FILE as CONFIG_FILE
-from higgs_audio.checkpoint.weights import INDEX_FILE, SINGLE_FILE
+from higgs_audio.checkpoint.names import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, SINGLE_FILE
 from higgs_audio.errors import CheckpointError, first_line
 
 PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
-# Saving.
-
-
 @contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """A new folder to write into; its files, and those in its folders, come into `folder` when all are written.
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder, and moves the files written there, subfolders included, into `folder` at the end.
 
-    When something goes wrong before, or the process is killed, `folder` is what it was. Other files that are there
-    stay, but weights of an earlier save go. Files get the rights that the process gives to new ones.
+    If the block fails or the process is killed, `folder` is unchanged. Other files in it are kept, except the weights
+    of an earlier save. Files get the permissions of newly created ones.
 
     Args:
-        folder: made where it is missing.
+        folder: created if it does not exist.
 
     Raises:
-        CheckpointError: `folder` is a file, or cannot be written: no right to, a full disk.
+        CheckpointError: `folder` is a file or cannot be written, for lack of permission or of disk space.
     """
     folder = Path(os.path.abspath(folder))
     if os.path.isfile(folder):
@@ -55,41 +50,42 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def saved_model(model: Any, folder: str | Path, push_to_hub: bool, options: dict[str, Any]) -> Iterator[Path]:
-    """`whole_folder` for a model's `save_pretrained`, whose folder is uploaded afterwards if it is asked for.
+    """`atomic_folder` for a model's `save_pretrained`, followed by the upload if `push_to_hub` is set.
 
     Args:
-        model: that is saved.
-        push_to_hub: whether to upload it, to the `repo_id` in the options or one of the folder's name.
-        options: of the caller; those of the upload are taken out.
+        model: the model to save.
+        folder: as in `atomic_folder`.
+        push_to_hub: whether to upload the model to `repo_id` of the options, by default the folder's name.
+        options: keyword arguments of `save_pretrained`; those of `PUSH_OPTIONS` are removed.
     """
     hub = {name: options.pop(name) for name in PUSH_OPTIONS if name in options}
-    with whole_folder(folder) as part:
+    with atomic_folder(folder) as part:
         yield part
     if push_to_hub:
         model.push_to_hub(hub.pop("repo_id", Path(os.path.abspath(folder)).name), **hub)
 
 
 def _new_part(folder: Path) -> Path:
-    """A hidden folder beside `folder`, or inside where that is another disk or may not be written.
+    """Creates a hidden folder beside `folder`, or inside it if its parent is on another disk or is not writable.
 
-    Its name ends in node, process and a random token, so that nobody else writes there; those that processes of this
-    node left behind when they were killed are removed.
+    The name ends in the host, the process and a random token, so that no two saves share one. Folders left behind by
+    killed processes of this host are removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    place = folder.parent
-    if folder.exists() and (folder.stat().st_dev != place.stat().st_dev or not os.access(place, os.W_OK)):
-        place = folder
-    begin = f".{folder.name:.30}.{platform.node():.30}"  # in bytes it may be four times as long, and 255 are allowed
-    for left in place.glob(f"{glob.escape(begin)}.*.*.part"):
-        if not _is_running(left.name.split(".")[-3]):
-            shutil.rmtree(left, ignore_errors=True)
-    part = place / f"{begin}.{os.getpid()}.{secrets.token_hex(4)}.part"
+    parent = folder.parent
+    if folder.exists() and (folder.stat().st_dev != parent.stat().st_dev or not os.access(parent, os.W_OK)):
+        parent = folder
+    prefix = f".{folder.name:.30}.{platform.node():.30}"  # up to four bytes a character; names are limited to 255
+    for abandoned in parent.glob(f"{glob.escape(prefix)}.*.*.part"):
+        if not _is_running(abandoned.name.split(".")[-3]):
+            shutil.rmtree(abandoned, ignore_errors=True)
+    part = parent / f"{prefix}.{os.getpid()}.{secrets.token_hex(4)}.part"
     part.mkdir()
     return part
 
 
 def _is_running(process: str) -> bool:
-    """Whether a process id of this machine is taken; where that cannot be asked harmlessly, it is."""
+    """Whether a process of this id runs on this host; True where the system cannot tell without side effects."""
     if os.name != "posix" or not process.isdecimal():
         return True
     try:
@@ -102,11 +98,11 @@ def _is_running(process: str) -> bool:
 
 
 def _move_in(part: Path, folder: Path) -> None:
-    """Files of `part` into `folder`, each folder's config.json after its other files."""
+    """Moves the files of `part` into `folder`, every config.json last."""
     files = sorted((file for file in part.rglob("*") if file.is_file()), key=lambda file: file.name == CONFIG_FILE)
-    rights = part.stat().st_mode & 0o666
+    permissions = part.stat().st_mode & 0o666
     for file in files:
-        file.chmod(rights)  # safetensors writes files that nobody else may read
+        file.chmod(permissions)  # safetensors creates files that only their owner may read
     if not folder.exists():
         os.replace(part, folder)
         return
@@ -114,18 +110,19 @@ def _move_in(part: Path, folder: Path) -> None:
         (folder / inside).mkdir(parents=True, exist_ok=True)
     for file in files:
         os.replace(file, folder / file.relative_to(part))
-    for written in {file.parent for file in files if file.name in (INDEX_FILE, SINGLE_FILE)}:
-        _remove_old_weights(folder / written.relative_to(part), {file.name for file in files if file.parent == written})
+    for parent in {file.parent for file in files if file.name in (INDEX_FILE, SINGLE_FILE)}:
+        new = {file.name for file in files if file.parent == parent}
+        _remove_old_weights(folder / parent.relative_to(part), new)
 
 
-def _remove_old_weights(folder: Path, written: set[str]) -> None:
-    """Weights in a folder that are not those that were written."""
-    for old in (*folder.glob("model-*-of-*.safetensors"), folder / SINGLE_FILE, folder / INDEX_FILE):
-        if old.name not in written:
-            old.unlink(missing_ok=True)
+def _remove_old_weights(folder: Path, new: set[str]) -> None:
+    """Removes weight files of an earlier save, which are not among the new ones."""
+    for file in (*folder.glob("model-*-of-*.safetensors"), folder / SINGLE_FILE, folder / INDEX_FILE):
+        if file.name not in new:
+            file.unlink(missing_ok=True)
 
 
 def write_generation_config(sampling: GenerationConfig | None, folder: Path) -> None:
-    """Writes generation_config.json, where there is something to write."""
+    """Writes generation_config.json, unless `sampling` is None."""
     if sampling is not None:
         (folder / GENERATION_FILE).write_text(sampling.to_json_string(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Uploads: a folder's files to a repository of the hub."""
+"""Uploads a folder to a repository of the hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +10,12 @@ UPLOAD_OPTIONS = ("private", "token", "revision", "commit_message", "commit_desc
 
 
 def upload(folder: str | Path, repo_id: str, options: Mapping[str, Any]) -> str:
-    """Everything in a folder to a repository, which is made where there is none.
+    """Uploads all files of a folder to a repository, which is created if it does not exist.
 
     Args:
-        folder: what is uploaded.
+        folder: the folder to upload.
         repo_id: "org/name".
-        options: of `UPLOAD_OPTIONS`.
+        options: any of `UPLOAD_OPTIONS`.
 
     Returns:
         The URL of the commit.

@@ -14,7 +14,7 @@ def encode(
     model: Model = "nano",
     device: Device = None,
 ) -> None:
-    """Turn a recording into codes."""
+    """Encode a recording into codes."""
     import torch
 
     from higgs_audio.audio import read
@@ -23,7 +23,7 @@ def encode(
     check_output(output, ["safetensors"])
     codec = load_audio_tokenizer(model, device)
     samples = torch.from_numpy(read(recording, codec.config.sample_rate).samples)  # [S]
-    codes = codec.encode(samples[None, None].to(codec.device)).audio_codes
+    codes = codec.encode(samples[None, None].to(codec.device)).audio_codes  # [1, K, F]
     assert codes is not None
     save_codes(codes[0].cpu(), output, codec.config)
     report(f"{codes.shape[1]} codebooks, {codes.shape[2]} frames, {codes.shape[2] / codec.config.frame_rate:.2f} s")
@@ -36,15 +36,15 @@ def decode(
     model: Model = "nano",
     device: Device = None,
 ) -> None:
-    """Turn codes into sound."""
-    from higgs_audio.audio import FORMATS, Waveform, write
+    """Decode codes into audio."""
+    from higgs_audio.audio import Waveform, write
     from higgs_audio.codec.file import load_codes
 
-    check_output(output, FORMATS)
+    check_output(output)
     codec = load_audio_tokenizer(model, device)
-    sound = codec.decode(load_codes(codes, codec.config)[None].to(codec.device)).audio_values
-    assert sound is not None
-    waveform = Waveform(sound[0, 0].clamp(-1, 1).cpu().numpy(), codec.config.sample_rate)
+    values = codec.decode(load_codes(codes, codec.config)[None].to(codec.device)).audio_values  # [1, 1, S]
+    assert values is not None
+    waveform = Waveform(values[0, 0].clamp(-1, 1).cpu().numpy(), codec.config.sample_rate)
     write(waveform, output)
-    report(f"{waveform.seconds:.2f} s of sound")
+    report(f"{waveform.seconds:.2f} s of audio")
     print(output)

@@ -1,9 +1,9 @@
-"""What the commands share: options, loading, messages."""
+"""Options, loading and messages that the commands share."""
 
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,42 +14,61 @@ if TYPE_CHECKING:
     from higgs_audio.codec import HiggsAudioTokenizer
     from higgs_audio.speech.tts import HiggsAudio
 
-FAILED = 2
+EXIT_CODE = 2  # of every error of this package
 stderr = Console(stderr=True)
 
 Model = Annotated[str, typer.Option(help="nano, the folder of a checkpoint, or a hub repository.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; a GPU if there is one when left out.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; default: a GPU if there is one.")]
 
 
-def check_output(path: Path, formats: Collection[str]) -> None:
-    """Complains about a path before the work, not after it."""
+def check_output(path: Path, formats: Collection[str] | None = None) -> None:
+    """Raises OptionError, before any work begins, if `path` cannot be written or has no known extension.
+
+    Args:
+        path: the output file.
+        formats: known extensions; None for those of audio files.
+    """
+    if formats is None:
+        from higgs_audio.audio import FORMATS
+
+        formats = FORMATS
     if path.is_dir():
         raise OptionError(f"-o {str(path)!r} is a folder; give a file")
     if not path.parent.is_dir():
-        raise OptionError(f"-o {str(path)!r}: its folder does not exist; make it first")
+        raise OptionError(f"-o {str(path)!r}: its folder does not exist; create it first")
     suffix = path.suffix.removeprefix(".").lower()
     if suffix not in formats:
         raise OptionError(f"-o {str(path)!r} does not end in a known format; {nearest(suffix, formats)}")
 
 
-def load_model(model: str, device: str | None, **options: Any) -> "HiggsAudio":
-    quiet()
-    _spare_threads()
+def load_model(
+    model: str,
+    device: str | None,
+    codec_device: str | None = None,
+    weights: str | None = None,
+    offload_text: bool = False,
+) -> "HiggsAudio":
+    """Loads a checkpoint; see `HiggsAudio.from_pretrained`."""
+    silence_libraries()
+    _limit_threads()
     from higgs_audio.speech.tts import HiggsAudio
 
-    return HiggsAudio.from_pretrained(model, device=device, **options)
+    return HiggsAudio.from_pretrained(
+        model, device, codec_device=codec_device, weights=weights, offload_text=offload_text
+    )
 
 
 def load_audio_tokenizer(model: str, device: str | None) -> "HiggsAudioTokenizer":
-    quiet()
-    _spare_threads()
+    """Loads the audio tokenizer of a checkpoint."""
+    silence_libraries()
+    _limit_threads()
     from higgs_audio.speech.tts import load_codec
 
     return load_codec(model, device)
 
 
-def _spare_threads() -> None:
-    """No more of them than a container's time is enough for."""
+def _limit_threads() -> None:
+    """Limits torch's threads to the CPU time that the container has."""
     import torch
 
     from higgs_audio.native import num_threads
@@ -57,9 +76,10 @@ def _spare_threads() -> None:
     torch.set_num_threads(num_threads())
 
 
-def quiet() -> None:
-    """transformers shows a progress bar and a report for each file; torchao, which it imports where it is installed,
-    reports kernels for other machines.
+def silence_libraries() -> None:
+    """Turns off transformers' progress bars and load reports, and the warnings of torchao.
+
+    transformers imports torchao if it is installed, which warns about kernels for other machines.
     """
     import logging
 
@@ -72,4 +92,5 @@ def quiet() -> None:
 
 
 def report(line: str) -> None:
+    """Prints a line to stderr."""
     print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, told from its configs, its tokenizer and the headers of its weights."""
+"""Description of a checkpoint from its configs, its tokenizer and the headers of its weights."""
 
 import re
 from collections import Counter
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from higgs_audio import special_tokens
-from higgs_audio.checkpoint.find import CODEC_FOLDER, num_bytes
+from higgs_audio.checkpoint import Checkpoint, as_checkpoint
+from higgs_audio.checkpoint.find import num_bytes
 from higgs_audio.checkpoint.layouts import MODEL_TYPES
-from higgs_audio.checkpoint.weights import CONFIG_FILE, open_weights, read_json
+from higgs_audio.checkpoint.weights import open_weights
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.codec import layout as codec_layout
 from higgs_audio.errors import CheckpointError
@@ -19,7 +20,7 @@ from higgs_audio.speech.voices import read_voices
 
 Section = dict[str, str]
 
-# Regular expressions for the names of weights; the first that is found counts.
+# Regular expressions for the names of weights; the first match counts.
 MODEL_PARTS = {
     r"\baudio_(tower|encoder_proj)\.": "audio tower",
     r"\baudio_mlp\.": "audio feed-forward",
@@ -40,54 +41,55 @@ CODEC_PARTS = {
 }
 
 
-def describe(folder: str | Path) -> dict[str, Section]:
-    """Title -> name -> what there is to say, of a language model's folder or an audio tokenizer's, in any layout.
+def describe(folder: str | Path | Checkpoint) -> dict[str, Section]:
+    """Describes the folder of a language model or an audio tokenizer, in any layout: title -> name -> value.
 
     Raises:
-        CheckpointError: another model, or files that are missing or damaged.
+        CheckpointError: it is another kind of model, or files are missing or damaged.
     """
-    folder = Path(folder)
-    kind = read_json(folder / CONFIG_FILE).get("model_type")
+    checkpoint = as_checkpoint(folder)
+    kind = checkpoint.config.get("model_type")
     if kind in MODEL_TYPES:
-        codec = folder / CODEC_FOLDER
-        return _model_sections(folder) | (_codec_sections(codec) if codec.is_dir() else {})
+        return _model_sections(checkpoint) | (_codec_sections(checkpoint.codec) if checkpoint.codec else {})
     if kind in (None, *codec_layout.MODEL_TYPES):
-        return _codec_sections(folder)
+        return _codec_sections(checkpoint)
     allowed = ", ".join((*MODEL_TYPES, *codec_layout.MODEL_TYPES))
-    raise CheckpointError(f"{folder} is a model of type {kind!r}; allowed: {allowed}, and the original audio tokenizer")
+    raise CheckpointError(
+        f"{checkpoint} is a model of type {kind!r}; allowed: {allowed}, and the original audio tokenizer"
+    )
 
 
-def _model_sections(folder: Path) -> dict[str, Section]:
-    weights = open_weights(folder)
-    config = read_config(folder, weights)
+def _model_sections(checkpoint: Checkpoint) -> dict[str, Section]:
+    weights = open_weights(checkpoint)
+    config = read_config(checkpoint, weights)
     text: Any = config.text_config
     architecture = {
         "layout": weights.layout.name,
         "layers": f"{text.num_hidden_layers}, of which {len(config.audio_dual_ffn_layers or ())} have a DualFFN",
         "width": f"{text.hidden_size}, feed-forward {text.intermediate_size}",
         "heads": f"{text.num_attention_heads}, of which {text.num_key_value_heads} have keys and values",
-        "codebooks": f"{config.audio_num_codebooks} of {config.audio_codebook_size}, and 2 markers",
+        "codebooks": f"{config.audio_num_codebooks} of {config.audio_codebook_size}, plus stream bos and eos",
         "vocabulary": f"{text.vocab_size:,}",
-        "size of all files": f"{num_bytes(folder) / 1e6:,.1f} MB",
+        "size of all files": f"{num_bytes(checkpoint.folder) / 1e6:,.1f} MB",
     }
-    voices = {name: entry["description"] or entry["profile"] for name, entry in read_voices(folder).items()}
+    voices = {name: entry["description"] or entry["profile"] for name, entry in read_voices(checkpoint).items()}
     sizes = {name: weight.numel for name, weight in weights.items()}
     sections = {
         "language model": architecture,
         "parameters of the language model": _counts(sizes, MODEL_PARTS),
-        "special tokens": _special_tokens(folder),
+        "special tokens": _special_tokens(checkpoint),
         "voices": voices,
     }
     return {title: rows for title, rows in sections.items() if rows}
 
 
-def _codec_sections(folder: Path) -> dict[str, Section]:
-    config, state = codec_layout.read(HiggsAudioTokenizer, folder)
+def _codec_sections(checkpoint: Checkpoint) -> dict[str, Section]:
+    config, state = codec_layout.read(HiggsAudioTokenizer, checkpoint)
     rows = {
-        "layout": codec_layout.recognise(read_json(folder / CONFIG_FILE)),
+        "layout": codec_layout.recognise(checkpoint.config),
         "body": config.body,
         "sample rate": f"{config.sample_rate} Hz",
-        "frames": f"{config.frame_rate:g} a second, of {config.hop_length} samples",
+        "frames": f"{config.frame_rate:g} per second, of {config.hop_length} samples",
         "codebooks": f"{config.num_codebooks} of {config.codebook_size}",
     }
     counts = _counts({name: value.numel() for name, value in state.items()}, CODEC_PARTS)
@@ -100,12 +102,12 @@ def _counts(sizes: Mapping[str, int], parts: Mapping[str, str]) -> Section:
 
 
 def count_parts(sizes: Mapping[str, int], parts: Mapping[str, str]) -> dict[str, int]:
-    """Numbers of each part.
+    """Counts the parameters of each part.
 
     Args:
-        sizes: name of a weight -> how many numbers it has.
-        parts: regular expression -> name of the part; the first one found in a weight's name counts. A weight that
-            none fits counts under "other".
+        sizes: name of a weight -> number of its elements.
+        parts: regular expression -> name of the part; the first one that matches a weight's name counts. Weights
+            without a match count as "other".
     """
     counts: Counter[str] = Counter(dict.fromkeys(parts.values(), 0))
     for name, size in sizes.items():
@@ -113,6 +115,6 @@ def count_parts(sizes: Mapping[str, int], parts: Mapping[str, str]) -> dict[str,
     return {part: count for part, count in counts.items() if count}
 
 
-def _special_tokens(folder: Path) -> Section:
-    tokenizer = load_tokenizer(folder)
+def _special_tokens(checkpoint: Checkpoint) -> Section:
+    tokenizer = load_tokenizer(checkpoint)
     return {token: str(tokenizer.convert_tokens_to_ids(token)) for token in special_tokens.SPECIAL_TOKENS}

@@ -1,4 +1,4 @@
-"""The command `higgs-audio`: registers one short function per verb. Results go to stdout, messages to stderr."""
+"""The command `higgs-audio`: registers one function per verb. Results go to stdout, messages to stderr."""
 
 import sys
 from collections.abc import Sequence
@@ -7,16 +7,16 @@ from typing import Annotated
 import typer
 
 from higgs_audio.cli import checkpoints, codec, speak, train
-from higgs_audio.cli.common import FAILED
+from higgs_audio.cli.common import EXIT_CODE
 from higgs_audio.errors import HiggsAudioError
 
 app = typer.Typer(
-    help="Higgs Audio V2: speech from text, codes from sound, and the training of both.",
+    help="Higgs Audio V2: text to speech, audio to codes and back, and training.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-train_app = typer.Typer(help="Train on your own recordings; each recipe is a YAML file.", no_args_is_help=True)
+train_app = typer.Typer(help="Train on your own recordings; recipes are YAML files.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 for verb in (speak.speak, speak.batch, codec.encode, codec.decode, checkpoints.info, checkpoints.convert):
     app.command()(verb)
@@ -33,12 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except HiggsAudioError as error:
         message = " ".join(str(error).split())
         print(f"higgs-audio: {message}", file=sys.stderr)
-        raise SystemExit(FAILED) from None
+        raise SystemExit(EXIT_CODE) from None
 
 
 @app.callback(invoke_without_command=True)
 def version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """Higgs Audio V2: speech from text, codes from sound, and the training of both."""
+    """Higgs Audio V2: text to speech, audio to codes and back, and training."""
     if version:
         from higgs_audio import __version__
 

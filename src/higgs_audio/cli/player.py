@@ -1,4 +1,4 @@
-"""Sound as it is made: to a program that plays it, or as raw samples to a pipe."""
+"""Playback during generation: to a program that plays raw samples, or as raw samples to stdout."""
 
 import shutil
 import subprocess
@@ -6,8 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import IO
 
-import numpy as np
-
+from higgs_audio.audio.files import pcm16
 from higgs_audio.audio.waveform import Waveform
 from higgs_audio.errors import AudioError, OptionError
 
@@ -22,39 +21,39 @@ PLAYERS = {
 
 
 def find_player() -> str:
-    """The first of `PLAYERS` that is installed.
+    """Returns the first of `PLAYERS` that is installed.
 
     Raises:
-        OptionError: none is.
+        OptionError: none of them is installed.
     """
     found = next((name for name in PLAYERS if shutil.which(name)), None)
     if found is None:
-        raise OptionError(f"no program to play with; install one of {', '.join(PLAYERS)}, or pipe stdout into a file")
+        raise OptionError(f"no audio player found; install one of {', '.join(PLAYERS)}, or pipe stdout into a file")
     return found
 
 
 def play(chunks: Iterable[Waveform], sample_rate: int, player: str | None = None) -> None:
-    """Plays chunks as they come, with a program of `PLAYERS`; without one they go to stdout, mono, 16 bit, raw.
+    """Plays chunks as they arrive, with one of `PLAYERS`; without one, writes them to stdout as raw mono 16-bit PCM.
 
     Raises:
-        AudioError: whoever was to take the sound has gone.
+        AudioError: the player failed, or the reader of stdout closed the pipe.
     """
     if player is None:
-        _pour(chunks, sys.stdout.buffer)
+        _write_chunks(chunks, sys.stdout.buffer)
         return
     arguments = [argument.format(rate=sample_rate) for argument in PLAYERS[player]]
     with subprocess.Popen([player, *arguments], stdin=subprocess.PIPE, bufsize=0) as process:
         assert process.stdin is not None
-        _pour(chunks, process.stdin)
+        _write_chunks(chunks, process.stdin)
         process.stdin.close()
     if process.returncode:
         raise AudioError(f"{player} ended with code {process.returncode}; it may have no device to play on")
 
 
-def _pour(chunks: Iterable[Waveform], pipe: IO[bytes]) -> None:
+def _write_chunks(chunks: Iterable[Waveform], pipe: IO[bytes]) -> None:
     try:
         for chunk in chunks:
-            pipe.write((chunk.samples * 32767).round().astype(np.dtype("<i2")).tobytes())
+            pipe.write(pcm16(chunk))
             pipe.flush()
     except (BrokenPipeError, ConnectionResetError) as error:
-        raise AudioError("whoever was to take the sound has gone; start it again") from error
+        raise AudioError("the program that reads the audio closed the pipe; start it again") from error

@@ -1,4 +1,4 @@
-"""The audio tokenizer: waveform to codes and back. Knows nothing of text or of the language model."""
+"""The audio tokenizer: waveforms to codes and back. It depends on neither text nor the language model."""
 
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.codec.model import HiggsAudioTokenizer

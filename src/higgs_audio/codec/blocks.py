@@ -1,5 +1,7 @@
-"""ConvNeXt blocks on rows, positions of several sounds one after another: with tensors, or for a decoder in float32 on
-a CPU in C (`native/convnext.c`), as pieces of sound are small and tensors so small are mostly overhead.
+"""The ConvNeXt blocks of a decoder on packed rows, in torch or in C.
+
+Rows are the positions of several streams, one after another. Chunks of a stream are small and torch's overhead per
+call is large, so a decoder in float32 on a CPU runs its blocks in C (`native/convnext.c`).
 """
 
 import ctypes
@@ -10,103 +12,114 @@ import torch
 from torch import Tensor, nn
 
 from higgs_audio.codec.vocos import ConvNeXt, VocosDecoder
-from higgs_audio.native import MULTIPLE, Matrix, Packer, Watch, are_half, are_hooked, native_library, num_threads
+from higgs_audio.native import (
+    WIDTH_MULTIPLE,
+    MatrixPacker,
+    ModuleSnapshot,
+    are_exact_in_bfloat16,
+    have_hooks,
+    native_library,
+    num_threads,
+)
+from higgs_audio.native.structs import ConvNeXtStruct
 
 
-class Blocks:
-    """All blocks of a decoder, in the order in which sound goes through them.
+class ConvNeXtBlocks:
+    """The blocks of one decoder, run in torch.
 
     Args:
-        blocks: of one decoder.
+        blocks: in the order in which the decoder runs them.
     """
 
     def __init__(self, blocks: Sequence[ConvNeXt]) -> None:
         self.blocks = blocks
 
-    def __call__(self, number: int, wide: Tensor, starts: Tensor) -> Tensor:
-        """What the numbered block makes of each `kernel` rows of `wide [W, D]` from `starts [N]` on: rows `[N, D]`."""
-        block = self.blocks[number]
-        around = block.depthwise(wide.T[None]).index_select(2, starts)  # [1, D, N]
-        own = wide.index_select(0, starts + block.pad[0])
-        return block.mix(around, own.T[None])[0].T
+    def __call__(self, index: int, padded: Tensor, starts: Tensor) -> Tensor:
+        """Runs one block.
+
+        Args:
+            index: of the block.
+            padded: rows `[W, D]` with the context of the convolution around them.
+            starts: `[N]`, the first of the `kernel` rows of `padded` that each output row depends on.
+
+        Returns:
+            Rows `[N, D]`.
+        """
+        block = self.blocks[index]
+        convolved = block.depthwise(padded.T[None]).index_select(2, starts)  # [1, D, N]
+        centre = padded.index_select(0, starts + block.pad[0])
+        return block.mix(convolved, centre.T[None])[0].T
 
 
-class _Block(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("width", "kernel", "before", "is_half")),
-        *((name, ctypes.c_void_p) for name in ("depthwise", "around", "norm", "offset")),
-        *((name, Matrix) for name in ("expand", "contract")),
-        *((name, ctypes.c_void_p) for name in ("expanded", "contracted", "scale")),
-        ("eps", ctypes.c_float),
-    ]
-
-
-class NativeBlocks(Blocks):
-    """The same in C. A row has the same numbers whatever is beside it.
+class NativeConvNeXtBlocks(ConvNeXtBlocks):
+    """The blocks of one decoder, run in C. The result of a row does not depend on the other rows.
 
     Args:
-        blocks: that `fit`.
-        library: of `native_library`.
+        blocks: for which `are_supported` is true.
+        library: from `native_library`.
+
+    Attributes:
+        is_half: whether all large weights are exact in bfloat16, and stored so.
     """
 
     def __init__(self, blocks: Sequence[ConvNeXt], library: ctypes.CDLL) -> None:
         super().__init__(blocks)
+        self.is_half = are_exact_in_bfloat16(
+            linear.weight for block in blocks for linear in (block.expand, block.contract)
+        )
         self._library = library
-        self._is_half = are_half(part.weight for block in blocks for part in (block.expand, block.contract))
-        self._pack = Packer(library, self._is_half)
-        # [kernel, D] of each, which C points to
+        self._pack = MatrixPacker(library, self.is_half)
+        # [kernel, D] of each block; C holds pointers to them
         self._depthwise = [block.depthwise.weight.detach()[:, 0].T.contiguous() for block in blocks]
         self._structs = [self._struct(block, kernel) for block, kernel in zip(blocks, self._depthwise, strict=True)]
 
-    def __call__(self, number: int, wide: Tensor, starts: Tensor) -> Tensor:
-        if wide.dtype != torch.float32:  # under autocast
-            return super().__call__(number, wide, starts)
-        block, threads = ctypes.byref(self._structs[number]), num_threads()
-        wide, starts = wide.contiguous(), starts.long().contiguous()
-        result = wide.new_empty(len(starts), wide.shape[1])
-        work = wide.new_empty(self._library.convnext_workspace(block, threads))
-        places = (tensor.data_ptr() for tensor in (wide, starts))
-        self._library.convnext(block, *places, len(starts), result.data_ptr(), work.data_ptr(), threads)
-        return result
+    def __call__(self, index: int, padded: Tensor, starts: Tensor) -> Tensor:
+        if padded.dtype != torch.float32:  # under autocast
+            return super().__call__(index, padded, starts)
+        struct, threads = ctypes.byref(self._structs[index]), num_threads()
+        padded, starts = padded.contiguous(), starts.long().contiguous()
+        output = padded.new_empty(len(starts), padded.shape[1])
+        workspace = padded.new_empty(self._library.higgs_convnext_workspace(struct, threads))
+        inputs = (tensor.data_ptr() for tensor in (padded, starts))
+        self._library.higgs_convnext(struct, *inputs, len(starts), output.data_ptr(), workspace.data_ptr(), threads)
+        return output
 
-    def _struct(self, block: ConvNeXt, depthwise: Tensor) -> _Block:
+    def _struct(self, block: ConvNeXt, depthwise: Tensor) -> ConvNeXtStruct:
         width, kernel = block.norm.normalized_shape[0], block.depthwise.kernel_size[0]
         assert block.depthwise.bias is not None
-        around = (depthwise, block.depthwise.bias, block.norm.weight, block.norm.bias)
+        convolution = (depthwise, block.depthwise.bias, block.norm.weight, block.norm.bias)
         biases = (block.expand.bias, block.contract.bias, block.scale)
-        return _Block(
-            *(width, kernel, block.pad[0], self._is_half),
-            *(tensor.data_ptr() for tensor in around),
+        return ConvNeXtStruct(
+            *(width, kernel, block.pad[0], self.is_half),
+            *(tensor.data_ptr() for tensor in convolution),
             *(self._pack(block.expand.weight), self._pack(block.contract.weight)),
             *(tensor.data_ptr() for tensor in biases),
             block.norm.eps,
         )
 
 
-def blocks_of(decoder: VocosDecoder) -> Blocks:
-    """A decoder's, in C where that can be; made anew where it has changed."""
-    known = _KNOWN.get(decoder)
-    if known is None or not known[0].is_current:
-        blocks = [part for part in (*decoder.coarse, *decoder.fine) if isinstance(part, ConvNeXt)]
-        library = native_library() if fit(blocks) else None
-        made = Blocks(blocks) if library is None else NativeBlocks(blocks, library)
-        known = _KNOWN[decoder] = Watch(decoder, ("coarse", "fine")), made
-    return known[1]
+_CACHE: WeakKeyDictionary[VocosDecoder, tuple[ModuleSnapshot, ConvNeXtBlocks]] = WeakKeyDictionary()
 
 
-_KNOWN: WeakKeyDictionary[VocosDecoder, tuple[Watch, Blocks]] = WeakKeyDictionary()
+def decoder_blocks(decoder: VocosDecoder) -> ConvNeXtBlocks:
+    """The blocks of a decoder, in C where possible. Cached until the decoder's modules or weights change."""
+    cached = _CACHE.get(decoder)
+    if cached is None or not cached[0].is_current:
+        blocks = [module for module in (*decoder.coarse, *decoder.fine) if isinstance(module, ConvNeXt)]
+        library = native_library() if are_supported(blocks) else None
+        runner = ConvNeXtBlocks(blocks) if library is None else NativeConvNeXtBlocks(blocks, library)
+        cached = _CACHE[decoder] = ModuleSnapshot(decoder, ("coarse", "fine")), runner
+    return cached[1]
 
 
-def fit(blocks: Sequence[ConvNeXt]) -> bool:
-    """Whether C knows such blocks: of torch's own parts, not hooked, float32 on a CPU, of widths that are multiples of
-    16.
-    """
+def are_supported(blocks: Sequence[ConvNeXt]) -> bool:
+    """Whether C can run the blocks: torch's own modules without hooks, float32 on a CPU, widths in multiples of 16."""
     modules = [module for block in blocks for module in block.modules()]
     weights = [weight for block in blocks for weight in block.parameters()]
     return (
         all(type(module) in (ConvNeXt, nn.Conv1d, nn.LayerNorm, nn.Linear) for module in modules)
-        and not are_hooked(modules)
+        and not have_hooks(modules)
         and all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
         and all(weight.is_contiguous() for weight in weights)
-        and all(block.norm.normalized_shape[0] % MULTIPLE == 0 for block in blocks)
+        and all(block.norm.normalized_shape[0] % WIDTH_MULTIPLE == 0 for block in blocks)
     )

@@ -1,4 +1,4 @@
-"""HiggsAudioTokenizerConfig: the sizes of the audio tokenizer. Defaults are those of the published one."""
+"""HiggsAudioTokenizerConfig: the sizes of the audio tokenizer. The defaults are the published sizes."""
 
 import math
 from typing import Any
@@ -17,11 +17,11 @@ DAC_BODY: dict[str, Any] = {
     "upsampling_ratios": [8, 5, 4, 2, 3],
     "hidden_size": 256,
 }
-# A body cheap enough to train and run on two CPU cores: STFT front end, ConvNeXt, inverse-STFT head.
+# A body that trains and runs on two CPU cores: STFT front end, ConvNeXt, inverse-STFT head.
 VOCOS_BODY: dict[str, Any] = {
     "body": "vocos",
     "n_fft": 960,
-    "stft_hop": 240,  # 100 spectra a second
+    "stft_hop": 240,  # 100 spectra per second
     "stride": 4,  # spectra in a frame
     "hidden_size": 128,
     "encoder_widths": [256, 256],  # at 100 Hz, at 25 Hz
@@ -42,21 +42,21 @@ class HiggsAudioTokenizerConfig(PreTrainedConfig):
 
     Args:
         acoustic_model_config: fields of the acoustic body; its key "body" is "dac" (default) or "vocos". Missing
-            fields are those of `DAC_BODY` or `VOCOS_BODY`.
-        semantic_model_config: a `HubertConfig` or its fields; HuBERT base when None. HuBERT is built from it, never
+            fields come from `DAC_BODY` or `VOCOS_BODY`.
+        semantic_model_config: a `HubertConfig` or its fields; HuBERT base when None. HuBERT is built from it and never
             downloaded.
         sample_rate, semantic_sample_rate: in Hz; 24000 and 16000.
         num_codebooks, codebook_size, codebook_dim: 8 residual codebooks of 1024 entries of 64 numbers.
-        downsample_factor: samples at `semantic_sample_rate` of one HuBERT frame, 320.
-        kernel_size, unit_kernel_size, block_dilations, num_blocks: convolutions around the semantic branch; odd widths
-            in HuBERT frames.
+        downsample_factor: samples of one HuBERT frame at `semantic_sample_rate`, 320.
+        kernel_size, unit_kernel_size, block_dilations, num_blocks: of the convolutions of the semantic branch; kernel
+            sizes are odd, in frames.
         acoustic_padding: samples added on each side when the `dac` encoder gives one frame too few: 320 in the
             original inference code, 480 in transformers. Loading a tokenizer of either layout sets it, and saving keeps
             it.
-        initializer_range: of new linear layers' normal weights.
+        initializer_range: standard deviation of the initial weights of linear layers.
 
     Raises:
-        OptionError: another body, or a field that the body does not have.
+        OptionError: an unknown body or decoder head, or a field that the body does not have.
 
     Source: `config.json` of bosonai/higgs-audio-v2-tokenizer, before and after April 2026.
 
@@ -104,12 +104,12 @@ class HiggsAudioTokenizerConfig(PreTrainedConfig):
 
     @property
     def body(self) -> str:
-        """Name of the acoustic body."""
+        """The name of the acoustic body."""
         return str(self.acoustic["body"])
 
     @property
     def acoustic(self) -> dict[str, Any]:
-        """Fields of the acoustic body, complete."""
+        """All fields of the acoustic body."""
         assert self.acoustic_model_config is not None
         return self.acoustic_model_config
 
@@ -121,23 +121,23 @@ class HiggsAudioTokenizerConfig(PreTrainedConfig):
 
     @property
     def hop_length(self) -> int:
-        """Samples of one frame: 960."""
+        """Samples per frame: 960."""
         if self.body == "dac":
             return math.prod(self.acoustic["downsampling_ratios"])
         return int(self.acoustic["stft_hop"] * self.acoustic["stride"])
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second: 25."""
+        """Frames per second: 25."""
         return self.sample_rate / self.hop_length
 
     @property
     def hidden_size(self) -> int:
-        """Width of a frame before and after the quantizer: acoustic + semantic."""
+        """The width of the quantizer's input and output: acoustic plus semantic."""
         return int(self.acoustic["hidden_size"] + self.semantic.hidden_size)
 
     @property
     def semantic_stride(self) -> int:
-        """HuBERT frames in one frame: 2."""
+        """HuBERT frames per frame: 2."""
         hop = self.hop_length * self.semantic_sample_rate / self.sample_rate
         return int(hop / self.downsample_factor)

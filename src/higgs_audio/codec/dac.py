@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 
 DILATIONS = (1, 3, 9)
-EDGE_KERNEL = 7  # of the first convolution of either side and of the residual units
+EDGE_KERNEL = 7  # of the encoder's first, the decoder's outer and the residual units' convolutions
 
 
 class Snake1d(nn.Module):
-    """`x + sin^2(alpha x) / alpha`, one alpha per channel."""
+    """`x + sin^2(alpha x) / alpha`, with one alpha per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class DacDecoder(nn.Module):
 
 
 def encoder_frames(config: HiggsAudioTokenizerConfig, num_samples: int) -> int:
-    """Frames that `DacEncoder` makes of a waveform, from the convolutions' own formula; 0 where it is too short."""
+    """The number of frames that `DacEncoder` gives for a waveform, 0 if it is too short."""
     length = num_samples
     for stride in config.acoustic["downsampling_ratios"]:
         length = (length + 2 * -(-stride // 2) - 2 * stride) // stride + 1
@@ -114,13 +114,13 @@ def encoder_frames(config: HiggsAudioTokenizerConfig, num_samples: int) -> int:
 def decoder_context(config: HiggsAudioTokenizerConfig) -> tuple[int, int]:
     """Frames to the left and right of a frame that its samples depend on: 10 each at the published sizes.
 
-    Followed exactly, from the first and last sample of frame 0 back through every convolution to the frames.
+    Computed exactly, from the first and last sample of frame 0 back through every convolution.
     """
     ratios = config.acoustic["upsampling_ratios"]
     first, last = -(EDGE_KERNEL // 2), math.prod(ratios) - 1 + EDGE_KERNEL // 2  # the last convolution
     for stride in reversed(ratios):
         reach = sum(EDGE_KERNEL // 2 * dilation for dilation in DILATIONS)  # the residual units
         padding = -(-stride // 2)
-        # PhaseState j of a transposed convolution makes j * stride - padding and the 2 * stride - 1 after it.
+        # Input j of a transposed convolution gives output j * stride - padding and the 2 * stride - 1 after it.
         first, last = (first - reach + padding) // stride - 1, (last + reach + padding) // stride
     return EDGE_KERNEL // 2 - first, last + EDGE_KERNEL // 2

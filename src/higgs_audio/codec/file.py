@@ -1,6 +1,5 @@
-"""Files of codes: safetensors with one tensor `codes [K, F]` and the rates it was made at."""
+"""Files of codes: safetensors with one tensor `codes [K, F]`, and the tokenizer's rates as metadata."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -10,40 +9,37 @@ from torch import Tensor
 
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.errors import CodesError
+from higgs_audio.files import write_atomic
 
 KEY = "codes"
 
 
 def save_codes(codes: Tensor, path: str | Path, config: HiggsAudioTokenizerConfig) -> None:
-    """Writes codes `[K, F]` of the tokenizer with this config; the file appears when it is complete.
+    """Writes codes `[K, F]` of a tokenizer with this config. The file appears when it is complete.
 
     Raises:
-        CodesError: not integers of two dimensions, or a file that cannot be written.
+        CodesError: `codes` are not integers of two dimensions, or the file cannot be written.
     """
     if codes.ndim != 2 or codes.is_floating_point():
         raise CodesError(f"codes of shape {tuple(codes.shape)}, {codes.dtype}: expected integers [codebooks, frames]")
-    path = Path(path)
-    part = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
+    content = save({KEY: codes.to(torch.int16).contiguous()}, metadata=_rates(config))
     try:
-        part.write_bytes(save({KEY: codes.to(torch.int16).contiguous()}, metadata=_rates(config)))
-        os.replace(part, path)
+        write_atomic(Path(path), content)
     except OSError as error:
         raise CodesError(f"{str(path)!r} cannot be written: {error.strerror}; give a file in a folder") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_codes(path: str | Path, config: HiggsAudioTokenizerConfig) -> Tensor:
-    """Codes `[K, F]`, int64, of a file that `save_codes` or any other program wrote.
+    """Reads codes `[K, F]`, int64, from a file of `save_codes` or of any other program.
 
     Raises:
-        CodesError: no such file, not safetensors, no tensor `codes` in it, codes of other rates than those of `config`,
-            or not integers `[K, F]` within the codebooks' size.
+        CodesError: the file does not exist, is not safetensors or has no tensor `codes`; its rates are not those of
+            `config`; or the codes are not integers `[K, F]` within the codebooks' size.
     """
-    codes, rates = _read(path)
-    wanted = _rates(config)
-    if other := {name: value for name, value in rates.items() if wanted.get(name, value) != value}:
-        raise CodesError(f"{path} is of {other}; this audio tokenizer has {wanted}")
+    codes, metadata = _read(path)
+    rates = _rates(config)
+    if different := {name: value for name, value in metadata.items() if rates.get(name, value) != value}:
+        raise CodesError(f"{path} has codes of {different}; this audio tokenizer has {rates}")
     if codes.ndim != 2 or codes.is_floating_point() or not 1 <= len(codes) <= config.num_codebooks or not codes.numel():
         raise CodesError(
             f"{path} holds {KEY!r} of shape {tuple(codes.shape)}, {codes.dtype}: expected integers "
@@ -60,6 +56,7 @@ def _rates(config: HiggsAudioTokenizerConfig) -> dict[str, str]:
 
 
 def _read(path: str | Path) -> tuple[Tensor, dict[str, str]]:
+    """The tensor and the metadata of a file."""
     if not Path(path).is_file():
         raise CodesError(f"no file {str(path)!r}; `higgs-audio encode` writes one")
     try:

@@ -1,9 +1,9 @@
-"""Sound as a voice makes it: pulses at a pitch, and noise, each through a filter that changes a hundred times a second.
+"""Harmonic synthesis: pulses at a predicted pitch plus noise, each through a filter that changes 100 times a second.
 
-A head that says magnitudes and phases has to invent phases that fit from spectrum to spectrum; a small one does not
-learn to, and sounds rough. Here the pitch is said and integrated, so harmonics go on by construction, and what is left
-to learn are smooth filters. Pulses and noise are made as spectra, one for each window, so nothing waits for what comes
-next.
+A head that predicts magnitudes and phases has to find phases that match from spectrum to spectrum; a small one does
+not learn to, and sounds rough. This head predicts the pitch and integrates it to a phase, so harmonics are continuous
+by construction and only smooth filters are left to learn. Pulses and noise are made as one spectrum per window, so
+synthesis needs no look-ahead.
 
 Source: neural source-filter models (arXiv 1810.11946) and harmonics plus filtered noise (DDSP, arXiv 2001.04643).
 """
@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 MIDDLE_HZ = 120.0  # the pitch of a new head
-OCTAVES = (-1.25, 2.2)  # of the pitch around it: 50 to 550 Hz
+OCTAVES = (-1.25, 2.2)  # range of the pitch around MIDDLE_HZ: 50 to 550 Hz
 LOG_CEILING = 6.0  # exp(6) = 403 times as loud as pulses or noise of power 1
-NOISE_PERIOD = 211  # spectra, 2.1 s at 100 Hz; a prime, which no rhythm of speech has
-PIECE = 256  # spectra made at once: 1 MB of samples; 42 ms for 2,240 of them, all at once 70
+NOISE_PERIOD = 211  # spectra, 2.1 s at 100 Hz; a prime, so that it matches no rhythm of speech
+PIECE = 256  # spectra per operation: 1 MB of samples; 2,240 of them take 42 ms, and 70 ms in one operation
 EDGE = 1e-6  # sines below are taken for 0
 
 
 @dataclass(frozen=True)
 class Pitch:
-    """What a voice does at the middle of every spectrum: `hz` and how `voiced` it is, 0 to 1, both `[B, T]`."""
+    """The pitch at the middle of every spectrum: `hz`, and `voiced` from 0 to 1, both `[B, T]`."""
 
     hz: Tensor
     voiced: Tensor
@@ -34,7 +34,7 @@ class Pitch:
 
 @dataclass(frozen=True)
 class PhaseState:
-    """Where sound stands behind its last spectrum: `cycles` of the pitch and `hz`, `[B]`, and spectra so far."""
+    """The state after the last spectrum of a stream: `cycles` of the pitch and its `hz`, `[B]`, and `num_spectra`."""
 
     cycles: Tensor
     hz: Tensor
@@ -54,87 +54,90 @@ class HarmonicHead(nn.Module):
         super().__init__()
         self.n_fft, self.hop, self.sample_rate = n_fft, hop, sample_rate
         self.filters = nn.Linear(width, 3 * (n_fft // 2 + 1))  # log gain of pulses, of noise, and the pulses' phase
-        self.pitch = nn.Linear(width, 2)  # octaves above MIDDLE_HZ, and log odds of a voice
+        self.pitch = nn.Linear(width, 2)  # octaves above MIDDLE_HZ, and log odds of voicing
 
     def forward(
-        self, hidden: Tensor, window: Tensor, pitch: Pitch | None = None, before: PhaseState | None = None
+        self, hidden: Tensor, window: Tensor, pitch: Pitch | None = None, start: PhaseState | None = None
     ) -> tuple[Tensor, PhaseState]:
-        """Hidden states `[B, T, W]` to spectra `[B, T, bins]` of frames under `window [n_fft]`.
+        """Hidden states `[B, T, W]`, T >= 1, to spectra `[B, T, bins]` of frames under `window [n_fft]`.
 
         Args:
-            hidden, window: as above; T is at least 1.
-            pitch: to sing at, in training; what the hidden states say when None.
-            before: where the last piece ended; a beginning when None.
-        """
-        pitch = self.said(hidden) if pitch is None else pitch
-        cycles, position = self._go_on(pitch, before)
-        return self._spectra(hidden, window, pitch, cycles, self._counted(hidden.shape[1], before)), position
+            hidden, window: as above.
+            pitch: used instead of the predicted pitch, in training.
+            start: the state that an earlier call returned; None at the beginning of a stream.
 
-    def of_several(
-        self, hidden: Tensor, window: Tensor, sizes: Sequence[int], before: Sequence[PhaseState | None]
+        Returns:
+            The spectra, and the state after them.
+        """
+        pitch = self.predict_pitch(hidden) if pitch is None else pitch
+        cycles, end = self.advance_phase(pitch, start)
+        return self._spectra(hidden, window, pitch, cycles, _spectrum_numbers(hidden.shape[1], start)), end
+
+    def forward_packed(
+        self, hidden: Tensor, window: Tensor, sizes: Sequence[int], starts: Sequence[PhaseState | None]
     ) -> tuple[Iterator[Tensor], list[PhaseState]]:
-        """The same of several sounds one after another in `hidden [1, T, W]`: of each so many, and where it stood.
+        """`forward` for several streams that follow one another in `hidden [1, T, W]`.
 
-        No size is 0. The spectra come in pieces, along T, that a CPU keeps in its cache.
+        Args:
+            hidden, window: as for `forward`.
+            sizes: number of hidden states of every stream, each at least 1.
+            starts: state of every stream.
+
+        Returns:
+            The spectra in pieces along T that fit a CPU's cache, and the states after them.
         """
-        pitch = self.said(hidden)
-        parts = map(Pitch, pitch.hz.split(list(sizes), 1), pitch.voiced.split(list(sizes), 1))
-        gone = [self._go_on(part, start) for part, start in zip(parts, before, strict=True)]
-        cycles = torch.cat([cycles for cycles, _ in gone], dim=1)
-        counts = torch.cat([self._counted(size, start) for size, start in zip(sizes, before, strict=True)])
-        spans = [slice(start, start + PIECE) for start in range(0, hidden.shape[1], PIECE)]
-        said = [Pitch(pitch.hz[:, span], pitch.voiced[:, span]) for span in spans]
+        pitch = self.predict_pitch(hidden)
+        pitches = map(Pitch, pitch.hz.split(list(sizes), 1), pitch.voiced.split(list(sizes), 1))
+        advanced = [self.advance_phase(part, start) for part, start in zip(pitches, starts, strict=True)]
+        cycles = torch.cat([part for part, _ in advanced], dim=1)
+        numbers = torch.cat([_spectrum_numbers(size, start) for size, start in zip(sizes, starts, strict=True)])
+        spans = [slice(first, first + PIECE) for first in range(0, hidden.shape[1], PIECE)]
+        pieces = [Pitch(pitch.hz[:, span], pitch.voiced[:, span]) for span in spans]
         spectra = (
-            self._spectra(hidden[:, span], window, part, cycles[:, span], counts[span])
-            for span, part in zip(spans, said, strict=True)
+            self._spectra(hidden[:, span], window, piece, cycles[:, span], numbers[span])
+            for span, piece in zip(spans, pieces, strict=True)
         )
-        return spectra, [position for _, position in gone]
+        return spectra, [end for _, end in advanced]
 
-    def _spectra(self, hidden: Tensor, window: Tensor, pitch: Pitch, cycles: Tensor, counts: Tensor) -> Tensor:
-        """Spectra whose pulses are `cycles [B, T]` on, the `counts [T]`-th of their sounds."""
+    def _spectra(self, hidden: Tensor, window: Tensor, pitch: Pitch, cycles: Tensor, numbers: Tensor) -> Tensor:
+        """Spectra from the phase `cycles [B, T]` and the `numbers [T]` of the spectra in their streams."""
         pulse_gain, noise_gain, phase = self.filters(hidden).chunk(3, dim=-1)  # [B, T, bins] each
-        pulses = torch.fft.rfft(self._pulses(cycles, pitch) * window)
-        noise = noise_spectra(self.n_fft, self.hop)[counts % NOISE_PERIOD].to(pulses)  # [T, bins]
+        pulses = torch.fft.rfft(self.pulses(cycles, pitch) * window)
+        noise = noise_spectra(self.n_fft, self.hop)[numbers % NOISE_PERIOD].to(pulses)  # [T, bins]
         voice = torch.polar(pulse_gain.clamp(max=LOG_CEILING).exp(), phase) * pulses
         return voice + noise_gain.clamp(max=LOG_CEILING).exp() * noise
 
-    @staticmethod
-    def _counted(size: int, before: PhaseState | None) -> Tensor:
-        """The numbers of so many spectra."""
-        first = 0 if before is None else before.num_spectra
-        return torch.arange(first, first + size)
-
-    def said(self, hidden: Tensor) -> Pitch:
-        """The pitch in hidden states."""
+    def predict_pitch(self, hidden: Tensor) -> Pitch:
+        """The pitch that the head predicts from hidden states `[B, T, W]`."""
         octaves, odds = self.pitch(hidden).unbind(-1)
         return Pitch(MIDDLE_HZ * 2 ** octaves.clamp(*OCTAVES), (odds + 0.5).clamp(0, 1))
 
-    def _go_on(self, pitch: Pitch, before: PhaseState | None) -> tuple[Tensor, PhaseState]:
-        """Cycles at the middle of every spectrum `[B, T]`, -0.5 to 0.5, and where the last one is.
+    def advance_phase(self, pitch: Pitch, start: PhaseState | None) -> tuple[Tensor, PhaseState]:
+        """Integrates the pitch: cycles `[B, T]` at the middle of every spectrum, -0.5 to 0.5, and the state after them.
 
-        Each voice begins at 0, so that what rounding does to a pitch adds up over a voice, not over a text. In float64,
-        as a hundred harmonics make a hundred times the error.
+        Every voiced stretch begins at 0, so rounding errors of the pitch accumulate over a stretch, not over a text.
+        In float64, because a hundred harmonics multiply the error by a hundred.
         """
         hz = pitch.hz
-        rate = hz.double() * (self.hop / self.sample_rate)  # cycles a hop
-        last = rate[:, :1] if before is None else before.hz.double()[:, None] * (self.hop / self.sample_rate)
-        gone = torch.cat([last, rate], dim=1)
-        start = 0.0 if before is None else before.cycles[:, None]
-        total = start + ((gone[:, 1:] + gone[:, :-1]) / 2).cumsum(1)
+        rate = hz.double() * (self.hop / self.sample_rate)  # cycles per hop
+        last = rate[:, :1] if start is None else start.hz.double()[:, None] * (self.hop / self.sample_rate)
+        rates = torch.cat([last, rate], dim=1)
+        offset = 0.0 if start is None else start.cycles[:, None]
+        total = offset + ((rates[:, 1:] + rates[:, :-1]) / 2).cumsum(1)
         times = torch.arange(hz.shape[1], device=hz.device)
-        silent = torch.where(pitch.voiced > 0, -1, times).cummax(1).values  # the last spectrum without a voice, so far
-        since = torch.where(silent < 0, 0.0, total.gather(1, silent.clamp(min=0)))
-        cycles = (total - since).remainder(1)
-        count = hz.shape[1] + (0 if before is None else before.num_spectra)
-        return (cycles - cycles.round()).to(hz), PhaseState(cycles[:, -1], hz[:, -1], count)
+        unvoiced = torch.where(pitch.voiced > 0, -1, times).cummax(1).values  # the last unvoiced spectrum so far
+        begin = torch.where(unvoiced < 0, 0.0, total.gather(1, unvoiced.clamp(min=0)))
+        cycles = (total - begin).remainder(1)
+        num_spectra = hz.shape[1] + (0 if start is None else start.num_spectra)
+        return (cycles - cycles.round()).to(hz), PhaseState(cycles[:, -1], hz[:, -1], num_spectra)
 
-    def _pulses(self, cycles: Tensor, pitch: Pitch) -> Tensor:
+    def pulses(self, cycles: Tensor, pitch: Pitch) -> Tensor:
         """Frames `[B, T, n_fft]` of all harmonics below the highest frequency, as loud as noise of power 1.
 
-        The sum of cosines has a closed form, the kernel of Dirichlet.
+        The sum of cosines has a closed form, the Dirichlet kernel.
         """
-        places = torch.arange(self.n_fft, device=cycles.device, dtype=cycles.dtype) - self.n_fft // 2
-        angle = cycles[..., None] + pitch.hz[..., None] * (places / self.sample_rate)
+        offsets = torch.arange(self.n_fft, device=cycles.device, dtype=cycles.dtype) - self.n_fft // 2
+        angle = cycles[..., None] + pitch.hz[..., None] * (offsets / self.sample_rate)
         angle = math.pi * (angle - angle.round())
         count = (self.sample_rate / 2 / pitch.hz).floor()[..., None] - 1
         sine = torch.sin(angle)
@@ -144,9 +147,15 @@ class HarmonicHead(nn.Module):
         return total * (pitch.voiced[..., None] * (2 / count).sqrt())
 
 
+def _spectrum_numbers(size: int, start: PhaseState | None) -> Tensor:
+    """Numbers `[size]` of the next spectra of a stream."""
+    first = 0 if start is None else start.num_spectra
+    return torch.arange(first, first + size)
+
+
 @lru_cache(maxsize=4)
 def noise_spectra(n_fft: int, hop: int) -> Tensor:
-    """Spectra `[NOISE_PERIOD, bins]` of a stretch of noise that begins anew without a seam, complex64, on the CPU."""
+    """Spectra `[NOISE_PERIOD, bins]` of a stretch of noise that repeats without a seam, complex64, on the CPU."""
     generator = torch.Generator("cpu").manual_seed(1)
     noise = torch.randn(NOISE_PERIOD * hop, generator=generator, device="cpu")
     frames = torch.cat([noise, noise[:n_fft]]).unfold(0, n_fft, hop)[:NOISE_PERIOD]

@@ -1,95 +1,96 @@
-"""The configs that transformers' implementations of the audio tokenizer write. Names of weights are ours as well."""
+"""The configs of transformers' implementations of the audio tokenizer. Their tensors have the names of this package."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from higgs_audio.codec.boson import bandwidths
+from higgs_audio.codec import boson
 from higgs_audio.codec.config import DAC_BODY, HiggsAudioTokenizerConfig
 from higgs_audio.errors import CheckpointError
 
 MODEL_TYPE = "higgs_audio_v2_tokenizer"
-EARLY_KEYS = ("num_quantizers", "target_bandwidths")  # the early form has our model type, and "codebooks" are ours
-UNUSED = "semantic_model.masked_spec_embed"  # made where mask_time_prob > 0, read in training only
-# The early implementation adds 160 samples on each side and then fails on a fifth of all lengths, where it has no
-# codes: ours are those of the original, whose weights it holds.
-PADDING, EARLY_PADDING = 480, 320
-COMMON = (
+# Keys that tell the early form from the layout "native", which has the same model type.
+EARLY_KEYS = ("num_quantizers", "target_bandwidths")
+UNUSED_TENSOR = "semantic_model.masked_spec_embed"  # present if mask_time_prob > 0, used in training only
+PADDING = 480  # samples on each side
+# The early implementation adds 160 samples on each side and then fails on a fifth of all lengths, for which it has no
+# codes. Its weights are those of the original, and so are the codes of this package.
+EARLY_PADDING = boson.PADDING
+SHARED_KEYS = (
     *("sample_rate", "semantic_sample_rate", "codebook_size", "codebook_dim", "downsample_factor"),
     *("kernel_size", "unit_kernel_size", "block_dilations", "initializer_range"),
 )
-PUBLISHED_CODEBOOKS = 8
 
 
 def read_config(config: Mapping[str, Any], num_codebooks: int) -> HiggsAudioTokenizerConfig:
-    """A config of either form as ours.
+    """Converts the config of either form.
 
     Args:
         config: content of config.json.
-        num_codebooks: in the weights. The config need not say: the published one has a list of bandwidths that ends in
-            one of 16 codebooks, and 8 were trained.
+        num_codebooks: in the weights. The config need not contain it: the published list of bandwidths ends with that
+            of 16 codebooks, of which 8 were trained.
 
     Raises:
-        CheckpointError: another number is said, or there is something that this package does not build.
+        CheckpointError: the config has another number of codebooks, or something that this package cannot build.
     """
     _check_codebooks(config, num_codebooks)
-    acoustic, semantic = (_part(config, key, kind) for key, kind in (("acoustic", "dac"), ("semantic", "hubert")))
+    acoustic, semantic = (_part(config, name, kind) for name, kind in (("acoustic", "dac"), ("semantic", "hubert")))
     for key in ("strides", "channel_ratios"):
         if set(config.get(key) or [1]) != {1}:
-            raise CheckpointError(f"config.json has {key} {config[key]!r}; this package knows ones only")
-    fields = {key: config[key] for key in COMMON if config.get(key) is not None}
-    fields["block_dilations"] = list(fields.get("block_dilations", (1, 1)))
+            raise CheckpointError(f"config.json has {key} {config[key]!r}; this package supports only ones")
+    fields = {key: config[key] for key in SHARED_KEYS if config.get(key) is not None}
+    fields["block_dilations"] = list(fields.get("block_dilations", HiggsAudioTokenizerConfig.block_dilations))
     return HiggsAudioTokenizerConfig(
         acoustic_model_config={key: acoustic[key] for key in DAC_BODY if key in acoustic and key != "body"},
         semantic_model_config={**semantic, "mask_time_prob": 0.0, "mask_feature_prob": 0.0},
         num_codebooks=num_codebooks,
-        num_blocks=len(config.get("strides") or (1, 1)),
+        num_blocks=len(config["strides"]) if config.get("strides") else HiggsAudioTokenizerConfig.num_blocks,
         acoustic_padding=PADDING if config["model_type"] == MODEL_TYPE else EARLY_PADDING,
         **fields,
     )
 
 
-def _check_codebooks(config: Mapping[str, Any], found: int) -> None:
-    """What the config says of the codebooks' number, against the weights."""
-    said = config.get("num_quantizers")
-    if said is not None and said != found:
-        raise CheckpointError(f"config.json says num_quantizers {said}, the weights hold {found} codebooks")
-    if said is not None or not config.get("target_bandwidths"):
+def _check_codebooks(config: Mapping[str, Any], num_codebooks: int) -> None:
+    """Compares the number of codebooks that the config contains or implies with that of the weights."""
+    given = config.get("num_quantizers")
+    if given is not None and given != num_codebooks:
+        raise CheckpointError(f"config.json has num_quantizers {given}, but the weights have {num_codebooks} codebooks")
+    if given is not None or not config.get("target_bandwidths"):
         return
     body = DAC_BODY | dict(config.get("acoustic_model_config") or {})
-    one = HiggsAudioTokenizerConfig(
+    single = HiggsAudioTokenizerConfig(
         acoustic_model_config={"downsampling_ratios": body["downsampling_ratios"]},
-        sample_rate=config.get("sample_rate", 24000),
-        codebook_size=config.get("codebook_size", 1024),
         num_codebooks=1,
+        **{key: config[key] for key in ("sample_rate", "codebook_size") if key in config},
     )
-    implied = int(config["target_bandwidths"][-1] // bandwidths(one)[0])
-    if found not in (implied, PUBLISHED_CODEBOOKS):
+    largest = config["target_bandwidths"][-1]
+    implied = int(largest // boson.bandwidths(single)[0])
+    if num_codebooks not in (implied, HiggsAudioTokenizerConfig.num_codebooks):
         raise CheckpointError(
-            f"config.json has target_bandwidths up to {config['target_bandwidths'][-1]}, which is {implied} codebooks, "
-            f"the weights hold {found}"
+            f"config.json has target_bandwidths up to {largest}, which is {implied} codebooks, but the weights have "
+            f"{num_codebooks}"
         )
 
 
 def _part(config: Mapping[str, Any], name: str, kind: str) -> dict[str, Any]:
-    """Fields of one of the two models inside."""
+    """The fields of the acoustic or semantic model inside."""
     part = dict(config.get(f"{name}_model_config") or {})
     if part.get("model_type", kind) != kind:
         raise CheckpointError(
-            f"config.json has a {name} model of type {part['model_type']!r}; this package knows {kind!r}"
+            f"config.json has a {name} model of type {part['model_type']!r}; this package supports only {kind!r}"
         )
     return {key: value for key, value in part.items() if key not in ("architectures", "_name_or_path", "torch_dtype")}
 
 
 def write_config(config: HiggsAudioTokenizerConfig, dtype: str) -> dict[str, Any]:
-    """Our config as transformers' `config.json`.
+    """The content of transformers' `config.json`.
 
     Raises:
-        CheckpointError: a body that transformers does not know.
+        CheckpointError: transformers does not have the acoustic body.
     """
     if config.body != "dac":
         raise CheckpointError(
-            f"an audio tokenizer of body {config.body!r} does not fit the layout 'transformers', which knows 'dac': "
-            "write it as 'native'"
+            f"an audio tokenizer with body {config.body!r} does not fit the layout 'transformers', which supports only "
+            "'dac': write it as 'native'"
         )
     ones = [1] * config.num_blocks
     body = {key: value for key, value in config.acoustic.items() if key != "body"}
@@ -97,17 +98,17 @@ def write_config(config: HiggsAudioTokenizerConfig, dtype: str) -> dict[str, Any
         "architectures": ["HiggsAudioV2TokenizerModel"],
         "model_type": MODEL_TYPE,
         "dtype": dtype,
-        "target_bandwidths": bandwidths(config),
+        "target_bandwidths": boson.bandwidths(config),
         "channel_ratios": ones,
         "strides": ones,
-        **{key: getattr(config, key) for key in COMMON},
+        **{key: getattr(config, key) for key in SHARED_KEYS},
         "acoustic_model_config": {"model_type": "dac", **body, "hop_length": config.hop_length},
         "semantic_model_config": {**config.semantic.to_dict(), "model_type": "hubert", "dtype": dtype},
     }
 
 
 def feature_extractor(config: HiggsAudioTokenizerConfig) -> dict[str, Any]:
-    """`preprocessor_config.json`, which transformers reads beside the tokenizer."""
+    """The content of `preprocessor_config.json`, which transformers reads beside the tokenizer."""
     return {
         "feature_extractor_type": "DacFeatureExtractor",
         "feature_size": 1,

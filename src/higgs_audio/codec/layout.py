@@ -1,44 +1,46 @@
-"""The layouts that audio tokenizers are stored in, told apart by what is in `config.json`, never by a name.
+"""Reads and writes stored audio tokenizers. The content of `config.json` determines the layout, never a name.
 
-    boson         the original: nine numbers and model.pth; weights normalised, names of its own
+    boson         the original: nine numbers, and model.pth with weight-normalized weights under names of its own
     early         the first Hugging Face form: `higgs_audio_tokenizer` with `num_quantizers`; read only
     transformers  the current Hugging Face form: `higgs_audio_v2_tokenizer`, safetensors
-    native        ours
+    native        this package's form
 
-A layout stands for an implementation, and codes are those of the implementation: `boson` pads the acoustic branch by
-320 samples, `transformers` by 480 (`HiggsAudioTokenizerConfig.acoustic_padding`, which only `native` stores).
+A layout stands for an implementation, and the implementations give different codes: `boson` pads the acoustic branch
+by 320 samples, `transformers` by 480 (`HiggsAudioTokenizerConfig.acoustic_padding`, which only `native` stores).
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from higgs_audio.checkpoint.saving import whole_folder
-from higgs_audio.checkpoint.weights import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, open_slices, read_json
+from higgs_audio.checkpoint import CONFIG_FILE, Checkpoint, as_checkpoint, atomic_folder
+from higgs_audio.checkpoint.names import INDEX_FILE, PICKLE_FILE, SINGLE_FILE
+from higgs_audio.checkpoint.weights import open_slices
 from higgs_audio.codec import boson, huggingface
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.errors import CheckpointError, OptionError, first_line, nearest
 
-# Layout -> the files that its weights may lie in.
-WEIGHTS = {
-    "boson": (boson.WEIGHTS_FILE,),
-    "early": ("*.safetensors", INDEX_FILE),
-    "transformers": ("*.safetensors", INDEX_FILE),
-    "native": ("*.safetensors", INDEX_FILE),
+SAFETENSORS = ("*.safetensors", INDEX_FILE)
+# Layout -> patterns of the files that can hold its weights.
+WEIGHT_PATTERNS = {
+    "boson": (PICKLE_FILE,),
+    "early": SAFETENSORS,
+    "transformers": SAFETENSORS,
+    "native": SAFETENSORS,
 }
-MODEL_TYPES = (huggingface.MODEL_TYPE, HiggsAudioTokenizerConfig.model_type)  # the original has none
-WRITTEN = ("boson", "transformers", "native")
-LISTED = 12  # names in an error message
-OWN_KEYS = ("num_codebooks", "acoustic_padding")  # of our config, and of no other
+MODEL_TYPES = (huggingface.MODEL_TYPE, HiggsAudioTokenizerConfig.model_type)  # the original layout has none
+WRITABLE_LAYOUTS = ("boson", "transformers", "native")
+MAX_LISTED = 12  # names in an error message
+NATIVE_KEYS = ("num_codebooks", "acoustic_padding")  # keys of `config.json` that only the layout "native" has
 
-T = TypeVar("T")
 State = dict[str, Tensor]
-TokenizerClass = type[nn.Module]  # HiggsAudioTokenizer, which imports this module
+TokenizerClass = type[nn.Module]  # HiggsAudioTokenizer, whose module imports this one
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -51,60 +53,66 @@ def recognise(config: Mapping[str, Any]) -> str:
     'transformers'
 
     Raises:
-        CheckpointError: none of them; a language model's config among others.
+        CheckpointError: the config is not that of an audio tokenizer, for example that of a language model.
     """
-    kind = config.get("model_type")
-    if kind is None and all(key in config for key in boson.KEYS):
+    model_type = config.get("model_type")
+    if model_type is None and all(key in config for key in boson.REQUIRED_KEYS):
         return "boson"
-    if kind == huggingface.MODEL_TYPE:
+    if model_type == huggingface.MODEL_TYPE:
         return "transformers"
-    if kind == HiggsAudioTokenizerConfig.model_type:
-        early = any(key in config for key in huggingface.EARLY_KEYS) and not any(key in config for key in OWN_KEYS)
-        return "early" if early else "native"
+    if model_type == HiggsAudioTokenizerConfig.model_type:
+        is_early = any(key in config for key in huggingface.EARLY_KEYS)
+        return "early" if is_early and not any(key in config for key in NATIVE_KEYS) else "native"
     raise CheckpointError(
-        f"config.json of model_type {kind!r} is no audio tokenizer's; known: {', '.join(MODEL_TYPES)}, "
-        f"and the original's without a model_type, with {', '.join(boson.KEYS)}"
+        f"config.json with model_type {model_type!r} is not that of an audio tokenizer; known: "
+        f"{', '.join(MODEL_TYPES)}, and the original layout without a model_type, with {', '.join(boson.REQUIRED_KEYS)}"
     )
 
 
-def read(kind: TokenizerClass, folder: str | Path) -> tuple[HiggsAudioTokenizerConfig, State]:
-    """A stored audio tokenizer of any layout, by our names.
+def read(kind: TokenizerClass, folder: str | Path | Checkpoint) -> tuple[HiggsAudioTokenizerConfig, State]:
+    """Reads a stored audio tokenizer of any layout.
 
     Args:
         kind: HiggsAudioTokenizer, whose tensors are expected.
-        folder: with `config.json` and weights. Safetensors stay in their file until they are used.
+        folder: with `config.json` and weights.
+
+    Returns:
+        The config, and the tensors under the names of `HiggsAudioTokenizer`. Tensors from safetensors stay mapped from
+        their file.
 
     Raises:
-        CheckpointError: another config, a damaged file, or tensors that are missing, unexpected, of another shape or
-            not floating-point, all of which are listed. Nothing is half read.
+        CheckpointError: the config is of something else or has impossible values, a file is damaged, or tensors are
+            missing, unexpected, of another shape or not floating-point. The message lists those tensors.
     """
-    folder = Path(folder)
-    content = read_json(folder / CONFIG_FILE)
+    stored = as_checkpoint(folder)
+    folder, content = stored.folder, stored.config
     layout = recognise(content)
-    state = boson.read_pickle(folder / boson.WEIGHTS_FILE) if layout == "boson" else _read_slices(folder)
-    config = _from_config(folder, lambda: _translate(content, layout, state))
-    shapes = _from_config(folder, lambda: expected(kind, config))
+    state = boson.read_pickle(folder / PICKLE_FILE) if layout == "boson" else _read_safetensors(stored)
+    with _config_errors(folder):
+        config = _parse_config(content, layout, state)
+        shapes = expected_shapes(kind, config)
     if layout == "boson":
         return config, _from_boson(folder, config, state, shapes)
     if layout != "native":
-        state = {name: value for name, value in state.items() if name != huggingface.UNUSED}
-    check(folder, state, shapes)
+        state = {name: value for name, value in state.items() if name != huggingface.UNUSED_TENSOR}
+    check_tensors(folder, state, shapes)
     return config, state
 
 
-def _read_slices(folder: Path) -> State:
-    return {name: part[...] for name, part in open_slices(folder).items()}
+def _read_safetensors(folder: Checkpoint) -> State:
+    return {name: tensor[...] for name, tensor in open_slices(folder).items()}
 
 
-def _from_config(folder: Path, make: Callable[[], T]) -> T:
-    """What `make` gives; whatever a field of another type or size makes it raise is about the file."""
+@contextmanager
+def _config_errors(folder: Path) -> Iterator[None]:
+    """Converts every error into a CheckpointError about `config.json`: wrong types and sizes raise many kinds."""
     try:
-        return make()
+        yield
     except Exception as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} cannot be used: {' '.join(str(error).split())}") from error
 
 
-def _translate(content: dict[str, Any], layout: str, state: State) -> HiggsAudioTokenizerConfig:
+def _parse_config(content: dict[str, Any], layout: str, state: State) -> HiggsAudioTokenizerConfig:
     if layout == "native":
         return HiggsAudioTokenizerConfig.from_dict(content)
     if layout == "boson":
@@ -113,55 +121,67 @@ def _translate(content: dict[str, Any], layout: str, state: State) -> HiggsAudio
 
 
 def _count_codebooks(state: State) -> int:
-    numbers = [int(name.split(".")[2]) for name in state if name.startswith("quantizer.quantizers.")]
-    return max(numbers, default=-1) + 1
+    indices = [int(name.split(".")[2]) for name in state if name.startswith("quantizer.quantizers.")]
+    return max(indices, default=-1) + 1
 
 
-def expected(kind: TokenizerClass, config: HiggsAudioTokenizerConfig) -> Shapes:
-    """Our name -> shape of every tensor of a tokenizer of these sizes; nothing is allocated.
+def expected_shapes(kind: TokenizerClass, config: HiggsAudioTokenizerConfig) -> Shapes:
+    """Name -> shape of every tensor of a tokenizer with this config. Allocates no memory for the tensors.
 
     >>> from higgs_audio.codec import HiggsAudioTokenizer
-    >>> len(expected(HiggsAudioTokenizer, HiggsAudioTokenizerConfig()))
+    >>> len(expected_shapes(HiggsAudioTokenizer, HiggsAudioTokenizerConfig()))
     527
     """
     with torch.device("meta"):
         return {name: tuple(value.shape) for name, value in kind(config).state_dict().items()}
 
 
-def check(where: Path | str, state: State, wanted: Shapes) -> None:
-    """Every wanted tensor and no other, each of its shape.
+def check_tensors(source: Path | str | Checkpoint, state: State, shapes: Shapes) -> None:
+    """Checks that `state` has exactly the tensors of `shapes`.
+
+    Args:
+        source: of the tensors, for the message.
+        state: name -> tensor.
+        shapes: name -> expected shape.
 
     Raises:
-        CheckpointError: what `where` lacks or has too much, by name.
+        CheckpointError: lists tensors that are missing, unexpected, of another shape or not floating-point.
     """
-    complaints = {
-        "missing": wanted.keys() - state.keys(),
-        "unexpected": state.keys() - wanted.keys(),
+    problems = {
+        "missing": shapes.keys() - state.keys(),
+        "unexpected": state.keys() - shapes.keys(),
         "misshapen": [
             f"{name} {list(state[name].shape)} instead of {list(shape)}"
-            for name, shape in wanted.items()
+            for name, shape in shapes.items()
             if name in state and tuple(state[name].shape) != shape
         ],
         "not floating-point": [name for name, value in state.items() if not value.is_floating_point()],
     }
-    found = [f"{len(names)} {what} ({_listed(names)})" for what, names in complaints.items() if names]
+    found = [f"{len(names)} {problem} ({_join_names(names)})" for problem, names in problems.items() if names]
     if found:
-        raise CheckpointError(f"{where} does not hold the tensors of this audio tokenizer: {'; '.join(found)}")
+        raise CheckpointError(f"{source} does not hold the tensors of this audio tokenizer: {'; '.join(found)}")
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join_names(names: Iterable[str]) -> str:
+    """The first `MAX_LISTED` names in order, and how many more there are."""
     ordered = sorted(names)
-    more = f" and {len(ordered) - LISTED} more" if len(ordered) > LISTED else ""
-    return ", ".join(ordered[:LISTED]) + more
+    more = f" and {len(ordered) - MAX_LISTED} more" if len(ordered) > MAX_LISTED else ""
+    return ", ".join(ordered[:MAX_LISTED]) + more
 
 
 def _from_boson(folder: Path, config: HiggsAudioTokenizerConfig, state: State, shapes: Shapes) -> State:
-    spelled = boson.names(shapes, len(config.acoustic["downsampling_ratios"]))
-    wanted = boson.part_shapes(shapes, spelled)
-    check(folder, {n: value for n, value in state.items() if n in wanted or not boson.UNUSED.fullmatch(n)}, wanted)
+    """Checks the tensors of `model.pth` and converts them to the names and weights of `HiggsAudioTokenizer`."""
+    stored_names = boson.stored_names(shapes, len(config.acoustic["downsampling_ratios"]))
+    stored_shapes = boson.stored_shapes(shapes, stored_names)
+    used = {
+        name: value
+        for name, value in state.items()
+        if name in stored_shapes or not boson.UNUSED_TENSORS.fullmatch(name)
+    }
+    check_tensors(folder, used, stored_shapes)
     return {
-        name: boson.fuse(*(state[part] for part in parts)) if len(parts) == 2 else state[parts[0]]
-        for name, parts in spelled.items()
+        name: boson.fuse_weight_norm(*(state[part] for part in parts)) if len(parts) == 2 else state[parts[0]]
+        for name, parts in stored_names.items()
     }
 
 
@@ -172,24 +192,25 @@ def write(
     folder: str | Path,
     layout: str = "native",
 ) -> None:
-    """Stores an audio tokenizer; `read` gives the same tensors, bit by bit.
+    """Stores an audio tokenizer; `read` returns the same tensors, bit by bit.
 
     Args:
         kind: HiggsAudioTokenizer, whose tensors are expected.
         config, state: as `read` returns them, or a tokenizer's `config` and `state_dict()`.
-        folder: made where it is missing. Files appear in it when all of them are complete, `config.json` last.
-        layout: "native", "transformers" or "boson". What a layout cannot say is lost: `acoustic_padding` in both
-            others, HuBERT's options of training in "boson", which is always float32.
+        folder: created if missing. Its files appear when all of them are complete, `config.json` last.
+        layout: "native", "transformers" or "boson". "transformers" and "boson" do not store `acoustic_padding`;
+            "boson" does not store HuBERT's training options either, and its weights are always float32.
 
     Raises:
-        OptionError: another layout.
-        CheckpointError: the config does not fit the layout, or the state the config; nothing is written.
+        OptionError: an unknown layout.
+        CheckpointError: the layout cannot represent the config, or the tensors do not fit the config; nothing is
+            written.
     """
-    if layout not in WRITTEN:
-        raise OptionError(f"layout={layout!r}; {nearest(layout, WRITTEN)}")
-    check("the state to write", state, expected(kind, config))
+    if layout not in WRITABLE_LAYOUTS:
+        raise OptionError(f"layout={layout!r}; {nearest(layout, WRITABLE_LAYOUTS)}")
+    check_tensors("the state to write", state, expected_shapes(kind, config))
     documents = _documents(kind, config, state, layout)
-    with whole_folder(folder) as part:
+    with atomic_folder(folder) as part:
         _write_weights(config, state, part, layout)
         for name, content in documents.items():
             (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -198,7 +219,7 @@ def write(
 def _documents(
     kind: TokenizerClass, config: HiggsAudioTokenizerConfig, state: State, layout: str
 ) -> dict[str, dict[str, Any]]:
-    """JSON files of a layout, by name."""
+    """File name -> content of the JSON files of a layout."""
     if layout == "boson":
         return {CONFIG_FILE: boson.write_config(config)}
     dtype = str(state["fc.weight"].dtype).removeprefix("torch.")
@@ -215,10 +236,10 @@ def _write_weights(config: HiggsAudioTokenizerConfig, state: State, folder: Path
         save_file(state, folder / SINGLE_FILE, metadata={"format": "pt"})
         return
     stored: State = {}
-    for name, parts in boson.names(state, len(config.acoustic["downsampling_ratios"])).items():
-        values = boson.split(state[name]) if len(parts) == 2 else (state[name].float(),)
+    for name, parts in boson.stored_names(state, len(config.acoustic["downsampling_ratios"])).items():
+        values = boson.split_weight_norm(state[name]) if len(parts) == 2 else (state[name].float(),)
         stored |= dict(zip(parts, values, strict=True))
     try:
-        torch.save(stored, folder / boson.WEIGHTS_FILE)
-    except RuntimeError as error:  # a full disk, in torch's words
-        raise CheckpointError(f"{boson.WEIGHTS_FILE} cannot be written: {first_line(error)}") from error
+        torch.save(stored, folder / PICKLE_FILE)
+    except RuntimeError as error:  # torch's error for a full disk
+        raise CheckpointError(f"{PICKLE_FILE} cannot be written: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Residual vector quantization: K codebooks, each coding what the ones before it left over."""
+"""Residual vector quantization: K codebooks, each of which codes the residual of the codebooks before it."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,11 @@ from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 
 
 class Codebook(nn.Module):
-    """V entries of `codebook_dim` numbers, moved by running averages, not by gradients.
+    """V entries `[V, codebook_dim]`, updated by running averages, not by gradients.
 
-    `embed_avg` is the decayed sum of the vectors an entry won and `cluster_size` the decayed count, so
-    `embed = embed_avg / cluster_size` from the first update on (sums kept as means would shrink the codebook).
+    `embed_avg` is the decayed sum of the vectors assigned to an entry and `cluster_size` their decayed count, so
+    `embed = embed_avg / cluster_size` from the first update on (initializing `embed_avg` with means instead of sums
+    would shrink the codebook).
     """
 
     inited: Tensor
@@ -29,14 +30,14 @@ class Codebook(nn.Module):
         self.register_buffer("embed_avg", torch.zeros(size, width))
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Index of the entry nearest to each of `vectors [..., width]`, Euclidean; ties to the lowest."""
+        """Indices `[...]` of the entries nearest to `vectors [..., width]` by Euclidean distance; lowest of a tie."""
         flat = vectors.reshape(-1, vectors.shape[-1])
-        distance = self.embed.pow(2).sum(1) - 2 * flat @ self.embed.t()  # [N, V], less the vector's own length
+        distance = self.embed.pow(2).sum(1) - 2 * flat @ self.embed.t()  # [N, V], without the vectors' squared norms
         return distance.argmin(1).view(vectors.shape[:-1])
 
 
 class VectorQuantizer(nn.Module):
-    """One codebook with its projections, `[..., D] -> codes [...]` and back."""
+    """One codebook with its projections: `[..., D]` to codes `[...]` and back."""
 
     def __init__(self, config: HiggsAudioTokenizerConfig) -> None:
         super().__init__()
@@ -54,14 +55,14 @@ class VectorQuantizer(nn.Module):
 
 @dataclass
 class Quantized:
-    """What training needs of a quantization: see `ResidualVectorQuantizer.forward`."""
+    """The result of `ResidualVectorQuantizer.forward`, for training."""
 
     latent: Tensor  # [B, F, D], gradients pass straight through to the input
     first: Tensor  # [B, F, D], the first codebook alone
     codes: Tensor  # [K, B, F]
-    projected: list[Tensor]  # K of [B, F, codebook_dim], what each codebook was asked to code
-    commitment: Tensor  # scalar: energy that all codebooks leave, a frame's mean
-    left: Tensor  # [K]: energy left after each codebook, relative to the input's, without gradient
+    projected: list[Tensor]  # K of [B, F, codebook_dim], the input of each codebook
+    commitment: Tensor  # scalar: energy of the final residual, mean over frames
+    left: Tensor  # [K]: energy of the residual after each codebook, relative to the input, no gradient
 
 
 class ResidualVectorQuantizer(nn.Module):
@@ -87,10 +88,10 @@ class ResidualVectorQuantizer(nn.Module):
         return latent
 
     def forward(self, latent: Tensor, depth: Tensor) -> Quantized:
-        """The training pass: quantizes `latent [B, F, D]`, sample b with its first `depth[b]` codebooks.
+        """The training pass: quantizes `latent [B, F, D]`, sample b with the first `depth[b]` codebooks.
 
-        What the decoder wants of the codes passes straight through to the input; the codebooks follow by running
-        averages and the projections stay (see `train/codebook.py`), so nothing here needs a gradient but that.
+        Gradients pass straight through to the input. Codebooks are updated by running averages and projections are not
+        trained (see `train_codec/codebook.py`), so the rest needs no gradient.
         """
         with torch.no_grad():
             residual, total, first = latent, torch.zeros_like(latent), torch.zeros_like(latent)
@@ -112,5 +113,5 @@ class ResidualVectorQuantizer(nn.Module):
 
     @property
     def layers(self) -> list[VectorQuantizer]:
-        """The quantizers, the first codebook's first."""
+        """The quantizers in order."""
         return [q for q in self.quantizers if isinstance(q, VectorQuantizer)]

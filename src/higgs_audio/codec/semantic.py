@@ -1,4 +1,4 @@
-"""The convolutions around the semantic features: one network before the quantizer, one after it."""
+"""The convolutional networks of the semantic branch, one before the quantizer and one after it."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 
 
 class ResidualUnit(nn.Module):
-    """ELU, dilated convolution, ELU, 1x1 convolution, plus the input. `[B, D, F] -> [B, D, F]`."""
+    """ELU, dilated convolution, ELU, 1x1 convolution, plus the input, on `[B, D, F]`."""
 
     def __init__(self, width: int, kernel_size: int, dilation: int) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class ResidualUnit(nn.Module):
 
 
 class SemanticBlock(nn.Module):
-    """Residual units and one convolution; before the quantizer the convolution is last, after it first."""
+    """Residual units and one convolution, which is last in the encoder and first in the decoder."""
 
     def __init__(self, config: HiggsAudioTokenizerConfig, conv_first: bool) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class SemanticBlock(nn.Module):
 
 
 class SemanticEncoder(nn.Module):
-    """HuBERT features on their way to the quantizer, `[B, D, F] -> [B, D, F]`."""
+    """HuBERT's features `[B, D, F]` to the semantic half `[B, D, F]` of the quantizer's input."""
 
     def __init__(self, config: HiggsAudioTokenizerConfig) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class SemanticEncoder(nn.Module):
 
 
 class SemanticDecoder(nn.Module):
-    """The quantized features back to HuBERT's, `[B, D, F] -> [B, D, F]`; used in training only."""
+    """Quantized features `[B, D, F]` to HuBERT's `[B, D, F]`; used in training only."""
 
     def __init__(self, config: HiggsAudioTokenizerConfig) -> None:
         super().__init__()

@@ -1,213 +1,255 @@
-"""Exact streaming: codes in pieces to samples in pieces, whose concatenation is `decode` of the whole."""
+"""Streaming decoding: chunks of codes to chunks of samples.
+
+The stream is the definition of a sound, and the whole is its concatenation: `HiggsAudio.generate` concatenates the
+chunks of `HiggsAudio.stream`, which come from here. The concatenated samples are those of `HiggsAudioTokenizer.decode`
+on all codes at once, except for floating-point rounding, in whatever chunks the codes come.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from higgs_audio.codec.model import HiggsAudioTokenizer
 from higgs_audio.codec.vocos import VocosDecoder
-from higgs_audio.codec.vocos_stream import VocosStream, sound_together
+from higgs_audio.codec.vocos_stream import VocosStream, decode_packed
 from higgs_audio.errors import OptionError
 
 
-class StreamDecoder:
-    """Decodes one stream piece by piece; a sample is sounded once every frame it depends on is known.
+@dataclass(frozen=True)
+class LowLatencyState:
+    """The decoder state of a stream, and how many samples were returned that were not final."""
 
-    Each piece is computed once where the body can remember ("vocos"); otherwise ("dac") with its neighbours around it,
-    as many frames as `decoder_context` says.
+    stream: VocosStream
+    num_early: int
+
+
+@dataclass(frozen=True)
+class WindowState:
+    """The last codes `[K, F]` of a stream, and the number of their frames whose samples were returned."""
+
+    codes: Tensor
+    num_returned: int
+
+
+StreamState: TypeAlias = VocosStream | LowLatencyState | WindowState
+S = TypeVar("S", VocosStream, LowLatencyState, WindowState)
+
+
+class StreamDecoder:
+    """Decodes one stream chunk by chunk; a sample is returned once every frame that it depends on is known.
+
+    The body "vocos" keeps the state of its layers and computes every frame once. The body "dac" decodes every chunk
+    with the frames around it, as many as `decoder_context` says.
 
     Args:
-        tokenizer: whose codes they are.
-        look_ahead: frames that a sample waits for; all that it depends on when None. Fewer come sooner and are not
-            exact: the frames behind them are taken for the end of the sound. docs/measurements.md has the error.
+        tokenizer: that made the codes.
+        look_ahead: frames that a sample waits for; None waits for all that it depends on. With fewer, samples come
+            sooner and are approximate: the decoder treats the unknown frames as the end of the stream.
+            docs/measurements.md has the error.
 
     Raises:
         OptionError: a negative look-ahead.
     """
 
     def __init__(self, tokenizer: HiggsAudioTokenizer, look_ahead: int | None = None) -> None:
-        whole = tokenizer.decoder_context[1]
+        full = tokenizer.decoder_context[1]
         if look_ahead is not None and (not isinstance(look_ahead, int) or look_ahead < 0):
             raise OptionError(f"look_ahead={look_ahead!r}; give a whole number of frames, 0 or more, or None for all")
-        ahead = whole if look_ahead is None else min(look_ahead, whole)
+        ahead = full if look_ahead is None else min(look_ahead, full)
         body = tokenizer.acoustic_decoder
         if not isinstance(body, VocosDecoder):
-            self._way: _Way = _Window(tokenizer, ahead)
+            self._strategy: _Strategy[Any] = _Windowed(tokenizer, ahead)
         else:
-            self._way = _Memory(tokenizer, body) if ahead == whole else _Hasty(tokenizer, body, ahead)
+            self._strategy = _Stateful(tokenizer, body) if ahead == full else _LowLatency(tokenizer, body, ahead)
 
     @property
-    def state(self) -> Any:
-        """What is remembered: it can be kept, and set to go on from there once more."""
-        return self._way.state
+    def state(self) -> StreamState:
+        """The state of the stream. It is never modified: assigning an earlier state rewinds the stream to it."""
+        state: StreamState = self._strategy.state
+        return state
 
     @state.setter
-    def state(self, state: Any) -> None:
-        self._way.state = state
+    def state(self, state: StreamState) -> None:
+        self._strategy.state = state
 
     def push(self, codes: Tensor, is_last: bool = False) -> Tensor:
-        """The next codes `[K, F]`, F >= 0, to the samples `[S]` that are sounded now; S may be 0.
+        """Decodes the next codes `[K, F]`, F >= 0, and returns the samples `[S]` that are ready; S may be 0.
 
-        With the last ones comes what waited for frames to its right, and nothing may follow.
+        With `is_last` it returns all remaining samples, and no codes may follow.
         """
         return push_many([self], [codes], [is_last])[0]
 
     def finish(self) -> Tensor:
-        """The samples `[S]` that waited for frames to their right."""
-        return self.push(self._way.no_codes, True)
+        """Ends the stream and returns the remaining samples `[S]`."""
+        return self.push(self._strategy.no_codes, True)
 
 
 @torch.no_grad()
 def push_many(decoders: Sequence[StreamDecoder], codes: Sequence[Tensor], last: Sequence[bool]) -> list[Tensor]:
-    """`push` of several streams of one tokenizer, no one twice, in few large operations.
+    """Calls `push` on several streams of one tokenizer in one batch.
 
-    The samples are those of `push` but for rounding, which depends on how much is added up at once. Where it fails, all
-    streams are as they were.
+    The samples equal those of `push` except for floating-point rounding, which depends on the batch. If the call
+    fails, all streams keep their earlier state.
+
+    Args:
+        decoders: distinct decoders of one tokenizer.
+        codes: the next codes `[K, F]` of every stream, F >= 0.
+        last: whether the stream ends with these codes.
+
+    Returns:
+        The samples `[S]` of every stream that are ready.
+
+    Raises:
+        CodesError: codes of another shape, dtype or range.
     """
-    kinds: dict[type[_Way], list[int]] = {}
-    for number, decoder in enumerate(decoders):
-        kinds.setdefault(type(decoder._way), []).append(number)
-    sounds, states = dict[int, Tensor](), dict[int, Any]()
-    for kind, numbers in kinds.items():
-        ways = [decoders[number]._way for number in numbers]
-        made = kind.together(ways, [codes[number] for number in numbers], [last[number] for number in numbers])
-        for number, (sound, state) in zip(numbers, made, strict=True):
-            sounds[number], states[number] = sound, state
-    for number, decoder in enumerate(decoders):
-        decoder.state = states[number]
-    return [sounds[number] for number in range(len(decoders))]
+    groups: dict[type[_Strategy[Any]], list[int]] = {}
+    for i, decoder in enumerate(decoders):
+        groups.setdefault(type(decoder._strategy), []).append(i)
+    samples, states = dict[int, Tensor](), dict[int, StreamState]()
+    for kind, indices in groups.items():
+        strategies = [decoders[i]._strategy for i in indices]
+        outputs = kind.decode_batch(strategies, [codes[i] for i in indices], [last[i] for i in indices])
+        for i, (part, state) in zip(indices, outputs, strict=True):
+            samples[i], states[i] = part, state
+    for i, decoder in enumerate(decoders):
+        decoder.state = states[i]
+    return [samples[i] for i in range(len(decoders))]
 
 
-class _Way(ABC):
-    """How streams are decoded.
+class _Strategy(ABC, Generic[S]):
+    """A way to decode a stream.
 
     Attributes:
-        tokenizer: whose codes they are.
-        state: what is remembered; replaced, never written to.
+        tokenizer: that made the codes.
+        state: of the stream; replaced, never modified in place.
     """
 
-    state: Any
+    state: S
 
     def __init__(self, tokenizer: HiggsAudioTokenizer) -> None:
         self.tokenizer = tokenizer
 
     @property
     def no_codes(self) -> Tensor:
-        """`[K, 0]`."""
+        """Codes `[K, 0]`."""
         return torch.zeros(self.tokenizer.config.num_codebooks, 0, dtype=torch.long, device=self.tokenizer.device)
 
     @classmethod
     @abstractmethod
-    def together(cls, ways: Sequence[Any], codes: Sequence[Tensor], last: Sequence[bool]) -> list[tuple[Tensor, Any]]:
-        """The samples and the new state of each."""
+    def decode_batch(
+        cls, strategies: Sequence[Self], codes: Sequence[Tensor], last: Sequence[bool]
+    ) -> list[tuple[Tensor, S]]:
+        """Returns the samples and the new state of every stream; changes none of them."""
 
 
-class _Memory(_Way):
-    """The decoder's layers remember; the state is a `VocosStream`."""
+class _Stateful(_Strategy[VocosStream]):
+    """Keeps the state of the decoder's layers."""
 
     def __init__(self, tokenizer: HiggsAudioTokenizer, body: VocosDecoder) -> None:
         super().__init__(tokenizer)
         self.state = VocosStream(body)
 
     @classmethod
-    def together(
-        cls, ways: Sequence["_Memory"], codes: Sequence[Tensor], last: Sequence[bool]
-    ) -> list[tuple[Tensor, Any]]:
-        streams, sizes = [way.state.copy() for way in ways], [part.shape[1] for part in codes]
-        tokenizer = ways[0].tokenizer
-        weight = streams[0].decoder.embed.weight
-        nothing = weight.new_zeros(1, weight.shape[1], 0)
-        whole = tokenizer.acoustic_features(torch.cat(list(codes), dim=1)[None]) if sum(sizes) else nothing
-        sounds = sound_together(streams, whole[0].T.split(sizes), last)
-        return list(zip(sounds, streams, strict=True))
+    def decode_batch(
+        cls, strategies: Sequence[Self], codes: Sequence[Tensor], last: Sequence[bool]
+    ) -> list[tuple[Tensor, VocosStream]]:
+        return _decode_vocos(strategies[0].tokenizer, [strategy.state for strategy in strategies], codes, last)
 
 
-class _Hasty(_Way):
-    """What is certain, and of the rest, as if nothing came behind it, all but the last `ahead` frames.
+def _decode_vocos(
+    tokenizer: HiggsAudioTokenizer, states: Sequence[VocosStream], codes: Sequence[Tensor], last: Sequence[bool]
+) -> list[tuple[Tensor, VocosStream]]:
+    """The samples and the new state of every stream."""
+    streams, sizes = [state.copy() for state in states], [part.shape[1] for part in codes]
+    weight = streams[0].decoder.embed.weight
+    no_features = weight.new_zeros(1, weight.shape[1], 0)
+    features = tokenizer.acoustic_features(torch.cat(list(codes), dim=1)[None]) if sum(sizes) else no_features
+    samples = decode_packed(streams, features[0].T.split(sizes), last)
+    return list(zip(samples, streams, strict=True))
 
-    The state is that of a `_Memory`, and how many samples were sounded that were not certain.
-    """
+
+class _LowLatency(_Strategy[LowLatencyState]):
+    """Returns samples before they are final: decodes as if the stream ended here, but holds back `ahead` frames."""
 
     def __init__(self, tokenizer: HiggsAudioTokenizer, body: VocosDecoder, ahead: int) -> None:
         super().__init__(tokenizer)
-        self._kept = ahead * tokenizer.config.hop_length
-        self.state = VocosStream(body), 0
+        self._num_held_back = ahead * tokenizer.config.hop_length
+        self.state = LowLatencyState(VocosStream(body), 0)
 
     @classmethod
-    def together(
-        cls, ways: Sequence["_Hasty"], codes: Sequence[Tensor], last: Sequence[bool]
-    ) -> list[tuple[Tensor, Any]]:
-        return [way._push(part, is_last) for way, part, is_last in zip(ways, codes, last, strict=True)]
+    def decode_batch(
+        cls, strategies: Sequence[Self], codes: Sequence[Tensor], last: Sequence[bool]
+    ) -> list[tuple[Tensor, LowLatencyState]]:
+        parts = zip(strategies, codes, last, strict=True)
+        return [strategy._decode(part, is_last) for strategy, part, is_last in parts]
 
-    def _push(self, codes: Tensor, is_last: bool) -> tuple[Tensor, Any]:
-        (stream, early), memory = self.state, _Memory(self.tokenizer, self.state[0].decoder)
-        memory.state = stream
-        ((certain, stream),) = _Memory.together([memory], [codes], [is_last])
+    def _decode(self, codes: Tensor, is_last: bool) -> tuple[Tensor, LowLatencyState]:
+        num_early = self.state.num_early
+        ((final, stream),) = _decode_vocos(self.tokenizer, [self.state.stream], [codes], [is_last])
         if is_last:
-            return certain[early:], (stream, 0)
-        memory.state = stream
-        ((likely, _),) = _Memory.together([memory], [self.no_codes], [True])
-        sound = torch.cat([certain, likely[: max(0, len(likely) - self._kept)]])
-        return sound[early:], (stream, max(early, len(sound)) - len(certain))
+            return final[num_early:], LowLatencyState(stream, 0)
+        ((provisional, _),) = _decode_vocos(self.tokenizer, [stream], [self.no_codes], [True])
+        samples = torch.cat([final, provisional[: max(0, len(provisional) - self._num_held_back)]])
+        return samples[num_early:], LowLatencyState(stream, max(num_early, len(samples)) - len(final))
 
 
-class _Window(_Way):
-    """The decoder sees a fixed number of frames to either side, so a window with that much around it is enough.
-
-    The state is the window `[K, frames]`, and how many of its frames have been sounded.
-    """
+class _Windowed(_Strategy[WindowState]):
+    """Decodes the new frames within a window that has the decoder's context on both sides."""
 
     def __init__(self, tokenizer: HiggsAudioTokenizer, ahead: int) -> None:
         super().__init__(tokenizer)
         self._left, self._right = tokenizer.decoder_context[0], ahead
-        self.state = self.no_codes, 0
+        self.state = WindowState(self.no_codes, 0)
 
     @classmethod
-    def together(
-        cls, ways: Sequence["_Window"], codes: Sequence[Tensor], last: Sequence[bool]
-    ) -> list[tuple[Tensor, Any]]:
-        windows = [torch.cat([way.state[0], part], dim=1) for way, part in zip(ways, codes, strict=True)]
+    def decode_batch(
+        cls, strategies: Sequence[Self], codes: Sequence[Tensor], last: Sequence[bool]
+    ) -> list[tuple[Tensor, WindowState]]:
+        windows = [
+            torch.cat([strategy.state.codes, part], dim=1) for strategy, part in zip(strategies, codes, strict=True)
+        ]
         stops = [
-            window.shape[1] - (0 if is_last else way._right)
-            for way, window, is_last in zip(ways, windows, last, strict=True)
+            window.shape[1] - (0 if is_last else strategy._right)
+            for strategy, window, is_last in zip(strategies, windows, last, strict=True)
         ]
-        heard = [number for number, way in enumerate(ways) if stops[number] > way.state[1]]
-        sounds = dict(zip(heard, _decoded(ways[0].tokenizer, [windows[number] for number in heard]), strict=True))
+        ready = [i for i, strategy in enumerate(strategies) if stops[i] > strategy.state.num_returned]
+        decoded = dict(zip(ready, _decode_windows(strategies[0].tokenizer, [windows[i] for i in ready]), strict=True))
         return [
-            way._cut(windows[number], stops[number], sounds[number])
-            if number in sounds
-            else (torch.zeros(0, device=windows[number].device), (windows[number], way.state[1]))
-            for number, way in enumerate(ways)
+            strategy._cut(windows[i], stops[i], decoded[i])
+            if i in decoded
+            else (torch.zeros(0, device=windows[i].device), WindowState(windows[i], strategy.state.num_returned))
+            for i, strategy in enumerate(strategies)
         ]
 
-    def _cut(self, window: Tensor, stop: int, sound: Tensor) -> tuple[Tensor, Any]:
-        """Samples of frames `done..stop` of the window; forgets what no later frame depends on."""
-        done, hop = self.state[1], self.tokenizer.config.hop_length
-        forgotten = max(0, stop - self._left)
-        return sound[done * hop : stop * hop], (window[:, forgotten:], stop - forgotten)
+    def _cut(self, window: Tensor, stop: int, samples: Tensor) -> tuple[Tensor, WindowState]:
+        """The samples of the new frames before `stop`, and the state without frames that are no longer needed."""
+        num_returned, hop = self.state.num_returned, self.tokenizer.config.hop_length
+        num_dropped = max(0, stop - self._left)
+        return samples[num_returned * hop : stop * hop], WindowState(window[:, num_dropped:], stop - num_dropped)
 
 
-def _decoded(tokenizer: HiggsAudioTokenizer, windows: Sequence[Tensor]) -> list[Tensor]:
-    """Codes `[K, F]` to samples `[F * hop_length]`, windows of one length in one batch."""
-    sounds: dict[int, Tensor] = {}
+def _decode_windows(tokenizer: HiggsAudioTokenizer, windows: Sequence[Tensor]) -> list[Tensor]:
+    """Codes `[K, F]` to samples `[F * hop_length]`; windows of equal length share a batch."""
+    samples: dict[int, Tensor] = {}
     for length in {window.shape[1] for window in windows}:
-        numbers = [number for number, window in enumerate(windows) if window.shape[1] == length]
-        values = tokenizer.decode(torch.stack([windows[number] for number in numbers])).audio_values
-        assert values is not None
-        sounds |= dict(zip(numbers, values[:, 0], strict=True))
-    return [sounds[number] for number in range(len(windows))]
+        indices = [i for i, window in enumerate(windows) if window.shape[1] == length]
+        values = tokenizer.decode(torch.stack([windows[i] for i in indices])).audio_values
+        samples |= dict(zip(indices, values[:, 0], strict=True))
+    return [samples[i] for i in range(len(windows))]
 
 
 def decode_stream(tokenizer: HiggsAudioTokenizer, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Chunks of codes `[K, F]` to chunks of samples `[S]`; their concatenation equals `decode` of the whole."""
+    """Decodes chunks of codes `[K, F]` to chunks of samples `[S]`; their concatenation equals `decode` of all codes."""
     decoder = StreamDecoder(tokenizer)
     for chunk in chunks:
-        sound = decoder.push(chunk)
-        if len(sound):
-            yield sound
-    sound = decoder.finish()
-    if len(sound):
-        yield sound
+        samples = decoder.push(chunk)
+        if len(samples):
+            yield samples
+    samples = decoder.finish()
+    if len(samples):
+        yield samples

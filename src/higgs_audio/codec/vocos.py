@@ -1,8 +1,8 @@
 """The `vocos` body: STFT in, ConvNeXt, inverse STFT out. 27 times cheaper than `dac` at the same rates.
 
-A convolutional network at 25 and 100 Hz with a head that says spectra needs no upsampling to 24 kHz, which is what
-makes a waveform decoder dear (the idea is that of Vocos, arXiv 2306.00814). The head is one layer ("spectrum"), or
-`HarmonicHead` ("harmonic"), whose voices are smooth.
+A convolutional network at 25 and 100 Hz whose head predicts spectra needs no upsampling to 24 kHz, which is the
+expensive part of a waveform decoder (the idea is that of Vocos, arXiv 2306.00814). The head is one linear layer
+("spectrum"), or `HarmonicHead` ("harmonic"), which makes smoother voices.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,14 @@ from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.codec.harmonic import LOG_CEILING, HarmonicHead, PhaseState, Pitch
 
 LOG_FLOOR = 1e-3  # magnitudes below are silence
+WEIGHT_FLOOR = 1e-6  # of the summed windows, by which overlapping frames are divided
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of `[B, D, T]`. Before the first block it keeps the scale of what comes in from
-    drowning what the blocks add: latents that had grown a million times larger once made the decoder linear.
+    """Layer norm over the channels of `[B, D, T]`.
+
+    Before the first block it bounds the input, whose scale could otherwise hide what the blocks add: latents that had
+    grown a million times larger once made the decoder linear.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,7 +30,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class ConvNeXt(nn.Module):
-    """Depthwise convolution over time, then a two-layer perceptron per position; `[B, D, T] -> [B, D, T]`.
+    """Depthwise convolution over time, then a two-layer perceptron per position, on `[B, D, T]`.
 
     `lookahead` positions of the kernel lie to the right of the centre, the rest to the left.
     """
@@ -44,9 +47,9 @@ class ConvNeXt(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.mix(self.depthwise(F.pad(x, self.pad)), x)
 
-    def mix(self, around: Tensor, x: Tensor) -> Tensor:
-        """`x [B, D, T]` and the perceptron of what the convolution says is around it, as large."""
-        y = around.transpose(1, 2)  # [B, T, D]
+    def mix(self, convolved: Tensor, x: Tensor) -> Tensor:
+        """`x [B, D, T]` plus the perceptron of its convolution `convolved [B, D, T]`."""
+        y = convolved.transpose(1, 2)  # [B, T, D]
         y = self.contract(F.gelu(self.expand(self.norm(y)), approximate="tanh"))
         return x + (self.scale * y).transpose(1, 2)
 
@@ -103,62 +106,76 @@ class VocosDecoder(nn.Module):
         self.up = nn.ConvTranspose1d(coarse, fine, a["stride"], stride=a["stride"])
         self.fine = Stage(fine, a["decoder_depths"][1], kernel, ahead)
         self.norm = nn.LayerNorm(fine)
-        self.is_harmonic = a["decoder_head"] == "harmonic"
         self.head = (
             HarmonicHead(fine, self.n_fft, self.hop, config.sample_rate)
-            if self.is_harmonic
+            if a["decoder_head"] == "harmonic"
             else nn.Linear(fine, self.n_fft + 2)
         )
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.sound(self.hidden(features))
+    @property
+    def overlap(self) -> int:
+        """Samples that a frame shares with the frames after it."""
+        return self.n_fft - self.hop
 
-    def hidden(self, features: Tensor) -> Tensor:
-        """What the head reads, `[B, T, D]`, T spectra."""
+    @property
+    def trim(self) -> int:
+        """Samples that overlap-add makes before the first and after the last sample of the waveform."""
+        return self.overlap // 2
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.synthesize(self.hidden_states(features))
+
+    def hidden_states(self, features: Tensor) -> Tensor:
+        """Features `[B, hidden, F]` to the input `[B, T, D]` of the head, one position per spectrum."""
         x = self.coarse(self.embed_norm(self.embed(features)))  # [B, D, F]
         return self.norm(self.fine(self.up(x)).transpose(1, 2))
 
-    def sound(self, hidden: Tensor, pitch: Pitch | None = None, before: PhaseState | None = None) -> Tensor:
-        """Hidden states to samples `[B, 1, T * hop]`; a harmonic head sings at a `pitch` and goes on from a position,
-        where they are given.
+    def synthesize(self, hidden: Tensor, pitch: Pitch | None = None, start: PhaseState | None = None) -> Tensor:
+        """Hidden states `[B, T, D]` to the waveform `[B, 1, T * hop]`.
+
+        Args:
+            hidden: from `hidden_states`.
+            pitch: used by a harmonic head instead of its prediction.
+            start: phase from which a harmonic head continues.
         """
-        return self._overlap_add(self.frames(hidden, pitch, before)[0])
+        total, weights = self.overlap_add(self._head_frames(hidden, pitch, start))
+        return (total / weights.clamp(min=WEIGHT_FLOOR))[..., self.trim : total.shape[-1] - self.trim]
 
-    def frames(
-        self, hidden: Tensor, pitch: Pitch | None = None, before: PhaseState | None = None
-    ) -> tuple[Tensor, PhaseState | None]:
-        """Hidden states to windowed frames of sound `[B, T, n_fft]`, and where a harmonic head stands behind them."""
-        if not isinstance(self.head, HarmonicHead):
-            return self._windowed(self._said(hidden)), None
-        spectrum, position = self.head(hidden, self.window, pitch, before)  # [B, T, bins]
-        return self._windowed(spectrum), position
+    def _head_frames(self, hidden: Tensor, pitch: Pitch | None, start: PhaseState | None) -> Tensor:
+        """Windowed frames of sound `[B, T, n_fft]`."""
+        if isinstance(self.head, HarmonicHead):
+            return self._windowed(self.head(hidden, self.window, pitch, start)[0])
+        return self._windowed(self._spectrum(hidden))
 
-    def frames_of_several(
-        self, hidden: Tensor, sizes: Sequence[int], before: Sequence[PhaseState | None]
+    def frames_packed(
+        self, hidden: Tensor, sizes: Sequence[int], starts: Sequence[PhaseState | None]
     ) -> tuple[Tensor, Sequence[PhaseState | None]]:
-        """The same of several sounds one after another: `[1, T, D]`, of each so many, and where it stood."""
-        if not isinstance(self.head, HarmonicHead):
-            return self._windowed(self._said(hidden)), before
-        spectra, positions = self.head.of_several(hidden, self.window, sizes, before)
-        return torch.cat([self._windowed(part) for part in spectra], dim=1), positions
+        """Windowed frames of sound of several streams that follow one another.
 
-    def _said(self, hidden: Tensor) -> Tensor:
-        """Spectra `[B, T, bins]`, where the head says magnitudes and phases."""
+        Args:
+            hidden: `[1, T, D]`.
+            sizes: number of hidden states of every stream, each at least 1.
+            starts: phase from which a harmonic head continues every stream.
+
+        Returns:
+            Frames `[1, T, n_fft]`, and the phase after every stream.
+        """
+        if not isinstance(self.head, HarmonicHead):
+            return self._windowed(self._spectrum(hidden)), starts
+        spectra, ends = self.head.forward_packed(hidden, self.window, sizes, starts)
+        return torch.cat([self._windowed(piece) for piece in spectra], dim=1), ends
+
+    def _spectrum(self, hidden: Tensor) -> Tensor:
+        """Spectra `[B, T, bins]` of a head that predicts magnitudes and phases."""
         log_magnitude, phase = self.head(hidden).chunk(2, dim=-1)
         return torch.polar(log_magnitude.clamp(max=LOG_CEILING).exp(), phase)
 
     def _windowed(self, spectrum: Tensor) -> Tensor:
-        """Spectra to frames of sound `[B, T, n_fft]`."""
+        """Spectra `[B, T, bins]` to windowed frames of sound `[B, T, n_fft]`."""
         return torch.fft.irfft(spectrum, n=self.n_fft) * self.window
 
-    def _overlap_add(self, frames: Tensor) -> Tensor:
-        """Windowed frames `[B, T, n_fft]` to samples `[B, 1, T * hop]`, weighted by the windows' own sum."""
-        total, weights = self.sums(frames)
-        pad = (self.n_fft - self.hop) // 2
-        return (total / weights.clamp(min=1e-6))[..., pad : total.shape[-1] - pad]
-
-    def sums(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Windowed frames `[B, T, n_fft]` and squared windows, each added up where they overlap, `[B, 1, S]`."""
+    def overlap_add(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of overlapping windowed frames `[B, T, n_fft]`, and of the squared windows, `[B, 1, S]` each."""
         length = (frames.shape[1] - 1) * self.hop + self.n_fft
         weights = self.window.pow(2).expand(1, frames.shape[1], -1)
         return self._fold(frames, length), self._fold(weights, length)
@@ -169,8 +186,9 @@ class VocosDecoder(nn.Module):
 
 
 def decoder_context(config: HiggsAudioTokenizerConfig) -> tuple[int, int]:
-    """Frames to the left and right of a frame that its samples depend on. With a harmonic head all frames before it
-    have moved the pulses, and nothing else.
+    """Frames to the left and right of a frame that its samples depend on.
+
+    With a harmonic head the pulses' phase depends on all earlier frames as well.
     """
     a = config.acoustic
     kernel, ahead, (coarse, fine) = a["kernel_size"], a["decoder_lookahead"], a["decoder_depths"]

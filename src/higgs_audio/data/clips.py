@@ -12,16 +12,20 @@ import torch
 from higgs_audio.audio.files import read
 from higgs_audio.errors import RecipeError
 
-INT16 = 32_768
+INT16_SCALE = 32_768  # as `audio.files.pcm16`: 16-bit files survive the round trip bit for bit
 
 
 @dataclass(frozen=True)
 class Clip:
     """One recording with its text.
 
-    `audio` is a path; `seconds` its length; `split` "train" or "heldout"; `phones` are `(phone, start, end)` in
-    seconds where a synthesizer told them; `scene` says in words where it was recorded; `reference` is the id of the
-    clip that is to be heard before it.
+    Attributes:
+        audio: path of the sound file.
+        seconds: its length.
+        split: "train" or "heldout".
+        phones: `(phone, start, end)` in seconds, if a synthesizer provided them.
+        scene: description of the place of the recording.
+        reference: id of the clip that precedes this one as its voice reference.
     """
 
     id: str
@@ -35,68 +39,68 @@ class Clip:
     reference: str = ""
 
 
-def samples(clip: Clip, sample_rate: int) -> torch.Tensor:
-    """The clip's sound, float32 `[S]`."""
+def read_samples(clip: Clip, sample_rate: int) -> torch.Tensor:
+    """Reads the waveform of a clip, float32 `[S]`."""
     return torch.from_numpy(read(clip.audio, sample_rate).samples)
 
 
-class Sounds:
-    """The sound of clips at one rate: read from their files when asked for, or all held on one device.
+class ClipAudio:
+    """Waveforms of clips at one sample rate, read from files on demand or kept in memory on one device.
 
-    Held sound is int16, 2.9 MB a minute at 24 kHz: a GPU that takes fifty seconds of it in 40 ms would wait for files.
+    In memory they are int16, 2.9 MB a minute at 24 kHz. A GPU that processes fifty seconds of sound in 40 ms would
+    otherwise wait for files.
 
     Args:
         clips: at least one.
         sample_rate: in Hz.
-        held_on: the device to hold all of them on; None reads files.
+        device: keeps all waveforms on this device; None reads files.
     """
 
-    def __init__(self, clips: Sequence[Clip], sample_rate: int, held_on: torch.device | None = None) -> None:
-        self._clips, self._rate, self._held = clips, sample_rate, None
-        if held_on is None:
+    def __init__(self, clips: Sequence[Clip], sample_rate: int, device: torch.device | None = None) -> None:
+        self._clips, self._sample_rate, self._in_memory = clips, sample_rate, None
+        if device is None:
             return
-        with ThreadPoolExecutor() as readers:  # decoders let go of the interpreter
-            sounds = list(readers.map(self._short, clips))
-        self._lengths = [len(sound) for sound in sounds]
+        with ThreadPoolExecutor() as readers:  # decoding releases the GIL
+            waveforms = list(readers.map(self._read_int16, clips))
+        self._lengths = [len(waveform) for waveform in waveforms]
         self._starts = [0, *itertools.accumulate(self._lengths)]
-        self._held = torch.cat(sounds).to(held_on)
+        self._in_memory = torch.cat(waveforms).to(device)
 
     def random_crops(self, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
-        """`count` random stretches of `length` samples from random clips, `[count, length]`; short ones are repeated.
+        """Draws `count` crops of `length` samples from random clips, `[count, length]`; short clips are repeated.
 
-        The generator is a CPU's, and both ways draw the same stretches from it.
+        The generator is on the CPU. Files and memory give the same crops.
         """
-        crops = torch.stack([self._crop(length, generator) for _ in range(count)])
-        return crops if self._held is None else to_float(crops)
+        crops = torch.stack([self._random_crop(length, generator) for _ in range(count)])
+        return crops if self._in_memory is None else to_float(crops)
 
-    def _crop(self, length: int, generator: torch.Generator) -> torch.Tensor:
-        number = int(torch.randint(len(self._clips), (), generator=generator))
-        sound = self._sound(number)
-        repeats = -(-length // len(sound))
-        start = int(torch.randint(len(sound) * repeats - length + 1, (), generator=generator))
-        return (sound if repeats == 1 else sound.repeat(repeats))[start : start + length]
+    def _random_crop(self, length: int, generator: torch.Generator) -> torch.Tensor:
+        waveform = self._waveform(int(torch.randint(len(self._clips), (), generator=generator)))
+        repeats = -(-length // len(waveform))
+        start = int(torch.randint(len(waveform) * repeats - length + 1, (), generator=generator))
+        return (waveform if repeats == 1 else waveform.repeat(repeats))[start : start + length]
 
-    def _sound(self, number: int) -> torch.Tensor:
-        if self._held is None:
-            return samples(self._clips[number], self._rate)
-        return self._held[self._starts[number] : self._starts[number] + self._lengths[number]]
+    def _waveform(self, index: int) -> torch.Tensor:
+        if self._in_memory is None:
+            return read_samples(self._clips[index], self._sample_rate)
+        return self._in_memory[self._starts[index] : self._starts[index] + self._lengths[index]]
 
-    def _short(self, clip: Clip) -> torch.Tensor:
-        return to_short(samples(clip, self._rate))
-
-
-def to_short(sound: torch.Tensor) -> torch.Tensor:
-    """Sound in [-1, 1] in 16 bits."""
-    return (sound * INT16).round().clamp(-INT16, INT16 - 1).to(torch.int16)
+    def _read_int16(self, clip: Clip) -> torch.Tensor:
+        return to_int16(read_samples(clip, self._sample_rate))
 
 
-def to_float(sound: torch.Tensor) -> torch.Tensor:
-    """`to_short` undone."""
-    return sound.float() / INT16
+def to_int16(waveform: torch.Tensor) -> torch.Tensor:
+    """Converts a waveform in [-1, 1] to 16-bit integers."""
+    return (waveform * INT16_SCALE).round().clamp(-INT16_SCALE, INT16_SCALE - 1).to(torch.int16)
+
+
+def to_float(waveform: torch.Tensor) -> torch.Tensor:
+    """Inverse of `to_int16`."""
+    return waveform.float() / INT16_SCALE
 
 
 def length_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices in batches of similar length, `longest * size <= budget` each; the order follows from (seed, epoch)."""
+    """Groups indices into batches of similar length, `longest * size <= budget`, in an order given by (seed, epoch)."""
     rng = np.random.default_rng((seed, epoch))
     noisy = np.asarray(lengths) * rng.uniform(0.9, 1.1, len(lengths))
     batches: list[list[int]] = [[]]
@@ -112,15 +116,15 @@ def length_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int) -
 
 
 def batch_order(lengths: Sequence[int], budget: int, seed: int, start: int) -> Iterator[list[int]]:
-    """The endless series of batches over all epochs, from batch number `start` on.
+    """Yields the batches of all epochs, endlessly, from batch number `start` on.
 
-    Raises RecipeError where one clip is longer than a batch may be.
+    Raises RecipeError if one clip is longer than the budget.
     """
     if max(lengths) > budget:
         raise RecipeError(f"a batch holds {budget}, but the longest item alone is {max(lengths)}: raise the batch size")
-    done = 0
+    number = 0
     for epoch in itertools.count():
         for batch in length_batches(lengths, budget, seed, epoch):
-            if done >= start:
+            if number >= start:
                 yield batch
-            done += 1
+            number += 1

@@ -1,14 +1,13 @@
-"""Other people's data sets as a folder of FLAC files with a manifest: one line each.
+"""Imports data sets of other libraries as a folder of FLAC files with a manifest.
 
     from_huggingface(load_dataset("org/name", split="train"), "data/name", text="transcript")
     from_lhotse(CutSet.from_file("cuts.jsonl.gz"), "data/name")
 
-Neither library is needed by this package: what is given has only to behave like theirs. Files appear whole or not at
-all and the manifest last, so an import that was killed is started again, and goes on where it was.
+This package depends on neither library; the arguments only need the same attributes. Files are written atomically and
+the manifest last, so an interrupted import continues when it is started again.
 """
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -17,16 +16,15 @@ from typing import Any
 
 from higgs_audio.audio.files import read, write
 from higgs_audio.audio.waveform import Waveform, from_array
-from higgs_audio.data.manifest import header_seconds
+from higgs_audio.data.manifest import KEPT, DroppedError, header_seconds, json_lines
 from higgs_audio.errors import AudioError, RecipeError, nearest
 from higgs_audio.files import write_atomic
 
-KEPT = "kept"
-Item = tuple[dict[str, Any], Callable[[], Waveform]]  # a manifest's fields but for the audio, and what loads the sound
+Item = tuple[dict[str, Any], Callable[[], Waveform]]  # manifest fields except the audio, and the function that loads it
 
 
 def from_huggingface(
-    dataset: Any,
+    dataset: Iterable[Mapping[str, Any]],
     out: str | Path,
     *,
     audio: str = "audio",
@@ -36,18 +34,18 @@ def from_huggingface(
     split: str = "train",
     scene: str = "",
 ) -> dict[str, int]:
-    """Writes a Hugging Face data set to `out` and returns how many rows were kept, and dropped by reason.
+    """Writes a Hugging Face data set to `out` and returns the number of rows kept, and dropped by reason.
 
     Args:
         dataset: a `datasets.Dataset` or `IterableDataset`, or any iterable of rows.
         out: the folder to fill.
-        audio, text, speaker, scene, id: names of its columns; `speaker=""` where there is one speaker only, `scene=""`
-            where no scene is told, `id=""` for the numbers of the rows.
-        split: what the manifest calls it: "train" or "heldout".
+        audio, text, speaker, scene, id: names of its columns; `speaker=""` if there is only one speaker, `scene=""` if
+            there are no scene descriptions, `id=""` to number the rows.
+        split: value of `split` in the manifest: "train" or "heldout".
 
     Raises:
-        RecipeError: a column that the data set does not have, no row that can be used, or a manifest in `out`.
-        AudioError: a file that cannot be written, as on a full disk.
+        RecipeError: a missing column, no usable row, or a manifest in `out`.
+        AudioError: a file that cannot be written, for example because the disk is full.
     """
     columns = {"text": text} | {name: c for name, c in (("speaker", speaker), ("scene", scene), ("id", id)) if c}
     rows = _undecoded(dataset, audio)
@@ -55,24 +53,26 @@ def from_huggingface(
 
 
 def from_lhotse(cuts: Iterable[Any], out: str | Path, *, split: str = "train") -> dict[str, int]:
-    """Writes a Lhotse `CutSet` to `out` and returns how many cuts were kept, and dropped by reason.
+    """Writes a Lhotse `CutSet` to `out` and returns the number of cuts kept, and dropped by reason.
 
-    Every cut is a clip, with the text and the speaker of its one supervision: cut recordings of several with
-    `cuts.trim_to_supervisions()` first.
+    Each cut becomes a clip with the text and the speaker of its only supervision. Split cuts with several supervisions
+    with `cuts.trim_to_supervisions()` first.
 
     Raises:
-        RecipeError: no cut that can be used, or a manifest in `out`.
-        AudioError: a file that cannot be written, as on a full disk.
+        RecipeError: no usable cut, or a manifest in `out`.
+        AudioError: a file that cannot be written, for example because the disk is full.
     """
     return _write(_cuts(cuts), Path(out), split)
 
 
-def _undecoded(dataset: Any, audio: str) -> Any:
-    """The data set with its files as bytes: our own decoder reads them, and no other has to be installed."""
-    feature = (getattr(dataset, "features", None) or {}).get(audio)
-    if feature is None or not hasattr(feature, "decode") or not hasattr(dataset, "cast_column"):
-        return dataset
-    return dataset.cast_column(audio, dataclasses.replace(feature, decode=False))
+def _undecoded(rows: Iterable[Mapping[str, Any]], audio: str) -> Iterable[Mapping[str, Any]]:
+    """Disables the data set's own audio decoding, so that its decoder need not be installed."""
+    feature: Any = (getattr(rows, "features", None) or {}).get(audio)
+    cast_column = getattr(rows, "cast_column", None)
+    if cast_column is None or not hasattr(feature, "decode"):
+        return rows
+    undecoded: Iterable[Mapping[str, Any]] = cast_column(audio, dataclasses.replace(feature, decode=False))
+    return undecoded
 
 
 def _rows(rows: Iterable[Mapping[str, Any]], audio: str, columns: Mapping[str, str]) -> Iterator[Item]:
@@ -81,11 +81,11 @@ def _rows(rows: Iterable[Mapping[str, Any]], audio: str, columns: Mapping[str, s
             if column not in row:
                 raise RecipeError(f"the data set has no column {column!r}; {nearest(column, row)}. Name it in the call")
         fields = {name: row[column] for name, column in columns.items()}
-        yield {"id": f"{number:08d}", "speaker": "0", **fields}, partial(_sound, row[audio])
+        yield {"id": f"{number:08d}", "speaker": "0", **fields}, partial(_load_value, row[audio])
 
 
-def _sound(value: Any) -> Waveform:
-    """Sound as data sets hold it: a file's bytes or path, samples, or a decoder. Raises AudioError for other things."""
+def _load_value(value: Any) -> Waveform:
+    """Loads the audio value of a row: a file's bytes or path, samples, or a decoder. Raises AudioError for others."""
     if hasattr(value, "get_all_samples"):
         samples = value.get_all_samples()
         return from_array(samples.data, int(samples.sample_rate))
@@ -93,71 +93,67 @@ def _sound(value: Any) -> Waveform:
         return from_array(value["array"], int(value["sampling_rate"]))
     source = (value.get("bytes") or value.get("path")) if isinstance(value, Mapping) else value
     if not isinstance(source, bytes | str | Path):
-        raise AudioError(f"a {type(value).__name__} is no sound; expected a file's bytes or path, or an array")
+        raise AudioError(f"a {type(value).__name__} is not audio; expected a file's bytes or path, or an array")
     return read(source)
 
 
 def _cuts(cuts: Iterable[Any]) -> Iterator[Item]:
     for cut in cuts:
-        said = list(cut.supervisions)
-        fields = {"id": cut.id, "text": said[0].text, "speaker": said[0].speaker} if len(said) == 1 else {"id": cut.id}
-        yield fields, partial(_cut_sound, cut)
+        fields = {"id": cut.id}
+        supervisions = list(cut.supervisions)
+        if len(supervisions) == 1:
+            fields |= {"text": supervisions[0].text, "speaker": supervisions[0].speaker}
+        yield fields, partial(_load_cut, cut)
 
 
-def _cut_sound(cut: Any) -> Waveform:
+def _load_cut(cut: Any) -> Waveform:
     return from_array(cut.load_audio(), int(cut.sampling_rate))
 
 
 def _write(items: Iterable[Item], out: Path, split: str) -> dict[str, int]:
-    """Sounds, then what was dropped and why, then the manifest."""
+    """Writes the sound files, then `dropped.jsonl`, then the manifest."""
     if (out / "manifest.jsonl").exists():
         raise RecipeError(f"{str(out)!r} has a manifest already; give another folder")
     (out / "audio").mkdir(parents=True, exist_ok=True)
-    lines, dropped = [], []
+    kept, dropped = [], []
     for number, (fields, load) in enumerate(items):
-        reason, detail = _check(fields), ""
         path = out / "audio" / f"{number:08d}.flac"
-        if not reason:
-            try:
-                seconds = _seconds(path, load)
-            except _UnreadableError as error:
-                reason, detail = "unreadable audio", str(error)
-        if reason:
-            dropped.append({"id": str(fields["id"]), "reason": reason, "detail": detail})
-        else:
-            kept = {name: str(value) for name, value in fields.items() if value is not None}
-            lines.append({**kept, "audio": f"audio/{path.name}", "seconds": seconds, "split": split})
-    if not lines:
-        raise RecipeError(f"nothing of {len(dropped)} items can be used: {dict(Counter(d['reason'] for d in dropped))}")
-    write_atomic(out / "dropped.jsonl", _json_lines(dropped))
-    write_atomic(out / "manifest.jsonl", _json_lines(lines))
-    return {KEPT: len(lines), **Counter(line["reason"] for line in dropped)}
+        try:
+            _check(fields)
+            seconds = _write_audio(path, load)
+        except DroppedError as error:
+            dropped.append({"id": str(fields["id"]), "reason": error.reason, "detail": error.detail})
+            continue
+        values = {name: str(value) for name, value in fields.items() if value is not None}
+        kept.append({**values, "audio": f"audio/{path.name}", "seconds": seconds, "split": split})
+    counts = Counter(line["reason"] for line in dropped)
+    if not kept:
+        raise RecipeError(f"nothing of {len(dropped)} items can be used: {dict(counts)}")
+    write_atomic(out / "dropped.jsonl", json_lines(dropped))
+    write_atomic(out / "manifest.jsonl", json_lines(kept))
+    return {KEPT: len(kept), **counts}
 
 
-class _UnreadableError(Exception):
-    """The sound of an item cannot be loaded."""
-
-
-def _check(fields: Mapping[str, Any]) -> str:
-    """Why an item cannot be a clip; "" where it can."""
+def _check(fields: Mapping[str, Any]) -> None:
+    """Raises DroppedError if a field that every clip needs is missing."""
     if "text" not in fields:
-        return "not one supervision"
+        raise DroppedError("not one supervision")
     if not str(fields["text"] or "").strip():
-        return "empty text"
-    return "" if str(fields["speaker"] if fields["speaker"] is not None else "").strip() else "no speaker"
+        raise DroppedError("empty text")
+    if fields["speaker"] is None or not str(fields["speaker"]).strip():
+        raise DroppedError("no speaker")
 
 
-def _seconds(path: Path, load: Callable[[], Waveform]) -> float:
-    """Length of the sound, written to `path` unless it is there. Raises _UnreadableError, and AudioError of `write`."""
-    if path.exists() and (known := header_seconds(path)) is not None:
-        return known
+def _write_audio(path: Path, load: Callable[[], Waveform]) -> float:
+    """Writes the sound to `path` unless it exists; returns its length in seconds.
+
+    Raises DroppedError if the sound cannot be loaded, AudioError if the file cannot be written.
+    """
+    if path.exists() and (seconds := header_seconds(path)) is not None:
+        return seconds
     try:
         waveform = load()
-    except Exception as error:  # whatever the other library raises: one item must not end the import
-        raise _UnreadableError(str(error)) from error
+    except Exception as error:  # other libraries raise anything; one item must not end the import
+        raise DroppedError("unreadable audio", str(error)) from error
     write(waveform, path)
     return waveform.seconds
-
-
-def _json_lines(lines: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

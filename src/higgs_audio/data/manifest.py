@@ -1,7 +1,7 @@
-"""Manifests: which clips there are, one a line of a `manifest*.jsonl` or a row of a `manifest*.parquet`.
+"""Manifests: lists of clips, one clip per line of a `manifest*.jsonl` or row of a `manifest*.parquet`.
 
-A clip has an `id`, `audio` (a path, from the manifest's folder on), `text` and `speaker`, and where they are known
-`seconds`, `split`, `phones`, `scene` and `reference`, see `Clip`. Other fields are not read.
+A clip has an `id`, `audio` (a path relative to the manifest's folder), `text` and `speaker`, and optionally `seconds`,
+`split`, `phones`, `scene` and `reference`, see `Clip`. Other fields are ignored.
 """
 
 import hashlib
@@ -19,50 +19,60 @@ import soundfile
 from higgs_audio.data.clips import Clip
 from higgs_audio.errors import MissingExtraError, RecipeError
 
-NAMES = ("id", "audio", "text", "speaker")  # every clip has them
-WORDS = ("split", "scene", "reference")  # some have them
+KEPT = "kept"  # key of the kept clips among counts by reason
+REQUIRED = ("id", "audio", "text", "speaker")
+OPTIONAL_TEXTS = ("split", "scene", "reference")
+
+
+class DroppedError(Exception):
+    """A clip is dropped; clips are counted by `reason`, `detail` describes this one."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that names no clip: `where` is its file and number, `problem` what is wrong with it."""
+    """An invalid line of a manifest: `where` is its file and number, `problem` describes the error."""
 
     where: str
     problem: str
 
 
 def read_manifests(folder: str | Path, split: str = "train", max_seconds: float = 30.0) -> list[Clip]:
-    """All clips of `split` in the manifests of a folder, sorted by id.
+    """Returns the clips of `split` of at most `max_seconds` in the manifests of a folder, sorted by id.
 
-    Raises RecipeError where there is none, and for the first line that names no clip.
+    Raises RecipeError if there are none, and for the first invalid line.
     """
     clips, bad = scan(folder, split)
     if bad:
-        more = f", and {len(bad) - 1} bad lines more" if len(bad) > 1 else ""
+        more = f", and {len(bad) - 1} more bad lines" if len(bad) > 1 else ""
         raise RecipeError(f"{Path(folder) / bad[0].where}: {bad[0].problem}{more}")
-    return check_any([clip for clip in clips if clip.seconds <= max_seconds], folder, split)
+    clips = [clip for clip in clips if clip.seconds <= max_seconds]
+    check_not_empty(clips, folder, split)
+    return clips
 
 
-def check_any(clips: list[Clip], folder: str | Path, split: str) -> list[Clip]:
-    """The clips. Raises RecipeError where there are none."""
+def check_not_empty(clips: Sequence[Clip], folder: str | Path, split: str) -> None:
+    """Raises RecipeError if there are no clips."""
     if not clips:
         raise RecipeError(
             f"no {split!r} clips in {str(folder)!r}: expected manifest*.jsonl or manifest*.parquet with that split"
         )
-    return clips
 
 
 def scan(folder: str | Path, split: str) -> tuple[list[Clip], list[BadLine]]:
-    """All clips of `split`, sorted by id, and the lines that name none.
+    """Returns the clips of `split`, sorted by id, and the invalid lines.
 
-    Raises RecipeError where a Parquet file cannot be read, MissingExtraError without pyarrow.
+    Raises RecipeError if a Parquet file cannot be read, MissingExtraError without pyarrow.
     """
     folder = Path(folder)
     clips: dict[str, Clip] = {}
     bad = []
-    for where, given in _lines(folder):
+    for where, line in _lines(folder):
         try:
-            clip = _clip(json.loads(given) if isinstance(given, bytes) else given, folder)
+            clip = _clip(json.loads(line) if isinstance(line, bytes) else line, folder)
         except ValueError as error:
             bad.append(BadLine(where, str(error)))
             continue
@@ -72,7 +82,7 @@ def scan(folder: str | Path, split: str) -> tuple[list[Clip], list[BadLine]]:
 
 
 def _lines(folder: Path) -> Iterator[tuple[str, Any]]:
-    """(file and number, bytes of JSON or fields) of every line and row, file by file."""
+    """Yields (file and number, JSON bytes or fields) of every line and row, file by file."""
     for path in sorted(folder.glob("manifest*.jsonl")):
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -98,24 +108,25 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _clip(fields: Any, folder: Path) -> Clip:
-    """Raises ValueError where fields are missing or of another type."""
+    """Raises ValueError if fields are missing or have another type."""
     if not isinstance(fields, Mapping):
-        raise ValueError(f"a {type(fields).__name__} where a clip's fields should be")
-    if missing := [name for name in NAMES if name not in fields]:
-        raise ValueError(f"no {missing[0]!r}; a clip has {', '.join(NAMES)}")
+        raise ValueError(f"expected an object with a clip's fields, got a {type(fields).__name__}")
+    if missing := [name for name in REQUIRED if name not in fields]:
+        raise ValueError(f"no {missing[0]!r}; a clip has {', '.join(REQUIRED)}")
     known = {name: value for name, value in fields.items() if value is not None}
-    text = _word("text", known.get("text", ""))
-    required: dict[str, Any] = {name: _word(name, known.get(name)) for name in ("id", "audio", "speaker")}
+    text = _text("text", known.get("text", ""))
+    required: dict[str, Any] = {name: _text(name, known.get(name)) for name in ("id", "audio", "speaker")}
     if empty := [name for name, value in required.items() if not value]:
         raise ValueError(f"{empty[0]!r} is empty")
     audio = folder / required.pop("audio")
-    words: dict[str, Any] = {name: _word(name, known[name]) for name in WORDS if name in known}
+    optional: dict[str, Any] = {name: _text(name, known[name]) for name in OPTIONAL_TEXTS if name in known}
     seconds = _seconds(known["seconds"]) if "seconds" in known else header_seconds(audio) or 0.0
-    return Clip(audio=audio, text=text, seconds=seconds, phones=_phones(known.get("phones", ())), **required, **words)
+    phones = _phones(known.get("phones", ()))
+    return Clip(audio=audio, text=text, seconds=seconds, phones=phones, **required, **optional)
 
 
-def _word(name: str, value: Any) -> str:
-    """Text as it is, whole numbers, which many data sets have for ids and speakers, as text."""
+def _text(name: str, value: Any) -> str:
+    """Converts integers to text: many data sets have integer ids and speakers. Raises ValueError for other types."""
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise ValueError(f"{name}={value!r:.40} must be text")
     return str(value)
@@ -136,7 +147,7 @@ def _phones(value: Any) -> tuple[tuple[str, float, float], ...]:
 
 
 def header_seconds(path: Path) -> float | None:
-    """Length of a sound file as its header tells it; None where it cannot be read."""
+    """Returns the length of a sound file from its header; None if it cannot be read."""
     try:
         return float(soundfile.info(str(path)).duration)
     except (soundfile.SoundFileError, RuntimeError, OSError, ZeroDivisionError):
@@ -144,19 +155,19 @@ def header_seconds(path: Path) -> float | None:
 
 
 def duplicates(clips: Iterable[Clip]) -> frozenset[str]:
-    """Ids of the clips that have the text and the file's bytes of an earlier one.
+    """Returns the ids of clips with the same text and the same file content as an earlier clip.
 
-    Only files of one size with one text are read, so where nothing is doubled this costs next to nothing.
+    Only files of equal size and text are read.
     """
     by_text: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         by_text[clip.text].append(clip)
-    alike: dict[tuple[str, int], list[Clip]] = defaultdict(list)
-    for same in by_text.values():
-        for clip in same if len(same) > 1 else ():
+    by_size: dict[tuple[str, int], list[Clip]] = defaultdict(list)
+    for group in by_text.values():
+        for clip in group if len(group) > 1 else ():
             if clip.audio.is_file():
-                alike[clip.text, clip.audio.stat().st_size].append(clip)
-    return frozenset(name for same in alike.values() if len(same) > 1 for name in _repeated(same))
+                by_size[clip.text, clip.audio.stat().st_size].append(clip)
+    return frozenset(name for group in by_size.values() if len(group) > 1 for name in _repeated(group))
 
 
 def _repeated(clips: Sequence[Clip]) -> Iterator[str]:
@@ -166,3 +177,8 @@ def _repeated(clips: Sequence[Clip]) -> Iterator[str]:
         if digest in seen:
             yield clip.id
         seen.add(digest)
+
+
+def json_lines(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Formats dictionaries as JSON Lines."""
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

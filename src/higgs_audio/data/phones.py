@@ -1,4 +1,4 @@
-"""The phones that the teacher hears: the text front end's phonemes without stress, spaces and punctuation."""
+"""The phones that the teacher recognises: the text front end's phonemes without stress, spaces and punctuation."""
 
 from functools import lru_cache
 
@@ -11,10 +11,10 @@ _IDS = {phone: number for number, phone in enumerate(PHONES, start=1)}
 
 @lru_cache(maxsize=100_000)
 def phones(text: str) -> str:
-    """The phones of a text, one character each."""
+    """Returns the phones of a text, one character each."""
     return "".join(p for p in phonemize(text) if p in _IDS)
 
 
 def phone_ids(phones: str) -> list[int]:
-    """CTC labels of a string of phones."""
+    """Returns the CTC labels of a string of phones."""
     return [_IDS[phone] for phone in phones]

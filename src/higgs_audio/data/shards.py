@@ -1,14 +1,13 @@
-"""Prepared clips on disk: numbered parts of codes and phones, and of each an index with one line a clip.
+"""Encoded clips on disk: numbered parts of codes and phones, each with an index of one line per clip.
 
-`part-NNNN.safetensors` holds `codes [K, frames]` and `phones [frames]` (uint16; the index into the clip's phone string,
-`[0]` where nothing was aligned), and in its metadata which audio tokenizer made the codes. `part-NNNN.jsonl` has a line
-for each clip, for dropped ones too; it is written last, so that a part with lines is whole. Parts are mapped into
-memory, not read: a folder may be larger than memory is.
+`part-NNNN.safetensors` holds `codes [K, frames]` and `phones [frames]` (uint16; indices into the clip's phone string,
+`[0]` without alignment); its metadata identifies the audio tokenizer of the codes. `part-NNNN.jsonl` has a line for
+each clip, including dropped ones. It is written last, so a part with an index is complete. Parts are memory-mapped: a
+folder may exceed the memory.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +16,26 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from higgs_audio.codec import HiggsAudioTokenizer
+from higgs_audio.data.manifest import KEPT, json_lines
 from higgs_audio.errors import RecipeError
-from higgs_audio.files import write_atomic
+from higgs_audio.files import replacing, write_atomic
 
-KEPT, STAMP = "kept", "audio_tokenizer"
-# Parts of an audio tokenizer that no code depends on: those that decode, and what only training reads.
-DECODING = ("acoustic_decoder.", "decoder_semantic.", "fc1.", "fc2.")
-UNUSED = ("cluster_size", "embed_avg", "inited", "masked_spec_embed")
+STAMP = "audio_tokenizer"  # key of the metadata
+# Tensors of an audio tokenizer that do not affect codes: the decoders, and state that only training reads.
+DECODER_PREFIXES = ("acoustic_decoder.", "decoder_semantic.", "fc1.", "fc2.")
+TRAINING_SUFFIXES = ("cluster_size", "embed_avg", "inited", "masked_spec_embed")
 
 Stamp = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """One prepared clip: `phonemes` as the language model reads them, `codes [K, F]`, `phones [F]` as in Alignment.
+    """One encoded clip: `phonemes` as the language model reads them, `codes [K, F]`, `phones [F]` as in `Alignment`.
 
-    Where nothing was aligned, `phonemes` is the text and `phones` empty. `scene` and `reference` as in `Clip`.
+    Without alignment `phonemes` is the text and `phones` is empty. `scene` and `reference` are those of `Clip`.
     """
 
     id: str
@@ -54,62 +54,59 @@ class EncodedClip:
 
 @dataclass(frozen=True)
 class Part:
-    """One part: the lines of its index, its arrays, and the stamp of the audio tokenizer ({} where nothing tells)."""
+    """One part: the lines of its index, its arrays, and the stamp of its audio tokenizer ({} in parts without one)."""
 
     lines: Sequence[dict[str, Any]]
     codes: np.ndarray
     phones: np.ndarray
     stamp: Stamp
 
-    def samples(self) -> Iterator[EncodedClip]:
-        """The clips that were kept, views of the part's arrays."""
+    def clips(self) -> Iterator[EncodedClip]:
+        """Yields the kept clips; their arrays are views of the part's."""
         for line in self.lines:
             if line[KEPT] == KEPT:
                 span = slice(line["offset"], line["offset"] + line["frames"])
                 fields = {name: line[name] for name in ("id", "text", "phonemes", "speaker")}
-                more = {name: line[name] for name in ("scene", "reference") if name in line}
-                yield EncodedClip(**fields, **more, codes=self.codes[:, span], phones=self.phones[span])
+                optional = {name: line[name] for name in ("scene", "reference") if name in line}
+                yield EncodedClip(**fields, **optional, codes=self.codes[:, span], phones=self.phones[span])
 
 
 def stamp_of(tokenizer: HiggsAudioTokenizer) -> dict[str, str]:
-    """What tells an audio tokenizer from another whose codes mean something else; their decoders may differ."""
+    """Identifies the codes of an audio tokenizer; tokenizers that differ in the decoder only have the same stamp."""
     config, digest = tokenizer.config, hashlib.sha256()
     digest.update(f"{config.acoustic_padding} {config.downsample_factor}".encode())
     for name, value in sorted(tokenizer.state_dict().items()):
-        if not name.startswith(DECODING) and not name.endswith(UNUSED):
+        if not name.startswith(DECODER_PREFIXES) and not name.endswith(TRAINING_SUFFIXES):
             digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
     sizes = ("num_codebooks", "codebook_size", "frame_rate", "sample_rate")
     return {"codec": digest.hexdigest()[:16], **{name: f"{getattr(config, name):g}" for name in sizes}}
 
 
 def metadata_of(stamp: Stamp) -> dict[str, str]:
-    """The stamp as a part's metadata: one entry, because safetensors writes several in any order."""
+    """Packs the stamp into one metadata entry, because safetensors writes several entries in random order."""
     return {STAMP: json.dumps(stamp, sort_keys=True)}
 
 
 def write_part(
     path: Path, lines: Sequence[Mapping[str, Any]], codes: np.ndarray, phones: np.ndarray, stamp: Stamp
 ) -> None:
-    """One part: the arrays first, the lines last. Raises RecipeError where they cannot be written."""
-    temporary = Path(f"{path}.safetensors.part")
+    """Writes the arrays, then the index. Raises RecipeError if they cannot be written."""
     try:
-        save_file({"codes": codes, "phones": phones}, temporary, metadata_of(stamp))
-        os.replace(temporary, f"{path}.safetensors")
-        text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
-        write_atomic(path.with_suffix(".jsonl"), text + "\n")
+        with replacing(Path(f"{path}.safetensors")) as file:
+            file.write(save({"codes": codes, "phones": phones}, metadata_of(stamp)))
+        write_atomic(path.with_suffix(".jsonl"), json_lines(lines))
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise RecipeError(
-            f"{path.name} cannot be written to {str(path.parent)!r}: {error}. The parts before are whole: make room "
-            "and run it again"
+            f"{path.name} cannot be written to {str(path.parent)!r}: {error}. The parts before are complete: free disk "
+            "space and run the command again"
         ) from error
 
 
 def open_part(path: Path) -> Part:
-    """The part whose index is at `path`. Raises ValueError, in words, where it is damaged."""
+    """Opens the part whose index is at `path`. Raises ValueError if it is damaged; the message continues its name."""
     file = path.with_suffix(".safetensors")
     try:
-        with safe_open(file, framework="numpy") as tensors:  # compares the header with the length of the file
+        with safe_open(file, framework="numpy") as tensors:  # checks the header against the file size
             stamp = json.loads((tensors.metadata() or {}).get(STAMP, "{}"))
         arrays = _mapped(file)
         lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
@@ -126,7 +123,7 @@ def open_part(path: Path) -> Part:
 
 
 def _mapped(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file of uint16, in memory only where they are looked at; no file stays open."""
+    """Maps the uint16 arrays of a safetensors file into memory without keeping the file open."""
     raw = torch.from_file(str(file), size=file.stat().st_size, dtype=torch.uint8).numpy()
     start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
     header = json.loads(raw[8:start].tobytes())
@@ -141,14 +138,14 @@ def _mapped(file: Path) -> dict[str, np.ndarray]:
 
 
 def read_encoded_clips(folder: str | Path, stamp: Stamp | None = None) -> list[EncodedClip]:
-    """All prepared clips of a folder, in order.
+    """Reads the encoded clips of a folder, in order.
 
     Args:
-        folder: what `prepare` wrote.
-        stamp: of the audio tokenizer that the codes have to be of, as `stamp_of` makes it, or a part of that.
+        folder: output folder of `prepare`.
+        stamp: the required audio tokenizer, from `stamp_of`, or some of its entries.
 
     Raises:
-        RecipeError: no clips, damaged parts, which are named, or codes of another audio tokenizer.
+        RecipeError: no clips, damaged parts (the message names all of them), or codes of another audio tokenizer.
     """
     parts, damaged = [], []
     for path in sorted(Path(folder).glob("part-*.jsonl")):
@@ -160,18 +157,18 @@ def read_encoded_clips(folder: str | Path, stamp: Stamp | None = None) -> list[E
         raise RecipeError(f"{str(folder)!r}: {'; '.join(damaged)}. Run `higgs-audio train prepare` again")
     for path, part in parts:
         check_stamp(path, part, {**parts[0][1].stamp, **(stamp or {})})
-    samples = [sample for _, part in parts for sample in part.samples()]
-    if not samples:
+    clips = [clip for _, part in parts for clip in part.clips()]
+    if not clips:
         raise RecipeError(f"no prepared clips in {str(folder)!r}: run `higgs-audio train prepare` first")
-    return samples
+    return clips
 
 
 def check_stamp(path: Path, part: Part, stamp: Stamp) -> None:
-    """Raises RecipeError where the part's codes are of another audio tokenizer, as far as its stamp tells."""
-    theirs = {**part.stamp, "num_codebooks": str(len(part.codes))}
+    """Raises RecipeError if the part's codes are of another audio tokenizer, comparing the entries both stamps have."""
+    actual = {**part.stamp, "num_codebooks": str(len(part.codes))}
     for name in ("num_codebooks", "codebook_size", "frame_rate", "sample_rate", "codec"):
-        if name in stamp and theirs.get(name, stamp[name]) != stamp[name]:
+        if name in stamp and actual.get(name, stamp[name]) != stamp[name]:
             raise RecipeError(
-                f"{str(path.with_suffix(''))!r} has codes of another audio tokenizer: {name} is {theirs[name]} there "
+                f"{str(path.with_suffix(''))!r} has codes of another audio tokenizer: {name} is {actual[name]} there "
                 f"and {stamp[name]} here. Prepare the clips with this one, into another folder"
             )

@@ -1,4 +1,4 @@
-"""Many requests on one device: scheduling, keys and values, steps. Frames of codes come out, never sound."""
+"""Continuous batching: many requests on one model, from token ids to columns of codes. Audio is decoded elsewhere."""
 
 from higgs_audio.engine.engine import Engine
 from higgs_audio.engine.handle import RequestHandle

@@ -1,4 +1,4 @@
-"""Where a forward pass keeps keys and values: views of the KV cache for a prefill and for a decode step."""
+"""Views of the KV cache that attention layers write to and read from, in prefill and in a decode step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +11,23 @@ from higgs_audio.engine.kv_cache import KVCache
 
 @dataclass(frozen=True, eq=False)
 class PrefillChunk:
-    """A stretch of a prompt for a row of the cache: token ids `[t]` from position `start` on, and the columns `[F, K]`
-    of its placeholders, both on the CPU.
+    """Consecutive positions of a prompt, to be prefilled into one slot.
+
+    Attributes:
+        slot: of the KV cache.
+        ids: `[t]` token ids, on the CPU.
+        columns: `[F, K]` of the placeholders among them, on the CPU.
+        start: the first position.
     """
 
-    row: int
+    slot: int
     ids: Tensor
     columns: Tensor
     start: int
 
     @property
     def stop(self) -> int:
-        """The position behind it."""
+        """One past the last position."""
         return self.start + len(self.ids)
 
     @property
@@ -32,38 +37,53 @@ class PrefillChunk:
 
 
 class PrefillView:
-    """Pieces of prompts in their rows, the keys and values of others hidden by the mask."""
+    """The slots of a batch of chunks. The attention mask hides positions of longer slots and padding.
 
-    def __init__(self, cache: KVCache, pieces: Sequence[PrefillChunk], length: int) -> None:
-        self._cache, self._pieces = cache, pieces
-        self._rows = torch.tensor([piece.row for piece in pieces], device=cache.state.device)
-        self._known = cache.layers(cache.state.shape[2], length)
+    Args:
+        cache: with room for the chunks.
+        chunks: one per slot.
+        length: positions that attention sees.
+    """
+
+    def __init__(self, cache: KVCache, chunks: Sequence[PrefillChunk], length: int) -> None:
+        self._cache, self._chunks = cache, chunks
+        self._slots = torch.tensor([chunk.slot for chunk in chunks], device=cache.state.device)
+        self._layers = cache.layers(cache.state.shape[2], length)
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        for number, piece in enumerate(self._pieces):
-            size = len(piece.ids)
-            self._cache.write_span(layer, piece.row, piece.start, keys[number, :, :size], values[number, :, :size])
-        known = self._known[layer].index_select(1, self._rows)  # [2, B, N_kv, T, H]
-        return known[0], known[1]
+        """Writes keys and values `[B, N_kv, t, H]`; returns those of all positions, `[B, N_kv, T, H]` each."""
+        for index, chunk in enumerate(self._chunks):
+            size = len(chunk.ids)
+            self._cache.write(layer, chunk.slot, chunk.start, keys[index, :, :size], values[index, :, :size])
+        cached = self._layers[layer].index_select(1, self._slots)  # [2, B, N_kv, T, H]
+        return cached[0], cached[1]
 
 
 class DecodeView:
-    """One position of every row; `uneven` where rows are of different lengths."""
+    """One new position of each of the first slots.
 
-    def __init__(self, cache: KVCache, positions: Tensor, length: int, uneven: bool) -> None:
-        self._positions, self._last, self._uneven = positions, length - 1, uneven
-        self._rows = torch.arange(len(positions), device=positions.device)
-        self._known = cache.layers(len(positions), length)
+    Args:
+        cache: with room for the positions.
+        positions: `[R]` of the slots.
+        length: positions that attention sees, one more than the highest position.
+        is_ragged: whether positions differ.
+    """
+
+    def __init__(self, cache: KVCache, positions: Tensor, length: int, is_ragged: bool) -> None:
+        self._positions, self._last, self._is_ragged = positions, length - 1, is_ragged
+        self._slots = torch.arange(len(positions), device=positions.device)
+        self._layers = cache.layers(len(positions), length)
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        return self.put(torch.stack([keys[:, :, 0], values[:, :, 0]], dim=1), layer)
+        """`write` for keys and values `[R, N_kv, 1, H]`."""
+        return self.write(torch.stack([keys[:, :, 0], values[:, :, 0]], dim=1), layer)
 
-    def put(self, pairs: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Keeps keys and values `[R, 2, N_kv, H]`; returns all of them, `[R, N_kv, T, H]` each."""
-        known = self._known[layer]  # [2, R, N_kv, T, H]
-        if self._uneven:
-            known[:, self._rows, :, self._positions] = pairs
+    def write(self, keys_values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Writes keys and values `[R, 2, N_kv, H]`; returns those of all positions, `[R, N_kv, T, H]` each."""
+        cached = self._layers[layer]  # [2, R, N_kv, T, H]
+        if self._is_ragged:
+            cached[:, self._slots, :, self._positions] = keys_values
         else:
-            known[:, :, :, self._last].copy_(pairs.transpose(0, 1))
-        keys, values = known.unbind(0)
+            cached[:, :, :, self._last].copy_(keys_values.transpose(0, 1))
+        keys, values = cached.unbind(0)
         return keys, values

@@ -1,7 +1,7 @@
-"""Where every running request stands, as tensors: one lane a request, all lanes advanced together.
+"""The decode state of all running sequences as tensors, advanced together by one column per step.
 
-`next_columns` is `generate.next_step` and `generate.advance` for requests that are inside a segment, without a loop
-over them: filters, draws, repetition-aware redraws, and the markers that the delay pattern demands.
+`next_columns` does for B sequences inside their segments, without a loop over them, what `generation/loop.py` does for
+one: filters, draws, repetition-aware redraws, and the markers that the delay pattern forces.
 """
 
 from collections.abc import Sequence
@@ -14,210 +14,215 @@ from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.engine.request import Request
 from higgs_audio.generation.sampling import draw, uniforms
 
-NEVER = 2**62  # of a count that must not be reached
+UNREACHABLE = 2**62  # a count that no window reaches
 
 
 @dataclass(frozen=True)
-class Lanes:
-    """B requests.
+class DecodeState:
+    """The state of B sequences. The options of `SamplingOptions` have their names, with None replaced by a number.
 
     Attributes:
-        column: `[B, K]` the last one made, which the next step reads.
-        made: `[B]` columns of the segment so far; its bos column is the first.
-        end: `[B]` columns of the whole segment, 0 while that is open.
-        step: `[B]` steps since the prompt, which number the draws.
-        recent: `[B, K, W]` the last columns, -1 where a cell is a marker or there is none.
-        seed, min_frames, max_frames: `[B]`, of the requests.
-        is_random: `[B]` bool; temperature, top_p, scale: `[B]`; top_k, window, repeats, end_books: `[B]`.
+        column: `[B, K]` the last column, which the next step reads.
+        num_columns: `[B]` columns of the segment so far, the bos column included.
+        end: `[B]` columns of the whole segment, 0 while it is open.
+        step: `[B]` steps since the prompt, an input of the random draws.
+        recent: `[B, K, W]` the last columns, -1 for markers and before the first column.
+        seed, min_frames, max_frames: `[B]` of the requests.
+        do_sample: `[B]` bool.
+        temperature, top_p, text_guidance_scale: `[B]` float32.
+        top_k, ras_win_len, ras_win_max_num_repeat, eos_codebooks: `[B]` int64.
     """
 
     column: Tensor
-    made: Tensor
+    num_columns: Tensor
     end: Tensor
     step: Tensor
     recent: Tensor
     seed: Tensor
     min_frames: Tensor
     max_frames: Tensor
-    is_random: Tensor
+    do_sample: Tensor
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
-    window: Tensor
-    repeats: Tensor
-    end_books: Tensor
-    scale: Tensor
+    ras_win_len: Tensor
+    ras_win_max_num_repeat: Tensor
+    eos_codebooks: Tensor
+    text_guidance_scale: Tensor
 
     def __len__(self) -> int:
-        return len(self.made)
+        return len(self.num_columns)
 
-    def select(self, lanes: Sequence[int]) -> "Lanes":
-        """These lanes, in this order."""
-        index = torch.tensor(lanes, dtype=torch.long, device=self.made.device)
-        return Lanes(*(getattr(self, one.name).index_select(0, index) for one in fields(self)))
+    def select(self, indices: Sequence[int]) -> "DecodeState":
+        """The state of these sequences, in this order."""
+        index = torch.tensor(indices, dtype=torch.long, device=self.num_columns.device)
+        return DecodeState(*(getattr(self, one.name).index_select(0, index) for one in fields(self)))
 
-    def join(self, other: "Lanes") -> "Lanes":
-        """These and then those; the longer memory of columns holds for both."""
+    def concat(self, other: "DecodeState") -> "DecodeState":
+        """The sequences of both; the longer window of recent columns holds for all."""
         width = max(self.recent.shape[2], other.recent.shape[2])
-        parts = [replace(lanes, recent=_widened(lanes.recent, width)) for lanes in (self, other)]
-        return Lanes(*(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(self)))
+        parts = [replace(state, recent=_widened(state.recent, width)) for state in (self, other)]
+        return DecodeState(*(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(self)))
 
 
-def first_lane(request: Request, config: HiggsAudioConfig, device: torch.device) -> Lanes:
-    """The lane of a request whose prompt has been read: its first column is that of bos."""
+def initial_state(request: Request, config: HiggsAudioConfig, device: torch.device) -> DecodeState:
+    """The state of one request after its prefill; its first column is the bos column."""
     options, num_codebooks = request.sampling, config.audio_num_codebooks
-    num_rows = config.codebook_rows
-    most = request.max_frames + num_codebooks + 1  # columns of the segment
-    window = min(options.ras_win_len or 0, most)
-    whole = {
-        "made": 1,
+    max_columns = request.max_frames + num_codebooks + 1
+    window = min(options.ras_win_len or 0, max_columns)
+    integers = {
+        "num_columns": 1,
         "end": 0,
         "step": 1,
         "seed": request.seed,
         "min_frames": request.min_frames,
         "max_frames": request.max_frames,
-        "top_k": min(num_rows, options.top_k or num_rows),
-        "window": window,
-        "repeats": options.ras_win_max_num_repeat if window else NEVER,
-        "end_books": options.eos_codebooks or num_codebooks,
+        "top_k": min(config.codebook_rows, options.top_k or config.codebook_rows),
+        "ras_win_len": window,
+        "ras_win_max_num_repeat": options.ras_win_max_num_repeat if window else UNREACHABLE,
+        "eos_codebooks": options.eos_codebooks or num_codebooks,
     }
-    real = {
+    floats = {
         "temperature": options.temperature if options.do_sample else 1.0,
         "top_p": options.top_p or 1.0,
-        "scale": options.text_guidance_scale,
+        "text_guidance_scale": options.text_guidance_scale,
     }
-    return Lanes(
+    return DecodeState(
         column=torch.full((1, num_codebooks), config.audio_stream_bos_id, device=device),
         recent=torch.full((1, num_codebooks, max(1, window)), -1, device=device),
-        is_random=torch.tensor([options.do_sample], device=device),
-        **{name: torch.tensor([value], dtype=torch.long, device=device) for name, value in whole.items()},
-        **{name: torch.tensor([value], dtype=torch.float32, device=device) for name, value in real.items()},
+        do_sample=torch.tensor([options.do_sample], device=device),
+        **{name: torch.tensor([value], dtype=torch.long, device=device) for name, value in integers.items()},
+        **{name: torch.tensor([value], dtype=torch.float32, device=device) for name, value in floats.items()},
     )
 
 
 @dataclass(frozen=True)
-class Habits:
-    """What the host knows of lanes as long as nobody joins or leaves, so that a step need not ask for it.
+class SamplingMetadata:
+    """What the host knows of a batch until a sequence joins or leaves, so that a step does not wait for the device.
 
     Attributes:
-        noise: `[B, n, 2 K]` random numbers of the next n steps, the draws' and then the redraws'.
-        is_random, is_watched: whether any lane draws, looks for repetitions.
-        top_k: the greatest.
+        noise: `[B, n, 2 K]` random numbers of the next n steps: K for the draws, then K for the redraws.
+        any_sampled: whether any sequence has do_sample.
+        any_repetition_aware: whether any sequence uses repetition-aware sampling.
+        max_top_k: the greatest top_k.
     """
 
     noise: Tensor
-    is_random: bool
-    is_watched: bool
-    top_k: int
+    any_sampled: bool
+    any_repetition_aware: bool
+    max_top_k: int
 
     @classmethod
-    def of(cls, lanes: Lanes, num_steps: int) -> "Habits":
-        """Those of the lanes, for so many steps."""
-        count, num_codebooks = lanes.column.shape
-        steps = lanes.step[:, None] + torch.arange(num_steps, device=lanes.step.device)  # [B, n]
-        seeds = lanes.seed[:, None].expand(-1, num_steps)
+    def of(cls, state: DecodeState, num_steps: int) -> "SamplingMetadata":
+        """The metadata of a state and of so many steps."""
+        count, num_codebooks = state.column.shape
+        steps = state.step[:, None] + torch.arange(num_steps, device=state.step.device)  # [B, n]
+        seeds = state.seed[:, None].expand(-1, num_steps)
         noise = uniforms(seeds.flatten(), steps.flatten(), 2 * num_codebooks).view(count, num_steps, -1)
-        is_random, is_watched = bool(lanes.is_random.any()), bool((lanes.window > 0).any())
-        return cls(noise, is_random, is_watched, int(lanes.top_k.max()))
+        any_sampled, any_repetition_aware = bool(state.do_sample.any()), bool((state.ras_win_len > 0).any())
+        return cls(noise, any_sampled, any_repetition_aware, int(state.top_k.max()))
 
 
-def next_columns(lanes: Lanes, logits: Tensor, config: HiggsAudioConfig, habits: Habits, number: int) -> Lanes:
-    """The lanes one step later; finished ones too, whose columns then mean nothing.
+def next_columns(
+    state: DecodeState, logits: Tensor, config: HiggsAudioConfig, metadata: SamplingMetadata, index: int
+) -> DecodeState:
+    """The state one step later. The columns of finished sequences have no meaning.
 
     Args:
-        lanes: before the step.
-        logits: `[B, K, V + 2]` that follow their columns, guidance done; written to.
+        state: before the step.
+        logits: `[B, K, V + 2]`, guidance applied; overwritten.
         config: of the model.
-        habits: of these lanes.
-        number: of the step among those of `habits`.
+        metadata: of the batch.
+        index: of the step among those of `metadata`.
     """
     bos, eos = config.audio_stream_bos_id, config.audio_stream_eos_id
-    logits = _allowed(lanes, logits.float(), bos, eos)
-    drawing, again = habits.noise[:, number].chunk(2, dim=1)  # [B, K] each
-    ids = choose(logits, lanes, drawing, habits.top_k) if habits.is_random else logits.argmax(-1)  # [B, K]
-    if habits.is_watched:
-        ids = _without_repetition(ids, logits, lanes, again)
-    full = (lanes.end == 0) & (lanes.made == lanes.max_frames + 1)
-    ids[:, 0] = torch.where(full, eos, ids[:, 0])
-    column, end = _marked(ids, lanes, bos, eos)
-    recent = lanes.recent
-    if habits.is_watched:
+    logits = _mask_markers(state, logits.float(), bos, eos)
+    noise, redraw_noise = metadata.noise[:, index].chunk(2, dim=1)  # [B, K] each
+    ids = sample_ids(logits, state, noise, metadata.max_top_k) if metadata.any_sampled else logits.argmax(-1)  # [B, K]
+    if metadata.any_repetition_aware:
+        ids = _redraw_repetitions(ids, logits, state, redraw_noise)
+    is_full = (state.end == 0) & (state.num_columns == state.max_frames + 1)
+    ids[:, 0] = torch.where(is_full, eos, ids[:, 0])
+    column, end = _force_markers(ids, state, bos, eos)
+    recent = state.recent
+    if metadata.any_repetition_aware:
         recent = torch.cat([recent[:, :, 1:], column.masked_fill(column >= bos, -1)[..., None]], dim=2)
-    return replace(lanes, column=column, made=lanes.made + 1, end=end, step=lanes.step + 1, recent=recent)
+    return replace(state, column=column, num_columns=state.num_columns + 1, end=end, step=state.step + 1, recent=recent)
 
 
-def is_finished(lanes: Lanes) -> Tensor:
-    """Whether the last column has been made, `[B]` bool."""
-    return (lanes.end > 0) & (lanes.made >= lanes.end)
+def is_finished(state: DecodeState) -> Tensor:
+    """Whether the last column has been sampled, `[B]` bool."""
+    return (state.end > 0) & (state.num_columns >= state.end)
 
 
-def choose(logits: Tensor, lanes: Lanes, noise: Tensor, most: int) -> Tensor:
-    """`sampling.sample` with options that differ by lane: `[B, K, V]`, noise `[B, K]` -> ids `[B, K]`.
+def sample_ids(logits: Tensor, state: DecodeState, noise: Tensor, max_top_k: int) -> Tensor:
+    """`sampling.sample` with the options of each sequence: `[B, K, V]`, noise `[B, K]` -> ids `[B, K]`.
 
-    Only the `most` likely ids are looked at, so many as the greatest top_k, and those that are as likely as the last:
-    what a lane draws must not depend on how many its neighbours look at. Equally likely ids count from id 0 on.
+    Only the `max_top_k` most likely ids are sorted, and those that are as likely as the last of them: a draw must not
+    depend on the top_k of other sequences. Equally likely ids are ordered by id.
     """
-    values, ids = _likeliest(logits / lanes.temperature[:, None, None], most)  # [B, K, k], by id
+    values, ids = _most_likely(logits / state.temperature[:, None, None], max_top_k)  # [B, K, k], by id
     ordered, order = values.sort(dim=-1, descending=True, stable=True)
-    last = (lanes.top_k.clamp(max=values.shape[-1]) - 1)[:, None, None].expand(-1, values.shape[1], -1)
+    last = (state.top_k.clamp(max=values.shape[-1]) - 1)[:, None, None].expand(-1, values.shape[1], -1)
     ordered = ordered.masked_fill(ordered < ordered.gather(-1, last), float("-inf"))
     probabilities = ordered.softmax(dim=-1)
-    more_likely = probabilities.cumsum(dim=-1) - probabilities
-    ordered = ordered.masked_fill(more_likely >= lanes.top_p[:, None, None], float("-inf"))
-    kept = torch.empty_like(values).scatter_(-1, order, ordered)  # draws add probabilities up from id 0 on
+    probability_before = probabilities.cumsum(dim=-1) - probabilities
+    ordered = ordered.masked_fill(probability_before >= state.top_p[:, None, None], float("-inf"))
+    kept = torch.empty_like(values).scatter_(-1, order, ordered)  # draws add probabilities up in the order of the ids
     drawn = ids.gather(-1, draw(kept, noise)[..., None])[..., 0]
-    return torch.where(lanes.is_random[:, None], drawn, logits.argmax(-1))
+    return torch.where(state.do_sample[:, None], drawn, logits.argmax(-1))
 
 
-def _likeliest(logits: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Logits and ids `[B, K, k]`, by id, of the `most` likely ones and of all that are as likely as the last of them.
+def _most_likely(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Logits and ids `[B, K, k]`, by id, of the `count` most likely ids and of all as likely as the last of them.
 
-    On a GPU all: counting those would make the host wait.
+    On a GPU, of all ids: to count the equal ones, the host would have to wait.
     """
     num_ids = logits.shape[-1]
-    if most >= num_ids or logits.device.type != "cpu":
+    if count >= num_ids or logits.device.type != "cpu":
         return logits, torch.arange(num_ids, device=logits.device).expand_as(logits)
-    found = logits.topk(most, dim=-1)
-    equal = int((logits >= found.values[..., -1:]).sum(-1).max())
-    if most < equal:
-        found = logits.topk(equal, dim=-1)
+    found = logits.topk(count, dim=-1)
+    with_equal = int((logits >= found.values[..., -1:]).sum(-1).max())
+    if count < with_equal:
+        found = logits.topk(with_equal, dim=-1)
     ids = found.indices.sort(dim=-1).values
     return logits.gather(-1, ids), ids
 
 
-def _allowed(lanes: Lanes, logits: Tensor, bos: int, eos: int) -> Tensor:
-    """As `generate.mask_audio`: no stream bos, and no eos where it must not be."""
-    books = torch.arange(logits.shape[1], device=logits.device)  # [K]
-    early = lanes.made[:, None] - 1 - books < lanes.min_frames[:, None]  # [B, K]
-    never = early | (books >= lanes.end_books[:, None])
+def _mask_markers(state: DecodeState, logits: Tensor, bos: int, eos: int) -> Tensor:
+    """Excludes the stream bos, and the stream eos before min_frames and in codebooks that may not end the segment."""
+    codebooks = torch.arange(logits.shape[1], device=logits.device)  # [K]
+    is_early = state.num_columns[:, None] - 1 - codebooks < state.min_frames[:, None]  # [B, K]
+    is_excluded = is_early | (codebooks >= state.eos_codebooks[:, None])
     logits[..., bos] = float("-inf")
-    logits[..., eos] = logits[..., eos].masked_fill(never, float("-inf"))
+    logits[..., eos] = logits[..., eos].masked_fill(is_excluded, float("-inf"))
     return logits
 
 
-def _without_repetition(ids: Tensor, logits: Tensor, lanes: Lanes, noise: Tensor) -> Tensor:
-    """As `sampling.repetition_aware`, each lane with its own window."""
-    width = lanes.recent.shape[2]
+def _redraw_repetitions(ids: Tensor, logits: Tensor, state: DecodeState, noise: Tensor) -> Tensor:
+    """`sampling.repetition_aware` with the window of each sequence: redraws ids that occur too often in it."""
+    width = state.recent.shape[2]
     ages = torch.arange(width, 0, -1, device=ids.device)  # [W], 1 is the last column
-    counted = (lanes.recent == ids[..., None]) & (ages <= lanes.window[:, None, None])
-    again = counted.sum(-1) >= lanes.repeats[:, None]  # [B, K]
-    if ids.device.type == "cpu" and not bool(again.any()):
-        return ids  # rare enough that looking is cheaper than drawing
-    return torch.where(again, draw(logits, noise), ids)
+    counted = (state.recent == ids[..., None]) & (ages <= state.ras_win_len[:, None, None])
+    is_repeated = counted.sum(-1) >= state.ras_win_max_num_repeat[:, None]  # [B, K]
+    if ids.device.type == "cpu" and not bool(is_repeated.any()):
+        return ids  # redraws are rare: on a CPU, this check costs less than the draw
+    return torch.where(is_repeated, draw(logits, noise), ids)
 
 
-def _marked(ids: Tensor, lanes: Lanes, bos: int, eos: int) -> tuple[Tensor, Tensor]:
-    """As `delay.DelayState.push`: the column with its forced markers, `[B, K]`, and the ends, `[B]`."""
+def _force_markers(ids: Tensor, state: DecodeState, bos: int, eos: int) -> tuple[Tensor, Tensor]:
+    """`delay.DelayState.push` for B sequences: columns `[B, K]` with forced markers, and ends `[B]`."""
     num_codebooks = ids.shape[1]
-    books, made = torch.arange(num_codebooks, device=ids.device), lanes.made[:, None]
-    column = torch.where(books < made, ids, bos)
-    ends = column == eos
-    first = ends.int().argmax(dim=1)  # [B] the first codebook with an eos
-    end = torch.where((lanes.end == 0) & ends.any(dim=1), lanes.made + num_codebooks - first, lanes.end)
-    forced = (end[:, None] > 0) & (books < made + num_codebooks - end[:, None])
-    return torch.where(forced, eos, column), end
+    codebooks, num_columns = torch.arange(num_codebooks, device=ids.device), state.num_columns[:, None]
+    column = torch.where(codebooks < num_columns, ids, bos)
+    is_eos = column == eos
+    first = is_eos.int().argmax(dim=1)  # [B] the first codebook with an eos
+    is_ending = (state.end == 0) & is_eos.any(dim=1)
+    end = torch.where(is_ending, state.num_columns + num_codebooks - first, state.end)
+    is_forced = (end[:, None] > 0) & (codebooks < num_columns + num_codebooks - end[:, None])
+    return torch.where(is_forced, eos, column), end
 
 
 def _widened(recent: Tensor, width: int) -> Tensor:
-    """`[B, K, W]` with nothing remembered before it."""
+    """`[B, K, W]`, padded with -1 on the left to a window of `width` columns."""
     return torch.nn.functional.pad(recent, (width - recent.shape[2], 0), value=-1)

@@ -1,7 +1,7 @@
-"""Many requests, one model: they join and leave at any step, and each gets what it would get alone.
+"""Continuous batching: requests join and leave the batch at any step, and get the same result as alone.
 
-Nobody but those who wait for columns does the work: whoever waits first takes steps for all, and the others wait for
-him. So there is no thread to start or to stop, and one request alone costs nothing more.
+The engine has no thread of its own. The first thread that waits for columns runs steps for all requests, while the
+others wait for it; so there is nothing to start or to stop, and a single request costs nothing extra.
 """
 
 import math
@@ -13,54 +13,63 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from higgs_audio.engine.decode_state import first_lane
+from higgs_audio.engine.decode_state import initial_state
 from higgs_audio.engine.guard import Guard
 from higgs_audio.engine.handle import RequestHandle
-from higgs_audio.engine.kv_cache import KVCache, row_bytes
-from higgs_audio.engine.prefill import Reader
-from higgs_audio.engine.prefix import PrefixCache
+from higgs_audio.engine.kv_cache import KVCache, slot_bytes
+from higgs_audio.engine.model_runner import ModelRunner
+from higgs_audio.engine.prefill import Prefiller
+from higgs_audio.engine.prefix_cache import PrefixCache
 from higgs_audio.engine.request import Request
-from higgs_audio.engine.runner import Runner
 from higgs_audio.engine.sampler import NUM_STEPS
-from higgs_audio.engine.scheduler import Scheduler, Ticket
-from higgs_audio.engine.sequence import Run
-from higgs_audio.engine.slots import Rows
+from higgs_audio.engine.scheduler import QueueEntry, Scheduler
+from higgs_audio.engine.sequence import Sequence
+from higgs_audio.engine.slots import Slots
 from higgs_audio.errors import NumericsError, OptionError, check_count, typed
 from higgs_audio.generation.sampling import NOT_FINITE
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
-MEMORY = 4 << 30  # bytes of keys and values at most; they are taken as they are needed
-GPU_SHARE = 0.5  # of what is free
+CPU_MEMORY = 4 << 30  # default limit of the keys and values, in bytes; allocated on demand
+GPU_MEMORY_SHARE = 0.5  # of the free memory of a GPU
 CONTEXT = 4096
-PREFIX_SHARE = 0.25  # of them for prompts read before
-MAX_ROWS = 128
+PREFIX_SHARE = 0.25  # of the memory, for cached prefixes
+MAX_SLOTS = 128
 MAX_WAITING = 1024
 GPU_STEPS = 4  # 8 ms where a step takes 2
-PIECE = 64  # positions of prompts read between two steps of those who speak
-LARGE_PIECE = 2048  # where nobody waits for their columns one by one
-IDLE_BYTES = 256 << 20  # of the cache that stay where nobody speaks: of 16 requests to nano; to take them is 60 ms
+PREFILL_CHUNK = 64  # positions that are prefilled between two decode steps
+OFFLINE_PREFILL_CHUNK = 2048  # where all requests are offline
+IDLE_BYTES = 256 << 20  # of the cache that are kept without requests, enough for 16 of nano: allocating takes 60 ms
 
 
 class Engine:
-    """Runs requests on one model.
+    """Runs requests on one model. Its methods may be called from any thread.
 
     Args:
-        model: the language model, in eval mode. It may be moved, converted or adapted while nobody speaks; where its
-            weights are changed in place, `forget`. One engine a model: two of them join its matrices in turns.
-        memory: bytes for keys and values, a quarter of them for prompts that may come again, taken as they are needed;
-            when None 4 GiB or half of what a GPU has free, and never less than for one request with guidance.
-        context: most positions of a prompt and its answer; when None 4096, or what the model was made for.
-        max_rows: that run at once; as many as the memory holds when None, at most 128. Guidance takes two.
-        max_waiting: requests that may wait for room.
-        piece: positions of prompts, counted once a row, that are read between two steps of those who speak already;
-            more where all requests are patient.
-        num_steps: taken before the host looks at what was made, while it waits for a device but once. Who joins or is
-            cancelled waits for them; what follows a last column is thrown away. When None 1, and 4 on a GPU.
-        silent: codes of codebook 0 that stand for silence, for requests that are guarded.
-        fused: see `Runner`.
+        model: in eval mode. It may be moved, converted or wrapped in adapters while no request runs; call `forget`
+            after changing weights in place. Use one engine per model: two would join its matrices in turns.
+        memory: bytes for keys and values, a quarter of them for cached prefixes; allocated on demand. When None 4 GiB
+            or half of what a GPU has free, and at least enough for one request with guidance.
+        context: the most positions of a prompt and its continuation; when None 4096, or the model's limit if lower.
+        max_slots: slots of the KV cache, of which a running request takes one, or two with guidance; when None as many
+            as the memory holds, at most 128.
+        max_waiting: requests that may wait for slots.
+        prefill_chunk: positions that are prefilled between two decode steps, counted for each slot; more where all
+            requests are offline.
+        num_steps: decode steps between two reads of the sampled columns, each of which waits for the device. Requests
+            join and are cancelled between the reads; columns sampled after the last one of a segment are discarded.
+            When None 1, and 4 on a GPU.
+        silent: codes of codebook 0 that stand for silence, for guarded requests.
+        fused: see `ModelRunner`.
+
+    Attributes:
+        config: of the model.
+        context, max_slots: as resolved.
+        scheduler, prefixes: its queue and its cache of prefixes.
+        cache, runner, slots: the KV cache, the model on it and the allocation of its slots; replaced when a request
+            arrives after the model has changed.
 
     Raises:
-        OptionError: memory for less than one row, or a number below 1.
+        OptionError: memory for less than one slot, or a number below 1.
     """
 
     def __init__(
@@ -69,93 +78,102 @@ class Engine:
         *,
         memory: int | None = None,
         context: int | None = None,
-        max_rows: int | None = None,
+        max_slots: int | None = None,
         max_waiting: int = MAX_WAITING,
-        piece: int = PIECE,
+        prefill_chunk: int = PREFILL_CHUNK,
         num_steps: int | None = None,
         silent: Collection[int] = (),
         fused: bool | None = None,
     ) -> None:
         config = model.model.text_config
-        most = config.max_position_embeddings
-        self.context = min(CONTEXT, most) if context is None else context
-        check_count("context", self.context, 1, most)
+        max_context = config.max_position_embeddings
+        self.context = min(CONTEXT, max_context) if context is None else context
+        check_count("context", self.context, 1, max_context)
         self._num_steps = (GPU_STEPS if model.device.type == "cuda" else 1) if num_steps is None else num_steps
         check_count("num_steps", self._num_steps, 1, NUM_STEPS)
-        self._positions = self.context + self._num_steps - 1  # of a row: some are written behind a last column
-        least = math.ceil(row_bytes(config, self._positions, model.dtype) / (1 - PREFIX_SHARE))  # bytes for one row
-        memory = max(free_memory(model.device), 2 * least) if memory is None else memory
-        for name, value in (("memory", memory), ("max_waiting", max_waiting), ("piece", piece)):
+        self._positions = self.context + self._num_steps - 1  # of a slot: some are written after a last column
+        one_slot = math.ceil(slot_bytes(config, self._positions, model.dtype) / (1 - PREFIX_SHARE))
+        memory = max(free_memory(model.device), 2 * one_slot) if memory is None else memory
+        for name, value in (("memory", memory), ("max_waiting", max_waiting), ("prefill_chunk", prefill_chunk)):
             check_count(name, value, 1)
-        room = memory // least
-        if room < 1:
+        num_slots = memory // one_slot
+        if num_slots < 1:
             raise OptionError(
-                f"memory={memory} holds no row of {self.context} positions, which needs {least}; give more, or a "
-                "smaller context"
+                f"memory={memory} is too small for one sequence of {self.context} positions, which needs {one_slot} "
+                "bytes; give more memory or a smaller context"
             )
-        self.max_rows = min(room, MAX_ROWS) if max_rows is None else max_rows
-        check_count("max_rows", self.max_rows, 1, room)
-        self.config, self._piece, self._silent = model.config, piece, frozenset(silent)
-        self._model, self._wants_fused = model, fused
-        self._prefixes = PrefixCache(int(memory * PREFIX_SHARE))
-        self._begin()
-        self._scheduler = Scheduler(self.max_rows, max_waiting)
-        self._runs: dict[Ticket, Run] = {}
-        self._reading: list[Run] = []  # admitted, in order; the first of them have rows
-        self._is_any_cancelled = self._is_dropping = False
+        self.max_slots = min(num_slots, MAX_SLOTS) if max_slots is None else max_slots
+        check_count("max_slots", self.max_slots, 1, num_slots)
+        self.config, self._prefill_chunk, self._silent = model.config, prefill_chunk, frozenset(silent)
+        self._model, self._use_fused = model, fused
+        self.prefixes = PrefixCache(int(memory * PREFIX_SHARE))
+        self._build()
+        self.scheduler = Scheduler(self.max_slots, max_waiting)
+        self._sequences: dict[QueueEntry, Sequence] = {}
+        self._prefilling: list[Sequence] = []  # admitted, in order; the first of them have slots
+        self._is_any_cancelled = self._is_removing = False
         self._changed = threading.Condition()
-        self._driver: int | None = None  # the thread that takes a step now
+        self._stepping_thread: int | None = None
 
-    def _begin(self) -> None:
-        """A cache and a runner for the model as it is now."""
+    def _build(self) -> None:
+        """Creates the cache and the runner for the model as it is now."""
         model, self._is_stale = self._model, False
-        self._cache = KVCache(model.model.text_config, self.max_rows, self._positions, model.dtype, model.device)
-        self._runner = Runner(model, self._cache, self._wants_fused)
-        self._rows = Rows(self._cache, self.config)
-        self._prefixes.clear()
-        self._reader = Reader(self._runner, self._rows, self._prefixes)
+        self.cache = KVCache(model.model.text_config, self.max_slots, self._positions, model.dtype, model.device)
+        self.runner = ModelRunner(model, self.cache, self._use_fused)
+        self.prefixes.clear()
+        self._reset_slots()
 
-    # What others may call, from any thread.
+    def _reset_slots(self) -> None:
+        self.slots = Slots(self.cache, self.config)
+        self._prefiller = Prefiller(self.runner, self.slots, self.prefixes)
 
     def submit(self, request: Request) -> RequestHandle:
-        """Takes a request; its work begins when somebody waits for an answer.
+        """Queues a request. Work on it begins when a thread waits for a column, of this request or of another.
 
         Raises:
-            OptionError: it can need more positions or rows than there are.
-            PromptError, CodesError: a prompt that the model cannot read; see `Request.check`.
-            QueueFullError: too many wait already.
+            OptionError: it may need more positions or slots than there are.
+            PromptError, CodesError: a prompt that the model cannot process; see `Request.check`.
+            QueueFullError: `max_waiting` requests wait already.
         """
         self._check(request)
         with self._changed:
-            if not self._runs and (self._is_stale or not self._runner.is_current):
-                self._begin()  # the model was moved, converted or adapted
-            ticket = self._scheduler.add(request.num_rows, request.priority)
-            answer = RequestHandle(self.step, lambda: self._cancel(run))
+            if not self._sequences and (self._is_stale or not self.runner.is_current):
+                self._build()  # the model was moved, converted or adapted
+            entry = self.scheduler.add(request.num_slots, request.priority)
+            handle = RequestHandle(self.step, lambda: self._cancel(sequence))
             guard = Guard(self._silent, self.config.audio_stream_bos_id) if request.guarded else None
-            run = self._runs[ticket] = Run(request, answer, ticket, guard)
-        return answer
+            sequence = self._sequences[entry] = Sequence(request, handle, entry, guard)
+        return handle
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._sequences)
 
     @property
     def num_running(self) -> int:
-        """Requests that have rows."""
-        return len(self._scheduler.running)
+        """Requests that have slots."""
+        return len(self.scheduler.running)
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for rows."""
-        return len(self._scheduler.waiting)
+        """Requests that wait for slots."""
+        return len(self.scheduler.waiting)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of keys and values held, those of prompts that may come again and of who is set aside among them."""
+        """Bytes of keys and values, those of cached prefixes and of preempted requests included."""
         with self._changed:
-            aside = sum(run.num_saved_bytes for run in self._runs.values())
-            return self._cache.num_bytes + self._prefixes.num_bytes + aside
+            saved = sum(sequence.num_saved_bytes for sequence in self._sequences.values())
+            return self.cache.num_bytes + self.prefixes.num_bytes + saved
 
     def forget(self) -> None:
-        """Forgets the prompts read before, and what was made of the weights: they have changed."""
+        """Discards cached prefixes, and packed and joined weights before the next request.
+
+        Call it after changing weights in place.
+        """
         with self._changed:
-            self._prefixes.clear()
+            self.prefixes.clear()
             self._is_stale = True
 
     def _check(self, request: Request) -> None:
@@ -166,47 +184,47 @@ class Engine:
                 f"a prompt of {len(request.input_ids)} positions and {request.max_frames} frames need {needed}; this "
                 f"engine has {self.context}: give a shorter text or reference, or a greater context"
             )
-        if request.num_rows > self.max_rows:
-            raise OptionError(f"guidance needs 2 rows and this engine has {self.max_rows}; give it more memory")
+        if request.num_slots > self.max_slots:
+            raise OptionError(f"guidance needs 2 slots and this engine has {self.max_slots}; give it more memory")
 
-    # Who waits, drives.
+    # Steps. The lock is held while sequences join and leave, not while the model runs.
 
     def step(self) -> None:
-        """One step for all who speak, and a piece of the prompt of whoever is next.
+        """Runs one decode step for all requests that decode, and prefills a chunk of the next prompts.
 
-        Where another thread is at it, waits for that one instead. Comes back when there may be something new.
+        Where another thread runs a step, waits for that one instead. Returns when there may be new columns.
         """
-        me = threading.get_ident()
+        this_thread = threading.get_ident()
         try:
             with self._changed:
-                if self._driver not in (None, me):
+                if self._stepping_thread not in (None, this_thread):
                     self._changed.wait()
                     return
-                self._driver = me
+                self._stepping_thread = this_thread
             self._step()
         finally:
             with self._changed:
-                if self._driver == me:
-                    self._driver = None
+                if self._stepping_thread == this_thread:
+                    self._stepping_thread = None
                     try:
-                        self._drop()  # whoever was cancelled during the step; nobody may come for another
+                        self._remove_cancelled()  # during the step; there may be no further step
                     finally:
                         self._changed.notify_all()
 
-    def _cancel(self, run: Run) -> None:
+    def _cancel(self, sequence: Sequence) -> None:
         with self._changed:
-            run.is_cancelled = self._is_any_cancelled = True
-            if self._driver is None:
-                self._drop()
+            sequence.is_cancelled = self._is_any_cancelled = True
+            if self._stepping_thread is None:
+                self._remove_cancelled()
                 self._changed.notify_all()
 
     def _step(self) -> None:
         try:
             with self._changed:
-                self._settle()
-            self._speak()
-            self._read()
-        except BaseException as error:  # half a step is no state to go on from: all who were in it are told
+                self._update_batch()
+            self._decode()
+            self._prefill()
+        except BaseException as error:  # a step that failed half-way leaves no valid state: its requests fail
             with self._changed:
                 self._fail(error)
             if not isinstance(error, Exception):
@@ -214,167 +232,174 @@ class Engine:
 
     # Joining and leaving; the lock is held.
 
-    def _settle(self) -> None:
-        """Who is cancelled leaves, and whom the scheduler admits begins or goes on."""
-        self._drop()
-        plan = self._scheduler.plan()
-        self._rows.expected = self.max_rows - self._scheduler.num_free
-        for ticket in plan.set_aside:
-            self._set_aside(self._runs[ticket])
-        for ticket in plan.admitted:
-            run = self._runs[ticket]
-            self._reading.append(run) if run.saved is None else self._rows.take_back(run)
+    def _update_batch(self) -> None:
+        """Removes cancelled requests, preempts, and lets admitted requests begin or resume."""
+        self._remove_cancelled()
+        schedule = self.scheduler.schedule()
+        self.slots.expected = self.max_slots - self.scheduler.num_free_slots
+        for entry in schedule.preempted:
+            self._preempt(self._sequences[entry])
+        for entry in schedule.admitted:
+            sequence = self._sequences[entry]
+            if sequence.saved is None:
+                self._prefilling.append(sequence)
+            else:
+                self.slots.resume(sequence)
 
-    def _set_aside(self, run: Run) -> None:
-        self._rows.set_aside(run)
-        self._forget_reading(run)
+    def _preempt(self, sequence: Sequence) -> None:
+        self.slots.preempt(sequence)
+        self._stop_prefill(sequence)
 
-    def _forget_reading(self, run: Run) -> None:
-        if run in self._reading:
-            self._reading.remove(run)
+    def _stop_prefill(self, sequence: Sequence) -> None:
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
 
-    def _drop(self) -> None:
-        """Those who are cancelled leave; also who is meanwhile, by the garbage collector in this thread."""
-        if self._is_dropping:
+    def _remove_cancelled(self) -> None:
+        """Ends cancelled requests, those included that the garbage collector cancels meanwhile, in this thread."""
+        if self._is_removing:
             return
-        self._is_dropping = True
+        self._is_removing = True
         try:
             while self._is_any_cancelled:
                 self._is_any_cancelled = False
-                for run in [run for run in self._runs.values() if run.is_cancelled]:
-                    self._end(run, "cancelled")
+                for sequence in [sequence for sequence in self._sequences.values() if sequence.is_cancelled]:
+                    self._end(sequence, "cancelled")
         except Exception as error:
             self._fail(error)
         finally:
-            self._is_dropping = False
+            self._is_removing = False
 
-    def _end(self, run: Run, reason: str | None, error: Exception | None = None) -> None:
-        self._rows.leave(run)
-        self._close(run, reason, error)
-        if not self._runs and self._cache.num_bytes > IDLE_BYTES:
-            self._cache.release()
+    def _end(self, sequence: Sequence, reason: str | None, error: Exception | None = None) -> None:
+        self.slots.free(sequence)
+        self._close(sequence, reason, error)
+        if not self._sequences and self.cache.num_bytes > IDLE_BYTES:
+            self.cache.release()
 
-    def _close(self, run: Run, reason: str | None, error: Exception | None) -> None:
-        """Out of the books, its answer first: somebody waits for it."""
-        run.answer.close(reason, error)
-        self._forget_reading(run)
-        self._scheduler.remove(run.ticket)
-        del self._runs[run.ticket]
+    def _close(self, sequence: Sequence, reason: str | None, error: Exception | None) -> None:
+        """Closes the handle, first because a thread may wait for it, and removes the request."""
+        sequence.handle.close(reason, error)
+        self._stop_prefill(sequence)
+        self.scheduler.remove(sequence.entry)
+        del self._sequences[sequence.entry]
 
     def _fail(self, error: BaseException) -> None:
-        """All who have rows, or were about to get some, are told; those who wait or are set aside lose nothing.
+        """Ends all requests that had slots or were about to get some; waiting and preempted ones go on.
 
-        Where nobody was, an error that comes again and again would leave the others waiting for ever: all are told.
+        Where there was none, all requests end: an error that returns with every step would let them wait forever.
         """
-        lost = [run for run in self._runs.values() if run.rows or not self._waits(run)]
-        if not lost and isinstance(error, Exception):
-            lost = list(self._runs.values())
-        traceback.clear_frames(error.__traceback__)  # they hold the cache, and whoever is told may try again
-        self._cache.release()
-        self._rows = Rows(self._cache, self.config)
-        self._reader = Reader(self._runner, self._rows, self._prefixes)
-        for run in lost:
-            self._close(run, None, typed(error))
+        failed = [sequence for sequence in self._sequences.values() if sequence.slots or not self._is_waiting(sequence)]
+        if not failed and isinstance(error, Exception):
+            failed = list(self._sequences.values())
+        traceback.clear_frames(error.__traceback__)  # frames keep the cache alive, and its memory may be needed
+        self.cache.release()
+        self._reset_slots()
+        for sequence in failed:
+            self._close(sequence, None, typed(error))
 
-    def _waits(self, run: Run) -> bool:
-        """For rows, or to be read."""
-        return run in self._reading or run.ticket in self._scheduler.waiting
+    def _is_waiting(self, sequence: Sequence) -> bool:
+        """Whether it waits for slots or for its prefill."""
+        return sequence in self._prefilling or sequence.entry in self.scheduler.waiting
 
-    # The work; only the driver does it, and the lock is not held.
+    # Prefill and decode, in the stepping thread only; the lock is not held.
 
-    def _read(self) -> None:
-        """Pieces of prompts, as many positions as a step may be held up for. All but the last come to their ends."""
-        stops = self._stops()
+    def _prefill(self) -> None:
+        """Prefills chunks of prompts, as many positions as may delay a decode step."""
+        stops = self._prefill_stops()
         try:
-            self._reader.read(stops)
-        except Exception:  # such as a prompt too long for the memory left: it ends alone
-            for run, stop in list(stops.items()):
-                if not self._survives(run, partial(self._reader.read, {run: stop})):
-                    del stops[run]
-        for run in stops:
-            if run.num_read == len(run.request.input_ids):
-                self._survives(run, partial(self._begin_to_speak, run))
+            self._prefiller.prefill(stops)
+        except Exception:  # such as a prompt too long for the memory: retry one by one, so that it fails alone
+            for sequence, stop in list(stops.items()):
+                if not self._try(sequence, partial(self._prefiller.prefill, {sequence: stop})):
+                    del stops[sequence]
+        for sequence in stops:
+            if sequence.num_prefilled == len(sequence.request.input_ids):
+                self._try(sequence, partial(self._start_decoding, sequence))
 
-    def _stops(self) -> dict[Run, int]:
-        """How far prompts are read in this step, in order; where nobody waits for one, the first is read whole."""
-        is_offline = all(run.request.is_offline for run in (*self._rows.speaking, *self._reading))
-        most, sizes, stops = max(self._piece, LARGE_PIECE) if is_offline else self._piece, list[int](), dict[Run, int]()
-        for run in list(self._reading):
-            left = most - self._runner.cost(sizes)
+    def _prefill_stops(self) -> dict[Sequence, int]:
+        """How far prompts are prefilled in this step, in order. Without sequences that decode, the first is prefilled
+        whole.
+        """
+        is_offline = all(sequence.request.is_offline for sequence in (*self.slots.decoding, *self._prefilling))
+        most = max(self._prefill_chunk, OFFLINE_PREFILL_CHUNK) if is_offline else self._prefill_chunk
+        sizes, stops = list[int](), dict[Sequence, int]()
+        for sequence in list(self._prefilling):
+            left = most - self.runner.prefill_cost(sizes)
             if left <= 0:
                 break
-            if not run.rows and not self._survives(run, partial(self._reader.begin, run)):
+            if not sequence.slots and not self._try(sequence, partial(self._prefiller.begin, sequence)):
                 continue
-            unread = len(run.request.input_ids) - run.num_read
-            is_alone = not stops and not self._rows.speaking
-            size = unread if is_alone else min(unread, max(1, left // len(run.rows)))
-            sizes += [size] * len(run.rows)
-            if stops and self._runner.cost(sizes) > most:
+            unread = len(sequence.request.input_ids) - sequence.num_prefilled
+            is_alone = not stops and not self.slots.decoding
+            size = unread if is_alone else min(unread, max(1, left // len(sequence.slots)))
+            sizes += [size] * len(sequence.slots)
+            if stops and self.runner.prefill_cost(sizes) > most:
                 break
-            stops[run] = run.num_read + size
+            stops[sequence] = sequence.num_prefilled + size
             if size < unread:
                 break
         return stops
 
-    def _survives(self, run: Run, do: Callable[[], None]) -> bool:
-        """Does what may fail for one request alone, which then ends."""
+    def _try(self, sequence: Sequence, work: Callable[[], None]) -> bool:
+        """Runs work for one sequence; where it fails, that request alone ends. Returns whether it succeeded."""
         try:
-            do()
+            work()
         except Exception as error:
             with self._changed:
-                self._end(run, None, typed(error))
+                self._end(sequence, None, typed(error))
             return False
         return True
 
-    def _begin_to_speak(self, run: Run) -> None:
-        lane = first_lane(run.request, self.config, self._runner.model.device)
-        self._reading.remove(run)
-        self._rows.join(run, lane)
-        run.answer.push((self.config.audio_stream_bos_id,) * self.config.audio_num_codebooks, None)
+    def _start_decoding(self, sequence: Sequence) -> None:
+        state = initial_state(sequence.request, self.config, self.runner.model.device)
+        self._prefilling.remove(sequence)
+        self.slots.start_decoding(sequence, state)
+        sequence.handle.push((self.config.audio_stream_bos_id,) * self.config.audio_num_codebooks, None)
 
-    def _speak(self) -> None:
-        """The next columns of everybody who speaks; what follows somebody's last one is nobody's."""
-        rows, count = self._rows, self._num_steps
-        if not rows.speaking:
+    def _decode(self) -> None:
+        """Runs `num_steps` decode steps, then hands out their columns, up to the last one of each segment."""
+        count = self._num_steps
+        if not self.slots.decoding:
             return
-        made = torch.stack([self._column(number) for number in range(count)]).tolist()  # the one wait for the device
+        steps = torch.stack([self._decode_step(index) for index in range(count)]).tolist()  # waits for the device
         with self._changed:
-            speaking = list(rows.speaking)
-            for run in speaking:
-                run.length += count
-            for number, columns in enumerate(made, start=1):
-                for run, column in zip(speaking, columns, strict=True):
-                    if run.rows:
-                        self._hand_out(run, column, run.length - count + number)
+            decoding = list(self.slots.decoding)
+            for sequence in decoding:
+                sequence.length += count
+            for number, columns in enumerate(steps, start=1):
+                for sequence, column in zip(decoding, columns, strict=True):
+                    if sequence.slots:
+                        self._add_column(sequence, column, sequence.length - count + number)
 
-    def _column(self, number: int) -> Tensor:
-        """The one behind so many that the host has not seen, `[B, K + 3]`; see `Choice`."""
-        rows = self._rows
-        assert rows.lanes is not None
-        places = rows.places()
-        positions = [rows.speaking[lane].length + number for lane in places.lanes]
-        columns = rows.lanes.column[places.lane_of_row]  # [R, K]
-        logits = self._runner.step(columns, positions, places.shared)  # [R, K, V + 2]
-        rows.lanes, made = places.choice(rows.lanes, logits)
-        return made
+    def _decode_step(self, index: int) -> Tensor:
+        """Step `index` since the last read, without waiting for the device; returns `[B, K + 3]`, see `Sampler`."""
+        slots = self.slots
+        assert slots.state is not None
+        layout = slots.layout()
+        positions = [slots.decoding[owner].length + index for owner in layout.owners]
+        columns = slots.state.column[layout.owner_index]  # [R, K]
+        logits = self.runner.decode(columns, positions, layout.shared)  # [R, K, V + 2]
+        slots.state, sampled = layout.sampler(slots.state, logits)
+        return sampled
 
-    def _hand_out(self, run: Run, made: list[int], position: int) -> None:
-        """One column of one request, as `_column` made it, at a position."""
-        *codes, end, is_last, is_finite = made
+    def _add_column(self, sequence: Sequence, sampled: list[int], num_positions: int) -> None:
+        """Adds a column, as `_decode_step` returns it, to the handle of its request; ends the request with the last."""
+        *codes, end, is_last, is_finite = sampled
         column, reason = tuple(codes), None
         if not is_finite:
-            self._end(run, None, NumericsError(f"after {position} positions: {NOT_FINITE}"))
+            self._end(sequence, None, NumericsError(f"after {num_positions} positions: {NOT_FINITE}"))
             return
         if is_last:
-            frames = end - self.config.audio_num_codebooks - 1
-            reason = "length" if frames == run.request.max_frames else "stop"
-        elif run.guard is not None:
-            reason = run.guard.push(column)
-        run.answer.push(column, reason)
+            num_frames = end - self.config.audio_num_codebooks - 1
+            reason = "length" if num_frames == sequence.request.max_frames else "stop"
+        elif sequence.guard is not None:
+            reason = sequence.guard.push(column)
+        sequence.handle.push(column, reason)
         if reason is not None:
-            self._end(run, reason)
+            self._end(sequence, reason)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that keys and values may take where nobody says how many."""
-    return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else MEMORY
+    """The default limit of keys and values in bytes: 4 GiB, or half of the free memory of a GPU."""
+    if device.type == "cuda":
+        return int(GPU_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0])
+    return CPU_MEMORY

@@ -1,4 +1,4 @@
-"""What an engine gives back for a request: its columns, as they are made."""
+"""The result of a submitted request: its columns, as they are sampled."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -7,11 +7,15 @@ from higgs_audio.engine.request import Column
 
 
 class RequestHandle:
-    """The columns of one segment, from its bos column on; iterating waits for them and does the engine's work.
+    """An iterator over the columns of one segment, from its bos column on. Iterating runs steps of the engine.
+
+    Args:
+        wait: runs one step of the engine, or waits for the step of another thread.
+        cancel: ends the request.
 
     Attributes:
-        finish_reason: one of `FINISH_REASONS`, None while it runs.
-        error: what it failed with; iterating raises it behind the columns made before.
+        finish_reason: one of `FINISH_REASONS`; None while the request runs and where it failed.
+        error: the exception that ended the request, if one did; iterating raises it after the columns sampled before.
     """
 
     def __init__(self, wait: Callable[[], None], cancel: Callable[[], None]) -> None:
@@ -22,7 +26,7 @@ class RequestHandle:
 
     @property
     def is_done(self) -> bool:
-        """Whether no more columns will come."""
+        """Whether no more columns will be added; `poll` may still return some."""
         return self.finish_reason is not None or self.error is not None
 
     def __iter__(self) -> Iterator[Column]:
@@ -30,7 +34,7 @@ class RequestHandle:
 
     def __next__(self) -> Column:
         while True:
-            is_done = self.is_done  # first: the last column comes before the answer is done
+            is_done = self.is_done  # read first: the last column is added before the request is done
             if self._columns:
                 return self._columns.popleft()
             if is_done:
@@ -38,23 +42,23 @@ class RequestHandle:
             self.wait()
 
     def poll(self) -> Column | None:
-        """The next column, where it has been made."""
+        """Returns the next column if there is one, without waiting."""
         return self._columns.popleft() if self._columns else None
 
     def wait(self) -> None:
-        """A step of the engine's work, or until another thread has done it."""
+        """Runs one step of the engine, or waits until another thread has run one."""
         self._wait()
 
     def cancel(self) -> None:
-        """Ends it at the next step; nothing where it has ended."""
+        """Ends the request before the next step, with finish_reason "cancelled". Does nothing where it has ended."""
         if not self.is_done:
             self._cancel()
 
     def push(self, column: Column, finish_reason: str | None) -> None:
-        """The engine's side: the next column, and the reason with the last one."""
+        """Adds a column, with the finish reason if it is the last one. Called by the engine."""
         self._columns.append(column)
         self.finish_reason = finish_reason
 
     def close(self, finish_reason: str | None = None, error: Exception | None = None) -> None:
-        """The engine's side: it ends without a further column."""
+        """Ends the request without a further column. Called by the engine."""
         self.finish_reason, self.error = finish_reason, error

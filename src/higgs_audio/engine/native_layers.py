@@ -1,51 +1,63 @@
-"""The layers of a model as one call of compiled C (`native/layers.c`), for models in float32 on a CPU.
+"""All layers of a model in one call of C (`native/layers.c`), for models in float32 on a CPU.
 
-Without a compiler, or for a model that C does not know, torch does it.
+Without a C compiler, and for models that C does not support, torch runs the layers.
 """
 
 import ctypes
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from higgs_audio.engine.kv_cache import KVCache, Shared
+from higgs_audio.engine.kv_cache import KVCache, SharedPrefixes
 from higgs_audio.model.layers import DualFFNLayer, FeedForward, RMSNorm
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
-from higgs_audio.native import MULTIPLE, Packer, Watch, are_half, are_hooked, native_library, num_threads
-from higgs_audio.native.structs import CacheStruct, FeedForwardStruct, LayerStruct, ModelStruct, StepStruct
+from higgs_audio.native import (
+    WIDTH_MULTIPLE,
+    MatrixPacker,
+    ModuleSnapshot,
+    are_exact_in_bfloat16,
+    have_hooks,
+    native_library,
+    num_threads,
+)
+from higgs_audio.native.structs import BatchStruct, FeedForwardStruct, KVCacheStruct, LayerStruct, ModelStruct
 
-WATCHED = ("model.layers", "model.norm", "audio_lm_head")  # modules that C stands for
-MAX_BYTES = 2 << 30  # of packed weights; the products of larger models are fast enough in torch
+REPLACED = ("model.layers", "model.norm", "audio_lm_head")  # submodules whose work C does
+MAX_BYTES = 2 << 30  # of packed weights; torch's matrix products are fast enough for larger models
 
 
-class NativeTrunk:
-    """Forward passes of one model's layers.
+class NativeLayers:
+    """Forward passes through the layers of one model, with its final norm and its audio head.
 
     Args:
-        model: one that `fits`.
-        turns: of `runner.turning`, `[T, 2, 1, H]` float32.
-        library: of `native_library`.
+        model: for which `is_supported` is true.
+        rotation: `[T, 2, 1, H]` float32, from `rotation_factors`.
+        library: from `native_library`.
+
+    Attributes:
+        is_bfloat16: whether the packed weights are in bfloat16, which is then exact.
     """
 
-    def __init__(self, model: HiggsAudioForConditionalGeneration, turns: Tensor, library: ctypes.CDLL) -> None:
-        self._library, self._turns = library, turns.contiguous()
-        self._watch, parts = Watch(model, WATCHED), list(_parts(model))
-        self._is_half = are_half(part.weight for part in parts if isinstance(part, nn.Linear))
-        self._pack = Packer(library, self._is_half)
-        layers = [self._layer(layer) for layer in model.model.layers]
+    def __init__(self, model: HiggsAudioForConditionalGeneration, rotation: Tensor, library: ctypes.CDLL) -> None:
+        self._library, self._rotation = library, rotation.contiguous()
+        self._snapshot = ModuleSnapshot(model, REPLACED)
+        self.is_bfloat16 = are_exact_in_bfloat16(
+            module.weight for module in _weighted_modules(model) if isinstance(module, nn.Linear)
+        )
+        self._pack = MatrixPacker(library, self.is_bfloat16)
+        layers = [self._layer_struct(layer) for layer in model.model.layers]
         attention, norm = model.model.layers[0].self_attn, model.model.norm
         self._num_logits = model.audio_lm_head.out_features
-        self._model = ModelStruct(
+        self._struct = ModelStruct(
             len(layers),
             model.model.text_config.hidden_size,
             model.model.layers[0].mlp.gate_proj.out_features,
             attention.q_proj.out_features // attention.head_dim,
             attention.k_proj.out_features // attention.head_dim,
             attention.head_dim,
-            self._is_half,
+            self.is_bfloat16,
             (LayerStruct * len(layers))(*layers),
             norm.weight.data_ptr(),
             self._pack(model.audio_lm_head.weight),
@@ -54,105 +66,113 @@ class NativeTrunk:
 
     @property
     def is_current(self) -> bool:
-        """Whether the model still has the weights that were packed, unchanged, and no hooks that C would not call."""
-        return self._watch.is_current
+        """Whether the model has the weights that were packed, unchanged, and no hooks, which C would not call."""
+        return self._snapshot.is_current
 
     def __call__(
         self,
         rows: Tensor,
-        num_text: int,
-        num_read: int,
-        sequences: Tensor,
+        num_text_rows: int,
+        num_logit_rows: int,
+        slots: Tensor,
         positions: Tensor,
         cache: KVCache,
-        shared: Shared | None = None,
+        shared: SharedPrefixes | None = None,
     ) -> Tensor:
-        """Embeddings to logits; keys and values go into the cache.
+        """Runs embeddings through the layers; keys and values are written to the cache.
 
         Args:
-            rows: `[N, D]`, text first, then audio; written to.
-            num_text: rows that are text.
-            num_read: the last rows, whose logits are wanted.
-            sequences, positions: `[N]`, rows of the cache and places in them; of a sequence in order, without holes.
+            rows: `[N, D]` embeddings, text first, then audio; overwritten.
+            num_text_rows: how many of them are text.
+            num_logit_rows: for how many of the last rows logits are computed.
+            slots, positions: `[N]`, slot of the cache and position in it; consecutive positions within a slot.
             cache: with room for them, float32.
-            shared: where the beginnings of the N rows lie too.
+            shared: prefixes that slots share, for each of the N rows.
 
         Returns:
-            `[num_read, K (V + 2)]`.
+            Logits `[num_logit_rows, K (V + 2)]`.
         """
-        assert len(rows) == len(sequences) == len(positions)
-        assert sequences.dtype == positions.dtype == torch.long and rows.device.type == "cpu"
+        assert len(rows) == len(slots) == len(positions)
+        assert slots.dtype == positions.dtype == torch.long and rows.device.type == "cpu"
         rows = rows.float()
-        rows, sequences, positions = (tensor.contiguous() for tensor in (rows, sequences, positions))
+        rows, slots, positions = (tensor.contiguous() for tensor in (rows, slots, positions))
         state, threads = cache.state, num_threads()
         length = state.shape[4]
-        logits = rows.new_empty(num_read, self._num_logits)
-        work = rows.new_empty(self._library.workspace(ctypes.byref(self._model), len(rows), threads, length))
-        layer, pair, row, group = state.stride()[:4]
-        where = [tensor.data_ptr() for tensor in (sequences, positions, self._turns)]
+        logits = rows.new_empty(num_logit_rows, self._num_logits)
+        model = ctypes.byref(self._struct)
+        work = rows.new_empty(self._library.higgs_forward_workspace(model, len(rows), threads, length))
+        pointers = [tensor.data_ptr() for tensor in (slots, positions, self._rotation)]
         if shared is not None:
-            where += [tensor.data_ptr() for tensor in (shared.pointers, shared.counts, shared.sizes)]
-        self._library.forward(
-            ctypes.byref(self._model),
-            ctypes.byref(CacheStruct(state.data_ptr(), layer, pair, row, group)),
-            ctypes.byref(StepStruct(len(rows), num_text, num_read, *where)),
+            pointers += [tensor.data_ptr() for tensor in (shared.pointers, shared.counts, shared.lengths)]
+        layer_stride, value_stride, slot_stride, head_stride = state.stride()[:4]
+        self._library.higgs_forward(
+            model,
+            ctypes.byref(KVCacheStruct(state.data_ptr(), layer_stride, value_stride, slot_stride, head_stride)),
+            ctypes.byref(BatchStruct(len(rows), num_text_rows, num_logit_rows, *pointers)),
             *(tensor.data_ptr() for tensor in (rows, logits, work)),
             threads,
             length,
         )
         return logits
 
-    def _layer(self, layer: DualFFNLayer) -> LayerStruct:
+    def _layer_struct(self, layer: DualFFNLayer) -> LayerStruct:
         attention = layer.self_attn
         projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         matrices = (self._pack(projection.weight) for projection in projections)
-        return LayerStruct(*matrices, self._feed(*layer.of_text), self._feed(*layer.of_audio))
+        return LayerStruct(
+            *matrices, self._feed_forward_struct(*layer.text_modules), self._feed_forward_struct(*layer.audio_modules)
+        )
 
-    def _feed(self, before: RMSNorm, between: RMSNorm, feed: FeedForward) -> FeedForwardStruct:
-        matrices = (self._pack(part.weight) for part in (feed.gate_proj, feed.up_proj, feed.down_proj))
-        return FeedForwardStruct(before.weight.data_ptr(), between.weight.data_ptr(), *matrices)
+    def _feed_forward_struct(
+        self, input_norm: RMSNorm, post_attention_norm: RMSNorm, feed_forward: FeedForward
+    ) -> FeedForwardStruct:
+        projections = (feed_forward.gate_proj, feed_forward.up_proj, feed_forward.down_proj)
+        matrices = (self._pack(projection.weight) for projection in projections)
+        return FeedForwardStruct(input_norm.weight.data_ptr(), post_attention_norm.weight.data_ptr(), *matrices)
 
 
-def native_trunk(model: HiggsAudioForConditionalGeneration, turns: Tensor) -> NativeTrunk | None:
-    """The model's layers in C; None where they cannot be."""
-    library = native_library() if fits(model) else None
-    return None if library is None else NativeTrunk(model, turns, library)
+def native_layers(model: HiggsAudioForConditionalGeneration, rotation: Tensor) -> NativeLayers | None:
+    """The model's layers in C; None without a compiler, or where `is_supported` is false."""
+    library = native_library() if is_supported(model) else None
+    return None if library is None else NativeLayers(model, rotation, library)
 
 
-def fits(model: HiggsAudioForConditionalGeneration) -> bool:
-    """Whether C knows such a model: float32 on a CPU, no biases, widths that are multiples of 16, SiLU, no hooks.
-
-    It must not be too large to be packed, either.
+def is_supported(model: HiggsAudioForConditionalGeneration) -> bool:
+    """Whether C can run the model: float32 on a CPU, no biases, widths that are multiples of 16, SiLU, no hooks, and
+    packed weights of at most `MAX_BYTES`.
     """
-    parts = list(_parts(model))
-    linears = [part for part in parts if type(part) is nn.Linear]
+    modules = list(_weighted_modules(model))
+    linears = [module for module in modules if type(module) is nn.Linear]
     return (
-        all(type(part) in (nn.Linear, RMSNorm) for part in parts)
-        and all(part.weight.device.type == "cpu" and part.weight.dtype == torch.float32 for part in parts)
-        and all(part.weight.is_contiguous() for part in parts)
-        and all(part.bias is None and part.in_features % MULTIPLE == 0 for part in linears)
-        and model.model.layers[0].self_attn.head_dim % MULTIPLE == 0
-        and all(isinstance(feed.act, (nn.SiLU, SiLUActivation)) for feed in _feeds(model))
-        and not are_hooked(part for name in WATCHED for part in model.get_submodule(name).modules())
+        all(type(module) in (nn.Linear, RMSNorm) for module in modules)
+        and all(module.weight.device.type == "cpu" and module.weight.dtype == torch.float32 for module in modules)
+        and all(module.weight.is_contiguous() for module in modules)
+        and all(linear.bias is None and linear.in_features % WIDTH_MULTIPLE == 0 for linear in linears)
+        and model.model.layers[0].self_attn.head_dim % WIDTH_MULTIPLE == 0
+        and all(isinstance(feed.act, (nn.SiLU, SiLUActivation)) for feed in _feed_forwards(model))
+        and not have_hooks(module for name in REPLACED for module in model.get_submodule(name).modules())
         and _is_small([linear.weight for linear in linears])
     )
 
 
-def _parts(model: HiggsAudioForConditionalGeneration) -> Iterator[Any]:
-    """What has the weights."""
+def _weighted_modules(model: HiggsAudioForConditionalGeneration) -> Iterator[nn.Linear | RMSNorm]:
+    """The modules with weights, in the order in which a position passes them."""
     for layer in model.model.layers:
         attention = layer.self_attn
         yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        for before, between, feed in (layer.of_text, layer.of_audio):
-            yield from (before, between, feed.gate_proj, feed.up_proj, feed.down_proj)
+        for input_norm, post_attention_norm, feed in (layer.text_modules, layer.audio_modules):
+            yield from (input_norm, post_attention_norm, feed.gate_proj, feed.up_proj, feed.down_proj)
     yield from (model.model.norm, model.audio_lm_head)
 
 
-def _feeds(model: HiggsAudioForConditionalGeneration) -> list[FeedForward]:
-    return [feed for layer in model.model.layers for _, _, feed in (layer.of_text, layer.of_audio)]
+def _feed_forwards(model: HiggsAudioForConditionalGeneration) -> list[FeedForward]:
+    return [feed for layer in model.model.layers for _, _, feed in (layer.text_modules, layer.audio_modules)]
 
 
 def _is_small(matrices: list[Tensor]) -> bool:
-    """Whether they may be packed, every one once. Whether bfloat16 holds them is asked last: all are read for it."""
+    """Whether the packed matrices, each counted once, need at most `MAX_BYTES`.
+
+    Exactness in bfloat16 is checked last, as that reads all weights.
+    """
     size = sum({matrix.data_ptr(): matrix.numel() for matrix in matrices}.values())
-    return 4 * size <= MAX_BYTES or (2 * size <= MAX_BYTES and are_half(matrices))
+    return 4 * size <= MAX_BYTES or (2 * size <= MAX_BYTES and are_exact_in_bfloat16(matrices))

@@ -1,141 +1,146 @@
-"""Reads prompts into a cache, pieces of several at once; what precedes a text is read once, however often it comes.
+"""Prefill of prompts: in chunks, several prompts in one batch, with a cache of prefixes.
 
-So is a hidden text: padding after padding, of which a longer one begins with every shorter one.
+The cache holds two kinds of prefixes: those that requests declare (`Request.prefix`), and the hidden text of guidance.
+That is one padding token repeated, so that a longer hidden text begins with every shorter one.
 """
 
 from collections.abc import Iterator, Mapping
 from weakref import ref
 
 from higgs_audio.engine.cache_views import PrefillChunk
-from higgs_audio.engine.prefix import PrefixCache, prefix_key
-from higgs_audio.engine.runner import Runner
-from higgs_audio.engine.sequence import Run
-from higgs_audio.engine.slots import Rows
+from higgs_audio.engine.model_runner import ModelRunner
+from higgs_audio.engine.prefix_cache import PrefixCache, prefix_key
+from higgs_audio.engine.sequence import Sequence
+from higgs_audio.engine.slots import Slots
 from higgs_audio.generation.checks import audio_mask
 
 
-class Reader:
-    """Reads for one engine.
+class Prefiller:
+    """Prefills the prompts of one engine.
 
     Args:
         runner: of the model.
-        rows: the books of its cache.
-        prefixes: what was read before.
+        slots: of its cache.
+        prefixes: the cache of prefixes.
     """
 
-    def __init__(self, runner: Runner, rows: Rows, prefixes: PrefixCache) -> None:
-        self._runner, self._rows, self._prefixes = runner, rows, prefixes
+    def __init__(self, runner: ModelRunner, slots: Slots, prefixes: PrefixCache) -> None:
+        self._runner, self._slots, self._prefixes = runner, slots, prefixes
         self._config = runner.model.config
 
-    def begin(self, run: Run) -> None:
-        """Gives it rows, with what is known of its prompt."""
-        self._rows.take(run)
-        if run.request.prefix:
-            found = [self._load(run, row, key, run.request.prefix) for row, key in enumerate(self._keys(run))]
-            run.num_read = min(found)
-        if hidden := self._hidden(run):
-            self._load(run, 1, *hidden)
+    def begin(self, sequence: Sequence) -> None:
+        """Allocates slots for a sequence and loads the cached part of its prompt."""
+        self._slots.allocate(sequence)
+        prefix = sequence.request.prefix
+        if prefix:
+            loaded = [self._load(sequence, row, key, prefix) for row, key in enumerate(self._prefix_keys(sequence))]
+            sequence.num_prefilled = min(loaded)
+        if hidden := self._hidden_text(sequence):
+            self._load(sequence, 1, *hidden)
 
-    def read(self, stops: Mapping[Run, int]) -> None:
-        """Prompts that have begun, each up to its position.
+    def prefill(self, stops: Mapping[Sequence, int]) -> None:
+        """Prefills sequences that have begun, each up to its position.
 
-        A prefix is read by itself, so that the rest has the same numbers whether it was known or not.
+        A prefix is a chunk of its own, so that the rest has the same numbers whether the prefix was cached or not.
         """
-        while ends := {run: self._end(run, stop) for run, stop in stops.items() if run.num_read < stop}:
-            self._read(ends)
-            for run, end in ends.items():
-                run.num_read = end
-                if end == run.request.prefix:
-                    self._keep(run)
-                if end == len(run.request.input_ids):
-                    self._keep_hidden(run)
+        while ends := {
+            sequence: self._chunk_end(sequence, stop)
+            for sequence, stop in stops.items()
+            if sequence.num_prefilled < stop
+        }:
+            self._prefill_batch(ends)
+            for sequence, end in ends.items():
+                sequence.num_prefilled = end
+                if end == sequence.request.prefix:
+                    self._cache_prefix(sequence)
+                if end == len(sequence.request.input_ids):
+                    self._cache_hidden_text(sequence)
 
-    def _read(self, ends: Mapping[Run, int]) -> None:
-        """From where they are to their ends; of a prefix that several rows have, one reads."""
-        pieces, copies, first = list[PrefillChunk](), list[tuple[int, int, int]](), dict[tuple[int, bytes], int]()
-        for run, end in ends.items():
-            for row, piece in self._pieces(run, end):
-                if end <= run.request.prefix:
-                    key = piece.start, self._key(run, row, end)
+    def _prefill_batch(self, ends: Mapping[Sequence, int]) -> None:
+        """Prefills sequences up to their ends. A prefix that several slots have is computed once and copied."""
+        chunks, copies, first = list[PrefillChunk](), list[tuple[int, int, int]](), dict[tuple[int, bytes], int]()
+        for sequence, end in ends.items():
+            for row, chunk in self._chunks(sequence, end):
+                if end <= sequence.request.prefix:
+                    key = chunk.start, self._key(sequence, row, end)
                     if key in first:
-                        copies.append((first[key], piece.row, end))
+                        copies.append((first[key], chunk.slot, end))
                         continue
-                    first[key] = piece.row
-                pieces.append(piece)
-        if pieces:
-            self._runner.read(pieces)
+                    first[key] = chunk.slot
+                chunks.append(chunk)
+        if chunks:
+            self._runner.prefill(chunks)
         for copy in copies:
-            self._rows.cache.copy(*copy)
+            self._slots.cache.copy(*copy)
 
-    def _load(self, run: Run, row: int, key: bytes, most: int) -> int:
-        """What is known under a key, up to so many positions, into one of its rows; how many they are."""
+    def _load(self, sequence: Sequence, row: int, key: bytes, max_length: int) -> int:
+        """Loads up to `max_length` cached positions into one slot of a sequence; returns how many."""
         saved = self._prefixes.get(key)
         if saved is None:
             return 0
-        length = min(most, saved.length)
-        self._rows.cache.reserve(run.rows[-1] + 1, length)
-        self._rows.cache.load(run.rows[row], saved, length)
-        run.known[row], run.shared[row] = length, (ref(saved), length)
+        length = min(max_length, saved.length)
+        self._slots.cache.reserve(sequence.slots[-1] + 1, length)
+        self._slots.cache.load(sequence.slots[row], saved, length)
+        sequence.num_cached[row], sequence.shared[row] = length, (ref(saved), length)
         return length
 
-    def _end(self, run: Run, stop: int) -> int:
-        prefix = run.request.prefix
-        return prefix if run.num_read < prefix < stop else stop
+    def _chunk_end(self, sequence: Sequence, stop: int) -> int:
+        prefix = sequence.request.prefix
+        return prefix if sequence.num_prefilled < prefix < stop else stop
 
-    def _pieces(self, run: Run, stop: int) -> Iterator[tuple[int, PrefillChunk]]:
-        """From where it is to a position, for each of its rows that does not know them; and which one that is."""
-        for number, known in enumerate(run.known):
-            start = max(run.num_read, known)
+    def _chunks(self, sequence: Sequence, stop: int) -> Iterator[tuple[int, PrefillChunk]]:
+        """The row of `sequence.ids` and the chunk up to a position, for each slot that is not cached that far."""
+        for row, cached in enumerate(sequence.num_cached):
+            start = max(sequence.num_prefilled, cached)
             if start < stop:
-                columns = run.request.columns[self._num_columns(run, start) : self._num_columns(run, stop)]
-                yield number, PrefillChunk(run.rows[number], run.ids[number, start:stop], columns, start)
+                first, last = self._num_columns(sequence, start), self._num_columns(sequence, stop)
+                columns = sequence.request.columns[first:last]
+                yield row, PrefillChunk(sequence.slots[row], sequence.ids[row, start:stop], columns, start)
 
-    def _keep(self, run: Run) -> None:
-        """Its prefix."""
-        for row, key in enumerate(self._keys(run)):
-            self._share(run, row, key, run.request.prefix)
+    def _cache_prefix(self, sequence: Sequence) -> None:
+        for row, key in enumerate(self._prefix_keys(sequence)):
+            self._cache(sequence, row, key, sequence.request.prefix)
 
-    def _keep_hidden(self, run: Run) -> None:
-        """Its hidden text, where it is longer than what is known."""
-        if hidden := self._hidden(run):
-            self._share(run, 1, *hidden)
+    def _cache_hidden_text(self, sequence: Sequence) -> None:
+        if hidden := self._hidden_text(sequence):
+            self._cache(sequence, 1, *hidden)
 
-    def _share(self, run: Run, row: int, key: bytes, length: int) -> None:
-        """Saves the first positions of one of its rows, where no more of them are known by then."""
+    def _cache(self, sequence: Sequence, row: int, key: bytes, length: int) -> None:
+        """Saves the first positions of one slot of a sequence, unless an entry of at least that length is cached."""
         saved = self._prefixes.get(key)
         if saved is None or saved.length < length:
-            saved = self._rows.cache.save(run.rows[row], length)
+            saved = self._slots.cache.save(sequence.slots[row], length)
             if not self._prefixes.put(key, saved):
                 return
-        known = run.shared[row]
-        if known is None or known[1] < length:
-            run.shared[row] = ref(saved), length
+        shared = sequence.shared[row]
+        if shared is None or shared[1] < length:
+            sequence.shared[row] = ref(saved), length
 
-    def _keys(self, run: Run) -> list[bytes]:
-        """What its prefix is known by, for each of its rows."""
-        return [self._key(run, row, run.request.prefix) for row in range(len(run.rows))]
+    def _prefix_keys(self, sequence: Sequence) -> list[bytes]:
+        """The cache keys of its prefix, one for each of its slots."""
+        return [self._key(sequence, row, sequence.request.prefix) for row in range(len(sequence.slots))]
 
-    def _key(self, run: Run, row: int, stop: int) -> bytes:
-        """What the first positions of one of its rows are known by."""
-        return prefix_key(run.ids[row, :stop], run.request.columns[: self._num_columns(run, stop)])
+    def _key(self, sequence: Sequence, row: int, stop: int) -> bytes:
+        """The cache key of the first positions of one of its slots."""
+        return prefix_key(sequence.ids[row, :stop], sequence.request.columns[: self._num_columns(sequence, stop)])
 
-    def _hidden(self, run: Run) -> tuple[bytes, int] | None:
-        """What a text hidden by one token again and again is known by, whatever its length, and where it stops.
+    def _hidden_text(self, sequence: Sequence) -> tuple[bytes, int] | None:
+        """The cache key of its hidden text, the same for any length of it, and the position where the text ends.
 
-        None where there is none, or where numbers depend on what they are read with: those of a piece of such a text
-        would not be those of the whole.
+        None without a hidden text, and where the runner is not batch invariant: a part of the cached hidden text would
+        then have other numbers than a hidden text of that length.
         """
-        if len(run.rows) < 2 or not self._runner.is_invariant:
+        if len(sequence.slots) < 2 or not self._runner.is_batch_invariant:
             return None
-        places = (run.ids[0] != run.ids[1]).nonzero()[:, 0].tolist()
-        if not places:
+        different = (sequence.ids[0] != sequence.ids[1]).nonzero()[:, 0].tolist()
+        if not different:
             return None
-        start, stop = places[0], places[-1] + 1
-        text = run.ids[1, start:stop]
+        start, stop = different[0], different[-1] + 1
+        text = sequence.ids[1, start:stop]
         if bool((text != text[0]).any()) or bool(audio_mask(text, self._config).any()):
             return None
-        return b"hidden" + self._key(run, 1, start + 1), stop
+        return b"hidden" + self._key(sequence, 1, start + 1), stop
 
-    def _num_columns(self, run: Run, stop: int) -> int:
+    def _num_columns(self, sequence: Sequence, stop: int) -> int:
         """Columns before a position."""
-        return int(audio_mask(run.request.input_ids[:stop], self._config).sum())
+        return int(audio_mask(sequence.request.input_ids[:stop], self._config).sum())

@@ -1,9 +1,9 @@
-"""Who runs, who waits, who is set aside. Policy alone: no tensors.
+"""Decides which requests run, wait or are preempted. Policy only, without torch.
 
-Requests of one priority run in the order of their arrival. A request is admitted when the rows that it takes are free,
-and whoever is admitted can always finish: rows are whole, so nobody is stopped for want of memory. One that waits sets
-aside those of a lower priority, the last come first, where that makes enough room; they go on where they stopped, as
-the first of their priority.
+Requests of one priority run in the order of their arrival. A request is admitted when as many slots as it needs are
+free, and an admitted request can always finish: a slot has room for the longest sequence, so that no request stops for
+lack of memory. A waiting request preempts running ones of lower priority, the latest first, if that frees enough slots.
+Preempted requests resume where they stopped, before the other waiting requests of their priority.
 """
 
 from collections.abc import Iterable
@@ -13,88 +13,97 @@ from higgs_audio.errors import QueueFullError
 
 
 @dataclass(frozen=True, order=True)
-class Ticket:
-    """A request as the scheduler knows it; ordered by who goes first."""
+class QueueEntry:
+    """A request as the scheduler knows it, ordered by priority and arrival.
+
+    Attributes:
+        priority: lower values run first.
+        arrival: the number of the request.
+        num_slots: slots of the KV cache that it needs.
+    """
 
     priority: int
-    number: int  # of arrival
-    num_rows: int = field(compare=False)
+    arrival: int
+    num_slots: int = field(compare=False)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What changes before the next step: tickets to set aside, then tickets that begin or go on."""
+class Schedule:
+    """What changes before the next step: entries to preempt, then entries that begin or resume."""
 
-    set_aside: tuple[Ticket, ...] = ()
-    admitted: tuple[Ticket, ...] = ()
+    preempted: tuple[QueueEntry, ...] = ()
+    admitted: tuple[QueueEntry, ...] = ()
 
 
 class Scheduler:
-    """Keeps the books of one engine.
+    """The queue of one engine.
 
     Args:
-        num_rows: that can run at once.
-        max_waiting: requests that may wait; more are refused.
+        num_slots: slots of the KV cache.
+        max_waiting: requests that may wait; `add` refuses more.
+
+    Attributes:
+        waiting, running: entries of requests without and with slots.
     """
 
-    def __init__(self, num_rows: int, max_waiting: int) -> None:
-        self.num_rows, self.max_waiting = num_rows, max_waiting
-        self.waiting: list[Ticket] = []
-        self.running: list[Ticket] = []
-        self._arrived = 0
+    def __init__(self, num_slots: int, max_waiting: int) -> None:
+        self.num_slots, self.max_waiting = num_slots, max_waiting
+        self.waiting: list[QueueEntry] = []
+        self.running: list[QueueEntry] = []
+        self._num_arrived = 0
 
     @property
-    def num_free(self) -> int:
-        """Rows that nobody has."""
-        return self.num_rows - _rows(self.running)
+    def num_free_slots(self) -> int:
+        """Slots that no running request has."""
+        return self.num_slots - _count_slots(self.running)
 
-    def add(self, num_rows: int, priority: int) -> Ticket:
-        """Takes a request.
+    def add(self, num_slots: int, priority: int) -> QueueEntry:
+        """Queues a request.
 
         Raises:
-            QueueFullError: as many wait as may.
+            QueueFullError: `max_waiting` requests wait already.
         """
-        assert 1 <= num_rows <= self.num_rows
+        assert 1 <= num_slots <= self.num_slots
         if len(self.waiting) >= self.max_waiting:
             raise QueueFullError(
-                f"{len(self.waiting)} requests wait, which is as many as may; ask again when some are done, or give "
-                "the engine a greater max_waiting"
+                f"{len(self.waiting)} requests wait, the most that this engine allows; try again when some are done, "
+                "or create the engine with a greater max_waiting"
             )
-        ticket = Ticket(priority, self._arrived, num_rows)
-        self._arrived += 1
-        self.waiting.append(ticket)
-        return ticket
+        entry = QueueEntry(priority, self._num_arrived, num_slots)
+        self._num_arrived += 1
+        self.waiting.append(entry)
+        return entry
 
-    def remove(self, ticket: Ticket) -> None:
-        """A request has ended or is no longer wanted."""
-        (self.running if ticket in self.running else self.waiting).remove(ticket)
+    def remove(self, entry: QueueEntry) -> None:
+        """Removes a request that has ended."""
+        (self.running if entry in self.running else self.waiting).remove(entry)
 
-    def plan(self) -> Plan:
-        """Admits whom it can, in order. Nobody overtakes one that waits for room: it would starve."""
-        set_aside: list[Ticket] = []
-        admitted: list[Ticket] = []
-        for ticket in sorted(self.waiting):
-            victims = self._victims(ticket)
+    def schedule(self) -> Schedule:
+        """Admits waiting requests in order, until one does not fit: to let others overtake it could starve it."""
+        preempted: list[QueueEntry] = []
+        admitted: list[QueueEntry] = []
+        for entry in sorted(self.waiting):
+            victims = self._find_victims(entry)
             if victims is None:
                 break
             for victim in victims:
                 self.running.remove(victim)
-            self.running.append(ticket)
-            set_aside += victims
-            admitted.append(ticket)
-        self.waiting = [ticket for ticket in self.waiting if ticket not in admitted] + set_aside
-        return Plan(tuple(set_aside), tuple(admitted))
+            self.running.append(entry)
+            preempted += victims
+            admitted.append(entry)
+        self.waiting = [entry for entry in self.waiting if entry not in admitted] + preempted
+        return Schedule(tuple(preempted), tuple(admitted))
 
-    def _victims(self, ticket: Ticket) -> list[Ticket] | None:
-        """Whom the ticket sets aside to have room: nobody where there is some, None where there can be none."""
-        missing, victims = ticket.num_rows - self.num_free, []
+    def _find_victims(self, entry: QueueEntry) -> list[QueueEntry] | None:
+        """Running requests to preempt for an entry, none where it fits; None where preemption does not free enough."""
+        missing, victims = entry.num_slots - self.num_free_slots, []
         for victim in sorted(self.running, reverse=True):
-            if missing <= 0 or victim.priority <= ticket.priority:
+            if missing <= 0 or victim.priority <= entry.priority:
                 break
             victims.append(victim)
-            missing -= victim.num_rows
+            missing -= victim.num_slots
         return victims if missing <= 0 else None
 
 
-def _rows(tickets: Iterable[Ticket]) -> int:
-    return sum(ticket.num_rows for ticket in tickets)
+def _count_slots(entries: Iterable[QueueEntry]) -> int:
+    return sum(entry.num_slots for entry in entries)

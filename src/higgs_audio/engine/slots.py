@@ -1,4 +1,6 @@
-"""Whose the rows of a cache are: first, without holes, of those who speak; behind them of those who read."""
+"""Allocation of the slots of the KV cache: the first ones belong to sequences that decode, the next ones to sequences
+in prefill, without gaps.
+"""
 
 from dataclasses import dataclass
 
@@ -6,121 +8,126 @@ import torch
 from torch import Tensor
 
 from higgs_audio.config import HiggsAudioConfig
-from higgs_audio.engine.decode_state import Lanes
-from higgs_audio.engine.kv_cache import KVCache, Shared
-from higgs_audio.engine.sampler import NUM_STEPS, Choice, choice_for
-from higgs_audio.engine.sequence import Run
+from higgs_audio.engine.decode_state import DecodeState
+from higgs_audio.engine.kv_cache import KVCache, SharedPrefixes
+from higgs_audio.engine.sampler import NUM_STEPS, Sampler, make_sampler
+from higgs_audio.engine.sequence import Sequence
 
 
-class Rows:
-    """Keeps the books of one cache.
+class Slots:
+    """The slots of one cache.
 
     Args:
-        cache: whose rows they are.
+        cache: whose slots are allocated.
         config: of the model.
 
     Attributes:
         cache: as given.
-        speaking: runs, in the order of their lanes.
-        lanes: where they stand; None before the first.
-        expected: rows that will be wanted soon; room for them is made at once.
-        readers: runs whose prompts are in the cache in part, in the order of their rows.
+        decoding: sequences that decode, in the order of `state`.
+        state: their decode state; None before the first sequence.
+        prefilling: sequences in prefill, in the order of their slots.
+        expected: slots that will be needed soon; `allocate` reserves memory for all of them at once.
     """
 
     def __init__(self, cache: KVCache, config: HiggsAudioConfig) -> None:
         self.cache, self._config = cache, config
-        self.speaking: list[Run] = []
-        self.lanes: Lanes | None = None
-        self.readers: list[Run] = []
+        self.decoding: list[Sequence] = []
+        self.state: DecodeState | None = None
+        self.prefilling: list[Sequence] = []
         self.expected = 0
-        self._places: Places | None = None
+        self._layout: BatchLayout | None = None
 
-    def take(self, run: Run) -> None:
-        """The next rows, for whoever reads from now on."""
-        first = _num_rows(self.speaking) + _num_rows(self.readers)
-        rows = list(range(first, first + run.request.num_rows))
-        self.cache.reserve(max(rows[-1] + 1, self.expected), 1)
-        self.readers.append(run)
-        run.rows, run.known, run.shared = rows, [0] * len(rows), [None] * len(rows)
+    def allocate(self, sequence: Sequence) -> None:
+        """Gives the next slots to a sequence whose prefill begins."""
+        first = _count_slots(self.decoding) + _count_slots(self.prefilling)
+        slots = list(range(first, first + sequence.request.num_slots))
+        self.cache.reserve(max(slots[-1] + 1, self.expected), 1)
+        self.prefilling.append(sequence)
+        sequence.slots, sequence.num_cached, sequence.shared = slots, [0] * len(slots), [None] * len(slots)
 
-    def join(self, run: Run, lane: Lanes) -> None:
-        """The first who reads has read its prompt, and speaks."""
-        assert run is self.readers[0]
-        self.readers.remove(run)
-        run.length = run.num_read
-        self._add(run, lane)
+    def start_decoding(self, sequence: Sequence, state: DecodeState) -> None:
+        """Moves the first sequence in prefill, which has finished it, to those that decode."""
+        assert sequence is self.prefilling[0]
+        self.prefilling.remove(sequence)
+        sequence.length = sequence.num_prefilled
+        self._append(sequence, state)
 
-    def set_aside(self, run: Run) -> None:
-        """Takes its rows. What has been said is kept; a prompt is read again, about as fast as it would be copied."""
-        if run in self.speaking:
-            assert self.lanes is not None
-            saved = [self.cache.save(row, run.length) for row in run.rows]
-            run.saved = (saved, self.lanes.select([self.speaking.index(run)]))
-        self.leave(run)
+    def preempt(self, sequence: Sequence) -> None:
+        """Frees the slots of a sequence, to be resumed later.
 
-    def take_back(self, run: Run) -> None:
-        """Whoever was set aside speaks on. Those who read move up behind it."""
-        assert run.saved is not None
-        saved, lane = run.saved
-        first = _num_rows(self.speaking)
-        rows = list(range(first, first + run.request.num_rows))
-        self.cache.reserve(rows[-1] + 1, run.length)
-        self._move_readers(rows[-1] + 1)
-        run.rows = rows
-        for row, state in zip(run.rows, saved, strict=True):
-            self.cache.load(row, state)
-        run.saved = None
-        self._add(run, lane)
+        A sequence that decodes is saved; an unfinished prefill is repeated, which takes about as long as a copy.
+        """
+        if sequence in self.decoding:
+            assert self.state is not None
+            saved = [self.cache.save(slot, sequence.length) for slot in sequence.slots]
+            sequence.saved = (saved, self.state.select([self.decoding.index(sequence)]))
+        self.free(sequence)
 
-    def leave(self, run: Run) -> None:
-        """Gives its rows back, if it has any, and closes the holes."""
-        rows, run.rows = run.rows, []
-        for row in rows:
-            self.cache.wipe(row, run.length or len(run.request.input_ids))
-        if run in self.speaking:
-            lane = self.speaking.index(run)
-            assert self.lanes is not None
-            self.speaking.remove(run)
-            self.lanes = self.lanes.select([n for n in range(len(self.lanes)) if n != lane])
-            self._close(rows)
-        elif run in self.readers:
-            self.readers.remove(run)
-            self._move_readers(_num_rows(self.speaking))
-        run.num_read = 0
-        self._places = None
+    def resume(self, sequence: Sequence) -> None:
+        """Restores a preempted sequence behind those that decode; the slots of those in prefill move up."""
+        assert sequence.saved is not None
+        saved, state = sequence.saved
+        first = _count_slots(self.decoding)
+        slots = list(range(first, first + sequence.request.num_slots))
+        self.cache.reserve(slots[-1] + 1, sequence.length)
+        self._move_prefilling(slots[-1] + 1)
+        sequence.slots = slots
+        for slot, contents in zip(slots, saved, strict=True):
+            self.cache.load(slot, contents)
+        sequence.saved = None
+        self._append(sequence, state)
 
-    def places(self) -> "Places":
-        """Which lane has which rows, with random numbers for at least one step."""
-        assert self.lanes is not None
-        if self._places is None or self._places.choice.num_steps == NUM_STEPS:
-            self._places = Places.of(self.speaking, self.lanes, self._config)
-        return self._places
+    def free(self, sequence: Sequence) -> None:
+        """Frees the slots of a sequence, if it has any, and closes the gaps."""
+        slots, sequence.slots = sequence.slots, []
+        for slot in slots:
+            self.cache.zero(slot, sequence.length or len(sequence.request.input_ids))
+        if sequence in self.decoding:
+            index = self.decoding.index(sequence)
+            assert self.state is not None
+            self.decoding.remove(sequence)
+            self.state = self.state.select([n for n in range(len(self.state)) if n != index])
+            self._close_gaps(slots)
+        elif sequence in self.prefilling:
+            self.prefilling.remove(sequence)
+            self._move_prefilling(_count_slots(self.decoding))
+        sequence.num_prefilled = 0
+        self._layout = None
 
-    def _add(self, run: Run, lane: Lanes) -> None:
-        self.speaking.append(run)
-        self.lanes = lane if self.lanes is None or not len(self.lanes) else self.lanes.join(lane)
-        self._places = None
+    def layout(self) -> "BatchLayout":
+        """The layout of the decode batch, with random numbers for at least one step."""
+        assert self.state is not None
+        if self._layout is None or self._layout.sampler.num_steps == NUM_STEPS:
+            self._layout = BatchLayout.of(self.decoding, self.state, self._config)
+        return self._layout
 
-    def _close(self, holes: list[int]) -> None:
-        """Moves the last rows of those who speak into the holes, and who reads up behind them."""
-        used = _num_rows(self.speaking)
-        free = [row for row in holes if row < used]
-        for run in self.speaking:
-            for number, row in enumerate(run.rows):
-                if row >= used:
+    def _append(self, sequence: Sequence, state: DecodeState) -> None:
+        self.decoding.append(sequence)
+        self.state = state if self.state is None or not len(self.state) else self.state.concat(state)
+        self._layout = None
+
+    def _close_gaps(self, gaps: list[int]) -> None:
+        """Moves the last slots of the sequences that decode into the gaps, then those in prefill up."""
+        num_used = _count_slots(self.decoding)
+        free = [slot for slot in gaps if slot < num_used]
+        for sequence in self.decoding:
+            for number, slot in enumerate(sequence.slots):
+                if slot >= num_used:
                     target = free.pop()
-                    self.cache.move(row, target, run.length)
-                    run.rows[number] = target
-        self._move_readers(used)
+                    self.cache.move(slot, target, sequence.length)
+                    sequence.slots[number] = target
+        self._move_prefilling(num_used)
 
-    def _move_readers(self, first: int) -> None:
-        """Their rows to `first` and on; in the order in which none is overwritten before it is read."""
-        moves: list[tuple[int, int, int]] = []  # source, target, positions
-        for run in self.readers:
-            rows = list(range(first, first + len(run.rows)))
-            lengths = [max(run.num_read, known) for known in run.known]
-            moves += zip(run.rows, rows, lengths, strict=True)
-            run.rows, first = rows, first + len(rows)
+    def _move_prefilling(self, first: int) -> None:
+        """Moves the slots of sequences in prefill to `first` and on, in an order that overwrites none before its
+        move.
+        """
+        moves: list[tuple[int, int, int]] = []  # source, target, number of positions
+        for sequence in self.prefilling:
+            slots = list(range(first, first + len(sequence.slots)))
+            lengths = [max(sequence.num_prefilled, cached) for cached in sequence.num_cached]
+            moves += zip(sequence.slots, slots, lengths, strict=True)
+            sequence.slots, first = slots, first + len(slots)
         if not moves or moves[-1][0] == moves[-1][1]:
             return
         self.cache.reserve(first, max(1, *(length for _, _, length in moves)))
@@ -130,28 +137,39 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Places:
-    """What stays the same until somebody joins or leaves, or its random numbers are used up.
+class BatchLayout:
+    """What stays the same until a sequence joins or leaves the decode batch, or its random numbers are used up.
 
-    `lanes` and `lane_of_row [R]` say whose a row is; `choice` makes the columns; `shared` is of the rows.
+    Attributes:
+        owners: for each of the R slots, the index of its sequence.
+        owner_index: the same as a tensor `[R]` on the device.
+        sampler: of the batch.
+        shared: prefixes that slots share.
     """
 
-    lanes: list[int]
-    lane_of_row: Tensor
-    choice: Choice
-    shared: Shared
+    owners: list[int]
+    owner_index: Tensor
+    sampler: Sampler
+    shared: SharedPrefixes
 
     @classmethod
-    def of(cls, runs: list[Run], lanes: Lanes, config: HiggsAudioConfig) -> "Places":
-        owner = {row: lane for lane, run in enumerate(runs) for row in run.rows}
-        rows = [owner[row] for row in range(len(owner))]
-        columns = (rows, [run.rows[0] for run in runs], [run.rows[-1] for run in runs])
-        lane_of_row, read, unread = (torch.tensor(column, device=lanes.made.device) for column in columns)
-        parts = {row: part for run in runs for row, part in zip(run.rows, run.shared, strict=True)}
-        alive = ((part[0](), part[1]) if (part := parts[row]) else (None, 0) for row in range(len(rows)))
-        shared = Shared([(saved, count) if saved else None for saved, count in alive])
-        return cls(rows, lane_of_row, choice_for(lanes, read, unread, config), shared)
+    def of(cls, sequences: list[Sequence], state: DecodeState, config: HiggsAudioConfig) -> "BatchLayout":
+        """The layout of sequences that decode."""
+        owner = {slot: index for index, sequence in enumerate(sequences) for slot in sequence.slots}
+        owners = [owner[slot] for slot in range(len(owner))]
+        conditional, negative = zip(*((sequence.slots[0], sequence.slots[-1]) for sequence in sequences), strict=True)
+        device = state.num_columns.device
+        owner_index, *rows = (torch.tensor(column, device=device) for column in (owners, conditional, negative))
+        sampler = make_sampler(state, rows[0], rows[1], config)
+        return cls(owners, owner_index, sampler, _shared_prefixes(sequences, len(owners)))
 
 
-def _num_rows(runs: list[Run]) -> int:
-    return sum(len(run.rows) for run in runs)
+def _shared_prefixes(sequences: list[Sequence], num_slots: int) -> SharedPrefixes:
+    """What slots share, as far as the prefix cache still holds it."""
+    parts = {slot: part for s in sequences for slot, part in zip(s.slots, s.shared, strict=True)}
+    alive = ((part[0](), part[1]) if (part := parts[slot]) else (None, 0) for slot in range(num_slots))
+    return SharedPrefixes([(saved, count) if saved else None for saved, count in alive])
+
+
+def _count_slots(sequences: list[Sequence]) -> int:
+    return sum(len(sequence.slots) for sequence in sequences)

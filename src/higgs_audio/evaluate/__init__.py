@@ -1,1 +1,1 @@
-"""Evaluation: sentences and voices are data, metrics are functions, and `run` turns systems into one table."""
+"""Evaluation: benchmarks are data, metrics are functions, and `run` scores systems in one table."""

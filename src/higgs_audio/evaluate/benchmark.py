@@ -1,4 +1,4 @@
-"""What is to be spoken: sentences that no model was trained on, and the voices that speak them."""
+"""Benchmarks: sentences that no model was trained on, and the voices to generate them with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from higgs_audio.errors import OptionError, TextError
 
 HELDOUT = Path(__file__).with_name("heldout.txt")
 
-# The voices of the recordings that the nano checkpoint learned from.
+# The voices in the recordings that nano was trained on.
 VOICES = ("heart", "joe", "slt", "awb")
 
 
@@ -22,30 +22,30 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Every voice speaks every sentence; `rotated`, each sentence is spoken by one, the voices taking turns."""
+    """Sentences and voices. Every voice has all sentences; with `rotated`, the voices take turns instead."""
 
     name: str
     sentences: tuple[Sentence, ...]
     voices: tuple[str, ...]
     rotated: bool = False
 
-    def part(self, voice: str) -> tuple[Sentence, ...]:
-        """The sentences that a voice speaks."""
-        turn, turns = (self.voices.index(voice), len(self.voices)) if self.rotated else (0, 1)
-        return tuple(sentence for sentence in self.sentences if sentence.index % turns == turn)
+    def sentences_of(self, voice: str) -> tuple[Sentence, ...]:
+        """Returns the sentences of a voice."""
+        remainder, modulus = (self.voices.index(voice), len(self.voices)) if self.rotated else (0, 1)
+        return tuple(sentence for sentence in self.sentences if sentence.index % modulus == remainder)
 
 
 def load(path: str | Path, voices: Sequence[str], limit: int | None = None) -> Benchmark:
-    """A benchmark from a text file of one sentence a line, UTF-8; its name is the file's.
+    """Loads a benchmark from a UTF-8 text file with one sentence per line; the file's name becomes its name.
 
     Args:
-        path: the file; blank lines are not allowed, since the line's number names a recording.
-        voices: names, each once.
-        limit: only the first so many sentences; all when None.
+        path: the file; blank lines are not allowed, because the line number names a recording.
+        voices: names of voices, each once.
+        limit: number of sentences from the first on; None for all.
 
     Raises:
         TextError: the file does not exist, is empty, or has a blank line.
-        OptionError: no voice, a voice twice, or a limit below 1.
+        OptionError: there is no voice, a voice is given twice, or the limit is below 1.
     """
     if not voices or len(set(voices)) != len(voices):
         raise OptionError(f"voices={list(voices)}: give at least one, each of them once")
@@ -62,5 +62,5 @@ def load(path: str | Path, voices: Sequence[str], limit: int | None = None) -> B
 
 
 def heldout(voices: Sequence[str] = VOICES, limit: int | None = None) -> Benchmark:
-    """The 200 held-out sentences that this package ships; raises as `load`."""
+    """Returns the 200 held-out sentences of this package; raises the errors of `load`."""
     return load(HELDOUT, voices, limit)

@@ -1,4 +1,4 @@
-"""One spoken sentence, measured; and the ledger of measured items that lets a run be killed and taken up again."""
+"""Measurements of one generated sentence, and the results file that lets an interrupted run resume."""
 
 import hashlib
 import json
@@ -15,20 +15,20 @@ from higgs_audio.listen.asr import transcribe
 from higgs_audio.listen.quality import assess
 from higgs_audio.listen.speaker import embed
 
-EMBEDDING_DECIMALS = 4  # keeps a line under 3 kB and a cosine right to four places
+EMBEDDING_DECIMALS = 4  # keep a line under 3 kB and a cosine correct to four decimals
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """What a system made of one sentence. `ended` says whether it stopped by itself; None where nobody knows."""
+class Synthesis:
+    """A system's output for one sentence; `ended` tells whether generation stopped by itself, None if unknown."""
 
     waveform: Waveform
     ended: bool | None = None
 
 
 @dataclass(frozen=True)
-class Key:
-    """What a measurement belongs to. `sound` is the hash of a recording's samples, and "" for a system that speaks."""
+class ItemKey:
+    """Identity of a measurement. `sound` is the hash of a recording's samples, "" for a system that generates."""
 
     system: str
     voice: str
@@ -41,9 +41,9 @@ class Key:
 
 @dataclass(frozen=True)
 class Item:
-    """Everything measured of one spoken sentence; `embedding` is the speaker vector, 256 numbers."""
+    """All measurements of one generated sentence; `embedding` is the speaker embedding, 256 numbers."""
 
-    key: Key
+    key: ItemKey
     transcript: str
     seconds: float
     ended: bool | None
@@ -55,25 +55,27 @@ class Item:
 
     @property
     def vector(self) -> NDArray[np.float32]:
-        """The speaker vector as an array `[256]`."""
+        """The speaker embedding as an array `[256]`."""
         return np.array(self.embedding, dtype=np.float32)
 
 
-def key(system: str, voice: str, sentence: Sentence, draw: int, model: str, sound: Waveform | None = None) -> Key:
-    """The key of one measurement; give `sound` where it exists already, so that new sound is measured anew."""
-    digest = "" if sound is None else hashlib.sha256(sound.samples.tobytes()).hexdigest()[:16]
-    return Key(system, voice, sentence.index, draw, sentence.text, model, digest)
+def item_key(
+    system: str, voice: str, sentence: Sentence, draw: int, model: str, recording: Waveform | None = None
+) -> ItemKey:
+    """Returns the key of a measurement; with a `recording`, changed samples change the key."""
+    digest = "" if recording is None else hashlib.sha256(recording.samples.tobytes()).hexdigest()[:16]
+    return ItemKey(system, voice, sentence.index, draw, sentence.text, model, digest)
 
 
-def measure(key: Key, spoken: Spoken) -> Item:
-    """Listens to one spoken sentence: words, quality, speaker. About a second on one core."""
-    waveform = spoken.waveform
+def measure(key: ItemKey, synthesis: Synthesis) -> Item:
+    """Measures transcript, quality and speaker embedding of one sentence, in about a second on one core."""
+    waveform = synthesis.waveform
     quality = assess(waveform)
     return Item(
         key=key,
         transcript=transcribe([waveform], key.model)[0].text,
         seconds=round(waveform.seconds, 4),
-        ended=spoken.ended,
+        ended=synthesis.ended,
         distill_mos=round(quality.distill_mos, 4),
         dnsmos_ovrl=round(quality.dnsmos_ovrl, 4),
         dnsmos_sig=round(quality.dnsmos_sig, 4),
@@ -83,14 +85,14 @@ def measure(key: Key, spoken: Spoken) -> Item:
 
 
 class ResultsFile:
-    """Measured items in a JSON Lines file, appended one by one; a torn last line is dropped when it is opened."""
+    """Items in a JSON Lines file, appended one by one; opening the file drops an incomplete last line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.items = {item.key: item for item in _read(path)}
 
     def add(self, item: Item) -> None:
-        """Writes the item down before it counts."""
+        """Appends the item to the file and to `items`."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
         self.items[item.key] = item
@@ -99,11 +101,11 @@ class ResultsFile:
 def _read(path: Path) -> Iterator[Item]:
     if not path.exists():
         return
-    lines = path.read_bytes()
-    whole = lines[: lines.rfind(b"\n") + 1]
-    if len(whole) < len(lines):
+    data = path.read_bytes()
+    complete = data[: data.rfind(b"\n") + 1]
+    if len(complete) < len(data):
         with path.open("r+b") as file:
-            file.truncate(len(whole))
-    for line in whole.split(b"\n")[:-1]:  # a text may hold other separators than line feeds
+            file.truncate(len(complete))
+    for line in complete.split(b"\n")[:-1]:  # not splitlines: texts may contain other line separators
         fields = json.loads(line)
-        yield Item(**{**fields, "key": Key(**fields["key"]), "embedding": tuple(fields["embedding"])})
+        yield Item(**{**fields, "key": ItemKey(**fields["key"]), "embedding": tuple(fields["embedding"])})

@@ -1,18 +1,20 @@
-"""Speech that is heard before it is handed out: where a listener does not hear the text, it is said again."""
+"""Generation verified by speech recognition: a text is generated again until its transcript has no errors."""
 
 from dataclasses import dataclass
-from typing import Any
+
+from typing_extensions import Unpack
 
 from higgs_audio.errors import check_count
-from higgs_audio.evaluate.judges import WORDS, check_judges
 from higgs_audio.evaluate.metrics import ErrorCount, word_errors
+from higgs_audio.evaluate.requirements import WORDS, check_packages
 from higgs_audio.listen.asr import transcribe
 from higgs_audio.prompt.prompt import Voice
+from higgs_audio.speech.request import SpeechOptions
 from higgs_audio.speech.result import Speech
 from higgs_audio.speech.tts import HiggsAudio
 
-LISTENER = "whisper-tiny.en"  # a tenth of a second for a sentence; it hears what a larger one hears, nearly always
-SEED_STEP = 1_000_003  # between tries; utterances of a text have neighbouring seeds
+ASR_MODEL = "whisper-tiny.en"  # a tenth of a second per sentence, and nearly always the transcript of larger models
+SEED_STEP = 1_000_003  # between the seeds of tries; utterances of a text have consecutive seeds
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,10 @@ class VerifiedSpeech:
     """The best of several tries.
 
     Attributes:
-        speech: the one with the fewest word errors, the earliest of equals.
-        transcript: what was heard in it.
-        errors: of the transcript, by word.
-        num_tries: how many there were; none is made behind one without errors.
+        speech: the try with the fewest word errors, the first of several equal ones.
+        transcript: its transcript.
+        errors: the word errors of the transcript.
+        num_tries: number of tries made; a try without errors is the last one.
     """
 
     speech: Speech
@@ -38,35 +40,36 @@ def generate_verified(
     voice: Voice | str | None = None,
     *,
     num_tries: int = 3,
-    listener: str = LISTENER,
-    seed: int | None = None,
-    **options: Any,
+    asr_model: str = ASR_MODEL,
+    **options: Unpack[SpeechOptions],
 ) -> VerifiedSpeech:
-    """Speaks a text until a listener hears it without errors, at most `num_tries` times; the best try is given.
+    """Generates a text until its transcript has no word errors, at most `num_tries` times, and returns the best try.
 
     Args:
-        tts: who speaks.
-        text, voice, options: of `HiggsAudio.generate`.
-        num_tries: at most.
-        listener: an ASR model, as in `listen.asr.transcribe`.
-        seed: of the first try; the others' follow from it.
+        tts: the model.
+        text, voice: as in `HiggsAudio.generate`.
+        num_tries: maximum number of tries.
+        asr_model: the ASR model, as in `listen.asr.transcribe`.
+        options: as in `HiggsAudio.generate`; `seed` is that of the first try, from which the others follow.
 
     Raises:
-        OptionError: no try at all, and what `generate` raises. MissingExtraError: the listener is not installed.
-        TextError: no word is left of the text to compare with.
+        OptionError: `num_tries` is below 1, or an option is invalid, as in `generate`.
+        MissingExtraError: a package that the ASR model needs is not installed.
+        TextError: the text has no word to compare with.
     """
     check_count("num_tries", num_tries, 1)
+    seed = options.get("seed")
     if seed is not None:
         check_count("seed", seed, 0, 2**62)
-    check_judges(listener, WORDS)
+    check_packages(asr_model, WORDS)
     best: VerifiedSpeech | None = None
     for number in range(num_tries):
-        own = None if seed is None else seed + number * SEED_STEP
-        speech = tts.generate(text, voice, seed=own, **options)
-        heard = transcribe([speech.waveform], listener)[0].text
-        errors = word_errors(text, heard)
+        options["seed"] = None if seed is None else seed + number * SEED_STEP
+        speech = tts.generate(text, voice, **options)
+        transcript = transcribe([speech.waveform], asr_model)[0].text
+        errors = word_errors(text, transcript)
         if best is None or errors.errors < best.errors.errors:
-            best = VerifiedSpeech(speech, heard, errors, number + 1)
+            best = VerifiedSpeech(speech, transcript, errors, number + 1)
         if not errors.errors:
             break
     assert best is not None

@@ -1,7 +1,6 @@
-"""One table of systems: every system speaks every sentence with every voice, and models that listen judge it."""
+"""The evaluation run: every system generates every sentence with every voice, and one table scores the results."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -15,15 +14,19 @@ from higgs_audio.audio.files import read
 from higgs_audio.audio.waveform import Waveform
 from higgs_audio.errors import AudioError, HiggsAudioError, MissingExtraError, OptionError, nearest
 from higgs_audio.evaluate.benchmark import Benchmark, Sentence
-from higgs_audio.evaluate.item import Item, Key, ResultsFile, Spoken, key, measure
-from higgs_audio.evaluate.judges import check_judges
+from higgs_audio.evaluate.item import Item, ItemKey, ResultsFile, Synthesis, item_key, measure
+from higgs_audio.evaluate.requirements import check_packages
 from higgs_audio.evaluate.table import Row, markdown, rows
+from higgs_audio.files import write_atomic
 
-Speak = Callable[[str, str, int], Waveform | Spoken]
-System = Speak | str | Path
+Generate = Callable[[str, str, int], Waveform | Synthesis]
+System = Generate | str | Path
 
-# What a score depends on beside the sound.
-JUDGES = ("faster-whisper", "ctranslate2", "jiwer", "whisper-normalizer", "distillmos", "speechmos", "resemblyzer")
+# Packages whose versions affect the scores.
+SCORING_PACKAGES = (
+    *("faster-whisper", "ctranslate2", "jiwer", "whisper-normalizer"),
+    *("distillmos", "speechmos", "resemblyzer"),
+)
 
 
 def run(
@@ -37,43 +40,44 @@ def run(
 ) -> list[Row]:
     """Measures every system and writes the table.
 
-    It can be killed at any moment and run again: what was measured stays in `items.jsonl`. Items of a folder are
-    measured anew where the sound has changed; a callable that has changed needs a new name.
+    An interrupted run resumes: measured items are kept in `items.jsonl`. A recording in a folder is measured again if
+    its samples have changed; give a callable whose behaviour has changed a new name.
 
     Args:
-        systems: by name, either a callable `(text, voice, draw) -> Waveform | Spoken`, where `draw` counts from 0 and
-            is to be the seed, or a folder of recordings `{voice}/{index:03d}.wav` (further draws `{index:03d}-1.wav`),
-            beside which a `{index:03d}.json` of `{"ended": true}` may say whether it stopped by itself.
+        systems: by name, either a callable `(text, voice, draw) -> Waveform | Synthesis`, where `draw` counts from 0
+            and serves as the seed, or a folder of recordings `{voice}/{index:03d}.wav` (further draws
+            `{index:03d}-1.wav`); a `{index:03d}.json` of `{"ended": true}` beside a recording may tell whether
+            generation stopped by itself.
         benchmark: sentences and voices.
-        output: folder of `items.jsonl`, `table.json`, `table.md` and, last, `manifest.json`.
-        source: the system whose recordings the voices are; similarity and length are measured against it.
-        draws: times each sentence is spoken; the source is spoken once.
+        output: folder of `items.jsonl`, `table.json`, `table.md` and, written last, `manifest.json`.
+        source: the system with the recordings of the voices; similarity and duration are relative to it.
+        draws: how often each sentence is generated; the source has one recording.
         model: the ASR model, as in `listen.asr.transcribe`.
 
     Returns:
-        The rows of the table, systems in the order given.
+        The rows of the table, in the order of `systems`.
 
     Raises:
-        OptionError: no system of the name `source`, a folder that does not exist, or fewer than one draw.
-        MissingExtraError: a model that listens is not installed; said before anything is spoken or measured.
+        OptionError: there is no system named `source`, a folder does not exist, or `draws` is below 1.
+        MissingExtraError: a package that the metrics need is not installed; raised before any work begins.
     """
     _check(systems, source, draws)
-    check_judges(model)
+    check_packages(model)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)  # its presence says that the rest is complete
-    ledger = ResultsFile(folder / "items.jsonl")
+    (folder / "manifest.json").unlink(missing_ok=True)  # its presence tells that the rest is complete
+    results = ResultsFile(folder / "items.jsonl")
     counts = {name: 1 if name == source else draws for name in systems}
-    measured = _measure_all(systems, benchmark, counts, model, ledger)
-    parts = {voice: len(benchmark.part(voice)) for voice in benchmark.voices}
+    measured = _measure_all(systems, benchmark, counts, model, results)
+    sizes = {voice: len(benchmark.sentences_of(voice)) for voice in benchmark.voices}
     table = [
         row
         for name, items in measured.items()
-        for row in rows(name, items, measured[source], {voice: counts[name] * n for voice, n in parts.items()})
+        for row in rows(name, items, measured[source], {voice: counts[name] * size for voice, size in sizes.items()})
     ]
-    _write(folder / "table.json", _json([asdict(row) for row in table]))
-    _write(folder / "table.md", markdown(table))
-    _write(folder / "manifest.json", _json(_manifest(benchmark, counts, source, model)))
+    write_atomic(folder / "table.json", _json([asdict(row) for row in table]))
+    write_atomic(folder / "table.md", markdown(table))
+    write_atomic(folder / "manifest.json", _json(_manifest(benchmark, counts, source, model)))
     return table
 
 
@@ -88,65 +92,65 @@ def _check(systems: Mapping[str, System], source: str, draws: int) -> None:
 
 
 def _measure_all(
-    systems: Mapping[str, System], benchmark: Benchmark, counts: Mapping[str, int], model: str, ledger: ResultsFile
+    systems: Mapping[str, System], benchmark: Benchmark, counts: Mapping[str, int], model: str, results: ResultsFile
 ) -> dict[str, list[Item]]:
-    """Items by system, in the order of voices and sentences; what is missing or fails is left out and said."""
-    total = sum(counts.values()) * sum(len(benchmark.part(voice)) for voice in benchmark.voices)
+    """Returns the items of each system, in the order of voices and sentences; prints what fails or is missing."""
+    total = sum(counts.values()) * sum(len(benchmark.sentences_of(voice)) for voice in benchmark.voices)
     measured: dict[str, list[Item]] = {name: [] for name in systems}
     with Progress(console=Console(file=sys.stderr)) as progress:
-        bar = progress.add_task("listening", total=total)
-        for name, voice, sentence, draw in _places(benchmark, counts):
-            progress.update(bar, description=f"{name} {voice} {sentence.index:03d}")
+        bar = progress.add_task("measuring", total=total)
+        for name, voice, sentence, draw in _iterate(benchmark, counts):
+            label = f"{name} {voice} {sentence.index:03d}"
+            progress.update(bar, description=label)
             try:
-                measured[name].append(_measured(systems[name], name, voice, sentence, draw, model, ledger))
+                measured[name].append(_measured(systems[name], name, voice, sentence, draw, model, results))
             except MissingExtraError:
                 raise
             except HiggsAudioError as error:
-                progress.console.print(
-                    f"{name} {voice} {sentence.index:03d} is missing: {error}", markup=False, soft_wrap=True
-                )
+                progress.console.print(f"{label} is missing: {error}", markup=False, soft_wrap=True)
             progress.advance(bar)
     return measured
 
 
-def _places(benchmark: Benchmark, counts: Mapping[str, int]) -> Iterator[tuple[str, str, Sentence, int]]:
+def _iterate(benchmark: Benchmark, counts: Mapping[str, int]) -> Iterator[tuple[str, str, Sentence, int]]:
+    """Yields (system, voice, sentence, draw) in the order of the table."""
     for name, draws in counts.items():
         for voice in benchmark.voices:
-            for sentence in benchmark.part(voice):
+            for sentence in benchmark.sentences_of(voice):
                 for draw in range(draws):
                     yield name, voice, sentence, draw
 
 
 def _measured(
-    system: System, name: str, voice: str, sentence: Sentence, draw: int, model: str, ledger: ResultsFile
+    system: System, name: str, voice: str, sentence: Sentence, draw: int, model: str, results: ResultsFile
 ) -> Item:
-    """The item from the ledger, or measured now and written there."""
+    """Returns the item from the results file, or measures it and adds it there."""
     if callable(system):
-        place = key(name, voice, sentence, draw, model)
-        return ledger.items.get(place) or _listen(place, _spoken(system(sentence.text, voice, draw)), ledger)
+        key = item_key(name, voice, sentence, draw, model)
+        return results.items.get(key) or _measure(key, _as_synthesis(system(sentence.text, voice, draw)), results)
     stem = f"{sentence.index:03d}" + (f"-{draw}" if draw else "")
-    spoken = _recording(Path(system) / voice / f"{stem}.wav")
-    place = key(name, voice, sentence, draw, model, spoken.waveform)
-    return ledger.items.get(place) or _listen(place, spoken, ledger)
+    recording = _read_recording(Path(system) / voice / f"{stem}.wav")
+    key = item_key(name, voice, sentence, draw, model, recording.waveform)
+    return results.items.get(key) or _measure(key, recording, results)
 
 
-def _listen(place: Key, spoken: Spoken, ledger: ResultsFile) -> Item:
-    item = measure(place, spoken)
-    ledger.add(item)
+def _measure(key: ItemKey, synthesis: Synthesis, results: ResultsFile) -> Item:
+    item = measure(key, synthesis)
+    results.add(item)
     return item
 
 
-def _spoken(made: Waveform | Spoken) -> Spoken:
-    return Spoken(made) if isinstance(made, Waveform) else made
+def _as_synthesis(generated: Waveform | Synthesis) -> Synthesis:
+    return Synthesis(generated) if isinstance(generated, Waveform) else generated
 
 
-def _recording(path: Path) -> Spoken:
+def _read_recording(path: Path) -> Synthesis:
     note = path.with_suffix(".json")
     try:
         ended = json.loads(note.read_text(encoding="utf-8"))["ended"] if note.exists() else None
     except (ValueError, KeyError, TypeError) as error:
         raise AudioError(f'{note} must be like {{"ended": true}}: {error}') from error
-    return Spoken(read(path), ended)
+    return Synthesis(read(path), ended)
 
 
 def _manifest(benchmark: Benchmark, counts: Mapping[str, int], source: str, model: str) -> dict[str, object]:
@@ -158,7 +162,7 @@ def _manifest(benchmark: Benchmark, counts: Mapping[str, int], source: str, mode
         "draws": dict(counts),
         "source": source,
         "asr": model,
-        "versions": {package: _version(package) for package in JUDGES},
+        "versions": {package: _version(package) for package in SCORING_PACKAGES},
     }
 
 
@@ -171,10 +175,3 @@ def _version(package: str) -> str | None:
 
 def _json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

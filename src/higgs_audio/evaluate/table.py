@@ -1,4 +1,4 @@
-"""From measured items to one row a system and voice, and from rows to Markdown."""
+"""The table: one row per system and voice, from measured items, and its Markdown form."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,21 @@ ALL_VOICES = "all"
 
 @dataclass(frozen=True)
 class Row:
-    """One system with one voice, or with all of them. None stands where something could not be measured.
+    """One system with one voice, or with all of them; None if something could not be measured.
 
-    Rates and shares lie between 0 and 1. `wer` is over the whole corpus, `wer_low` and `wer_high` its 95 % interval
-    over sentences, `wer_mean` the mean over utterances. `similarity` is the mean cosine to the source's recordings of
-    the same voice, other sentences only; `margin` that minus the same for the best other voice. `duration_ratio` is
-    the mean length over that of the source's recording of the same sentence; `duration_within` the share between 0.7
-    and 1.3, `duration_near` between 0.5 and 1.5; `ended` the share that stopped by itself.
+    Attributes:
+        items, missing: number of items measured and missing.
+        wer, wer_low, wer_high: word error rate of the whole corpus, with its 95 % interval over sentences.
+        wer_mean: mean word error rate of the utterances.
+        cer: character error rate of the whole corpus.
+        distill_mos, dnsmos_ovrl: mean predicted quality, 1 to 5.
+        similarity: mean cosine to the source's recordings of the same voice, other sentences only.
+        margin: `similarity` minus the same for the most similar other voice.
+        duration_ratio: mean of the duration over that of the source's recording of the same sentence.
+        duration_within, duration_near: share of the ratios from 0.7 to 1.3, and from 0.5 to 1.5.
+        ended: share that stopped by itself.
+
+    Rates and shares lie between 0 and 1; error rates can exceed 1.
     """
 
     system: str
@@ -51,30 +59,30 @@ class Row:
 
 
 def rows(system: str, items: Sequence[Item], sources: Sequence[Item], expected: Mapping[str, int]) -> list[Row]:
-    """The rows of one system: one a voice, and a last one of all where there are several.
+    """Returns the rows of one system: one per voice, and a last one for all of them if there are several.
 
     Args:
         system: its name.
-        items: of this system.
-        sources: of the system whose recordings the voices are.
-        expected: items of each voice if nothing were missing; the order is that of the rows.
+        items: its items.
+        sources: items of the recordings of the voices.
+        expected: number of items of each voice if nothing were missing, in the order of the rows.
     """
     parts = {voice: [item for item in items if item.key.voice == voice] for voice in expected}
     if len(expected) > 1:
         parts[ALL_VOICES] = list(items)
-    wanted = {ALL_VOICES: sum(expected.values()), **expected}
-    likeness = _Likeness(sources)
-    lengths = {(item.key.voice, item.key.index): item.seconds for item in sources}
+    totals = {ALL_VOICES: sum(expected.values()), **expected}
+    similarities = _Similarities(sources)
+    durations = {(item.key.voice, item.key.index): item.seconds for item in sources}
     return [
-        _row(system, voice, part, wanted[voice] - len(part), likeness, lengths)
+        _row(system, voice, part, totals[voice] - len(part), similarities, durations)
         if part
-        else Row(system, voice, items=0, missing=wanted[voice])
+        else Row(system, voice, items=0, missing=totals[voice])
         for voice, part in parts.items()
     ]
 
 
 def markdown(table: Iterable[Row]) -> str:
-    """The rows as a Markdown table; rates in per cent, a dash where nothing was measured."""
+    """Returns the rows as a Markdown table, rates in per cent; a dash means not measured."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in table]
     return "\n".join(lines) + "\n"
@@ -123,10 +131,11 @@ def _number(value: float | None, decimals: int, scale: int = 1) -> str:
     return "-" if value is None else f"{scale * value:.{decimals}f}"
 
 
-class _Likeness:
-    """Mean cosines of an item to the recordings of each source voice, leaving out the item's own sentence.
+class _Similarities:
+    """Mean cosines of an item to the recordings of each source voice, except those of the item's own sentence.
 
-    The mean cosine to unit vectors is the product with their mean, so sums a voice and single vectors are enough.
+    The mean cosine to unit vectors is the dot product with their mean, so one sum per voice and the single vectors
+    suffice.
     """
 
     def __init__(self, sources: Sequence[Item]) -> None:
@@ -139,8 +148,8 @@ class _Likeness:
             self.counts[voice] = self.counts.get(voice, 0) + 1
             self.single[voice, item.key.index] = item.vector
 
-    def to(self, item: Item) -> dict[str, float]:
-        """Mean cosine to each voice that has another sentence to compare with."""
+    def cosines(self, item: Item) -> dict[str, float]:
+        """Returns the mean cosine to each voice that has a recording of another sentence."""
         found = {}
         for voice, total in self.sums.items():
             own = self.single.get((voice, item.key.index))
@@ -156,19 +165,19 @@ def _row(
     voice: str,
     items: Sequence[Item],
     missing: int,
-    likeness: _Likeness,
-    lengths: Mapping[tuple[str, int], float],
+    similarities: _Similarities,
+    durations: Mapping[tuple[str, int], float],
 ) -> Row:
     words = [word_errors(item.key.text, item.transcript) for item in items]
     characters = [character_errors(item.key.text, item.transcript) for item in items]
     low, high = bootstrap_interval(
         [count.errors for count in words], [count.total for count in words], [item.key.index for item in items]
     )
-    close = [(item.key.voice, likeness.to(item)) for item in items]
+    cosines = [(item.key.voice, similarities.cosines(item)) for item in items]
     ratios = [
-        duration_ratio(item.seconds, lengths[item.key.voice, item.key.index])
+        duration_ratio(item.seconds, durations[item.key.voice, item.key.index])
         for item in items
-        if (item.key.voice, item.key.index) in lengths
+        if (item.key.voice, item.key.index) in durations
     ]
     return Row(
         system=system,
@@ -182,8 +191,8 @@ def _row(
         cer=corpus_rate(characters),
         distill_mos=float(np.mean([item.distill_mos for item in items])),
         dnsmos_ovrl=float(np.mean([item.dnsmos_ovrl for item in items])),
-        similarity=_mean([found[own] for own, found in close if own in found]),
-        margin=_mean([_margin(own, found) for own, found in close if own in found and len(found) > 1]),
+        similarity=_mean([found[own] for own, found in cosines if own in found]),
+        margin=_mean([_margin(own, found) for own, found in cosines if own in found and len(found) > 1]),
         duration_ratio=_mean(ratios),
         duration_within=within(ratios) if ratios else None,
         duration_near=within(ratios, 0.5) if ratios else None,
@@ -191,8 +200,8 @@ def _row(
     )
 
 
-def _margin(own: str, found: Mapping[str, float]) -> float:
-    return found[own] - max(value for voice, value in found.items() if voice != own)
+def _margin(own: str, cosines: Mapping[str, float]) -> float:
+    return cosines[own] - max(value for voice, value in cosines.items() if voice != own)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,4 +1,4 @@
-"""What every model here is given: token ids and delayed columns of codes. Where they are not its own, it says so."""
+"""Checks of the inputs that every model takes: token ids, delayed columns of codes, features."""
 
 from typing import Any
 
@@ -10,26 +10,32 @@ from higgs_audio.errors import CodesError, PromptError
 
 
 def audio_mask(input_ids: Tensor, config: HiggsAudioConfig) -> Tensor:
-    """Which token ids, of any shape, are placeholders that take a column of codes."""
+    """Returns a mask, of the shape of `input_ids`, of the placeholders that take a column of codes."""
     return torch.isin(input_ids, torch.tensor(config.audio_placeholder_ids, device=input_ids.device))
 
 
-def check_ids(input_ids: Tensor, config: HiggsAudioConfig, name: str = "input_ids") -> None:
-    """Raises PromptError where an id has no row in the table of embeddings."""
+def vocabulary_size(config: HiggsAudioConfig) -> int:
+    """The number of text tokens, V_text."""
     text: Any = config.text_config
+    return int(text.vocab_size)
+
+
+def check_ids(input_ids: Tensor, config: HiggsAudioConfig, name: str = "input_ids") -> None:
+    """Raises PromptError unless `input_ids` holds integers that the embedding table has rows for."""
     if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
         raise PromptError(f"{name} is of {input_ids.dtype}; it must hold integers")
-    low, high = int(input_ids.min()), int(input_ids.max())
-    if low < 0 or high >= text.vocab_size:
-        raise PromptError(
-            f"token ids from {low} to {high}; this model knows 0 to {text.vocab_size - 1}: use its own tokenizer"
-        )
+    low, high, num_ids = int(input_ids.min()), int(input_ids.max()), vocabulary_size(config)
+    if low < 0 or high >= num_ids:
+        raise PromptError(f"token ids from {low} to {high}; this model knows 0 to {num_ids - 1}: use its own tokenizer")
 
 
 def check_columns(columns: Tensor, config: HiggsAudioConfig, with_range: bool = True) -> None:
-    """Raises CodesError where `columns [B, F, K]` have another shape or type, or codes that no table has.
+    """Checks the shape and type of `columns [B, F, K]`, and the range of their codes where `with_range`.
 
-    The range is left alone in a decode step: reading it would make the host wait for the device.
+    A decode step skips the range: reading it would make the host wait for the device.
+
+    Raises:
+        CodesError: a check fails.
     """
     num_codebooks, num_rows = config.audio_num_codebooks, config.codebook_rows
     if columns.ndim != 3 or columns.shape[2] != num_codebooks:
@@ -40,3 +46,9 @@ def check_columns(columns: Tensor, config: HiggsAudioConfig, with_range: bool = 
         raise CodesError(
             f"audio_input_ids between {int(columns.min())} and {int(columns.max())}: allowed are 0 to {num_rows - 1}"
         )
+
+
+def check_audio_tower(config: HiggsAudioConfig) -> None:
+    """Raises PromptError where the model has no audio tower to encode features."""
+    if config.skip_audio_tower:
+        raise PromptError("input_features for a model without audio tower (skip_audio_tower=True); pass codes instead")

@@ -1,7 +1,7 @@
-"""A prompt whose last text is hidden: what a model says without having read it.
+"""Classifier-free guidance: amplifies the difference that the text of a prompt makes in the logits.
 
-Trained on a tenth of such prompts, a model can be guided: what the text changes in its logits is made larger. Hidden
-tokens become padding in their places, so that both prompts are of one length.
+The unconditional (negative) prompt is the prompt with its last text masked. Guidance requires a model that was trained
+with a tenth of its prompts masked. Masked tokens are replaced by padding, so both prompts have the same length.
 
 Source: classifier-free guidance, Ho and Salimans 2022.
 """
@@ -16,41 +16,48 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from higgs_audio.errors import OptionError, PromptError
-from higgs_audio.special_tokens import END_OF_MESSAGE, END_OF_TURN, HEADER_END, HEADER_START, PAD
+from higgs_audio.special_tokens import END_OF_MESSAGE, END_OF_TURN, PAD, SPEAKER_TAG, USER_HEADER
 
-_SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]\s?")
-_LONGEST_TAG = 8  # tokens
+_TAG_AND_SPACE = re.compile(SPEAKER_TAG.pattern + r"\s?")
+_MAX_TAG_TOKENS = 8
 
 
 def mask_last_text(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Token ids `[T]` with the text of the last user turn replaced by padding, its speaker's tag left.
+    """Returns token ids `[T]` with the text of the last user turn, except its speaker tag, replaced by padding.
 
-    Raises PromptError where there is no user turn.
+    Raises:
+        PromptError: the prompt has no user turn.
     """
     start, end = last_text(ids, tokenizer)
     start += _tag_length(ids[start:end], tokenizer)
-    hidden = ids.clone()
-    hidden[start:end] = _id(tokenizer, PAD)
-    return hidden
+    masked = ids.clone()
+    masked[start:end] = _id(tokenizer, PAD)
+    return masked
 
 
 def negative_prompts(ids: Tensor, scale: float, options: Mapping[str, Any]) -> Tensor | None:
-    """The prompts `[B, T]` that guidance compares `ids [B, T]` with: given, or with hidden texts.
+    """Returns the unconditional prompts `[B, T]` for the prompts `ids [B, T]`, or None where guidance is off.
 
-    None at scale 1, and where a scale that the call did not ask for (the checkpoint's own) has nothing to hide texts
-    with: `options` of the call have no tokenizer.
+    They are `negative_prompt_ids` where passed, else `ids` with their last texts masked. Guidance is off at scale 1. It
+    is also off where the scale comes from the checkpoint, not from the call, and `options` have neither
+    `negative_prompt_ids` nor a tokenizer.
+
+    Args:
+        ids: the conditional prompts.
+        scale: the guidance scale.
+        options: of the call; `negative_prompt_ids`, `tokenizer` and `text_guidance_scale` are read.
 
     Raises:
-        OptionError: neither prompts nor a tokenizer to hide the texts with.
+        OptionError: neither prompts nor a tokenizer to mask the texts with.
         PromptError: prompts of another shape, or without a user turn.
     """
     given: Any = options.get("negative_prompt_ids")
     tokenizer: Any = options.get("tokenizer")
-    can_hide = callable(getattr(tokenizer, "decode", None))
-    if scale == 1 or (given is None and not can_hide and "text_guidance_scale" not in options):
+    can_mask = callable(getattr(tokenizer, "decode", None))
+    if scale == 1 or (given is None and not can_mask and "text_guidance_scale" not in options):
         return None
     if given is None:
-        if not can_hide:
+        if not can_mask:
             raise OptionError(
                 f"text_guidance_scale={scale} needs tokenizer=processor.tokenizer, or negative_prompt_ids of the same "
                 "shape as input_ids, to run the model without the text"
@@ -62,57 +69,64 @@ def negative_prompts(ids: Tensor, scale: float, options: Mapping[str, Any]) -> T
     return given
 
 
-def duplicate_batch(feed: Mapping[str, Any], unread: Tensor | None = None) -> dict[str, Any]:
-    """A model's inputs for a batch and the same batch behind it, whose token ids are `unread` where given."""
-    tensors = {name: value for name, value in feed.items() if isinstance(value, Tensor)}
-    doubled = {name: torch.cat([value, value]) for name, value in tensors.items()}
-    if unread is not None:
-        doubled["input_ids"] = torch.cat([feed["input_ids"], unread])
-    return {**feed, **doubled}
+def duplicate_batch(inputs: Mapping[str, Tensor], negative_ids: Tensor | None = None) -> dict[str, Tensor]:
+    """Returns a model's inputs for `[2 B]` rows: the batch twice, the second half with `negative_ids` where passed."""
+    doubled = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    if negative_ids is not None:
+        doubled["input_ids"] = torch.cat([inputs["input_ids"], negative_ids])
+    return doubled
 
 
-def apply_guidance(logits: Tensor, scale: float | Tensor, end: int) -> Tensor:
-    """Logits `[2 B, ..., V]` of prompts read and unread to `[B, ..., V]`, what reading changes taken `scale` times.
+def apply_guidance(logits: Tensor, scale: float | Tensor, eos: int) -> Tensor:
+    """Returns guided logits `[B, ..., V]`: unconditional + scale * (conditional - unconditional).
 
-    A scale for each is `[B, 1, 1]`, of as many dimensions as the logits.
-    The id `end` stays as likely as it is to who reads: guided, sentences ended at their pauses.
+    The id `eos` keeps its conditional probability; with a guided one, sentences ended at their pauses.
+
+    Args:
+        logits: `[2 B, ..., V]`, conditional rows first, unconditional rows second.
+        scale: of all rows, or `[B, 1, 1]` with as many dimensions as the logits.
+        eos: id of stream eos.
     """
-    read, unread = logits.float().chunk(2)
-    others = unread + scale * (read - unread)
-    others[..., end] = float("-inf")
-    ends = read[..., end] - _without(read, end).logsumexp(-1)  # log odds
-    others[..., end] = ends + others.logsumexp(-1)
-    return others
+    conditional, negative = logits.float().chunk(2)
+    guided = negative + scale * (conditional - negative)
+    guided[..., eos] = float("-inf")
+    log_odds = conditional[..., eos] - _exclude(conditional, eos).logsumexp(-1)
+    guided[..., eos] = log_odds + guided.logsumexp(-1)
+    return guided
 
 
-def _without(logits: Tensor, id: int) -> Tensor:
-    """The logits with `id` impossible."""
+def _exclude(logits: Tensor, id: int) -> Tensor:
+    """Returns the logits with `id` set to -inf."""
     return logits.index_fill(-1, torch.tensor([id], device=logits.device), float("-inf"))
 
 
 def last_text(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Where in `ids [T]` the text of the last user turn starts and ends."""
-    header = torch.tensor(_user_header(tokenizer), device=ids.device)
+    """Returns the start and the end, in `ids [T]`, of the text of the last user turn.
+
+    Raises:
+        PromptError: the prompt has no user turn.
+    """
+    header = torch.tensor(user_header_ids(tokenizer), device=ids.device)
     windows = ids.unfold(0, min(len(header), len(ids)), 1)
     headers = torch.eq(windows, header[: windows.shape[1]]).all(1).nonzero()
     if len(ids) < len(header) or not len(headers):
-        raise PromptError("the prompt has no user turn whose text could be hidden")
+        raise PromptError("the prompt has no user turn whose text could be masked")
     start = int(headers[-1]) + len(header)
-    marks = torch.tensor([_id(tokenizer, mark) for mark in (END_OF_TURN, END_OF_MESSAGE)], device=ids.device)
-    ends = torch.isin(ids[start:], marks).nonzero()
+    end_ids = torch.tensor([_id(tokenizer, end) for end in (END_OF_TURN, END_OF_MESSAGE)], device=ids.device)
+    ends = torch.isin(ids[start:], end_ids).nonzero()
     return start, start + int(ends[0]) if len(ends) else len(ids)
 
 
 def _tag_length(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of the speaker's tag that a text begins with."""
-    starts = [str(tokenizer.decode(ids[:count].tolist())) for count in range(_LONGEST_TAG + 1)]
-    return max((count for count, start in enumerate(starts) if _SPEAKER_TAG.fullmatch(start)), default=0)
+    """Returns the number of tokens of the speaker tag that a text starts with."""
+    starts = [str(tokenizer.decode(ids[:count].tolist())) for count in range(_MAX_TAG_TOKENS + 1)]
+    return max((count for count, start in enumerate(starts) if _TAG_AND_SPACE.fullmatch(start)), default=0)
 
 
 @lru_cache
-def _user_header(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    text = HEADER_START + "user" + HEADER_END + "\n\n"
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+def user_header_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Returns the token ids that open every user turn."""
+    return tuple(tokenizer(USER_HEADER, add_special_tokens=False)["input_ids"])
 
 
 @lru_cache

@@ -1,7 +1,7 @@
-"""Rules: what holds for every row of one call of `generate`, read strictly from its options."""
+"""The rules of one call of `generate`: its options, read strictly and completed from the checkpoint."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,20 +9,18 @@ import torch
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import DelayState
 from higgs_audio.errors import OptionError, check_count, nearest
+from higgs_audio.generation.checks import vocabulary_size
+from higgs_audio.generation.options import OPTION_NAMES
 from higgs_audio.generation.sampling import SamplingOptions, read_sampling
 
 DEFAULT_MAX_NEW_TOKENS = 1024  # 40 seconds of sound: 25 columns a second
-IGNORED = ("label", "labels", "audio_labels", "label_ids", "label_audio_ids")  # a training batch can be generated from
-OPTIONS = (
-    *(option.name for option in fields(SamplingOptions)),
-    *("max_new_tokens", "max_length", "min_frames", "max_frames"),
-    *("eos_token_id", "stop_strings", "tokenizer", "seed", "negative_prompt_ids"),
-)
+# Accepted without effect, so that a training batch can be passed to `generate` as it is.
+LABEL_NAMES = ("label", "labels", "audio_labels", "label_ids", "label_audio_ids")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds for every row of one call."""
+    """The rules that apply to every row of one call."""
 
     config: HiggsAudioConfig
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -33,27 +31,27 @@ class Rules:
     tokenizer: Any = None
 
     def new_delay_state(self) -> DelayState:
-        """The delay pattern before the first column of a segment."""
+        """Returns the state of a segment before its first column."""
         config = self.config
         return DelayState(config.audio_num_codebooks, config.audio_stream_bos_id, config.audio_stream_eos_id)
 
 
 def read_rules(config: HiggsAudioConfig, generation_config: Any, options: Mapping[str, Any]) -> Rules:
-    """The rules that the options of a call give; what they leave open comes from the checkpoint's `generation_config`.
+    """Returns the rules of a call from its options; omitted ones come from the checkpoint's `generation_config`.
 
     Raises:
         OptionError: an unknown option, or a value outside its range.
     """
     for name in options:
-        if name not in OPTIONS and name not in IGNORED:
-            raise OptionError(f"generate() has no option {name!r}; {nearest(name, OPTIONS)}")
+        if name not in OPTION_NAMES and name not in LABEL_NAMES:
+            raise OptionError(f"generate() has no option {name!r}; {nearest(name, OPTION_NAMES)}")
     min_frames, max_frames = options.get("min_frames", 0), options.get("max_frames")
     if max_frames is not None:
         check_count("max_frames", max_frames, 1)
     check_count("min_frames", min_frames, 0, max_frames)
     stop_strings, tokenizer = _stop_strings(options.get("stop_strings")), options.get("tokenizer")
     if stop_strings and not callable(getattr(tokenizer, "decode", None)):
-        raise OptionError("stop_strings needs tokenizer= to read the new text; pass the processor's tokenizer")
+        raise OptionError("stop_strings needs tokenizer= to decode the new text; pass the processor's tokenizer")
     return Rules(
         config=config,
         sampling=read_sampling(options, generation_config, config.codebook_rows),
@@ -66,20 +64,20 @@ def read_rules(config: HiggsAudioConfig, generation_config: Any, options: Mappin
 
 
 def _end_tokens(given: Any, config: HiggsAudioConfig) -> frozenset[int]:
-    """Ids that end a row. What the config names may lie beyond a small vocabulary, and is then never chosen."""
-    text: Any = config.text_config
+    """Returns the ids that end a row. An id of the config may exceed a small vocabulary; it is then never sampled."""
+    size = vocabulary_size(config)
     named = {*_listed(config.eos_token_id), config.audio_eos_token_id}
     ids = _listed(given)
-    if not all(type(id) is int and (0 <= id < text.vocab_size or id in named) for id in ids):
+    if not all(type(id) is int and (0 <= id < size or id in named) for id in ids):
         raise OptionError(
-            f"eos_token_id={given!r:.100}; allowed: an id from 0 to {text.vocab_size - 1}, a list of them, or None for "
-            "no end but a limit"
+            f"eos_token_id={given!r:.100}; allowed: an id from 0 to {size - 1}, a list of them, or None to stop "
+            "at a limit only"
         )
     return frozenset(ids)
 
 
 def _stop_strings(given: Any) -> tuple[str, ...]:
-    """Strings that end a row; an empty one is none."""
+    """Returns the strings that end a row; the empty string is no stop string."""
     strings = [] if given == "" else _listed(given)
     if not all(isinstance(string, str) and string for string in strings):
         raise OptionError(f"stop_strings={given!r:.100}; allowed: a string, or a list of strings, none of them empty")
@@ -87,37 +85,41 @@ def _stop_strings(given: Any) -> tuple[str, ...]:
 
 
 def _listed(given: Any) -> list[Any]:
-    """What is given once, several times or (None) not at all."""
+    """Returns a list of the values of an option that may be one value, several, or None."""
     if isinstance(given, list | tuple | set | frozenset):
         return list(given)
     return [] if given is None else [given]
 
 
 def read_limits(options: Mapping[str, Any], lengths: Sequence[int]) -> list[int]:
-    """Steps that each row may take; `lengths` are those of the prompts, placeholders counted, padding not.
+    """Returns the maximum number of steps of each row.
+
+    Args:
+        options: of the call; `max_new_tokens` and `max_length` are read.
+        lengths: positions of each prompt, placeholders included, padding not.
 
     Raises:
-        OptionError: a limit below 1, or none left behind the longest prompt.
+        OptionError: a limit below 1, or a max_length that the longest prompt already reaches.
     """
     given = {name: options[name] for name in ("max_new_tokens", "max_length") if options.get(name) is not None}
     for name, value in given.items():
         check_count(name, value, 1)
     if "max_length" not in given:
         return [given.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)] * len(lengths)
-    rests = [given["max_length"] - length for length in lengths]
-    if min(rests) < 1:
+    remaining = [given["max_length"] - length for length in lengths]
+    if min(remaining) < 1:
         raise OptionError(
             f"max_length={given['max_length']}, but a prompt has {max(lengths)} positions already (one for each column "
-            "of its audio); give a larger max_length, or max_new_tokens, which does not count the prompt"
+            "of its audio); pass a larger max_length, or max_new_tokens, which does not count the prompt"
         )
-    return [min(rest, given.get("max_new_tokens", rest)) for rest in rests]
+    return [min(steps, given.get("max_new_tokens", steps)) for steps in remaining]
 
 
 def read_seeds(seed: Any, num_rows: int) -> list[int]:
-    """One seed per row.
+    """Returns one seed per row; None draws them from torch's global generator.
 
     Raises:
-        OptionError: not None, an int, or one int for each row.
+        OptionError: `seed` is not None, an int, or one int for each row.
     """
     if seed is None:
         seed = torch.randint(2**63 - num_rows, (num_rows,)).tolist()

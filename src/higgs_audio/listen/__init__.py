@@ -1,1 +1,1 @@
-"""Models that listen: each takes a `Waveform` and returns a small dataclass or a vector, and loads on first use."""
+"""Models that analyse recordings: each takes a `Waveform`, returns a small dataclass or a vector, and loads lazily."""

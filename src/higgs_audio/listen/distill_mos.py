@@ -1,6 +1,6 @@
-"""DistillMOS: overall speech quality from 1 to 5, in 4 million parameters whose weights the package distillmos carries.
+"""DistillMOS: overall speech quality from 1 to 5; 4 million parameters, with weights from the package distillmos.
 
-The network is written here because that package imports torchaudio, which does not load beside every build of torch.
+The network is reimplemented because that package imports torchaudio, which does not load beside every build of torch.
 Source: Stahl and Gamper 2025, "Distillation and pruning for scalable self-supervised representation-based speech
 quality assessment".
 """
@@ -14,18 +14,17 @@ from torch import Tensor, nn
 
 from higgs_audio.listen.weights import package_file
 
-SAMPLE_RATE = 16000
-WINDOW_SAMPLES = 122880  # the network hears 7.68 s at a time,
-MAX_STEP = 16000  # in windows at most a second apart
+WINDOW_SAMPLES = 122880  # 7.68 s, the input of the network
+MAX_STEP = 16000  # windows start at most a second apart
 FFT_SIZE = 320
 HOP_LENGTH = 160
 CHANNELS = (64, 64, 128, 256, 256, 256)
 WIDTH = 200
-POSITIONS = 384
-FEATURES = 1024  # 256 channels x 4 remaining bands
+NUM_POSITIONS = 384
+NUM_FEATURES = 1024  # 256 channels x 4 remaining bands
 
-# Our name of each part, by its name in the published weights.
-NAMES = {
+# Prefixes of parameter names: published -> here.
+PREFIXES = {
     "cnn.cnn.": "convolutions.",
     "transformer_pool_attn.transformer.position_encoding.pe": "positions",
     "transformer_pool_attn.transformer.transformer_encoder.": "encoder.",
@@ -40,25 +39,29 @@ NAMES = {
 
 
 def distill_mos(samples: NDArray[np.float32]) -> float:
-    """Predicted mean opinion score, 1 to 5, of `samples [S]` at 16 kHz; the level does not matter."""
-    sound = torch.from_numpy(np.pad(samples, (0, max(0, WINDOW_SAMPLES - len(samples)))).astype(np.float32))
-    rest = len(sound) - WINDOW_SAMPLES
-    starts = [int(share * rest) for share in np.linspace(0.0, 1.0, -(-rest // MAX_STEP) + 1)]
-    windows = torch.stack([sound[start : start + WINDOW_SAMPLES] for start in starts])  # [windows, WINDOW_SAMPLES]
+    """Predicts the mean opinion score, 1 to 5, of `samples [S]` at 16 kHz; the level does not matter.
+
+    Raises:
+        MissingExtraError: the package distillmos is not installed.
+    """
+    padded = torch.from_numpy(np.pad(samples, (0, max(0, WINDOW_SAMPLES - len(samples)))).astype(np.float32))
+    last = len(padded) - WINDOW_SAMPLES
+    starts = [int(share * last) for share in np.linspace(0.0, 1.0, -(-last // MAX_STEP) + 1)]
+    windows = torch.stack([padded[start : start + WINDOW_SAMPLES] for start in starts])  # [windows, WINDOW_SAMPLES]
     with torch.inference_mode():
         return float(_network()(windows).mean())
 
 
 class _Network(nn.Module):
-    """Convolutions over the compressed complex spectrum, a small Transformer, and pooling by attention."""
+    """Convolutions over the compressed complex spectrum, a small Transformer, and attention pooling."""
 
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(*_convolutions())
-        self.norm_input = nn.BatchNorm1d(FEATURES)
-        self.norm_features = nn.BatchNorm1d(FEATURES)
-        self.project = nn.Linear(FEATURES, WIDTH)
-        self.register_buffer("positions", torch.zeros(1, POSITIONS, WIDTH))
+        self.norm_input = nn.BatchNorm1d(NUM_FEATURES)
+        self.norm_features = nn.BatchNorm1d(NUM_FEATURES)
+        self.project = nn.Linear(NUM_FEATURES, WIDTH)
+        self.register_buffer("positions", torch.zeros(1, NUM_POSITIONS, WIDTH))
         layer = nn.TransformerEncoderLayer(WIDTH, nhead=8, dim_feedforward=2 * WIDTH, dropout=0.0, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, num_layers=7)
         self.norm_output = nn.BatchNorm1d(WIDTH)
@@ -66,32 +69,34 @@ class _Network(nn.Module):
         self.score = nn.Linear(WIDTH, 1)
 
     def forward(self, windows: Tensor) -> Tensor:
-        """`windows [B, WINDOW_SAMPLES]` to scores `[B]`."""
+        """Returns the scores `[B]` of `windows [B, WINDOW_SAMPLES]`."""
         peak = windows.abs().amax(dim=1, keepdim=True) + 1e-8
-        features = self.convolutions(_compressed_spectrum(windows / peak)).flatten(1, 2)  # [B, FEATURES, POSITIONS]
+        features = self.convolutions(_compressed_spectrum(windows / peak)).flatten(
+            1, 2
+        )  # [B, NUM_FEATURES, NUM_POSITIONS]
         features = self.norm_features(self.norm_input(features)).transpose(1, 2)
-        hidden = self.encoder(self.project(features) + self.positions)  # [B, POSITIONS, WIDTH]
+        hidden = self.encoder(self.project(features) + self.positions)  # [B, NUM_POSITIONS, WIDTH]
         hidden = self.norm_output(hidden.transpose(1, 2)).transpose(1, 2)
-        weights = self.attention(hidden).softmax(dim=1)  # [B, POSITIONS, 1]
+        weights = self.attention(hidden).softmax(dim=1)  # [B, NUM_POSITIONS, 1]
         score: Tensor = self.score((weights * hidden).sum(dim=1))  # [B, 1]
         return 1.0 + 4.0 * score.squeeze(-1).sigmoid()
 
 
 def _convolutions() -> list[nn.Module]:
-    """3 x 3 kernels; every layer but the first halves the bands, the last one also halves the frames."""
+    """Returns convolutions with 3 x 3 kernels; all but the first halve the bands, the last also halves the frames."""
     layers: list[nn.Module] = []
-    for index, (before, after) in enumerate(zip((2, *CHANNELS[:-1]), CHANNELS, strict=True)):
+    for index, (inputs, outputs) in enumerate(zip((2, *CHANNELS[:-1]), CHANNELS, strict=True)):
         stride = (1 if index == 0 else 2, 2 if index == len(CHANNELS) - 1 else 1)
-        layers += [nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=(0, 1)), nn.LeakyReLU(0.1)]
+        layers += [nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=(0, 1)), nn.LeakyReLU(0.1)]
     return layers
 
 
 def _compressed_spectrum(windows: Tensor) -> Tensor:
-    """Complex spectrum with its magnitude raised to 0.3: `[B, 2, FFT_SIZE // 2 + 1, frames]`."""
+    """Returns the complex spectrum with magnitudes raised to 0.3: `[B, 2, FFT_SIZE // 2 + 1, frames]`."""
     edge = (FFT_SIZE - HOP_LENGTH) // 2
     padded = nn.functional.pad(windows, (edge, edge), mode="reflect")
-    shape = torch.hann_window(FFT_SIZE)
-    spectrum = torch.stft(padded, FFT_SIZE, HOP_LENGTH, window=shape, center=False, return_complex=True)
+    window = torch.hann_window(FFT_SIZE)
+    spectrum = torch.stft(padded, FFT_SIZE, HOP_LENGTH, window=window, center=False, return_complex=True)
     magnitude = spectrum.abs().clamp(min=1e-12)
     return torch.view_as_real(spectrum * magnitude**-0.7).permute(0, 3, 1, 2)
 
@@ -106,5 +111,5 @@ def _network() -> _Network:
 
 
 def _rename(name: str) -> str:
-    theirs = next(prefix for prefix in NAMES if name.startswith(prefix))
-    return NAMES[theirs] + name[len(theirs) :]
+    published = next(prefix for prefix in PREFIXES if name.startswith(prefix))
+    return PREFIXES[published] + name[len(published) :]

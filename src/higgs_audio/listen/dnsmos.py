@@ -1,11 +1,12 @@
-"""DNSMOS P.835: speech, background and overall quality from 1 to 5, by the ONNX model the package speechmos carries.
+"""DNSMOS P.835: speech, background and overall quality from 1 to 5, with the ONNX model of the package speechmos.
 
 Source: Reddy et al. 2022, "DNSMOS P.835"; the polynomials are those published with the model.
 """
 
 import importlib
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,9 @@ from higgs_audio.errors import MissingExtraError
 from higgs_audio.listen.weights import package_file
 
 SAMPLE_RATE = 16000
-WINDOW_SECONDS = 9.01  # the network hears 9.01 s at a time, a second apart; shorter sound is repeated until it fills it
+WINDOW_SECONDS = 9.01  # input of the network; windows start a second apart
 
-# Maps the raw outputs (speech, background, overall) to the scale of listeners; highest power first.
+# Map the raw outputs (speech, background, overall) to the scale of human ratings; highest power first.
 POLYNOMIALS = (
     (-0.08397278, 1.22083953, 0.0052439),
     (-0.13166888, 1.60915514, -0.39604546),
@@ -24,8 +25,18 @@ POLYNOMIALS = (
 )
 
 
+class _Session(Protocol):
+    """The part of `onnxruntime.InferenceSession` that this module uses."""
+
+    def run(self, output_names: None, inputs: Mapping[str, NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]: ...
+
+
 def dnsmos(samples: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Predicted opinion scores (speech, background, overall) of `samples [S]` at 16 kHz."""
+    """Predicts the opinion scores (speech, background, overall) of `samples [S]` at 16 kHz.
+
+    Raises:
+        MissingExtraError: speechmos or onnxruntime is not installed.
+    """
     session = _session()
     raw = [session.run(None, {"input_1": window[None]})[0][0] for window in _windows(samples)]  # windows x [3]
     scores = [np.polyval(polynomial, values) for polynomial, values in zip(POLYNOMIALS, np.transpose(raw), strict=True)]
@@ -34,27 +45,28 @@ def dnsmos(samples: NDArray[np.float32]) -> tuple[float, float, float]:
 
 
 def _windows(samples: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """The stretches the network hears; sound is doubled until it fills one, as the reference implementation does.
+    """Returns the windows of the network; samples that do not fill one are doubled until they do.
 
-    The reference rounds the end of a window in floating point and skips one that comes out a sample short; so does
-    this, because scores are compared with other people's.
+    As in the reference implementation, so that scores are comparable. It computes the end of a window in floating
+    point and skips a window that comes out one sample short.
     """
     length = int(WINDOW_SECONDS * SAMPLE_RATE)
-    sound = samples.astype(np.float32)
-    while len(sound) < length:
-        sound = np.concatenate([sound, sound])
-    seconds = range(int(len(sound) // SAMPLE_RATE - WINDOW_SECONDS) + 1)
-    windows = [sound[second * SAMPLE_RATE : int((second + WINDOW_SECONDS) * SAMPLE_RATE)] for second in seconds]
+    samples = samples.astype(np.float32)
+    while len(samples) < length:
+        samples = np.concatenate([samples, samples])
+    seconds = range(int(len(samples) // SAMPLE_RATE - WINDOW_SECONDS) + 1)
+    windows = [samples[second * SAMPLE_RATE : int((second + WINDOW_SECONDS) * SAMPLE_RATE)] for second in seconds]
     return [window for window in windows if len(window) == length]
 
 
 @lru_cache(maxsize=1)
-def _session() -> Any:
+def _session() -> _Session:
     path = package_file("speechmos", "dnsmos_models", "sig_bak_ovr.onnx")
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "evaluate") from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # a window takes milliseconds; leave the cores to the work beside it
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads = 1  # a window takes milliseconds; leaves the cores to other work
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return cast(_Session, session)

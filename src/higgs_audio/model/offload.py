@@ -1,12 +1,12 @@
-"""Text weights at home: they stay in host memory while audio, which never needs them, is written on the device.
+"""Offloads the weights that only text needs to host memory, while audio is generated on the device.
 
-A step in which every row is audio passes attention, `audio_mlp` and `audio_lm_head`. `Route.apply` then calls no text
-feed-forward and `generate` asks for no text logits, so these weights wait in host memory, 4.2 + 1.6 of the published
-model's 11.5 GB, and cost nothing. A step with text rows (the prompt, mostly) needs them in one of two ways:
+A step in which every row is audio uses the attention, `audio_mlp` and `audio_lm_head`: `Route.apply` then calls no text
+feed-forward network, and `generate` requests no text logits. The weights of these, 4.2 + 1.6 of the published model's
+11.5 GB, stay in host memory at no cost. A step with text rows (mostly the prompt) uses them in one of two ways:
 
-    text feed-forward   the weights travel to the rows: one layer at a time, thrown away after its use
-    embed_tokens and    the rows travel to the weights: one row of the table for each token, one hidden state for
-    text_lm_head        each row of logits
+    text feed-forward   weights are copied to the device, one layer at a time, and dropped after use
+    embed_tokens,       inputs are copied to host memory and outputs back: one row of the table for each token, one
+    text_lm_head        hidden state for each row of logits
 """
 
 import copy
@@ -16,15 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from higgs_audio.device import read_device
+from higgs_audio.device import resolve_device
 from higgs_audio.errors import OptionError
 
-HOME = torch.device("cpu")
+HOST = torch.device("cpu")
 
 
 @dataclass
 class TextOffload:
-    """What has travelled: layers whose text feed-forward was sent to the device, and their bytes."""
+    """Counts what has been copied to the device.
+
+    Attributes:
+        device: of everything that is not offloaded.
+        num_layers: layers whose text feed-forward network is offloaded.
+        layers_sent: feed-forward networks copied to the device so far.
+        bytes_sent: bytes of their weights.
+    """
 
     device: torch.device
     num_layers: int
@@ -33,30 +40,31 @@ class TextOffload:
 
 
 def offload_text(model: Any, device: torch.device | str) -> TextOffload:
-    """Moves a language model to a device, all but its text weights.
+    """Moves a language model to a device, except its text weights.
 
-    Works with plain and quantised weights. The model can be run, saved and read as before; it is for inference, and by
-    one thread at a time: two would take each other's weights away.
+    Works with plain and quantized weights. The model can be run and saved as before. It is for inference only, and for
+    one thread at a time: the hooks of two threads would replace each other's weights.
 
     Args:
         model: `HiggsAudioForConditionalGeneration`, in host memory.
-        device: where everything else goes.
+        device: of everything else.
 
     Returns:
-        The count of what is sent, kept up to date.
+        The counts of what is copied, updated by each forward pass.
 
     Raises:
-        OptionError: a model without DualFFN, whose audio needs the text feed-forward too; or no such device.
+        OptionError: a model without DualFFN, whose audio rows need the text feed-forward networks too; or no such
+            device.
     """
     trunk = model.model
     feeds = [layer.mlp for layer in trunk.layers if layer.audio_mlp is not None]
     if not feeds:
-        raise OptionError("offload_text=True: no layer of this model has a feed-forward for audio alone; leave it out")
-    offload = TextOffload(read_device(device), len(feeds))
+        raise OptionError("offload_text=True: no layer of this model has a feed-forward for audio alone; omit it")
+    offload = TextOffload(resolve_device(device), len(feeds))
     tables = [module for module in (trunk.embed_tokens, model.text_lm_head) if module is not None]
-    at_home = {part for module in (*feeds, *tables) for part in module.modules()}
+    on_host = {part for module in (*feeds, *tables) for part in module.modules()}
     for module in model.modules():
-        if module not in at_home:
+        if module not in on_host:
             _move(module, offload.device)
     for feed in feeds:
         _send_weights(feed, offload)
@@ -66,16 +74,16 @@ def offload_text(model: Any, device: torch.device | str) -> TextOffload:
 
 
 def _move(module: nn.Module, device: torch.device) -> None:
-    """Moves what the module itself holds; `Module.to` would take its children along."""
+    """Moves a module's own parameters and buffers; `Module.to` would move its children too."""
     for name, weight in module._parameters.items():
-        module._parameters[name] = None if weight is None else _sent(weight, device)
+        module._parameters[name] = None if weight is None else _copy_to(weight, device)
     for name, buffer in module._buffers.items():
         module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
 def _send_weights(feed: nn.Module, offload: TextOffload) -> None:
-    """Around each call of a feed-forward its weights are copies on the device."""
-    kept = [
+    """Adds hooks that replace the weights of a feed-forward network by copies on the device during each call."""
+    originals = [
         (part, name, weight)
         for part in feed.modules()
         for name, weight in part._parameters.items()
@@ -83,38 +91,38 @@ def _send_weights(feed: nn.Module, offload: TextOffload) -> None:
     ]
 
     def send(module: nn.Module, args: Any) -> None:
-        for part, name, weight in kept:
-            part._parameters[name] = sent = _sent(weight, offload.device)
-            offload.bytes_sent += num_bytes(sent)
+        for part, name, weight in originals:
+            part._parameters[name] = copied = _copy_to(weight, offload.device)
+            offload.bytes_sent += num_bytes(copied)
         offload.layers_sent += 1
 
-    def forget(module: nn.Module, args: Any, output: Any) -> None:
-        for part, name, weight in kept:
+    def restore(module: nn.Module, args: Any, output: Any) -> None:
+        for part, name, weight in originals:
             part._parameters[name] = weight
 
     feed.register_forward_pre_hook(send)
-    feed.register_forward_hook(forget, always_call=True)
+    feed.register_forward_hook(restore, always_call=True)
 
 
-@torch.inference_mode(False)  # whoever asks: bitsandbytes cannot use a tensor made in that mode a second time
+@torch.inference_mode(False)  # bitsandbytes cannot use a tensor that was created in inference mode a second time
 @torch.no_grad()
-def _sent(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
-    """A copy on the device. bitsandbytes' scales are moved in place, so they are copied first."""
+def _copy_to(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
+    """Returns a copy on the device. bitsandbytes moves scales in place, so they are copied first."""
     if (state := getattr(weight, "quant_state", None)) is not None:
         weight = copy.copy(weight)
         weight.quant_state = copy.deepcopy(state)  # type: ignore[attr-defined]
-    sent = weight.to(device)
-    return sent if isinstance(sent, nn.Parameter) else nn.Parameter(sent, requires_grad=False)
+    copied = weight.to(device)
+    return copied if isinstance(copied, nn.Parameter) else nn.Parameter(copied, requires_grad=False)
 
 
 def _send_rows(module: nn.Module, device: torch.device) -> None:
-    """Around each call of a module its input comes home, and its output goes to the device."""
-    module.register_forward_pre_hook(lambda module, args: tuple(tensor.to(HOME) for tensor in args))
+    """Adds hooks that copy a module's input to host memory and its output to the device."""
+    module.register_forward_pre_hook(lambda module, args: tuple(tensor.to(HOST) for tensor in args))
     module.register_forward_hook(lambda module, args, output: output.to(device))
 
 
 def num_bytes(tensor: Tensor) -> int:
-    """Bytes that a weight takes, with its scales where it is quantised."""
+    """Returns the number of bytes of a weight, including the scales of a quantized one."""
     if (state := getattr(tensor, "quant_state", None)) is not None:  # bitsandbytes
         return tensor.nbytes + sum(part.nbytes for part in state.as_dict().values() if isinstance(part, Tensor))
     names = [*getattr(tensor, "tensor_data_names", ()), *getattr(tensor, "optional_tensor_data_names", ())]  # torchao

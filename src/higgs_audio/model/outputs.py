@@ -1,4 +1,4 @@
-"""What a forward pass of the language model returns."""
+"""The outputs of a forward pass of the language model."""
 
 from dataclasses import dataclass
 
@@ -7,20 +7,25 @@ from transformers import Cache
 from transformers.utils import ModelOutput
 
 
-class _WithCache(ModelOutput):
-    """The cache's older name, which transformers gave up in 5.24 and its users' programs have not."""
+class _CachedOutput(ModelOutput):
+    """Adds `past_key_values`, which transformers renamed to `cache` in 5.24 and programs still use."""
 
     cache: Cache | None
 
     @property
     def past_key_values(self) -> Cache | None:
-        """`cache`."""
+        """The same as `cache`."""
         return self.cache
 
 
 @dataclass
-class HiggsAudioModelOutput(_WithCache):
-    """Of `HiggsAudioModel`: `last_hidden_state [B, T, D]` after the final norm, the cache, and every layer's input."""
+class HiggsAudioModelOutput(_CachedOutput):
+    """The output of `HiggsAudioModel`.
+
+    last_hidden_state: `[B, T, D]`, after the final norm.
+    cache: keys and values of all positions so far.
+    hidden_states: the input of each layer and the last hidden state, each `[B, T, D]`.
+    """
 
     last_hidden_state: Tensor | None = None
     cache: Cache | None = None
@@ -28,15 +33,16 @@ class HiggsAudioModelOutput(_WithCache):
 
 
 @dataclass
-class HiggsAudioOutput(_WithCache):
-    """Of `HiggsAudioForConditionalGeneration`; fields that were not asked for are None.
+class HiggsAudioOutput(_CachedOutput):
+    """The output of `HiggsAudioForConditionalGeneration`; fields that were not requested are None.
 
     loss: scalar, `text_loss + audio_loss`.
     text_loss: mean cross-entropy of the labelled text positions.
-    audio_loss: mean over codebooks of `codebook_losses`, or the mean by the weights given.
+    audio_loss: mean of `codebook_losses`, weighted by `codebook_weights` where passed.
     codebook_losses: `[K]`, mean cross-entropy of each codebook's labelled cells.
-    logits: audio logits `[B, T, K, V + 2]`, of the column that follows each position.
-    text_logits: `[B, T, vocabulary]`, of the token that follows each position.
+    logits: audio logits `[B, T, K, V + 2]`, for the column that follows each position.
+    text_logits: `[B, T, V_text]`, for the token that follows each position.
+    cache, hidden_states: as in `HiggsAudioModelOutput`.
     """
 
     loss: Tensor | None = None

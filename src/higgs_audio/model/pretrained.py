@@ -1,40 +1,30 @@
 """HiggsAudioPreTrainedModel: what transformers needs to build, place and save the model, and strict loading."""
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from typing_extensions import Self, Unpack
 
 from higgs_audio import checkpoint
-from higgs_audio.checkpoint import layouts
-from higgs_audio.checkpoint.find import FOLDER_OPTIONS, resolve
-from higgs_audio.checkpoint.weights import FLOATS, Weights, open_weights, read_dtype
+from higgs_audio.checkpoint import FOLDER_OPTIONS, Checkpoint, layouts, open_checkpoint
+from higgs_audio.checkpoint.weights import FLOATS, Weight, Weights, open_weights, read_dtype
 from higgs_audio.config import HiggsAudioConfig
-from higgs_audio.errors import CheckpointError, OptionError, checkpoint_errors, first_line, nearest
+from higgs_audio.errors import CheckpointError, OptionError, checkpoint_errors, first_line
 from higgs_audio.model.layers import AudioEmbeddings, RMSNorm, RotaryEmbedding
-from higgs_audio.model.quantize import keep_policy
+from higgs_audio.model.load_options import PASSED_OPTIONS, LoadOptions, config_overrides
+from higgs_audio.model.quantize import with_exclusions
 from higgs_audio.model.tower import FrozenPositions, sinusoids
 
 M = TypeVar("M", bound=PreTrainedModel)
 
-# Options of transformers' `from_pretrained` that go through to it.
-PASSED_OPTIONS = (
-    *("attn_implementation", "device_map", "dtype", "torch_dtype", "max_memory", "offload_folder", "offload_buffers"),
-    *("quantization_config", "output_loading_info", "distributed_config", "use_kernels", "kernel_config"),
-)
-LOAD_OPTIONS = (*PASSED_OPTIONS, "config", "generation_config")
-# Accepted and without effect: weights are always safetensors, always strict, and no code comes with a checkpoint.
-UNUSED_OPTIONS = (
-    *("use_safetensors", "low_cpu_mem_usage", "trust_remote_code", "weights_only", "ignore_mismatched_sizes"),
-    *("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwargs"),
-)
-LISTED = 20  # names of a complaint; a whole layout gone wrong would list 397
+MAX_LISTED = 20  # weights named in an error message; files of the wrong layout would name 397
 
 
 class HiggsAudioPreTrainedModel(PreTrainedModel):
@@ -50,22 +40,29 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = False  # the mixed pass has data-dependent shapes; the audio step has not
+    _can_compile_fullgraph = False  # a pass over text and audio has data-dependent shapes; an audio step does not
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
-        """Loads a checkpoint of any layout that `layouts` knows; every weight must be there, fit, and be asked for.
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | Checkpoint | None,
+        *args: Any,
+        **options: Unpack[LoadOptions],
+    ) -> Self:
+        """Loads a checkpoint in any layout that `checkpoint.layouts` knows. Loading is strict: weights that are
+        missing, unexpected or of another shape are an error.
 
         Args:
-            pretrained_model_name_or_path: "nano", a folder, or a hub repository "org/name".
-            **options: revision, cache_dir, token, local_files_only and force_download of a repository; subfolder;
-                dtype (or torch_dtype; "auto", the default, is the checkpoint's own), device_map, attn_implementation
-                ("sdpa", "eager", "flex_attention", "flash_attention_2"), quantization_config, output_loading_info,
-                config and the rest of `LOAD_OPTIONS`, as in transformers; and fields of the config.
+            pretrained_model_name_or_path: "nano", a folder, a hub repository "org/name", or a `Checkpoint`.
+            **options: see `LoadOptions`. revision, cache_dir, token, local_files_only and force_download of a
+                repository; subfolder; dtype (or torch_dtype; "auto", the default, is the checkpoint's own), device_map,
+                attn_implementation ("sdpa", "eager", "flex_attention", "flash_attention_2"), quantization_config,
+                output_loading_info, config and others, as in transformers; and fields of the config.
 
         Returns:
-            The model in eval mode, with the sampling of the checkpoint's `generation_config.json`. Host memory holds
-            each weight once. A `quantization_config` leaves embeddings, heads and norms as they are.
+            The model in eval mode, with the sampling options of the checkpoint's `generation_config.json`; with
+            output_loading_info=True a tuple of the model and transformers' report. Host memory holds each weight once.
+            A `quantization_config` leaves embeddings, heads and norms as they are.
 
         Raises:
             CheckpointError: no such checkpoint, or files that do not fit; the message lists the weights.
@@ -74,38 +71,47 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
         >>> model = HiggsAudioForConditionalGeneration.from_pretrained("nano", dtype="float32")  # doctest: +SKIP
         """
         build = super().from_pretrained
-        if pretrained_model_name_or_path is None and isinstance(options.get("state_dict"), Mapping):
-            return build(None, *args, **options)  # a model in memory, in transformers' own way
+        given: dict[str, Any] = {**options}
+        if pretrained_model_name_or_path is None and isinstance(given.get("state_dict"), Mapping):
+            return build(None, *args, **given)  # a model in memory, loaded as transformers does
         if args:
-            raise OptionError(f"from_pretrained takes options by keyword; {args[0]!r:.60} has none")
-        if options.get("quantization_config") is not None:
-            options["quantization_config"] = keep_policy(options["quantization_config"])
-        return load_language_model(cls, build, pretrained_model_name_or_path, options)
+            raise OptionError(f"from_pretrained takes options by keyword; {args[0]!r:.60} was passed without one")
+        if given.get("quantization_config") is not None:
+            given["quantization_config"] = with_exclusions(given["quantization_config"])
+        model, report = load_language_model(cls, build, pretrained_model_name_or_path, given)
+        return (model, report) if given.get("output_loading_info") else model  # type: ignore[return-value]
 
-    def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **options: Any) -> None:
-        """Writes our layout, sampling included; what was in the folder before stays until all files are written.
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **options: Any
+    ) -> None:
+        """Writes the model in our layout, with its sampling options. Files in the folder are replaced only when all new
+        ones are written.
 
         Args:
-            save_directory: a folder, made where there is none.
-            push_to_hub: upload it as well, to `repo_id` or the folder's name.
+            save_directory: a folder, created if it does not exist.
+            push_to_hub: also upload it, to `repo_id` or a repository with the folder's name.
             **options: of transformers' `save_pretrained`, such as `max_shard_size`.
 
         Raises:
             CheckpointError: `save_directory` is a file, or cannot be written.
         """
-        with checkpoint.saved_model(self, save_directory, push_to_hub, options) as part:
+        with checkpoint.saved_model(self, Path(save_directory), push_to_hub, options) as part:
             super().save_pretrained(part, *args, **options)
             checkpoint.write_generation_config(getattr(self, "generation_config", None), part)
 
+    if TYPE_CHECKING:  # transformers' decorator hides the signature of `nn.Module.to`
+
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...  # type: ignore[override]
+
     @property
     def device(self) -> torch.device:
-        """Where audio is written, and where inputs belong; text weights may be elsewhere (`offload_text`)."""
+        """The device of audio weights and of inputs; text weights may be elsewhere (`offload_text`)."""
         trunk: Any = getattr(self, self.base_model_prefix, self)
         return trunk.embed_audio_tokens.embed_audio_tokens.weight.device
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """N(0, initializer_range) for matrices, ones for norms, and the buffers that no checkpoint holds."""
+        """Initializes matrices from N(0, initializer_range), norms to ones, and the buffers that no checkpoint has."""
         if isinstance(module, RMSNorm):
             module.weight.fill_(1.0)
         elif isinstance(module, RotaryEmbedding):
@@ -118,46 +124,62 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-def load_language_model(kind: type[M], build: Callable[..., Any], name: str | Path, options: dict[str, Any]) -> Any:
-    """What `from_pretrained` of the language model's two classes does: any layout, strict, tensor by tensor.
+def load_language_model(
+    kind: type[M],
+    build: Callable[..., Any],
+    name: str | os.PathLike[str] | Checkpoint | None,
+    options: Mapping[str, Any],
+) -> tuple[M, Mapping[str, Any]]:
+    """Loads a model of either class from any layout, and returns it with transformers' report.
 
-    Every name and shape is compared with the model's before a weight is read, so that nothing is half loaded.
+    All names and shapes are compared with the model's before a weight is read, so that no model is partly loaded.
 
     Args:
         kind: `HiggsAudioModel` or `HiggsAudioForConditionalGeneration`.
         build: transformers' `from_pretrained`, bound to the class.
-        name: as in `resolve`.
+        name: as in `checkpoint.open_checkpoint`.
         options: of the caller.
 
     Raises:
         CheckpointError: no such checkpoint, or files that do not fit; the message lists the weights.
         OptionError: an unknown option, or one whose package is not installed.
     """
-    overrides = _check_options(options)
-    folder = resolve(name, **{option: options[option] for option in FOLDER_OPTIONS if option in options})
-    weights = open_weights(folder)
+    overrides = config_overrides(options)
+    source: Any = name
+    opened = open_checkpoint(source, **{option: options[option] for option in FOLDER_OPTIONS if option in options})
+    weights = open_weights(opened)
     config = options.get("config")
     if not isinstance(config, HiggsAudioConfig):
-        config = read_config(config or folder, weights, **overrides)
-    with _typed(f"{folder} does not load as {kind.__name__}"):
+        config = read_config(config or opened, weights, **overrides)
+    with _load_errors(f"{opened} does not load as {kind.__name__}"):
         passed = {option: options[option] for option in PASSED_OPTIONS if option in options}
         passed.pop("torch_dtype", None)
         passed |= {"dtype": _dtype(options, config, weights), "output_loading_info": True}
-        if getattr(config, "quantization_config", None):  # names and shapes of its own: transformers' affair
-            model, report = build(folder, config=config, **passed)
+        if getattr(config, "quantization_config", None):  # other names and shapes, which transformers checks
+            model, report = build(opened.folder, config=config, **passed)
         else:
-            state = check_weights(kind, config, weights, folder)
+            state = check_weights(kind, config, weights, opened)
             model, report = build(None, config=config, state_dict=state, **passed)
-    _check_report(report, str(folder), kind)
+    _check_report(report, str(opened), kind)
     model.name_or_path = model.config.name_or_path = str(name)
-    model._weight_conversions = None  # it is saved in our layout, wherever it came from
+    model._weight_conversions = None  # it is saved in our layout, whichever it was loaded from
     if kind.base_model_prefix in dict(model.named_children()):
-        model.generation_config = options.get("generation_config") or checkpoint.read_generation_config(folder)
-    return (model, report) if options.get("output_loading_info") else model
+        model.generation_config = options.get("generation_config") or checkpoint.read_generation_config(opened)
+    return model, report
 
 
-def read_config(folder: str | Path, weights: Weights, **overrides: Any) -> HiggsAudioConfig:
-    """The config of a language model, and whether it has a text head, which transformers' config does not say."""
+def read_config(folder: str | Path | Checkpoint, weights: Weights, **overrides: Any) -> HiggsAudioConfig:
+    """Returns the config of a language model. transformers' layout does not store whether there is a text head: the
+    names of its weights tell.
+
+    Args:
+        folder: holds config.json.
+        weights: of the same checkpoint.
+        **overrides: fields that replace those of the file.
+
+    Raises:
+        CheckpointError: the file is missing or does not fit.
+    """
     with checkpoint_errors(f"the config of {folder} does not load"):
         config = HiggsAudioConfig.from_pretrained(folder, **overrides)
     if weights.layout is layouts.TRANSFORMERS:
@@ -165,22 +187,8 @@ def read_config(folder: str | Path, weights: Weights, **overrides: Any) -> Higgs
     return config
 
 
-def _check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are fields of the config; complains about those that are nothing."""
-    fields = set(HiggsAudioConfig.__dataclass_fields__)
-    known = {*FOLDER_OPTIONS, *LOAD_OPTIONS, *UNUSED_OPTIONS}
-    if unknown := sorted(set(options) - known - fields):
-        public = [name for name in (*FOLDER_OPTIONS, *LOAD_OPTIONS) if name not in UNUSED_OPTIONS]
-        raise OptionError(f"from_pretrained has no option {unknown[0]!r}; {nearest(unknown[0], public)}, config fields")
-    attention = options.get("attn_implementation")
-    offered = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
-    if isinstance(attention, str) and "/" not in attention and attention not in offered:
-        raise OptionError(f"attn_implementation={attention!r}; {nearest(attention, offered)}")
-    return {name: value for name, value in options.items() if name in fields - known}
-
-
 def _dtype(options: Mapping[str, Any], config: HiggsAudioConfig, weights: Weights) -> torch.dtype:
-    """The dtype asked for; with "auto" or none that of the config, else that of the weights."""
+    """Returns the requested dtype; for "auto" or none that of the config, else that of the weights."""
     given = options.get("dtype") or options.get("torch_dtype") or "auto"
     if given == "auto":
         stored = (dtype for weight in weights.values() if (dtype := FLOATS.get(weight.get_dtype())))
@@ -188,44 +196,47 @@ def _dtype(options: Mapping[str, Any], config: HiggsAudioConfig, weights: Weight
     return read_dtype(given)
 
 
-def check_weights(kind: type[M], config: HiggsAudioConfig, weights: Weights, folder: Path) -> dict[str, Any]:
-    """Name in a model of this class -> unread weight.
+def check_weights(
+    kind: type[M], config: HiggsAudioConfig, weights: Weights, folder: Path | Checkpoint
+) -> dict[str, Weight]:
+    """Returns the unread weights by their names in a model of class `kind`.
 
     Raises:
-        CheckpointError: weights that are missing, unexpected, of another shape or not floating-point, by the names that
-            the files have; or sizes of which no model can be built.
+        CheckpointError: weights that are missing, unexpected, of another shape or not floating-point, by their names in
+            the files; or a config that no model can be built from.
     """
     with checkpoint_errors(f"{folder} has a config.json of which no model can be built"), torch.device("meta"):
         tensors = kind(copy.deepcopy(config)).state_dict()
     trunk = f"{kind.base_model_prefix}."
-    prefix = "" if any(name.startswith(trunk) for name in tensors) else trunk  # what a trunk's names lack
+    prefix = "" if any(name.startswith(trunk) for name in tensors) else trunk  # names in a trunk alone lack it
     shapes = {prefix + name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    given = {name: weight for name, weight in weights.items() if name.startswith(prefix)}  # a trunk leaves the heads
-    theirs = weights.layout.theirs
+    given = {name: weight for name, weight in weights.items() if name.startswith(prefix)}  # a trunk ignores the heads
+    stored_name = weights.layout.stored_name
     mismatched = [
-        f"{theirs(name)} {list(given[name].shape)} instead of {list(shapes[name])}"
+        f"{stored_name(name)} {list(given[name].shape)} instead of {list(shapes[name])}"
         for name in shapes.keys() & given.keys()
         if given[name].shape != shapes[name]
     ]
-    missing = [theirs(name) for name in shapes.keys() - given.keys()]
-    unexpected = [*weights.unknown, *(theirs(name) for name in given.keys() - shapes.keys())]
-    integers = [f"{theirs(name)} {w.get_dtype()}" for name, w in given.items() if w.get_dtype() not in FLOATS]
-    complaints = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
-    _complain({**complaints, "not floating-point": integers}, str(folder), kind)
+    missing = [stored_name(name) for name in shapes.keys() - given.keys()]
+    unexpected = [*weights.unknown, *(stored_name(name) for name in given.keys() - shapes.keys())]
+    integers = [f"{stored_name(name)} {w.get_dtype()}" for name, w in given.items() if w.get_dtype() not in FLOATS]
+    problems = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
+    _raise_problems({**problems, "not floating-point": integers}, str(folder), kind)
     return {name.removeprefix(prefix): weight for name, weight in given.items()}
 
 
 def _check_report(report: Mapping[str, Any], folder: str, kind: type) -> None:
-    """The same complaints, from what transformers reports."""
-    kinds = ("missing", "unexpected", "mismatched")
-    _complain({what: sorted(map(str, report.get(f"{what}_keys") or ())) for what in kinds}, folder, kind)
+    """Raises CheckpointError for the problems in transformers' report."""
+    problems = ("missing", "unexpected", "mismatched")
+    _raise_problems({what: sorted(map(str, report.get(f"{what}_keys") or ())) for what in problems}, folder, kind)
 
 
-def _complain(found: Mapping[str, list[str]], folder: str, kind: type) -> None:
+def _raise_problems(problems: Mapping[str, list[str]], folder: str, kind: type) -> None:
+    """Raises CheckpointError if there are any: kind of problem -> weights."""
     listed = [
-        f"{len(names)} {what} weights for {kind.__name__}: {', '.join(sorted(names)[:LISTED])}"
-        + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
-        for what, names in found.items()
+        f"{len(names)} {what} weights for {kind.__name__}: {', '.join(sorted(names)[:MAX_LISTED])}"
+        + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+        for what, names in problems.items()
         if names
     ]
     if listed:
@@ -233,10 +244,10 @@ def _complain(found: Mapping[str, list[str]], folder: str, kind: type) -> None:
 
 
 @contextmanager
-def _typed(complaint: str) -> Iterator[None]:
-    """What goes wrong inside is an error of this package; a package that an option needs is the option's affair."""
-    with checkpoint_errors(complaint):
+def _load_errors(message: str) -> Iterator[None]:
+    """Turns exceptions into CheckpointError; a missing package, which an option requires, into OptionError."""
+    with checkpoint_errors(message):
         try:
             yield
         except ImportError as error:
-            raise OptionError(f"{complaint} with these options: {first_line(error)}") from error
+            raise OptionError(f"{message} with these options: {first_line(error)}") from error

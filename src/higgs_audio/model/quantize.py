@@ -1,40 +1,40 @@
-"""Weights in fewer bits: which matrices of the language model may be quantised, and what stays as it is.
+"""Quantization of the language model: which matrices may be stored in fewer bits, and by which package.
 
-The policy is one line, `KEPT`. A decoder layer holds 4.93 of the published model's 5.77 billion numbers in seven kinds
-of matrices, and those are quantised. Embeddings and heads choose between ids whose logits lie close together, norms
-are a few thousand numbers, and neither is worth its error.
+The matrices of the decoder layers are quantized: seven kinds of them hold 4.93 of the published model's 5.77 billion
+parameters. `NOT_QUANTIZED` matches every other module. Embeddings and heads choose between ids whose logits are close,
+and norms have a few thousand parameters; neither is worth the error.
 """
 
 import copy
 import importlib.util
-import json
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from higgs_audio.errors import MissingExtraError, OptionError, first_line
+from higgs_audio.checkpoint import Checkpoint, as_checkpoint
+from higgs_audio.errors import CheckpointError, MissingExtraError, OptionError, first_line
 
 WEIGHTS = ("int8", "nf4")
 EXTRA = "quantize"
-# What transformers must leave alone, as the regular expression it asks for: every module outside the decoder layers.
-KEPT = r"(?!(?:model\.)?layers\.).*"
-# Packages that read checkpoints saved with quantised weights, by the `quant_method` in their config.json.
-READERS = {"torchao": "torchao", "bitsandbytes": "bitsandbytes"}
-_SKIPPED = ("modules_to_not_convert", "llm_int8_skip_modules")
+NOT_QUANTIZED = r"(?!(?:model\.)?layers\.).*"  # as transformers takes it: every module outside the decoder layers
+# `quant_method` in the config.json of a checkpoint with quantized weights -> the package that reads it.
+PACKAGES = {"torchao": "torchao", "bitsandbytes": "bitsandbytes"}
+_EXCLUSIONS = ("modules_to_not_convert", "llm_int8_skip_modules")  # the attribute's names in transformers' configs
 
 
-def quantization_config(weights: str, dtype: torch.dtype) -> Any:
-    """transformers' configuration for one of `WEIGHTS`.
+def quantization_config(weights: str, dtype: torch.dtype) -> QuantizationConfigMixin:
+    """Returns transformers' configuration for one of `WEIGHTS`.
 
     Args:
-        weights: "int8": symmetric, one scale for each row of a matrix (torchao). "nf4": 4 bits, sixteen levels placed
-            as a normal distribution places its values, one scale for each 64 numbers (bitsandbytes).
-        dtype: of everything else, and of the products.
+        weights: "int8": symmetric, one scale for each row of a matrix (torchao). "nf4": 4 bits, with sixteen levels at
+            the quantiles of a normal distribution, one scale for each 64 numbers (bitsandbytes).
+        dtype: of all other weights, and of the products.
 
     Raises:
         OptionError: no such weights.
-        MissingExtraError: the package that does it is not installed.
+        MissingExtraError: the package for these weights is not installed.
 
     >>> quantization_config("int4", torch.bfloat16)
     Traceback (most recent call last):
@@ -45,77 +45,84 @@ def quantization_config(weights: str, dtype: torch.dtype) -> Any:
     return _int8() if weights == "int8" else _nf4(dtype)
 
 
-def _int8() -> Any:
+def _int8() -> QuantizationConfigMixin:
     require("torchao")
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
     # Its inductor settings would also lower the precision of every other float32 product in the process.
-    return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False), modules_to_not_convert=[KEPT])
+    return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False), modules_to_not_convert=[NOT_QUANTIZED])
 
 
-def _nf4(dtype: torch.dtype) -> Any:
+def _nf4(dtype: torch.dtype) -> QuantizationConfigMixin:
     require("bitsandbytes")
     require("accelerate")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=[KEPT]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[NOT_QUANTIZED],
     )
 
 
-def keep_policy(config: Any) -> Any:
-    """A copy of somebody's own quantisation config that leaves alone what `KEPT` names, beside what they named.
+def with_exclusions(config: object) -> QuantizationConfigMixin:
+    """Returns a copy of a caller's quantization config that excludes `NOT_QUANTIZED` too.
 
     Args:
-        config: transformers' `TorchAoConfig`, `BitsAndBytesConfig` or another that can leave modules out; or its dict.
+        config: transformers' `TorchAoConfig`, `BitsAndBytesConfig` or another that can exclude modules; or its dict.
 
     Raises:
-        OptionError: something else, a config that cannot, or that asks for quantised embeddings.
+        OptionError: something else, a config that cannot exclude modules, or one that quantizes embeddings.
     """
+    copied = _read_config(config)
+    attribute = next((name for name in _EXCLUSIONS if hasattr(copied, name)), None)
+    if attribute is None:
+        raise OptionError(
+            f"quantization_config of type {type(copied).__name__} cannot leave embeddings and heads as they are; "
+            "use transformers' TorchAoConfig or BitsAndBytesConfig"
+        )
+    if getattr(copied, "include_input_output_embeddings", False):
+        raise OptionError("include_input_output_embeddings=True: embeddings and heads stay as they are; omit it")
+    names = getattr(copied, attribute) or ()
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise OptionError(f"{attribute}={names!r:.100} of the quantization_config; pass a list of names of modules")
+    setattr(copied, attribute, list(dict.fromkeys([*names, NOT_QUANTIZED])))
+    return cast(QuantizationConfigMixin, copied)
+
+
+def _read_config(config: object) -> object:
+    """Returns a quantization config that may be changed: a copy, or the one that a dict describes."""
     from transformers.quantizers import AutoQuantizationConfig
 
     try:
-        config = AutoQuantizationConfig.from_dict(config) if isinstance(config, dict) else copy.copy(config)
-    except Exception as error:  # a dict that lacks a key, names no method, or whose values are of another type
+        return AutoQuantizationConfig.from_dict(config) if isinstance(config, dict) else copy.copy(config)
+    except Exception as error:  # a dict without a required key or method, or with a value of another type
         raise OptionError(
             f"quantization_config={config!r:.100} cannot be read ({type(error).__name__}: {first_line(error)}); use "
             "transformers' TorchAoConfig or BitsAndBytesConfig"
         ) from error
-    skipped = next((name for name in _SKIPPED if hasattr(config, name)), None)
-    if skipped is None:
-        raise OptionError(
-            f"quantization_config of type {type(config).__name__} cannot leave embeddings and heads as they are; "
-            "use transformers' TorchAoConfig or BitsAndBytesConfig"
-        )
-    if getattr(config, "include_input_output_embeddings", False):
-        raise OptionError("include_input_output_embeddings=True: embeddings and heads stay as they are; leave it out")
-    named = getattr(config, skipped) or ()
-    if isinstance(named, str) or not all(isinstance(name, str) for name in named):
-        raise OptionError(f"{skipped}={named!r:.100} of the quantization_config; give a list of names of modules")
-    setattr(config, skipped, list(dict.fromkeys([*named, KEPT])))
-    return config
 
 
-def saved_method(folder: str | Path) -> str | None:
-    """How the weights of a checkpoint are quantised, as its config.json says; None where they are not.
+def saved_method(folder: str | Path | Checkpoint) -> str | None:
+    """Returns the `quant_method` in the config.json of a checkpoint; None where its weights are not quantized.
 
-    A file that cannot be read says nothing here: loading it tells what is wrong.
+    A file that cannot be read counts as not quantized: loading it reports what is wrong.
 
     Raises:
-        MissingExtraError: in a way whose package is not installed.
+        MissingExtraError: the package that reads these weights is not installed.
     """
     try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        method = config["quantization_config"]["quant_method"]
-    except (OSError, ValueError, KeyError, TypeError):
+        method = as_checkpoint(folder).config["quantization_config"]["quant_method"]
+    except (CheckpointError, KeyError, TypeError):
         return None
-    if method in READERS:
-        require(READERS[method])
+    if method in PACKAGES:
+        require(PACKAGES[method])
     return method
 
 
 def require(package: str) -> None:
-    """Raises MissingExtraError where a package of the extra is not installed."""
+    """Raises MissingExtraError unless a package of the extra is installed."""
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(package, EXTRA)

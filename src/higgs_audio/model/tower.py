@@ -1,7 +1,8 @@
-"""The audio tower of the understanding variant: a Whisper encoder whose positions are joined in pairs; its projector.
+"""The audio tower of the understanding variant, a Whisper encoder whose positions are averaged in pairs, and its
+projector.
 
-A frame of the mel spectrum is 10 ms, a position behind the convolutions 20 ms, a feature 40 ms: as many features a
-second as the audio tokenizer has frames.
+A mel frame is 10 ms, a position after the convolutions 20 ms, a feature 40 ms: features have the frame rate of the
+audio tokenizer.
 """
 
 from typing import Any, TypeVar
@@ -15,18 +16,18 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 from higgs_audio.config import HiggsAudioEncoderConfig
 from higgs_audio.errors import PromptError
 
-MIN_MELS = 3  # the shortest sound with a feature
+MIN_MEL_FRAMES = 3  # of the shortest window that has a feature
 
 Count = TypeVar("Count", int, Tensor)
 
 
 def num_encoded(num_mels: Count) -> Count:
-    """Positions behind the convolutions of so many mel frames; 1500 of 3000. Also of a tensor of counts."""
+    """Returns the number of positions after the convolutions for a number of mel frames; 1500 for 3000."""
     return (num_mels - 1) // 2 + 1
 
 
 def num_features(num_mels: Count) -> Count:
-    """Features of so many mel frames; 750 of 3000. Also of a tensor of counts.
+    """Returns the number of features for a number of mel frames, or for each of a tensor of numbers.
 
     >>> [num_features(n) for n in (2, 3, 6, 7, 3000)]
     [0, 1, 1, 2, 750]
@@ -35,14 +36,14 @@ def num_features(num_mels: Count) -> Count:
 
 
 def sinusoids(num_positions: int, width: int) -> Tensor:
-    """Whisper's positions `[num_positions, width]`: sines, then cosines, at rates from 1 to 1 / 10,000."""
+    """Returns Whisper's position embeddings `[num_positions, width]`: sines, then cosines, of rates 1 to 1 / 10,000."""
     rates = 10000.0 ** -(torch.arange(width // 2) / max(1, width // 2 - 1))  # [width / 2]
     angles = torch.arange(num_positions)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class FrozenPositions(nn.Module):
-    """Positions that no training moves: a buffer, because loading makes every parameter trainable again."""
+    """Position embeddings that are saved but not trained: a buffer, as loading makes every parameter trainable."""
 
     weight: Tensor
 
@@ -51,12 +52,12 @@ class FrozenPositions(nn.Module):
         self.register_buffer("weight", sinusoids(num_positions, width))
 
     def forward(self, length: int) -> Tensor:
-        """The first positions, `[length, D]`."""
+        """Returns the embeddings of the first positions, `[length, D]`."""
         return self.weight[:length]
 
 
 class AudioTower(nn.Module):
-    """Log-mel frames to features, 25 a second.
+    """Encodes log-mel frames into features, 25 per second.
 
     >>> config = HiggsAudioEncoderConfig(d_model=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=8)
     >>> AudioTower(config)(torch.zeros(1, 128, 3000), torch.tensor([3000])).shape
@@ -65,7 +66,7 @@ class AudioTower(nn.Module):
 
     def __init__(self, config: HiggsAudioEncoderConfig) -> None:
         super().__init__()
-        layer_config: Any = config  # it has all that a Whisper layer reads
+        layer_config: Any = config  # has every field that a Whisper layer reads
         self.config, width = config, config.d_model
         self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
@@ -74,9 +75,14 @@ class AudioTower(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
 
     def forward(self, mels: Tensor, counts: Tensor) -> Tensor:
-        """Windows `[N, mel bins, M]`, of which `counts [N]` frames are real, to `[N, M // 4, D]`.
+        """Encodes windows of log-mel frames.
 
-        Padding is hidden from the attention. Of a window's features the first `num_features(count)` are real.
+        Args:
+            mels: `[N, mel bins, M]`.
+            counts: `[N]`, the number of real frames in each window; the attention does not see the padding after them.
+
+        Returns:
+            Features `[N, M // 4, D]`, of which the first `num_features(count)` of each window are real.
         """
         mels = mels.to(self.conv1.weight.dtype)
         hidden = F.gelu(self.conv2(F.gelu(self.conv1(mels)))).transpose(1, 2)  # [N, L, D]
@@ -91,16 +97,20 @@ class AudioTower(nn.Module):
         return self.layer_norm(pooled.transpose(1, 2))
 
     def count(self, mels: Tensor, mask: Tensor | None) -> Tensor:
-        """Real frames of each window, `[N]`.
+        """Returns the number of real frames in each window, `[N]`.
+
+        Args:
+            mels: `[N, mel bins, M]`.
+            mask: `[N, M]`, true on the first frames of each window; all frames are real when None.
 
         Raises:
-            PromptError: windows of another shape, a mask that does not fit them, or a window with too little in it.
+            PromptError: windows of the wrong shape, a mask that does not fit them, or a window with too few frames.
         """
         bins, most = self.config.num_mel_bins, 2 * self.config.max_source_positions
         if mels.dim() != 3 or 0 in mels.shape or mels.shape[1] != bins or mels.shape[2] > most:
             raise PromptError(
                 f"input_features of shape {tuple(mels.shape)}: expected [windows, {bins}, at most {most} frames], one "
-                "window at least; leave them out where nothing is heard"
+                "window at least; leave them out where there is no audio"
             )
         if mask is None:
             mask = torch.ones_like(mels[:, 0])
@@ -111,13 +121,15 @@ class AudioTower(nn.Module):
                 f"feature_attention_mask {tuple(mask.shape)} does not fit input_features {tuple(mels.shape)}, or hides "
                 "frames before real ones; it is [windows, frames], true on the first frames of each window"
             )
-        if bool((counts < MIN_MELS).any()):
-            raise PromptError(f"windows with {counts.tolist()} mel frames; each needs {MIN_MELS} real ones at least")
+        if bool((counts < MIN_MEL_FRAMES).any()):
+            raise PromptError(
+                f"windows with {counts.tolist()} mel frames; each needs {MIN_MEL_FRAMES} real ones at least"
+            )
         return counts
 
 
 class FeatureProjector(nn.Module):
-    """Features `[..., D_tower]` to the width of the language model, `[..., D]`."""
+    """Projects features `[..., D_tower]` to the width of the language model, `[..., D]`."""
 
     def __init__(self, config: HiggsAudioEncoderConfig, width: int) -> None:
         super().__init__()
@@ -128,29 +140,39 @@ class FeatureProjector(nn.Module):
 
 
 def real_features(features: Tensor, counts: Tensor) -> Tensor:
-    """The real ones of the features `[N, P, D]` of windows with `counts [N]` mel frames, in order: `[sum, D]`."""
+    """Returns the real features of all windows in order, without those of padding.
+
+    Args:
+        features: `[N, P, D]`.
+        counts: `[N]`, the number of real mel frames in each window.
+
+    Returns:
+        `[sum of num_features(counts), D]`.
+    """
     return features[_first(num_features(counts), features.shape[1])]
 
 
-def check_places(places: Tensor, heard: Tensor, counts: Tensor) -> None:
-    """Features stand at the beginning of runs of audio-in placeholders, and each run of them holds whole windows.
+def check_feature_positions(positions: Tensor, is_audio_in: Tensor, counts: Tensor) -> None:
+    """Checks that features stand at the beginning of runs of audio-in placeholders, and that runs hold whole windows.
+
+    Without the check, shifted features would go unnoticed.
 
     Args:
-        places: `[B, T]`, positions that take features.
-        heard: `[B, T]`, positions of audio-in placeholders, whether they take features or columns.
-        counts: `[N]`, mel frames of the windows.
+        positions: `[B, T]`, true where a position takes a feature.
+        is_audio_in: `[B, T]`, true on audio-in placeholders, whether they take features or columns.
+        counts: `[N]`, the number of real mel frames in each window.
 
     Raises:
-        PromptError: one does not: a shift would go unheard until much later.
+        PromptError: features follow columns of the same audio, or a run does not end where a window ends.
     """
-    places = places.bool()
-    before = F.pad(heard & ~places, (1, 0))[:, :-1]  # whether a column's placeholder stands one position earlier
-    if bool((places & before).any()):
+    positions = positions.bool()
+    after_column = F.pad(is_audio_in & ~positions, (1, 0))[:, :-1]
+    if bool((positions & after_column).any()):
         raise PromptError(
             "feature_positions has features behind codes of the same audio: they take the first placeholders of each, "
             "and codes the rest; pass what the processor returns"
         )
-    edges = F.pad(places.long(), (1, 1)).diff(dim=1)  # [B, T + 1]
+    edges = F.pad(positions.long(), (1, 1)).diff(dim=1)  # [B, T + 1]
     runs = ((edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]).cumsum(0).tolist()
     windows = num_features(counts).cumsum(0).tolist()
     if runs[-1:] != windows[-1:] or not set(runs) <= set(windows):
@@ -161,5 +183,5 @@ def check_places(places: Tensor, heard: Tensor, counts: Tensor) -> None:
 
 
 def _first(counts: Tensor, length: int) -> Tensor:
-    """True on the first `counts [N]` of `length` places: `[N, length]`."""
+    """Returns a mask `[N, length]` that is true on the first `counts [N]` positions of each row."""
     return torch.arange(length, device=counts.device) < counts[:, None]

@@ -1,17 +1,16 @@
-"""What Python and torch are too slow for on a CPU, in C."""
+"""C code for CPUs, for operations on tensors so small that torch mostly spends its time on per-operation overhead."""
 
 from higgs_audio.native.library import native_library
-from higgs_audio.native.matrix import MULTIPLE, Matrix, Packer, are_half
+from higgs_audio.native.matrix import WIDTH_MULTIPLE, MatrixPacker, are_exact_in_bfloat16
+from higgs_audio.native.snapshot import ModuleSnapshot, have_hooks
 from higgs_audio.native.threads import num_threads
-from higgs_audio.native.watch import Watch, are_hooked
 
 __all__ = [
-    "MULTIPLE",
-    "Matrix",
-    "Packer",
-    "Watch",
-    "are_half",
-    "are_hooked",
+    "WIDTH_MULTIPLE",
+    "MatrixPacker",
+    "ModuleSnapshot",
+    "are_exact_in_bfloat16",
+    "have_hooks",
     "native_library",
     "num_threads",
 ]

@@ -1,4 +1,4 @@
-"""The C files of this folder, compiled once by the C compiler that is there, and kept in the user's cache."""
+"""Compiles the C files of this folder once, with the C compiler of the machine. The user's cache keeps the library."""
 
 import ctypes
 import hashlib
@@ -11,71 +11,102 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("choice.c", "convnext.c", "layers.c", "matrix.c"))
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("matrix.h", "vectors.h"))
-SWITCH = "HIGGS_AUDIO_NATIVE"  # environment variable; 0 leaves everything to torch
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
-POINTER, COUNT = ctypes.c_void_p, ctypes.c_int64
-FUNCTIONS = {  # what they return, what they take
-    "panel": (COUNT,),
-    "pack": (None, POINTER, COUNT, COUNT, COUNT, POINTER),
-    "workspace": (COUNT, POINTER, COUNT, COUNT, COUNT),
-    "forward": (None, *[POINTER] * 6, COUNT, COUNT),
-    "choice_workspace": (COUNT, COUNT, COUNT, COUNT, COUNT),
-    "next_columns": (None, *[POINTER] * 5, COUNT),
-    "convnext_workspace": (COUNT, POINTER, COUNT),
-    "convnext": (None, *[POINTER] * 3, COUNT, POINTER, POINTER, COUNT),
+from higgs_audio.native.structs import STRUCTS
+
+FOLDER = Path(__file__).parent  # of the C files
+SWITCH = "HIGGS_AUDIO_NATIVE"  # environment variable; 0 leaves all work to torch
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC")
+POINTER, INT64 = ctypes.c_void_p, ctypes.c_int64
+FUNCTIONS = {  # type of the result, types of the arguments
+    "higgs_panel_size": (INT64,),
+    "higgs_pack_matrix": (None, POINTER, INT64, INT64, INT64, POINTER),
+    "higgs_forward_workspace": (INT64, POINTER, INT64, INT64, INT64),
+    "higgs_forward": (None, *[POINTER] * 6, INT64, INT64),
+    "higgs_sampler_workspace": (INT64, INT64, INT64, INT64, INT64),
+    "higgs_sampler_next_columns": (None, *[POINTER] * 5, INT64),
+    "higgs_convnext_workspace": (INT64, POINTER, INT64),
+    "higgs_convnext": (None, *[POINTER] * 3, INT64, POINTER, POINTER, INT64),
+    **{f"higgs_sizeof_{name}": (INT64,) for name in STRUCTS},
 }
 
 
 def native_library() -> ctypes.CDLL | None:
-    """What was compiled; None where nothing can be, with a warning where that is unexpected."""
-    return None if os.environ.get(SWITCH) == "0" else _loaded()
+    """The compiled library; None with `HIGGS_AUDIO_NATIVE=0`, or where it cannot be used (see `load_library`)."""
+    return None if os.environ.get(SWITCH) == "0" else load_library()
 
 
 @lru_cache(maxsize=1)
-def _loaded() -> ctypes.CDLL | None:
+def load_library() -> ctypes.CDLL | None:
+    """Loads the library, compiling it if the cache does not hold it; called once a process.
+
+    Returns:
+        None without a C compiler. Also None, with one UserWarning, where the compiler fails, where there is no folder
+        for the cache, or where a C structure and its ctypes mirror differ in size.
+    """
     compiler = os.environ.get("CC") or next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
     if compiler is None:
         return None
     try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
+        library = ctypes.CDLL(str(_compile_cached(compiler)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
-        said = getattr(error, "stderr", None) or error
-        warnings.warn(f"the C files cannot be compiled, so that torch does their work: {said}", stacklevel=3)
+        reason = getattr(error, "stderr", None) or error
+        warnings.warn(f"the C files cannot be compiled, torch does their work: {reason}", stacklevel=3)
         return None
     for name, (result, *arguments) in FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
+    different = size_mismatches(library)
+    if different:
+        warnings.warn(
+            f"C structures differ in size from structs.py, torch does the work of the C files: {'; '.join(different)}",
+            stacklevel=3,
+        )
+        return None
     return library
 
 
-def _compiled(compiler: str) -> Path:
-    """The library in the cache, whole or not there: compiled beside its place and then moved."""
-    sources = [source.read_bytes() for source in (*SOURCES, *HEADERS)]
-    made_of = (*sources, compiler.encode(), " ".join(FLAGS).encode(), _processor())
-    name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
+def size_mismatches(library: ctypes.CDLL) -> list[str]:
+    """One line for each structure whose size in C is not that of its ctypes mirror."""
+    sizes = {name: (getattr(library, f"higgs_sizeof_{name}")(), ctypes.sizeof(kind)) for name, kind in STRUCTS.items()}
+    return [f"{name} has {c} bytes in C and {ours} in Python" for name, (c, ours) in sizes.items() if c != ours]
+
+
+def library_path(compiler: str) -> Path:
+    """Where the cache keeps the library: its name is a hash of everything that it depends on."""
+    contents = [part for file in _c_files() for part in (file.name.encode(), file.read_bytes())]
+    key = (*contents, compiler.encode(), " ".join(FLAGS).encode(), _processor())
+    name = hashlib.sha256(b"\0".join(key)).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "higgs-audio"
-    library = folder / f"native-{name}.so"
+    return folder / f"native-{name}.so"
+
+
+def _c_files() -> list[Path]:
+    return sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")])
+
+
+def _compile_cached(compiler: str) -> Path:
+    """Compiles the library unless the cache has it. The file appears whole or not at all."""
+    library = library_path(compiler)
     if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-") as temporary:
-            made = Path(temporary) / library.name
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent, prefix=".compiling-") as temporary:
+            output = Path(temporary) / library.name
             try:
-                _compile(compiler, (*FLAGS, "-fopenmp"), made)
+                _compile(compiler, (*FLAGS, "-fopenmp"), output)
             except subprocess.CalledProcessError:  # such as Apple's compiler, which has no OpenMP
-                _compile(compiler, FLAGS, made)
-            os.replace(made, library)
+                _compile(compiler, FLAGS, output)
+            os.replace(output, library)
     return library
 
 
-def _compile(compiler: str, flags: tuple[str, ...], made: Path) -> None:
-    command = [*compiler.split(), *flags, "-o", str(made), *map(str, SOURCES), "-lm"]
+def _compile(compiler: str, flags: tuple[str, ...], output: Path) -> None:
+    sources = [str(file) for file in _c_files() if file.suffix == ".c"]
+    command = [*compiler.split(), *flags, "-o", str(output), *sources, "-lm"]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 
 def _processor() -> bytes:
-    """What `-march=native` depends on: a home folder may be shared by machines."""
+    """What `-march=native` depends on: several machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
         return next(line for line in lines if line.startswith((b"flags", b"Features")))

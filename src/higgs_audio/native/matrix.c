@@ -1,20 +1,23 @@
-/* Matrices, packed. */
+/* Packing of matrices. */
 
+#include "export.h"
 #include "matrix.h"
 
-/* Outputs of a panel: what a matrix is filled up to. */
-int64_t panel(void) { return PANEL; }
+EXPORT_SIZEOF(matrix)
 
-/* A matrix [out, in] in panels, filled up with zeros; with is_half as bfloat16, its numbers being such. */
-void pack(const float *weight, int64_t out, int64_t in, int64_t is_half, void *panels) {
+/* Outputs of a panel; packed matrices are padded to a multiple of it. */
+EXPORT int64_t higgs_panel_size(void) { return PANEL; }
+
+/* Packs a matrix [out, in] into panels, padded with zeros; with is_bfloat16 its values must be exact in bfloat16. */
+EXPORT void higgs_pack_matrix(const float *weight, int64_t out, int64_t in, int64_t is_bfloat16, void *panels) {
     for (int64_t o = 0; o < (out + PANEL - 1) / PANEL * PANEL; o++)
         for (int64_t i = 0; i < in; i++) {
             int64_t line = (o / PANEL * in + i) * PANEL, n = o % PANEL;
-            int64_t place = line + (is_half ? n % LANES * 2 + n / LANES : n);
+            int64_t index = line + (is_bfloat16 ? n % LANES * 2 + n / LANES : n);
             float value = o < out ? weight[o * in + i] : 0;
             uint32_t bits;
             memcpy(&bits, &value, sizeof bits);
-            if (is_half) ((uint16_t *)panels)[place] = bits >> 16;
-            else ((float *)panels)[place] = value;
+            if (is_bfloat16) ((uint16_t *)panels)[index] = bits >> 16;
+            else ((float *)panels)[index] = value;
         }
 }

@@ -1,7 +1,7 @@
-/* Matrices in panels of two vectors of outputs, one input after another: a product needs no sums across a vector, and
- * memory is read in a line.
+/* Matrices packed in panels of two vectors of outputs, input by input: a product needs no sum across a vector, and memory
+ * is read sequentially.
  *
- * A row is computed in the same order whatever is beside it, so its numbers do not depend on the others.
+ * A row is summed in the same order whatever else is in the batch, so its result does not depend on the other rows.
  */
 
 #pragma once
@@ -9,48 +9,48 @@
 #include "vectors.h"
 
 #if defined(__AVX512F__) || defined(__aarch64__)
-#define BLOCK 12 /* rows that share a panel: so many sums as there are registers */
+#define BLOCK 12 /* rows multiplied with a panel at once: as many sums as fit into registers */
 #else
 #define BLOCK 6
 #endif
 #define PANEL (2 * LANES) /* outputs */
-#define FEW 2             /* rows or fewer, for which two panels are read at once: one has too few sums to keep busy */
+#define FEW 2             /* up to so many rows read two panels at once: one panel does not fill the pipeline */
 
 typedef struct {
-    /* [out / PANEL, in, PANEL], the last one filled up with zeros: float, or bfloat16 with outputs o and o + LANES
-     * beside each other, which are taken apart by a shift and a mask. */
+    /* [out / PANEL, in, PANEL], the last panel padded with zeros: float, or bfloat16 with outputs o and o + LANES
+     * interleaved, which a shift and a mask separate. */
     const void *panels;
     int64_t out, in;
 } matrix;
 
-/* Two vectors of weights of one input. */
-static inline __attribute__((always_inline)) void load(const void *weight, int64_t place, int64_t is_half, vec *w) {
-    if (!is_half) {
-        w[0] = *(const vec *)((const float *)weight + place);
-        w[1] = *(const vec *)((const float *)weight + place + LANES);
+/* Loads the two vectors of weights of one input. */
+static inline __attribute__((always_inline)) void load(const void *weight, int64_t offset, int64_t is_bfloat16, vec *w) {
+    if (!is_bfloat16) {
+        w[0] = *(const vec *)((const float *)weight + offset);
+        w[1] = *(const vec *)((const float *)weight + offset + LANES);
         return;
     }
-    ints words = *(const ints *)((const uint16_t *)weight + place), low = words << 16, high = words & -65536;
+    ints words = *(const ints *)((const uint16_t *)weight + offset), low = words << 16, high = words & -65536;
     memcpy(&w[0], &low, sizeof low);
     memcpy(&w[1], &high, sizeof high);
 }
 
-/* `count` rows x [count, in] times `panels` panels, to result [count, panels * PANEL]; with is_last what comes behind the
- * panels is fetched meanwhile: it would come too late for the many rows that are next.
+/* Multiplies `count` rows x [count, in] with `panels` panels, to result [count, panels * PANEL]. With is_last, prefetches
+ * the panels that follow: the next rows would otherwise wait for them.
  */
 static inline __attribute__((always_inline)) void product(
-    const void *weight, int64_t is_half, int64_t in, const float *x, const int count, const int panels, const int is_last,
-    float *result) {
-    const int64_t line = PANEL * (is_half ? 2 : 4);
+    const void *weight, int64_t is_bfloat16, int64_t in, const float *x, const int count, const int panels,
+    const int is_last, float *result) {
+    const int64_t line = PANEL * (is_bfloat16 ? 2 : 4);
     const char *next = (const char *)weight + panels * in * line;
-    vec total[2 * BLOCK], w[2 * FEW]; /* of a constant size, or they would not be registers */
+    vec total[2 * BLOCK], w[2 * FEW]; /* the sizes are constants, so that the compiler keeps them in registers */
     const int each = 2 * panels, sums = count * each;
 UNROLLED
     for (int n = 0; n < sums; n++) total[n] = (vec){0};
     for (int64_t i = 0; i < in; i++) {
         if (is_last) __builtin_prefetch(next + i * line);
 UNROLLED
-        for (int p = 0; p < panels; p++) load(weight, (p * in + i) * PANEL, is_half, w + 2 * p);
+        for (int p = 0; p < panels; p++) load(weight, (p * in + i) * PANEL, is_bfloat16, w + 2 * p);
 UNROLLED
         for (int n = 0; n < sums; n++) total[n] += x[n / each * in + i] * w[n % each];
     }
@@ -58,21 +58,21 @@ UNROLLED
     for (int n = 0; n < sums; n++) *(vec *)(result + n * LANES) = total[n];
 }
 
-/* Any number of rows. The constants let a compiler keep sums in registers. */
+/* `product` for any number of rows. Constant arguments let the compiler keep the sums in registers. */
 static inline __attribute__((always_inline)) void products(
-    const void *weight, int64_t is_half, int64_t in, const float *x, int64_t rows, const int panels, float *result) {
+    const void *weight, int64_t is_bfloat16, int64_t in, const float *x, int64_t rows, const int panels, float *result) {
     if (panels == 2) {
-        if (rows == 1) product(weight, is_half, in, x, 1, 2, 0, result);
-        if (rows == 2) product(weight, is_half, in, x, 2, 2, 0, result);
+        if (rows == 1) product(weight, is_bfloat16, in, x, 1, 2, 0, result);
+        if (rows == 2) product(weight, is_bfloat16, in, x, 2, 2, 0, result);
         return;
     }
 #define CASE(n) \
     case n: \
-        if (left > 1) product(weight, is_half, in, x, n, 1, 0, result); \
-        else product(weight, is_half, in, x, n, 1, 1, result); \
+        if (left > 1) product(weight, is_bfloat16, in, x, n, 1, 0, result); \
+        else product(weight, is_bfloat16, in, x, n, 1, 1, result); \
         break;
     for (int64_t left = (rows + BLOCK - 1) / BLOCK; left > 0; left--) {
-        int64_t count = (rows + left - 1) / left; /* alike: few rows have too few sums to keep busy */
+        int64_t count = (rows + left - 1) / left; /* equal blocks: one of few rows could not fill the pipeline */
         switch (count) {
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if BLOCK > 6
@@ -84,30 +84,32 @@ static inline __attribute__((always_inline)) void products(
 #undef CASE
 }
 
-/* A matrix as many loops over its outputs: the one at hand, and how many at once. */
-static int64_t width_of(int64_t rows) { return rows <= FEW ? 2 * PANEL : PANEL; }
-#define MOST (4 * PANEL) /* outputs of a row at once: of gate and up */
+/* Outputs that one iteration of a loop over the outputs of a matrix computes. */
+static int64_t outputs_at_once(int64_t rows) { return rows <= FEW ? 2 * PANEL : PANEL; }
+#define BUFFERED (4 * PANEL) /* buffered outputs of a row: two panels each of gate and up */
 
-/* Outputs from o on, `width_of(rows)` of them or what is left, to result [rows, that many]. */
-static int64_t outputs(const matrix *m, int64_t is_half, const float *x, int64_t rows, int64_t o, float *result) {
+/* Computes outputs from o on, `outputs_at_once(rows)` or as many panels as remain, to result [rows, N]. Returns N. */
+static int64_t multiply(const matrix *m, int64_t is_bfloat16, const float *x, int64_t rows, int64_t o, float *result) {
     int64_t panels = rows <= FEW && o + PANEL < m->out ? 2 : 1;
-    const char *weight = (const char *)m->panels + o * m->in * (is_half ? 2 : 4);
-    if (is_half && panels == 2) products(weight, 1, m->in, x, rows, 2, result);
-    if (is_half && panels == 1) products(weight, 1, m->in, x, rows, 1, result);
-    if (!is_half && panels == 2) products(weight, 0, m->in, x, rows, 2, result);
-    if (!is_half && panels == 1) products(weight, 0, m->in, x, rows, 1, result);
+    const char *weight = (const char *)m->panels + o * m->in * (is_bfloat16 ? 2 : 4);
+    if (is_bfloat16 && panels == 2) products(weight, 1, m->in, x, rows, 2, result);
+    if (is_bfloat16 && panels == 1) products(weight, 1, m->in, x, rows, 1, result);
+    if (!is_bfloat16 && panels == 2) products(weight, 0, m->in, x, rows, 2, result);
+    if (!is_bfloat16 && panels == 1) products(weight, 0, m->in, x, rows, 1, result);
     return panels * PANEL;
 }
 
-/* Rows x [rows, in] times a matrix, to result [rows, out], from output o on. */
-static void put(const matrix *m, int64_t is_half, const float *x, int64_t rows, int64_t o, float *few, float *result) {
-    int64_t made = outputs(m, is_half, x, rows, o, few), count = least(made, m->out - o);
-    for (int64_t r = 0; r < rows; r++) memcpy(result + r * m->out + o, few + r * made, count * sizeof(float));
+/* Multiplies rows x [rows, in] with a matrix, to result [rows, out], outputs from o on; `buffer` holds [rows, N]. */
+static void multiply_to(
+    const matrix *m, int64_t is_bfloat16, const float *x, int64_t rows, int64_t o, float *buffer, float *result) {
+    int64_t stride = multiply(m, is_bfloat16, x, rows, o, buffer), count = least(stride, m->out - o);
+    for (int64_t r = 0; r < rows; r++) memcpy(result + r * m->out + o, buffer + r * stride, count * sizeof(float));
 }
 
-/* The same, added to the result. */
-static void add(const matrix *m, int64_t is_half, const float *x, int64_t rows, int64_t o, float *few, float *result) {
-    int64_t made = outputs(m, is_half, x, rows, o, few), count = least(made, m->out - o);
+/* `multiply_to` that adds to the result. */
+static void multiply_add(
+    const matrix *m, int64_t is_bfloat16, const float *x, int64_t rows, int64_t o, float *buffer, float *result) {
+    int64_t stride = multiply(m, is_bfloat16, x, rows, o, buffer), count = least(stride, m->out - o);
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < count; i++) result[r * m->out + o + i] += few[r * made + i];
+        for (int64_t i = 0; i < count; i++) result[r * m->out + o + i] += buffer[r * stride + i];
 }

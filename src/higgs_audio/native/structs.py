@@ -1,54 +1,103 @@
-"""The structures that C reads, as ctypes."""
+"""ctypes mirrors of the C structures, in the order of their fields. `library.py` compares their sizes with C's."""
 
 import ctypes
 
-from higgs_audio.native import Matrix
+Fields = list[tuple[str, type]]
+
+
+def _int64(*names: str) -> Fields:
+    return [(name, ctypes.c_int64) for name in names]
+
+
+def _pointers(*names: str) -> Fields:
+    return [(name, ctypes.c_void_p) for name in names]
+
+
+class MatrixStruct(ctypes.Structure):
+    """`matrix` of matrix.h: a packed matrix [out, in]."""
+
+    _fields_ = [*_pointers("panels"), *_int64("out", "in")]
+
+
+def _matrices(*names: str) -> Fields:
+    return [(name, MatrixStruct) for name in names]
 
 
 class SamplerStruct(ctypes.Structure):
+    """`sampler` of sampler.c: one call for all sequences of a batch."""
+
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("num_lanes", "num_books", "num_ids", "window_width", "bos", "eos")),
-        *((name, ctypes.c_void_p) for name in ("read", "unread", "made", "end", "min_frames", "max_frames", "top_k")),
-        *((name, ctypes.c_void_p) for name in ("window", "repeats", "end_books", "is_random", "temperature", "top_p")),
-        *((name, ctypes.c_void_p) for name in ("scale", "recent", "noise")),
-        ("of_noise", ctypes.c_int64),
+        *_int64("num_sequences", "num_codebooks", "num_ids", "window_width", "bos", "eos"),
+        *_pointers("conditional_rows", "negative_rows", "num_columns", "end", "min_frames", "max_frames"),
+        *_pointers("do_sample", "temperature", "top_k", "top_p", "ras_win_len", "ras_win_max_num_repeat"),
+        *_pointers("text_guidance_scale", "eos_codebooks", "recent", "noise"),
+        *_int64("noise_stride"),
     ]
 
 
 class FeedForwardStruct(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("before", "between")),
-        *((name, Matrix) for name in ("gate", "up", "down")),
-    ]
+    """`feed_forward` of layers.c: the feed-forward network and the norms of one kind of positions, text or audio."""
+
+    _fields_ = [*_pointers("input_norm", "post_attention_norm"), *_matrices("gate", "up", "down")]
 
 
 class LayerStruct(ctypes.Structure):
+    """`layer` of layers.c: one DualFFN decoder layer."""
+
     _fields_ = [
-        *((name, Matrix) for name in ("query", "key", "value", "output")),
-        *((name, FeedForwardStruct) for name in ("text", "audio")),
+        *_matrices("query", "key", "value", "output"),
+        ("text", FeedForwardStruct),
+        ("audio", FeedForwardStruct),
     ]
 
 
 class ModelStruct(ctypes.Structure):
+    """`model` of layers.c: all decoder layers, the final norm and the audio head."""
+
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("num_layers", "width", "inner", "heads", "groups", "head_width")),
-        ("is_half", ctypes.c_int64),
+        *_int64("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim"),
+        *_int64("is_bfloat16"),
         ("layers", ctypes.POINTER(LayerStruct)),
-        ("last", ctypes.c_void_p),
-        ("head", Matrix),
+        *_pointers("final_norm"),
+        *_matrices("head"),
         ("eps", ctypes.c_float),
     ]
 
 
-class CacheStruct(ctypes.Structure):
+class KVCacheStruct(ctypes.Structure):
+    """`kv_cache` of layers.c: the keys and values of all slots, with strides in floats."""
+
+    _fields_ = [*_pointers("state"), *_int64("layer_stride", "value_stride", "slot_stride", "head_stride")]
+
+
+class BatchStruct(ctypes.Structure):
+    """`batch` of layers.c: the positions of one forward pass."""
+
     _fields_ = [
-        ("state", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("of_layer", "of_value", "of_row", "of_group")),
+        *_int64("num_rows", "num_text_rows", "num_logit_rows"),
+        *_pointers("slots", "positions", "rotation", "shared", "num_shared", "shared_lengths"),
     ]
 
 
-class StepStruct(ctypes.Structure):
+class ConvNeXtStruct(ctypes.Structure):
+    """`convnext_block` of convnext.c."""
+
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("num_rows", "num_text", "num_read")),
-        *((name, ctypes.c_void_p) for name in ("sequences", "positions", "turns", "shared", "num_shared", "sizes")),
+        *_int64("width", "kernel", "left_padding", "is_bfloat16"),
+        *_pointers("depthwise", "depthwise_bias", "norm_weight", "norm_bias"),
+        *_matrices("expand", "contract"),
+        *_pointers("expand_bias", "contract_bias", "scale"),
+        ("eps", ctypes.c_float),
     ]
+
+
+STRUCTS: dict[str, type[ctypes.Structure]] = {  # by the names that they have in C
+    "matrix": MatrixStruct,
+    "sampler": SamplerStruct,
+    "feed_forward": FeedForwardStruct,
+    "layer": LayerStruct,
+    "model": ModelStruct,
+    "kv_cache": KVCacheStruct,
+    "batch": BatchStruct,
+    "convnext_block": ConvNeXtStruct,
+}

@@ -1,5 +1,5 @@
-"""How many threads may work: a container may be given less time than it sees cores, and threads that wait for others
-that do not run are slower than one.
+"""How many threads the C code uses. A container may have less CPU time than it sees cores, and threads that wait at a
+barrier for threads that are not scheduled are slower than a single one.
 """
 
 import math
@@ -12,14 +12,14 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def num_threads() -> int:
-    """As many as torch has, and no more than this container's time is enough for."""
+    """The number of torch's threads, limited to the CPU quota of the container, at least 1."""
     cores = cores_allowed()
     return torch.get_num_threads() if cores is None else max(1, min(torch.get_num_threads(), math.ceil(cores)))
 
 
 @lru_cache(maxsize=1)
 def cores_allowed() -> float | None:
-    """Whose time this container may use, on Linux; None where nobody says."""
+    """The CPU quota of this container in cores, on Linux; None where there is no limit."""
     for quota, period in _quotas():
         if quota > 0 and period > 0:
             return quota / period
@@ -27,7 +27,7 @@ def cores_allowed() -> float | None:
 
 
 def _quotas() -> list[tuple[int, int]]:
-    """Time in so much time, of the second and the first kind of control groups; -1 without a limit."""
+    """(quota, period) of control groups v2 and v1, in microseconds; a quota of -1 is no limit."""
     found = []
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:

@@ -1,4 +1,4 @@
-/* Vectors as wide as the processor's, GCC's and Clang's own; what is done with them everywhere. */
+/* Vectors as wide as the processor's, by the vector extensions of GCC and Clang, and operations that all files use. */
 
 #pragma once
 
@@ -22,7 +22,7 @@
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4)));
 
-/* Of this thread, in a parallel region; without OpenMP there is one. */
+/* The number of this thread in a parallel region; 0 without OpenMP. */
 static inline int64_t thread_number(void) {
 #ifdef _OPENMP
     extern int omp_get_thread_num(void);
@@ -32,8 +32,10 @@ static inline int64_t thread_number(void) {
 #endif
 }
 
+/* The smaller of two. */
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* The sum across a vector. */
 static inline float sum(vec v) {
     typedef float four __attribute__((vector_size(16)));
     four total = {0}, part;
@@ -44,6 +46,7 @@ static inline float sum(vec v) {
     return (total[0] + total[2]) + (total[1] + total[3]);
 }
 
+/* `yes` where `is` has all bits set, `no` where it has none. */
 static inline vec where(ints is, vec yes, vec no) {
     ints a, b;
     memcpy(&a, &yes, sizeof a);
@@ -53,11 +56,11 @@ static inline vec where(ints is, vec yes, vec no) {
     return yes;
 }
 
-/* e to the x, to 2 in 10^7: a power of two times a polynomial in what is left of x. */
+/* exp(x) to 2 in 10^7: a power of two times a polynomial in the remainder of x. */
 static inline vec exponential(vec x) {
     x = where(x < -87.0f, (vec){0} - 87.0f, x);
     x = where(x > 88.0f, (vec){0} + 88.0f, x);
-    vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounded: 1.5 * 2^23 has no room for fractions */
+    vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounds: floats near 1.5 * 2^23 have no fraction bits */
     vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
     vec p = r * 1.3888889e-3f + 8.3333333e-3f;
     p = r * p + 4.1666667e-2f;

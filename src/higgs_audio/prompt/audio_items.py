@@ -1,8 +1,7 @@
-"""AudioItemOptions: how an audio item of a conversation becomes codes, log-mel windows for the audio tower, or both."""
+"""Audio items of a conversation: their codes, their log-mel windows for the audio tower, or both."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,27 +9,27 @@ from torch import Tensor
 
 from higgs_audio import special_tokens
 from higgs_audio.audio.limits import AudioLimits
-from higgs_audio.audio.sources import AUDIO_KEYS, read_source, source_key
+from higgs_audio.audio.sources import AUDIO_KEYS, AudioSource, read_source, source_key
 from higgs_audio.audio.waveform import Waveform
 from higgs_audio.errors import AudioError, CodesError, PromptError
-from higgs_audio.model.tower import MIN_MELS, num_features
+from higgs_audio.model.tower import MIN_MEL_FRAMES, num_features
 from higgs_audio.prompt.config import ProcessorConfig
 from higgs_audio.prompt.encoder import AudioInput
 from higgs_audio.prompt.features import mel_windows
 from higgs_audio.prompt.prompt import read_codes
 from higgs_audio.prompt.template import Piece
 
-ROUNDING = 2  # frames by which the codes of a recording may be more or fewer than its features
+MAX_FRAME_DIFFERENCE = 2  # between the codes of a recording and its features; both are rounded
 
 
 @dataclass(frozen=True)
 class AudioItemOptions:
-    """How the audio items of one call are heard.
+    """How the audio items of one call are encoded.
 
     Attributes:
-        config: what audio in user and system turns becomes.
-        encode: a recording -> its codes, int64 [K, F].
-        sampling_rate: of arrays that come without one, in Hz.
+        config: says whether audio in user and system turns is encoded as codes, as features, or as both.
+        encode: encodes a recording to codes, int64 [K, F].
+        sampling_rate: of arrays without a rate, in Hz.
         limits: of size, duration and downloads.
     """
 
@@ -40,81 +39,102 @@ class AudioItemOptions:
     limits: AudioLimits
 
 
-def encode_audio_items(pieces: Sequence[Piece], hearing: AudioItemOptions) -> list[list[AudioInput]]:
-    """The audio pieces of a prompt -> what stands for each of them.
+def encode_audio_items(pieces: Sequence[Piece], options: AudioItemOptions) -> list[list[AudioInput]]:
+    """Encodes the audio pieces of a prompt; a recording longer than a window of the audio tower has several inputs.
 
     Raises:
-        PromptError: an item without a recording, or one that the model cannot read. AudioError, CodesError: a recording
-            or codes that cannot be used.
+        PromptError: an item without audio, or audio that the model has no input for. AudioError, CodesError: a
+            recording or codes that cannot be used.
     """
     sources = [piece.source or {} for piece in pieces]
-    if lacking := [number for number, source in enumerate(sources) if not source]:
+    if empty := [number for number, source in enumerate(sources) if not source]:
         raise PromptError(
-            f"{len(sources) - len(lacking)} recordings for {len(sources)} audio items: item {lacking[0]} has none, so "
+            f"{len(sources) - len(empty)} recordings for {len(sources)} audio items: item {empty[0]} has none, so "
             f"no audio in it; give it one of {', '.join(AUDIO_KEYS)}"
         )
     return [
-        [AudioInput(_codes(source, hearing))] if _is_spoken(piece, hearing) else _listen(source, hearing)
+        [AudioInput(_read_codes(source, options))]
+        if _is_codes_only(piece, options.config)
+        else _read_windows(source, options)
         for piece, source in zip(pieces, sources, strict=True)
     ]
 
 
-def _is_spoken(piece: Piece, hearing: AudioItemOptions) -> bool:
-    """Whether codes alone stand for an audio: what the model says, and everything where it has no audio tower."""
-    return piece.content == special_tokens.AUDIO_OUT or not hearing.config.encode_whisper_embed
+def check_codes(source: AudioSource, config: ProcessorConfig) -> Tensor:
+    """Returns the codes [K, F] of an audio item that has `codes`.
+
+    Raises:
+        CodesError: not integers of [K, F], or a code outside the codebook. PromptError: no frames.
+    """
+    codes = read_codes(source["codes"], "an audio item")
+    if codes.size and (highest := int(codes.max())) >= config.audio_codebook_size:
+        raise CodesError(
+            f"an audio item has the code {highest}; allowed: 0 to {config.audio_codebook_size - 1}. Give codes without "
+            "stream bos and eos, as the audio tokenizer makes them"
+        )
+    return _check_shape(codes, config)
 
 
-def _listen(source: Mapping[str, Any], hearing: AudioItemOptions) -> list[AudioInput]:
-    """The windows that the audio tower hears, with codes where the model reads both."""
-    reads_codes = hearing.config.encode_audio_in_tokens
-    sound = {key: value for key, value in source.items() if key != "codes"}
-    if not sound and reads_codes:
-        return [AudioInput(_codes(source, hearing))]
+def _check_shape(codes: np.ndarray, config: ProcessorConfig) -> Tensor:
+    num_codebooks = config.audio_num_codebooks
+    if len(codes) != num_codebooks:
+        raise CodesError(f"an audio item has codes of {len(codes)} codebooks; give integers [{num_codebooks}, F]")
+    if codes.shape[1] == 0:
+        raise PromptError("an audio item holds no frames; give a recording, or leave the item out")
+    return torch.from_numpy(codes)
+
+
+def _is_codes_only(piece: Piece, config: ProcessorConfig) -> bool:
+    """Whether an audio is encoded as codes alone: the model's own audio, and all audio of a model without a tower."""
+    return piece.content == special_tokens.AUDIO_OUT or not config.encode_whisper_embed
+
+
+def _read_windows(source: AudioSource, options: AudioItemOptions) -> list[AudioInput]:
+    """Returns the windows for the audio tower, with codes if the model reads both."""
+    reads_codes = options.config.encode_audio_in_tokens
+    recording = {key: value for key, value in source.items() if key != "codes"}
+    if not recording and reads_codes:
+        return [AudioInput(_read_codes(source, options))]
     if "codes" in source and not reads_codes:
         raise PromptError("this model reads no codes in user and system turns; give the recording alone")
-    waveform = read_source(sound, hearing.sampling_rate, hearing.limits)
-    windows = _windows(waveform, hearing.config)
+    waveform = read_source(recording, options.sampling_rate, options.limits)
+    windows = _windows(waveform, options.config)
     if not reads_codes:
         return windows
-    given = {"codes": source["codes"]} if "codes" in source else {"audio": waveform}
-    return _with_codes(windows, _codes(given, hearing))
+    codes_source = {"codes": source["codes"]} if "codes" in source else {"audio": waveform}
+    return _with_codes(windows, _read_codes(codes_source, options))
 
 
 def _windows(waveform: Waveform, config: ProcessorConfig) -> list[AudioInput]:
-    """The windows of a recording, but for a rest too short to be heard."""
+    """Returns the windows of a recording, without a last one that is too short for a feature."""
     windows = mel_windows(waveform, config.num_mel_bins, config.window_seconds)
-    heard = [AudioInput(None, mels, count) for mels, count in windows if count >= MIN_MELS]
-    if not heard:
-        raise AudioError(f"the audio has less than {10 * MIN_MELS} ms, too little to be heard; give a longer one")
-    return heard
+    inputs = [AudioInput(None, mels, count) for mels, count in windows if count >= MIN_MEL_FRAMES]
+    if not inputs:
+        raise AudioError(
+            f"the audio is shorter than {10 * MIN_MEL_FRAMES} ms, the minimum of the audio tower; give a longer one"
+        )
+    return inputs
 
 
 def _with_codes(windows: Sequence[AudioInput], codes: Tensor) -> list[AudioInput]:
-    """Windows with each its part of the recording's codes [K, F]; the audio tower gives a feature for each frame.
+    """Splits codes [K, F] among the windows of their recording; the audio tower makes one feature per frame.
 
     Raises:
-        CodesError: the codes are not of this recording: a second of them is another than a second of it.
+        CodesError: codes of another duration than the recording.
     """
     counts = [num_features(window.num_mels) for window in windows]
-    if abs(codes.shape[1] - sum(counts)) > ROUNDING:
+    if abs(codes.shape[1] - sum(counts)) > MAX_FRAME_DIFFERENCE:
         raise CodesError(
             f"codes of {codes.shape[1]} frames beside a recording of about {sum(counts)}; give the recording's own, or "
             "leave them out"
         )
     ends = torch.tensor(counts).cumsum(0)[:-1]  # codes may be fewer: the last windows then have none
     parts = codes.tensor_split(ends, dim=1)
-    return [replace(heard, codes=part if part.shape[1] else None) for heard, part in zip(windows, parts, strict=True)]
+    return [replace(window, codes=part if part.shape[1] else None) for window, part in zip(windows, parts, strict=True)]
 
 
-def _codes(source: Mapping[str, Any], hearing: AudioItemOptions) -> Tensor:
-    """An audio item -> its codes [K, F], on the CPU."""
+def _read_codes(source: AudioSource, options: AudioItemOptions) -> Tensor:
+    """Returns the codes [K, F] of an audio item, given or encoded, on the CPU."""
     if source_key(source) == "codes":
-        codes = read_codes(source["codes"], "an audio item")
-    else:
-        codes = hearing.encode(read_source(source, hearing.sampling_rate, hearing.limits))
-    num_codebooks = hearing.config.audio_num_codebooks
-    if len(codes) != num_codebooks:
-        raise CodesError(f"an audio item has codes of {len(codes)} codebooks; give integers [{num_codebooks}, F]")
-    if codes.shape[1] == 0:
-        raise PromptError("an audio item holds no frames; give a recording, or leave the item out")
-    return torch.from_numpy(codes)
+        return check_codes(source, options.config)
+    return _check_shape(options.encode(read_source(source, options.sampling_rate, options.limits)), options.config)

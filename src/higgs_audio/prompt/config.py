@@ -1,36 +1,50 @@
-"""ProcessorConfig: what `processor_config.json` holds, in our layout and in transformers'."""
+"""ProcessorConfig: the contents of `processor_config.json`, in our layout and in that of transformers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from higgs_audio.checkpoint.weights import CONFIG_FILE, read_json
+from typing_extensions import TypedDict
+
+from higgs_audio.checkpoint import CODEC_FOLDER, CONFIG_FILE, PROCESSOR_FILE, Checkpoint, as_checkpoint
 from higgs_audio.errors import CheckpointError, OptionError, nearest
 
-PROCESSOR_FILE = "processor_config.json"
 TEXT_FRONTENDS = ("none", "phonemes")
-CODEC_FOLDER = "codec"
 POSITIONS_PER_SECOND = 50  # of the audio tower: two mel frames of 10 ms each
 PUBLISHED_CODEC = "bosonai/higgs-audio-v2-tokenizer"  # of checkpoints in the original layout, which name none
 
 
+class ProcessorFields(TypedDict, total=False):
+    """The fields of `ProcessorConfig`, which documents them, as keyword arguments."""
+
+    audio_num_codebooks: int
+    audio_codebook_size: int
+    sampling_rate: int
+    text_frontend: str
+    codec: str
+    encode_whisper_embed: bool
+    encode_audio_in_tokens: bool
+    num_mel_bins: int
+    window_seconds: int
+
+
 @dataclass(frozen=True)
 class ProcessorConfig:
-    """What `processor_config.json` holds.
+    """The contents of `processor_config.json`.
 
     Attributes:
         audio_num_codebooks, audio_codebook_size: K and V of the language model; stream bos is V, stream eos V + 1.
         sampling_rate: of the audio tokenizer, in Hz.
-        text_frontend: "none", or "phonemes" where the model reads English as phonemes: what user turns say is
-            converted, and nothing else.
+        text_frontend: "none", or "phonemes" for a model that reads English as phonemes: the texts of user turns are
+            converted, and no other text.
         codec: the audio tokenizer: a folder inside the checkpoint, or a path or repository of its own.
-        encode_whisper_embed, encode_audio_in_tokens: what audio in user and system turns becomes: features for the
-            audio tower, codes, or the former and then the latter.
-        num_mel_bins, window_seconds: of these features; longer audio is several windows.
+        encode_whisper_embed, encode_audio_in_tokens: whether audio in user and system turns is encoded as features for
+            the audio tower and as codes; with both, features come first.
+        num_mel_bins, window_seconds: of these features; longer audio is split into several windows.
 
     Raises:
-        OptionError: a value of another type, a number below 1, another text frontend, or audio that becomes nothing.
+        OptionError: a value of another type, a number below 1, an unknown text frontend, or neither features nor codes.
 
     Source: the fields of the published `config.json` and of transformers' `processor_config.json`; `text_frontend` and
     `codec` are ours.
@@ -61,9 +75,9 @@ class ProcessorConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ProcessorConfig":
-        """Our own file, the one that transformers writes for the published checkpoint, or both in one.
+        """Reads the fields of our own file, of the one that transformers writes, or of both in one.
 
-        Our `codec` comes first: theirs is an absolute path, which is wrong once the folder has moved.
+        Our `codec` takes precedence: theirs is an absolute path, which is wrong once the folder has moved.
         """
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         if "codec" not in known and isinstance(tokenizer := fields.get("audio_tokenizer"), Mapping):
@@ -76,7 +90,7 @@ class ProcessorConfig:
 
     @classmethod
     def of_model(cls, fields: Mapping[str, Any], codec: str) -> "ProcessorConfig":
-        """What a language model's `config.json` says about audio in user turns."""
+        """Derives the config from the `config.json` of a language model, which says how audio is encoded."""
         tower = fields.get("audio_encoder_config") or {}
         if not isinstance(tower, Mapping):
             raise OptionError(f"audio_encoder_config={tower!r:.60}; give an object of fields")
@@ -92,18 +106,22 @@ _TYPES: dict[str, Any] = {field.name: type(field.default) for field in fields(Pr
 _ALLOWED = {int: "a whole number of at least 1", str: "a string that is not empty", bool: "True or False"}
 
 
-def read_processor_config(folder: Path) -> ProcessorConfig:
-    """The folder's `processor_config.json`. The original layout has none: what the model's config says, and the
-    published audio tokenizer unless one lies in the folder.
+def read_processor_config(folder: str | Path | Checkpoint) -> ProcessorConfig:
+    """Reads the `processor_config.json` of a checkpoint.
+
+    The original layout has none: the fields then come from the model's config, and the audio tokenizer is the published
+    one unless the folder holds one.
 
     Raises:
-        CheckpointError: not a JSON object, or a field that does not fit.
+        CheckpointError: not a JSON object, or an invalid field.
     """
-    file, model = folder / PROCESSOR_FILE, folder / CONFIG_FILE
+    checkpoint = as_checkpoint(folder)
+    name = PROCESSOR_FILE if checkpoint.has(PROCESSOR_FILE) else CONFIG_FILE
+    content = checkpoint.read_if_present(name)
     try:
-        if file.is_file():
-            return ProcessorConfig.from_dict(read_json(file))
-        codec = CODEC_FOLDER if (folder / CODEC_FOLDER).is_dir() else PUBLISHED_CODEC
-        return ProcessorConfig.of_model(read_json(model) if model.is_file() else {}, codec)
+        if name == PROCESSOR_FILE:
+            return ProcessorConfig.from_dict(content)
+        codec = PUBLISHED_CODEC if checkpoint.codec is None else CODEC_FOLDER
+        return ProcessorConfig.of_model(content, codec)
     except OptionError as error:
-        raise CheckpointError(f"{file if file.is_file() else model} does not fit: {error}") from error
+        raise CheckpointError(f"{checkpoint.path(name)} does not fit: {error}") from error

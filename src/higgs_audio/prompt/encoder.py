@@ -1,10 +1,13 @@
-"""Pieces of prompts and their codes -> tensors of the language model. Here, and only here, codes [K, F] become columns
-[F, K]."""
+"""PromptEncoder: encodes pieces of prompts and their codes as the tensors of the language model, with turn spans.
+
+Codes [K, F] become columns [F, K] here and nowhere else.
+"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,38 +15,86 @@ from torch.nn.functional import pad
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from higgs_audio import special_tokens
-from higgs_audio.delay import apply_delay, delay_labels
+from higgs_audio.delay import IGNORE_INDEX, apply_delay, delay_labels
 from higgs_audio.errors import CheckpointError, PromptError
 from higgs_audio.model.tower import num_features
 from higgs_audio.prompt.template import Piece
+from higgs_audio.special_tokens import SPEAKER_TAG
 
-IGNORE = -100  # the label of what is not trained
+MAX_TAG_TOKENS = 8  # a longer speaker tag is one that the tokenizer does not know, and counts as text
+
+PaddingSide = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
 class AudioInput:
-    """What one placeholder stands for: codes, a window's features for the audio tower, or the latter and then codes."""
+    """The codes, the mel features of one window, or both (features first) that replace one audio placeholder."""
 
     codes: Tensor | None = None  # [K, F]
     mels: Tensor | None = None  # [mel bins, M]
-    num_mels: int = 0  # real ones; padding behind them
+    num_mels: int = 0  # frames of `mels` before the padding
+
+
+@dataclass(frozen=True)
+class TurnSpan:
+    """The token range of the body of one turn: the tokens between its header and its closing token.
+
+    Attributes:
+        role: of the turn.
+        start, stop: positions in the unpadded ids; `ids[start:stop]` is the body, which may be empty.
+        tag_length: tokens of the speaker tag that the text begins with, such as "[SPEAKER0] "; 0 without one.
+        audio: (start, stop) of the placeholders of each audio in the body.
+    """
+
+    role: str
+    start: int
+    stop: int
+    tag_length: int = 0
+    audio: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """One prompt, unpadded."""
+    """One unpadded prompt.
 
-    input_ids: Tensor  # [T]
-    labels: Tensor  # [T]
-    columns: Tensor  # [F, K] delayed columns of all its audio
-    column_labels: Tensor  # [F, K]
-    is_feature: Tensor  # [T] bool, where a placeholder takes a feature of the audio tower
-    windows: Sequence[AudioInput]  # those with mels, in order
+    Attributes:
+        input_ids: [T].
+        labels: [T], -100 where a token is not trained.
+        columns: [F, K], the delayed columns of all its audio, in order.
+        column_labels: [F, K].
+        is_feature: [T] bool, True where a placeholder takes a feature of the audio tower.
+        windows: the audio inputs that have mels, in order.
+        turns: the turns in order, without the header of a generation prompt.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    columns: Tensor
+    column_labels: Tensor
+    is_feature: Tensor
+    windows: Sequence[AudioInput]
+    turns: tuple[TurnSpan, ...] = ()
+
+    def turns_of(self, role: str) -> list[TurnSpan]:
+        """Returns the turns of a role, in order."""
+        return [turn for turn in self.turns if turn.role == role]
+
+    @property
+    def last_user_turn(self) -> TurnSpan:
+        """The last user turn.
+
+        Raises:
+            PromptError: there is none.
+        """
+        turns = self.turns_of("user")
+        if not turns:
+            raise PromptError("the prompt has no user turn whose text could be masked")
+        return turns[-1]
 
 
 @dataclass
 class _Draft:
-    """A row being written, left to right."""
+    """A prompt while it is encoded from left to right."""
 
     ids: list[int] = field(default_factory=list)
     trained: list[bool] = field(default_factory=list)
@@ -51,17 +102,48 @@ class _Draft:
     column_labels: list[Tensor] = field(default_factory=list)  # [L, K] of each audio
     is_feature: list[bool] = field(default_factory=list)
     windows: list[AudioInput] = field(default_factory=list)
+    turns: list[TurnSpan] = field(default_factory=list)
+    turn: TurnSpan | None = None  # whose body is being encoded
 
     def add(self, ids: Sequence[int], trained: Sequence[bool], is_feature: bool = False) -> None:
-        """The next tokens."""
+        """Appends tokens."""
         self.ids += ids
         self.trained += trained
         self.is_feature += [is_feature] * len(ids)
 
+    def open_turn(self, role: str, start: int) -> None:
+        """Starts the body of a turn at the position `start`."""
+        self.turn = TurnSpan(role, start, start)
+
+    def close_turn(self) -> None:
+        """Ends the body of the open turn, if there is one."""
+        if self.turn is not None:
+            self.turns.append(replace(self.turn, stop=len(self.ids)))
+        self.turn = None
+
+    def add_audio_span(self, start: int) -> None:
+        """Records the tokens from `start` on as an audio of the open turn."""
+        if self.turn is not None:
+            self.turn = replace(self.turn, audio=(*self.turn.audio, (start, len(self.ids))))
+
+    def encoded(self, num_codebooks: int) -> EncodedPrompt:
+        """Returns the complete prompt."""
+        input_ids = torch.tensor(self.ids)  # [T]
+        empty = torch.zeros(0, num_codebooks, dtype=torch.long)
+        return EncodedPrompt(
+            input_ids=input_ids,
+            labels=input_ids.masked_fill(~torch.tensor(self.trained), IGNORE_INDEX),
+            columns=torch.cat([empty, *self.columns]),
+            column_labels=torch.cat([empty, *self.column_labels]),
+            is_feature=torch.tensor(self.is_feature),
+            windows=self.windows,
+            turns=tuple(self.turns),
+        )
+
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Pieces -> `EncodedPrompt` -> batch, for one text tokenizer and one number and size of codebooks."""
+    """Encodes pieces to `EncodedPrompt` and batches them, for one text tokenizer and one set of codebooks."""
 
     tokenizer: PreTrainedTokenizerBase
     num_codebooks: int
@@ -69,10 +151,10 @@ class PromptEncoder:
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """Special token -> id.
+        """The id of each special token.
 
         Raises:
-            CheckpointError: the tokenizer does not have one of them.
+            CheckpointError: the tokenizer lacks one of them.
         """
         vocabulary = self.tokenizer.get_vocab()
         if missing := [token for token in special_tokens.SPECIAL_TOKENS if token not in vocabulary]:
@@ -85,107 +167,162 @@ class PromptEncoder:
         return self.codebook_size, self.codebook_size + 1
 
     def encode(
-        self, pieces: Sequence[Piece], sounds: Sequence[Sequence[AudioInput]], piecewise: bool = False
+        self, pieces: Sequence[Piece], audio: Sequence[Sequence[AudioInput]], piecewise: bool = False
     ) -> EncodedPrompt:
-        """One prompt; every audio's placeholder is repeated once per feature, then once per column.
+        """Encodes one prompt; each audio placeholder is repeated once per feature, then once per column.
 
         Args:
             pieces: the prompt.
-            sounds: what stands for each audio piece, in order. From its second window on, each gets tokens of its own
-                that open and close it.
-            piecewise: tokenize each text by itself instead of neighbouring texts together.
+            audio: the inputs of each audio piece, in order. Each window after the first gets its own opening and
+                closing tokens.
+            piecewise: tokenize each text separately instead of joining adjacent texts first.
         """
-        draft, remaining = _Draft(), iter(sounds)
+        draft, remaining = _Draft(), iter(audio)
         for group in _groups(pieces, piecewise):
-            first = group[0]
-            if first.kind == "audio":
-                self._add_sound(draft, first, next(remaining))
-            elif first.kind == "special":
-                draft.add([self.ids[first.content]], [first.trained])
+            if group[0].kind == "text":
+                self._add_text(draft, group)
             else:
-                draft.add(*self._encode_text(group))
-        input_ids = torch.tensor(draft.ids)  # [T]
-        labels = input_ids.masked_fill(~torch.tensor(draft.trained), IGNORE)  # [T]
-        silent = torch.zeros(0, self.num_codebooks, dtype=torch.long)
-        columns, column_labels = torch.cat([silent, *draft.columns]), torch.cat([silent, *draft.column_labels])
-        return EncodedPrompt(input_ids, labels, columns, column_labels, torch.tensor(draft.is_feature), draft.windows)
+                self._add_token(draft, group[0], remaining)
+        return draft.encoded(self.num_codebooks)
 
-    def _add_sound(self, draft: _Draft, piece: Piece, sound: Sequence[AudioInput]) -> None:
-        """The windows of an audio, whose first opening and last closing token are pieces of the prompt."""
-        for number, heard in enumerate(sound):
+    def mask_last_text(self, prompt: EncodedPrompt) -> Tensor:
+        """Returns the ids [T] with the text of the last user turn, except its speaker tag, replaced by padding.
+
+        Raises:
+            PromptError: the prompt has no user turn.
+        """
+        turn, masked = prompt.last_user_turn, prompt.input_ids.clone()
+        masked[turn.start + turn.tag_length : turn.stop] = self.ids[special_tokens.PAD]
+        return masked
+
+    def _add_token(self, draft: _Draft, piece: Piece, audio: Iterator[Sequence[AudioInput]]) -> None:
+        """Adds a special token, or the placeholders of the next audio."""
+        if piece.closes:
+            draft.close_turn()
+        if piece.kind == "audio":
+            self._add_audio(draft, piece, next(audio))
+        else:
+            draft.add([self.ids[piece.content]], [piece.trained])
+        if piece.opens:
+            draft.open_turn(piece.opens, len(draft.ids))
+
+    def _add_audio(self, draft: _Draft, piece: Piece, inputs: Sequence[AudioInput]) -> None:
+        """Adds the windows of an audio; its first opening and last closing token are pieces of the prompt."""
+        start = len(draft.ids)
+        for number, window in enumerate(inputs):
             if number:
                 draft.add([self.ids[special_tokens.AUDIO_EOS], self.ids[special_tokens.AUDIO_BOS]], [piece.trained] * 2)
-            if heard.mels is not None:
-                features = [self.ids[piece.content]] * num_features(heard.num_mels)
-                draft.windows.append(heard)
+            if window.mels is not None:
+                features = [self.ids[piece.content]] * num_features(window.num_mels)
+                draft.windows.append(window)
                 draft.add(features, [False] * len(features), is_feature=True)
-            if heard.codes is not None:
-                self._add_columns(draft, piece, heard.codes)
+            if window.codes is not None:
+                self._add_columns(draft, piece, window.codes)
+        draft.add_audio_span(start)
 
     def _add_columns(self, draft: _Draft, piece: Piece, codes: Tensor) -> None:
-        """The last K - 1 placeholders of an assistant segment are delay tokens."""
+        """Adds delayed columns; the last K - 1 placeholders of an assistant segment are delay tokens."""
         bos, eos = self.markers
         columns = apply_delay(codes, bos, eos).T  # [L, K]
-        labels = delay_labels(codes, eos, IGNORE).T  # [L, K]
+        labels = delay_labels(codes, eos, IGNORE_INDEX).T  # [L, K]
         draft.columns.append(columns)
-        draft.column_labels.append(labels if piece.trained else torch.full_like(labels, IGNORE))
+        draft.column_labels.append(labels if piece.trained else torch.full_like(labels, IGNORE_INDEX))
         num_delay = self.num_codebooks - 1 if piece.content == special_tokens.AUDIO_OUT else 0
-        ids = [self.ids[piece.content]] * (len(columns) - num_delay) + [
-            self.ids[special_tokens.AUDIO_DELAY]
-        ] * num_delay
+        placeholder, delay = self.ids[piece.content], self.ids[special_tokens.AUDIO_DELAY]
+        ids = [placeholder] * (len(columns) - num_delay) + [delay] * num_delay
         draft.add(ids, [False] * len(ids))
 
-    def _encode_text(self, group: Sequence[Piece]) -> tuple[list[int], list[bool]]:
-        """Ids of neighbouring texts read as one, and which are trained: those that reach into a trained text.
+    def _add_text(self, draft: _Draft, group: Sequence[Piece]) -> None:
+        """Adds adjacent texts, tokenized as one; a token is trained if it reaches into a trained text.
 
-        The untrained text of such a group, the blank line of a header, comes first.
+        The only untrained text of a group with trained ones, the blank line of a header, comes first. In the same way
+        a body begins at the first token that reaches into it.
         """
         text = "".join(piece.content for piece in group)
-        start = sum(len(piece.content) for piece in group if not piece.trained)
-        read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
-        typed = set(read["input_ids"]) & set(self.ids.values())
-        if typed:  # a tokenizer whose special tokens are not marked as such
-            raise PromptError(f"the tokenizer reads token {min(typed)} in the text {text!r:.60}; take it out")
-        return list(read["input_ids"]), [end > start for _, end in read["offset_mapping"]]
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
+        ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
+        if special := set(ids) & set(self.ids.values()):  # a tokenizer whose special tokens are not marked as such
+            raise PromptError(f"the tokenizer reads token {min(special)} in the text {text!r:.60}; take it out")
+        untrained = sum(len(piece.content) for piece in group if not piece.trained)
+        header, role = _header(group)
+        skipped = sum(end <= header for end in ends)  # tokens before the body
+        start = len(draft.ids) + skipped
+        if role:
+            draft.open_turn(role, start)
+        if draft.turn is not None and draft.turn.start == start:
+            tag_length = _tag_length(text[header:], [end - header for end in ends[skipped:]])
+            draft.turn = replace(draft.turn, tag_length=tag_length)
+        draft.add(ids, [end > untrained for end in ends])
 
-    def collate(self, rows: Sequence[EncodedPrompt], output_labels: bool) -> BatchFeature:
-        """Rows of any lengths -> one batch, tokens padded on the left, columns on the right."""
+    def collate(
+        self, rows: Sequence[EncodedPrompt], output_labels: bool, padding_side: PaddingSide = "left"
+    ) -> BatchFeature:
+        """Batches prompts of any lengths: tokens padded on `padding_side`, columns on the right."""
         num_tokens = max(len(row.input_ids) for row in rows)
         num_columns = max(len(row.columns) for row in rows)
         padding = self.tokenizer.pad_token_id
         padding = self.ids[special_tokens.END_OF_TEXT] if padding is None else padding
 
-        def left(values: Tensor, fill: int) -> Tensor:  # [t] -> [T]
-            return pad(values, (num_tokens - len(values), 0), value=fill)
+        def tokens(values: Tensor, fill: int) -> Tensor:  # [t] -> [T]
+            missing = num_tokens - len(values)
+            return pad(values, (missing, 0) if padding_side == "left" else (0, missing), value=fill)
 
-        def right(values: Tensor, fill: int) -> Tensor:  # [f, K] -> [F, K]
+        def columns(values: Tensor, fill: int) -> Tensor:  # [f, K] -> [F, K]
             return pad(values, (0, 0, 0, num_columns - len(values)), value=fill)
 
         lengths = torch.tensor([len(row.columns) for row in rows])  # [B]
         features = {
-            "input_ids": torch.stack([left(row.input_ids, padding) for row in rows]),  # [B, T]
-            "attention_mask": torch.stack([left(torch.ones_like(row.input_ids), 0) for row in rows]),  # [B, T]
-            "audio_input_ids": torch.stack([right(row.columns, self.markers[1]) for row in rows]),  # [B, F, K]
+            "input_ids": torch.stack([tokens(row.input_ids, padding) for row in rows]),  # [B, T]
+            "attention_mask": torch.stack([tokens(torch.ones_like(row.input_ids), 0) for row in rows]),  # [B, T]
+            "audio_input_ids": torch.stack([columns(row.columns, self.markers[1]) for row in rows]),  # [B, F, K]
             "audio_input_ids_mask": torch.arange(num_columns)[None] < lengths[:, None],  # [B, F]
         }
         if output_labels:
-            features["labels"] = torch.stack([left(row.labels, IGNORE) for row in rows])  # [B, T]
-            features["audio_labels"] = torch.stack([right(row.column_labels, IGNORE) for row in rows])  # [B, F, K]
+            features["labels"] = torch.stack([tokens(row.labels, IGNORE_INDEX) for row in rows])  # [B, T]
+            column_labels = [columns(row.column_labels, IGNORE_INDEX) for row in rows]
+            features["audio_labels"] = torch.stack(column_labels)  # [B, F, K]
         if windows := [window for row in rows for window in row.windows]:
             features |= _stack_windows(windows)
-            features["feature_positions"] = torch.stack([left(row.is_feature, 0) for row in rows])  # [B, T]
+            features["feature_positions"] = torch.stack([tokens(row.is_feature, 0) for row in rows])  # [B, T]
         return BatchFeature(features)
 
 
+def _header(group: Sequence[Piece]) -> tuple[int, str]:
+    """Returns the number of characters before the body that a group of texts opens, and the role of its turn.
+
+    (0, "") if the group opens no turn.
+    """
+    length = 0
+    for piece in group:
+        length += len(piece.content)
+        if piece.opens:
+            return length, piece.opens
+    return 0, ""
+
+
+def _tag_length(text: str, ends: Sequence[int]) -> int:
+    """Returns the number of tokens of the speaker tag, with one space after it, that a text begins with.
+
+    0 without a tag, or if no token ends where the tag does, or if it has more than `MAX_TAG_TOKENS`. `ends` are the
+    character offsets at which the tokens end.
+    """
+    tag = SPEAKER_TAG.match(text)
+    if tag is None:
+        return 0
+    stop = tag.end() + text[tag.end() : tag.end() + 1].isspace()
+    count = sum(end <= stop for end in ends)
+    return count if 0 < count <= MAX_TAG_TOKENS and ends[count - 1] >= tag.end() else 0
+
+
 def _stack_windows(windows: Sequence[AudioInput]) -> dict[str, Tensor]:
-    """The windows of a batch and which of their frames are real."""
+    """Stacks the mel windows of a batch, with a mask of their frames."""
     mels = torch.stack([window.mels for window in windows if window.mels is not None])  # [N, mel bins, M]
     counts = torch.tensor([window.num_mels for window in windows])  # [N]
     return {"input_features": mels, "feature_attention_mask": torch.arange(mels.shape[2]) < counts[:, None]}  # [N, M]
 
 
 def _groups(pieces: Sequence[Piece], piecewise: bool) -> Iterator[list[Piece]]:
-    """What is tokenized together: neighbouring texts, unless `piecewise`; everything else by itself."""
+    """Yields the pieces that are tokenized together: adjacent texts, unless `piecewise`; every other piece alone."""
     for is_text, run in groupby(pieces, key=lambda piece: piece.kind == "text"):
         if is_text and not piecewise:
             yield list(run)

@@ -1,4 +1,4 @@
-"""Log-mel features of a recording, in windows of 30 seconds: what the audio tower hears."""
+"""Log-mel features of a recording in windows of 30 seconds, the input of the audio tower."""
 
 from functools import lru_cache
 
@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from higgs_audio import audio as audio_io
-from higgs_audio.audio.waveform import Waveform
+from higgs_audio.audio.waveform import Waveform, resample
 
 SAMPLE_RATE = 16000
 
 
 def mel_windows(waveform: Waveform, num_mel_bins: int = 128, window_seconds: int = 30) -> list[tuple[Tensor, int]]:
-    """A recording at any rate -> of each window of it the features `[num_mel_bins, M]` and how many frames are real.
+    """Returns, for each window of a recording at any rate, its features and the number of frames before the padding.
 
-    A frame is 10 ms, so that M is 100 * window_seconds; the last window is padded with silence, as Whisper does.
+    Features are `[num_mel_bins, M]`. A frame is 10 ms, so M is 100 * window_seconds. The last window is padded with
+    silence, as Whisper does.
     """
-    samples = audio_io.resample(waveform, SAMPLE_RATE).samples  # [S]
+    samples = resample(waveform, SAMPLE_RATE).samples  # [S]
     size = window_seconds * SAMPLE_RATE
     windows = [samples[start : start + size] for start in range(0, len(samples), size)]
-    read = _extractor(num_mel_bins, window_seconds)(
+    extracted = _extractor(num_mel_bins, window_seconds)(
         windows, sampling_rate=SAMPLE_RATE, return_attention_mask=True, return_tensors="pt"
     )
-    counts: list[int] = read["attention_mask"].sum(1).tolist()
-    return list(zip(torch.unbind(read["input_features"]), counts, strict=True))
+    counts: list[int] = extracted["attention_mask"].sum(1).tolist()
+    return list(zip(torch.unbind(extracted["input_features"]), counts, strict=True))
 
 
 @lru_cache

@@ -1,101 +1,111 @@
-"""The parts of a processor as a checkpoint holds them: its folder, its text tokenizer, its audio tokenizer."""
+"""Reads and writes the parts of a processor: its checkpoint folder, text tokenizer, config and audio tokenizer."""
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from higgs_audio import checkpoint
-from higgs_audio.device import read_device
+from higgs_audio.checkpoint import CODEC_FOLDER, PROCESSOR_FILE, Checkpoint
+from higgs_audio.checkpoint.names import TOKENIZER_FILE
+from higgs_audio.checkpoint.tokenizer import read_tokenizer
+from higgs_audio.device import resolve_device
 from higgs_audio.errors import CheckpointError, InputError, first_line
-from higgs_audio.prompt.config import CODEC_FOLDER
+from higgs_audio.prompt.config import ProcessorConfig
 
 if TYPE_CHECKING:
     from higgs_audio.codec import HiggsAudioTokenizer
 
-TOKENIZER_FILE = "tokenizer.json"
+AudioTokenizerSource: TypeAlias = "HiggsAudioTokenizer | Callable[[], HiggsAudioTokenizer] | None"
 
 
-def find_folder(name_or_path: str | Path, **where: Any) -> Path:
-    """The folder of a processor, which needs no model: of a repository no weights but those of the audio tokenizer are
-    downloaded.
+def open_processor(name_or_path: str | Path | Checkpoint, **where: Any) -> Checkpoint:
+    """Finds the checkpoint of a processor. A download from a repository skips the weights of the language model.
 
     Args:
-        name_or_path: as in `checkpoint.resolve`.
-        **where: those of `checkpoint.FOLDER_OPTIONS`.
+        name_or_path: as in `checkpoint.open_checkpoint`.
+        **where: options of `checkpoint.FOLDER_OPTIONS`.
 
     Raises:
         CheckpointError: no such checkpoint, or one without a text tokenizer.
     """
-    return checkpoint.resolve(name_or_path, patterns=checkpoint.DOWNLOADED, needs=TOKENIZER_FILE, **where)
+    return checkpoint.open_checkpoint(name_or_path, patterns=checkpoint.DOWNLOADED, needs=TOKENIZER_FILE, **where)
 
 
-def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokenizerFast:
-    """The fast text tokenizer of a checkpoint.
+def load_tokenizer(name_or_path: str | Path | Checkpoint, **options: Any) -> PreTrainedTokenizerFast:
+    """Loads the fast text tokenizer of a checkpoint.
 
     Args:
-        name_or_path: as in `find_folder`.
-        **options: those of `checkpoint.FOLDER_OPTIONS`, and those of transformers' own `from_pretrained`.
+        name_or_path: as in `open_processor`.
+        **options: options of `checkpoint.FOLDER_OPTIONS` and of transformers' own `from_pretrained`.
 
     Raises:
         CheckpointError: no such checkpoint, or none of its files is a tokenizer.
     """
-    folder = find_folder(
-        name_or_path, **{name: options.pop(name) for name in checkpoint.FOLDER_OPTIONS if name in options}
-    )
+    where = {name: options.pop(name) for name in checkpoint.FOLDER_OPTIONS if name in options}
+    folder = open_processor(name_or_path, **where)
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, **options)
-    except Exception as error:  # the tokenizers library raises a bare Exception for a file that is not of its form
+        return PreTrainedTokenizerFast.from_pretrained(folder.folder, **options) if options else read_tokenizer(folder)
+    except Exception as error:  # the tokenizers library raises a bare Exception for an invalid file
         raise CheckpointError(
             f"{folder} has no tokenizer that loads: {first_line(error)}; fetch its files again"
         ) from error
 
 
-def choose_codec(given: Any, folder: Path, name: str, device_map: Any, hub: Mapping[str, Any]) -> Any:
-    """The audio tokenizer of a processor: the one that a caller gives, from the folder or repository that they name,
-    or the one called `name` in the checkpoint at `folder`, as `find_codec` finds it.
+def choose_codec(
+    source: "AudioTokenizerSource | str | Path", folder: Checkpoint, name: str, device_map: Any, hub: Mapping[str, Any]
+) -> AudioTokenizerSource:
+    """Returns the audio tokenizer of a processor, or a function that loads it.
+
+    Args:
+        source: an audio tokenizer, its folder or repository, or None for the one of the checkpoint.
+        folder, name, device_map, hub: as in `find_codec`.
 
     Raises:
         CheckpointError: it does not load. OptionError: no such device.
     """
-    if given is None:
+    if source is None:
         return find_codec(folder, name, device_map, **hub)
-    if isinstance(given, (str, Path)):
-        return load_codec(given, device_map, **hub)
-    if device_map is not None and isinstance(given, nn.Module):
-        return given.to(read_device(_only(device_map), "device_map"))
-    return given
+    if isinstance(source, (str, Path)):
+        return load_codec(source, device_map, **hub)
+    if device_map is not None and isinstance(source, nn.Module):
+        return source.to(resolve_device(_whole_device(device_map), "device_map"))
+    return source
 
 
-def _only(device_map: Any) -> Any:
-    """The device under which a dict has everything."""
+def _whole_device(device_map: Any) -> str | torch.device | None:
+    """Returns the device of a map that places the whole module on one device, such as {"": "cpu"}."""
     return device_map.get("") if isinstance(device_map, dict) and len(device_map) == 1 else device_map
 
 
-def find_codec(
-    folder: Path, name: str, device_map: Any = None, **hub: Any
-) -> "HiggsAudioTokenizer | Callable[[], Any] | None":
-    """The audio tokenizer called `name` in a checkpoint: a folder inside it is loaded, a path or repository of its own
-    is put off until it is needed. None where the checkpoint has no such folder, as those of training runs."""
-    if (folder / name).is_dir():
-        return load_codec(folder / name, device_map)
+def find_codec(folder: Checkpoint, name: str, device_map: Any = None, **hub: Any) -> AudioTokenizerSource:
+    """Finds the audio tokenizer `name` of a checkpoint.
+
+    A folder inside the checkpoint is loaded now; another path or repository is returned as a function that loads it.
+    Returns None if the checkpoint has no such folder, as is the case for checkpoints of training runs.
+    """
+    if folder.path(name).is_dir():
+        return load_codec(folder.inside(name), device_map)
     if name == CODEC_FOLDER:
         return None
     # A revision is that of the checkpoint's own repository.
-    elsewhere = {option: value for option, value in hub.items() if option != "revision"}
-    return lambda: load_codec(name, device_map, **elsewhere)
+    own_hub = {option: value for option, value in hub.items() if option != "revision"}
+    return lambda: load_codec(name, device_map, **own_hub)
 
 
-def load_codec(name_or_path: str | Path, device_map: Any = None, **hub: Any) -> "HiggsAudioTokenizer":
-    """An audio tokenizer in a folder or repository of its own, in eval mode.
+def load_codec(name_or_path: str | Path | Checkpoint, device_map: Any = None, **hub: Any) -> "HiggsAudioTokenizer":
+    """Loads an audio tokenizer from its own folder or repository, in eval mode.
 
     Args:
         name_or_path: as in `HiggsAudioTokenizer.from_pretrained`.
         device_map: its device; the CPU when None.
-        **hub: those of `checkpoint.HUB_OPTIONS`.
+        **hub: options of `checkpoint.HUB_OPTIONS`.
 
     Raises:
         CheckpointError: it does not load. OptionError: no such device.
@@ -108,7 +118,29 @@ def load_codec(name_or_path: str | Path, device_map: Any = None, **hub: Any) -> 
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"the audio tokenizer {str(name_or_path)!r} does not load: {first_line(error)} Pass "
-            "audio_tokenizer= with one that is loaded, or its folder"
+            f"the audio tokenizer {str(name_or_path)!r} does not load: {first_line(error)}; pass a loaded one, or the "
+            "folder of one, as audio_tokenizer="
         ) from error
     return codec.eval()
+
+
+def write_processor(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    config: ProcessorConfig,
+    codec: "HiggsAudioTokenizer | None",
+    save_codec: bool,
+    processor_class: str,
+) -> None:
+    """Writes a processor's files: text tokenizer, config, and the audio tokenizer with `save_codec`.
+
+    Without `save_codec` the config names the folder or repository that the audio tokenizer was loaded from.
+    """
+    tokenizer.save_pretrained(folder)
+    if codec is not None and save_codec:
+        config = replace(config, codec=CODEC_FOLDER)
+        codec.save_pretrained(folder / CODEC_FOLDER)
+    elif codec is not None:
+        config = replace(config, codec=codec.name_or_path or config.codec)
+    fields = {"processor_class": processor_class, **asdict(config)}
+    (folder / PROCESSOR_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -1,46 +1,32 @@
-"""HiggsAudioProcessor: chat messages to the inputs and labels of the language model, and its output back to sound."""
+"""HiggsAudioProcessor: chat messages to the inputs and labels of the language model, and its output to audio."""
 
-import json
-import os
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, overload
 
 import numpy as np
-import torch
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers import BatchFeature
+from typing_extensions import Unpack
 
-from higgs_audio import checkpoint
-from higgs_audio.audio.limits import AudioLimits
-from higgs_audio.audio.sources import as_sources
-from higgs_audio.audio.waveform import MAX_RATE, MIN_RATE, Waveform, resample
-from higgs_audio.checkpoint.upload import UPLOAD_OPTIONS, upload
-from higgs_audio.errors import AudioError, CheckpointError, OptionError, PromptError, check_count, nearest
+from higgs_audio.audio.sources import source_key
+from higgs_audio.audio.waveform import MAX_RATE, MIN_RATE, Waveform
+from higgs_audio.errors import OptionError, PromptError, check_count
 from higgs_audio.prompt import template
-from higgs_audio.prompt.audio_items import AudioItemOptions, encode_audio_items
-from higgs_audio.prompt.config import CODEC_FOLDER, PROCESSOR_FILE, ProcessorConfig, read_processor_config
-from higgs_audio.prompt.encoder import PromptEncoder
-from higgs_audio.prompt.loading import choose_codec, find_folder, load_tokenizer
+from higgs_audio.prompt.audio_items import AudioItemOptions, check_codes, encode_audio_items
+from higgs_audio.prompt.audio_tokenizer import check_waveform, decode_codes, encode_waveform
+from higgs_audio.prompt.base import ProcessorBase
+from higgs_audio.prompt.batch import is_batch, is_list, parse_prompts, read_starts
+from higgs_audio.prompt.conversation import Conversation, read_conversation
+from higgs_audio.prompt.encoder import EncodedPrompt, PaddingSide
+from higgs_audio.prompt.frontend import check_phonemes, to_phonemes
+from higgs_audio.prompt.options import RenderKeywords, RenderOptions, read_render_options
 from higgs_audio.prompt.response import HiggsAudioResponse, read_ids, read_segments, save_sounds
 from higgs_audio.prompt.template import Piece
 
-if TYPE_CHECKING:
-    from higgs_audio.codec import HiggsAudioTokenizer
 
-# Accepted and without effect: the audio tokenizer is fp32, because in half precision the nearest entry changes, and no
-# code comes with a checkpoint.
-UNUSED_OPTIONS = ("dtype", "torch_dtype", "trust_remote_code", "_from_auto")
-OPTIONS = ("audio_tokenizer", "device_map", "limits", *checkpoint.FOLDER_OPTIONS, *UNUSED_OPTIONS)
-
-Conversation = Sequence[Mapping[str, Any]]
-
-
-class HiggsAudioProcessor:
-    """Text tokenizer, audio tokenizer and prompt format in one.
+class HiggsAudioProcessor(ProcessorBase):
+    """Combines the text tokenizer, the audio tokenizer and the prompt format.
 
     >>> processor = HiggsAudioProcessor.from_pretrained("nano")
     >>> model = HiggsAudioForConditionalGeneration.from_pretrained(NANO)
@@ -52,237 +38,87 @@ class HiggsAudioProcessor:
     >>> processor.save_audio(response.audio, "output.wav")
 
     Args:
-        tokenizer: a fast text tokenizer with the special tokens of `template.SPECIAL_TOKENS`.
-        audio_tokenizer: a `HiggsAudioTokenizer`, or a function that loads one when it is first needed; may be None
-            where all audio is given as codes and none is decoded.
-        limits: of the size and length of the audio that conversations hold, and of downloads; see `AudioLimits`.
+        tokenizer: a fast text tokenizer with all tokens of `special_tokens.SPECIAL_TOKENS`.
+        audio_tokenizer: a `HiggsAudioTokenizer`, or a function that loads one when it is first needed; None if all
+            audio is given as codes and none is decoded.
+        limits: of the size and duration of audio in conversations, and of downloads; see `AudioLimits`.
         **config: fields of `ProcessorConfig`.
 
     Raises:
         CheckpointError: the tokenizer lacks a special token, or the audio tokenizer has other codebooks.
-        OptionError: an unknown field, or something else than a tokenizer, an audio tokenizer or limits.
+        OptionError: an unknown field, or an argument of another type.
 
-    Source: the prompt format of boson-ai/higgs-audio, the calls of the published model page.
+    Source: the prompt format of boson-ai/higgs-audio and the calls of the published model page.
     """
 
-    def __init__(
+    # Prompts.
+
+    @overload
+    def apply_chat_template(
         self,
-        tokenizer: PreTrainedTokenizerBase,
-        audio_tokenizer: "HiggsAudioTokenizer | Callable[[], HiggsAudioTokenizer] | None" = None,
-        limits: AudioLimits | None = None,
-        **config: Any,
-    ) -> None:
-        _check_names(config, ProcessorConfig.__dataclass_fields__)
-        self.config = ProcessorConfig(**config)
-        if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
-            raise OptionError(f"the tokenizer is a {type(tokenizer).__name__}; give the fast one of a checkpoint")
-        if not isinstance(limits, (AudioLimits, NoneType)):
-            raise OptionError(f"limits is a {type(limits).__name__}; give AudioLimits(...), or None")
-        self.tokenizer = tokenizer
-        self.limits = limits or AudioLimits()
-        self._encoder = PromptEncoder(tokenizer, self.config.audio_num_codebooks, self.config.audio_codebook_size)
-        assert self._encoder.ids  # read now, so that a tokenizer without them is refused here
-        self.load_audio_tokenizer: Callable[[], HiggsAudioTokenizer] | None = None
-        self._audio_tokenizer: HiggsAudioTokenizer | None = None
-        if callable(audio_tokenizer) and not isinstance(audio_tokenizer, torch.nn.Module):
-            self.load_audio_tokenizer = audio_tokenizer
-        elif audio_tokenizer is not None:
-            self._audio_tokenizer = self._checked(audio_tokenizer)
-
-    @property
-    def audio_tokenizer(self) -> "HiggsAudioTokenizer | None":
-        """The audio tokenizer, loaded now where that was put off; None where there is none.
-
-        Raises:
-            CheckpointError: it cannot be had, or has other codebooks.
-        """
-        if self._audio_tokenizer is None and self.load_audio_tokenizer is not None:
-            self._audio_tokenizer = self._checked(self.load_audio_tokenizer())
-        return self._audio_tokenizer
-
-    def _checked(self, audio_tokenizer: Any) -> "HiggsAudioTokenizer":
-        if not hasattr(getattr(audio_tokenizer, "config", None), "codebook_size"):
-            raise OptionError(
-                f"the audio tokenizer is a {type(audio_tokenizer).__name__}; give a HiggsAudioTokenizer, or a function "
-                "that loads one"
-            )
-        theirs = (audio_tokenizer.config.num_codebooks, audio_tokenizer.config.codebook_size)
-        ours = (self.config.audio_num_codebooks, self.config.audio_codebook_size)
-        if theirs != ours or audio_tokenizer.config.sample_rate != self.config.sampling_rate:
-            raise CheckpointError(
-                f"the audio tokenizer has {theirs[0]} codebooks of {theirs[1]} at {audio_tokenizer.config.sample_rate} "
-                f"Hz, the processor expects {ours[0]} of {ours[1]} at {self.config.sampling_rate} Hz"
-            )
-        return audio_tokenizer
-
-    @property
-    def text_frontend(self) -> str:
-        """What is done to the words of user turns: "none" or "phonemes"."""
-        return self.config.text_frontend
-
-    @property
-    def sampling_rate(self) -> int:
-        """Samples a second, 24000."""
-        return self.config.sampling_rate
-
-    # Files.
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
+        conversation: Conversation | Sequence[Conversation],
         *,
-        audio_tokenizer: "HiggsAudioTokenizer | str | Path | None" = None,
-        device_map: Any = None,
-        limits: AudioLimits | None = None,
-        **options: Any,
-    ) -> "HiggsAudioProcessor":
-        """Loads the tokenizer's files, `processor_config.json` and the audio tokenizer.
+        tokenize: Literal[True] = True,
+        output_labels: bool = True,
+        return_dict: bool = True,
+        return_tensors: str = "pt",
+        **options: Unpack[RenderKeywords],
+    ) -> BatchFeature: ...
 
-        Every layout is read: ours (audio tokenizer in the folder `codec`), transformers' (which names a repository or
-        path), and the original one, without processor_config.json. An audio tokenizer that lies elsewhere is loaded
-        when it is first needed.
-
-        Args:
-            pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or what `checkpoint.resolve`
-                finds: "nano", a checkpoint, a repository.
-            audio_tokenizer: one that is loaded already, or the folder or repository of one.
-            device_map: device of the audio tokenizer: "cpu", "cuda", "auto" ...
-            limits: see the class.
-            **options: `subfolder` of the files; of a repository revision, cache_dir, token, local_files_only and
-                force_download; and those of `UNUSED_OPTIONS`.
-
-        Raises:
-            OptionError: an unknown option. CheckpointError: no such checkpoint, or files that do not fit.
-
-        >>> HiggsAudioProcessor.from_pretrained("nano", device_map="cpu", torch_dtype="auto").text_frontend
-        'phonemes'
-        """
-        _check_names(options, OPTIONS)
-        hub = {name: options[name] for name in checkpoint.HUB_OPTIONS if name in options}
-        folder = find_folder(pretrained_model_name_or_path, subfolder=options.get("subfolder"), **hub)
-        config = read_processor_config(folder)
-        tokenizer = load_tokenizer(folder)
-        source = choose_codec(audio_tokenizer, folder, config.codec, device_map, hub)
-        return cls(tokenizer, source, limits, **asdict(config))
-
-    def save_pretrained(
+    @overload
+    def apply_chat_template(
         self,
-        save_directory: str | Path,
+        conversation: Conversation | Sequence[Conversation],
         *,
-        save_audio_tokenizer: bool = True,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **options: Any,
-    ) -> None:
-        """Writes what `from_pretrained` reads, the audio tokenizer in the folder `codec`.
-
-        With `save_audio_tokenizer=False` the written config names the folder or repository that it came from.
-        With `push_to_hub=True` the folder's files then go to the repository `repo_id`, by default the folder's name.
-        Further options are those of `push_to_hub`. What was in the folder before stays until all files are written.
-
-        Raises:
-            OptionError: an unknown option. CheckpointError: `save_directory` is a file, or cannot be written.
-        """
-        _check_names(options, UPLOAD_OPTIONS)
-        folder = Path(os.path.abspath(save_directory))
-        with checkpoint.whole_folder(folder) as part:
-            self._write(part, save_audio_tokenizer)
-        if push_to_hub:
-            upload(folder, repo_id or folder.name, options)
-
-    def _write(self, folder: Path, save_audio_tokenizer: bool) -> None:
-        self.tokenizer.save_pretrained(folder)
-        config = self.config
-        if save_audio_tokenizer and self.audio_tokenizer is not None:
-            config = replace(config, codec=CODEC_FOLDER)
-            self.audio_tokenizer.save_pretrained(folder / config.codec)
-        elif self._audio_tokenizer is not None:
-            config = replace(config, codec=self._audio_tokenizer.name_or_path or config.codec)
-        fields = {"processor_class": type(self).__name__, **asdict(config)}
-        (folder / PROCESSOR_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-    def push_to_hub(self, repo_id: str, *, save_audio_tokenizer: bool = True, **options: Any) -> str:
-        """Writes the processor's files to a repository of the hub, which is made where there is none.
-
-        Args:
-            repo_id: "org/name".
-            save_audio_tokenizer: as in `save_pretrained`.
-            **options: private (of a new repository), token, revision, commit_message, commit_description, create_pr.
-
-        Returns:
-            The URL of the commit.
-
-        Raises:
-            OptionError: an unknown option. huggingface_hub's own errors: no network, or no right to write there.
-        """
-        _check_names(options, UPLOAD_OPTIONS)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, save_audio_tokenizer=save_audio_tokenizer)
-            return upload(folder, repo_id, options)
-
-    # Prompts in.
+        tokenize: Literal[False],
+        output_labels: bool = True,
+        return_dict: bool = True,
+        return_tensors: str = "pt",
+        **options: Unpack[RenderKeywords],
+    ) -> str | list[str]: ...
 
     def apply_chat_template(
         self,
         conversation: Conversation | Sequence[Conversation],
         *,
-        add_generation_prompt: bool = True,
         tokenize: bool = True,
-        force_audio: bool = False,
-        start_index: int | Sequence[int | None] | None = None,
         output_labels: bool = True,
-        allow_special: bool = False,
-        piecewise: bool = False,
-        sampling_rate: int | None = None,
-        style: str = "original",
-        allow_private_urls: bool | None = None,
         return_dict: bool = True,
         return_tensors: str = "pt",
-    ) -> Any:
-        """Renders one conversation or a batch of them.
+        **options: Unpack[RenderKeywords],
+    ) -> BatchFeature | str | list[str]:
+        """Renders and encodes one conversation or a batch of them.
 
-        Both ways to write a conversation are read: scene tags inside the system string, or a message of the role
-        `scene`. An audio item has one of `audio_url`, `url`, `path` (paths and URLs alike: file:, data:, http:,
-        https:), `audio` (an array, with `sampling_rate`), `raw_audio` (base64) and `codes` [K, F]. See
-        `template.read_conversation` and `template.render`.
+        A scene may be written as scene tags inside the system text, or as a message of the role `scene`. An audio item
+        has one of `audio_url`, `url`, `path` (paths and URLs alike: file:, data:, http:, https:), `audio` (an array,
+        with `sampling_rate`), `raw_audio` (base64) and `codes` [K, F]. See `read_conversation` and `template.render`.
 
-        Text labels are those of the assistant's turns: text, recipient, the tokens around audio, the closing token.
-        Audio labels are the codes of these turns and one eos per codebook. Everything else is -100: system and user
-        turns, placeholders, headers, the generation prompt, and turns before `start_index` (but a recipient is always
-        trained). So a reference recording in an assistant turn is trained unless `start_index` excludes it.
+        Text labels cover the assistant's turns: text, recipient, the tokens around audio, the closing token. Audio
+        labels are the codes of these turns and one eos per codebook. All other labels are -100: system and user turns,
+        placeholders, headers, the generation prompt, and turns before `start_index` (but a recipient is always
+        trained). A reference recording in an assistant turn is therefore trained unless `start_index` excludes it.
 
         Args:
             conversation: chat messages, or a list of such lists.
-            add_generation_prompt: end with an assistant header; False for a finished training sample.
-            tokenize: False returns the prompt as a string, one placeholder for each audio.
-            force_audio: end with the token that opens an audio segment, as transformers' template does.
-            start_index: index of the first message that is trained; one for each conversation if it is a list.
+            tokenize: False returns the prompt as a string, with one placeholder for each audio.
             output_labels: whether to add labels.
-            allow_special: special tokens typed in a text are spelled out instead of refused; in user and assistant
-                texts the generation instruction tags then count as tags.
-            piecewise: tokenize each text by itself, as the original code does, instead of neighbours together.
-            sampling_rate: of audio given as arrays without a rate, in Hz; `sampling_rate` of the processor when None.
-            style: "original", the prompts of Boson's code, which the published weights were trained with, or
-                "transformers", those of the template published for transformers. They differ in what is trimmed, in
-                the tokens around the audio of a scene, and in that the second always opens an audio segment.
-            allow_private_urls: whether URLs may lead to private addresses; `limits` says so when None.
             return_dict, return_tensors: only True and "pt".
+            **options: fields of `RenderOptions`: add_generation_prompt, force_audio, start_index and so on.
 
         Returns:
             BatchFeature with input_ids [B, T] and attention_mask [B, T], padded on the left; audio_input_ids
             [B, F, K] delayed columns, padded on the right, and audio_input_ids_mask [B, F] bool; labels [B, T] and
             audio_labels [B, F, K]. F is 0 without audio. The n-th placeholder of a row takes its n-th column.
 
-            Where audio in user and system turns is encoded for the audio tower (`encode_whisper_embed`), also
+            If audio in user and system turns is encoded for the audio tower (`encode_whisper_embed`), also
             input_features [N, mel bins, 3000] log-mel windows of 30 seconds in the order of the rows,
             feature_attention_mask [N, 3000] bool, and feature_positions [B, T] bool: the placeholders that take
-            features, each window's before its columns. Longer audio is several windows, each between tokens of its
-            own that open and close it.
+            features, each window's before its columns. Longer audio is split into windows, each between its own
+            opening and closing tokens.
 
         Raises:
-            PromptError: a conversation that cannot be rendered. AudioError, CodesError: audio that cannot be used.
-            TextError: a text that cannot be spoken (with phonemes). OptionError: an option that is not offered.
+            PromptError: a conversation that cannot be rendered. AudioError, CodesError: unusable audio or codes.
+            TextError: a text that cannot be spoken (with phonemes). OptionError: an unsupported option.
 
         Source: the original's `prepare_chatml_sample` and its collator; the published model page.
 
@@ -292,24 +128,66 @@ class HiggsAudioProcessor:
         """
         if return_tensors != "pt" or not return_dict:
             raise OptionError(f"{return_tensors=}, {return_dict=}; only return_tensors='pt' and return_dict=True exist")
-        is_batch = _is_list(conversation) and len(conversation) > 0 and _is_list(conversation[0])
-        conversations: Sequence[Any] = conversation if is_batch else [conversation]
-        starts = _read_starts(start_index, len(conversations))
-        prompts = [
-            template.render(
-                template.read_conversation(messages, allow_special, style),
-                add_generation_prompt=add_generation_prompt,
-                force_audio=force_audio,
-                start_index=start,
-                speak=template.to_phonemes if self.text_frontend == "phonemes" else None,
-                style=style,
-            )
-            for messages, start in zip(conversations, starts, strict=True)
-        ]
-        if not tokenize:
-            strings = [template.join(pieces) for pieces in prompts]
-            return strings if is_batch else strings[0]
-        return self._encode(prompts, sampling_rate, output_labels, piecewise, allow_private_urls)
+        conversations: Sequence[Any] = conversation if is_batch(conversation) else [conversation]
+        if tokenize:
+            return self.collate(self.encode_conversations(conversations, **options), output_labels)
+        strings = [template.join(pieces) for pieces in self._render(conversations, read_render_options(options))]
+        return strings if is_batch(conversation) else strings[0]
+
+    def encode_conversations(
+        self, conversations: Sequence[Conversation], **options: Unpack[RenderKeywords]
+    ) -> list[EncodedPrompt]:
+        """Renders and encodes conversations without batching them; `collate` makes the batch.
+
+        Arguments and errors are those of `apply_chat_template`.
+
+        Returns:
+            One `EncodedPrompt` for each conversation. Its `turns` are the role, token range, speaker tag length and
+            audio placeholders of each turn, counted before padding.
+
+        >>> processor = HiggsAudioProcessor.from_pretrained("nano")
+        >>> prompt, = processor.encode_conversations([[{"role": "user", "content": "Hello."}]])
+        >>> turn = prompt.last_user_turn
+        >>> turn.role, processor.tokenizer.decode(prompt.input_ids[turn.start : turn.stop])
+        ('user', 'həlˈO.')
+        """
+        render_options = read_render_options(options)
+        return self._encode(self._render(conversations, render_options), render_options)
+
+    def collate(
+        self, prompts: Sequence[EncodedPrompt], output_labels: bool = True, padding_side: PaddingSide = "left"
+    ) -> BatchFeature:
+        """Batches encoded prompts; returns the tensors that `apply_chat_template` returns.
+
+        Tokens are padded on `padding_side`: on the left to generate, on the right to train, where causal attention
+        hides the padding. Columns are always padded on the right.
+        """
+        return self._encoder.collate(prompts, output_labels, padding_side)
+
+    def mask_last_text(self, prompt: EncodedPrompt) -> Tensor:
+        """Returns the ids [T] with the text of the last user turn, except its speaker tag, replaced by padding.
+
+        This is the unconditional prompt of classifier-free guidance.
+
+        Raises:
+            PromptError: the prompt has no user turn.
+        """
+        return self._encoder.mask_last_text(prompt)
+
+    def check_conversation(self, conversation: Conversation) -> None:
+        """Raises what rendering and encoding the conversation raises, without either; recordings are not opened.
+
+        Raises:
+            PromptError: a conversation that cannot be rendered. CodesError: unusable codes. TextError: a text that
+            cannot be spoken (with phonemes).
+        """
+        messages = read_conversation(conversation)
+        if self.text_frontend == "phonemes":
+            template.check_texts(messages, check_phonemes)
+        items = [item for message in messages for item in message.items if not isinstance(item, str)]
+        for item in items:
+            if source_key(item) == "codes":
+                check_codes(item, self.config)
 
     def __call__(
         self,
@@ -320,25 +198,26 @@ class HiggsAudioProcessor:
         allow_private_urls: bool | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Encodes prompts that are strings already, as `apply_chat_template(..., tokenize=False)` returns them.
+        """Encodes rendered prompts, such as `apply_chat_template(..., tokenize=False)` returns.
 
         Args:
-            text: one prompt or several, every special token in them read as such. Labels are those of the assistant
-                turns that the prompt closes.
+            text: one prompt or several; special tokens in them are parsed as tokens. Labels cover the assistant turns
+                that the prompt closes.
             audio: one for each placeholder, in order over all prompts: an array in [-1, 1], a path or URL, a
-                `Waveform`, or a dict like an audio item of a message. One alone needs no list.
+                `Waveform`, or a dict like an audio item of a message. A single one needs no list.
             output_labels: whether to add labels.
-            sampling_rate: of arrays, in Hz; that of the processor, 24000, when None.
-            allow_private_urls, return_tensors: as in `apply_chat_template`.
+            sampling_rate: of arrays, in Hz; 24000, the rate of the processor, when None.
+            allow_private_urls: as in `RenderOptions`.
+            return_tensors: only "pt".
 
         Returns:
             BatchFeature with input_ids [B, T], attention_mask [B, T], audio_input_ids [B, F, K] and
             audio_input_ids_mask [B, F], as `apply_chat_template` returns them; labels [B, T] and audio_labels
-            [B, F, K] where asked for.
+            [B, F, K] with `output_labels`.
 
         Raises:
-            PromptError: no prompt, or another number of audios than placeholders. AudioError, CodesError: audio that
-            cannot be used. CheckpointError: audio, and no audio tokenizer to encode it.
+            PromptError: no prompt, or a number of audios other than that of the placeholders. AudioError, CodesError:
+            unusable audio or codes. CheckpointError: audio, and no audio tokenizer to encode it.
 
         Source: `HiggsAudioProcessor.__call__` of the published model page.
 
@@ -350,71 +229,52 @@ class HiggsAudioProcessor:
         """
         if return_tensors != "pt":
             raise OptionError(f"{return_tensors=}; only return_tensors='pt' exists")
-        texts = [text] if isinstance(text, str) else text
-        if not _is_list(texts) or not texts or not all(isinstance(prompt, str) and prompt for prompt in texts):
-            raise PromptError(f"the prompts are {text!r:.60}; give a string, or a list of strings, none of them empty")
-        prompts = [template.parse(prompt) for prompt in texts]
-        sources = as_sources(audio)
-        wanted = sum(piece.kind == "audio" for pieces in prompts for piece in pieces)
-        if len(sources) != wanted:
-            raise PromptError(f"{len(sources)} audios for {wanted} placeholders; give one for each")
-        remaining = iter(sources)
-        filled = [
-            [replace(piece, source=next(remaining)) if piece.kind == "audio" else piece for piece in pieces]
-            for pieces in prompts
-        ]
-        return self._encode(filled, sampling_rate, output_labels, allow_private_urls=allow_private_urls)
+        options = RenderOptions(sampling_rate=sampling_rate, allow_private_urls=allow_private_urls)
+        return self.collate(self._encode(parse_prompts(text, audio), options), output_labels)
 
     def encode_audio(self, waveform: Waveform) -> np.ndarray:
-        """A recording -> its codes, int64 [K, F]. Any rate.
+        """Encodes a recording at any rate to codes, int64 [K, F].
 
         Raises:
             AudioError: too short, or no `Waveform`. CheckpointError: the processor has no audio tokenizer.
         """
-        if not isinstance(waveform, Waveform):
-            raise AudioError(
-                f"the recording is a {type(waveform).__name__}; make a Waveform with read() or from_array()"
-            )
-        codec = self._codec()
-        samples = torch.from_numpy(resample(waveform, self.sampling_rate).samples)  # [S]
-        codes = codec.encode(samples.to(codec.device)[None, None]).audio_codes  # [1, K, F]
-        assert codes is not None
-        return np.asarray(codes[0].cpu().numpy(), dtype=np.int64)
+        check_waveform(waveform)
+        return encode_waveform(self._codec(), waveform)
 
-    def _codec(self) -> "HiggsAudioTokenizer":
-        codec = self.audio_tokenizer
-        if codec is None:
-            raise CheckpointError(
-                "the processor has no audio tokenizer: load it from a checkpoint that has one, or pass audio_tokenizer="
+    def _render(self, conversations: Sequence[Any], options: RenderOptions) -> list[Sequence[Piece]]:
+        starts = read_starts(options.start_index, len(conversations))
+        return [
+            template.render(
+                read_conversation(messages, options.allow_special, options.style),
+                add_generation_prompt=options.add_generation_prompt,
+                force_audio=options.force_audio,
+                start_index=start,
+                text_frontend=to_phonemes if self.text_frontend == "phonemes" else None,
+                style=options.style,
             )
-        return codec
+            for messages, start in zip(conversations, starts, strict=True)
+        ]
 
-    def _encode(
-        self,
-        prompts: Sequence[Sequence[Piece]],
-        sampling_rate: int | None,
-        output_labels: bool,
-        piecewise: bool = False,
-        allow_private_urls: bool | None = None,
-    ) -> BatchFeature:
-        rate, limits = self.sampling_rate if sampling_rate is None else sampling_rate, self.limits
+    def _encode(self, prompts: Sequence[Sequence[Piece]], options: RenderOptions) -> list[EncodedPrompt]:
+        rate = self.sampling_rate if options.sampling_rate is None else options.sampling_rate
         check_count("sampling_rate", rate, MIN_RATE, MAX_RATE, "None for that of the processor")
-        if allow_private_urls is not None:
-            limits = replace(limits, allow_private_urls=allow_private_urls)
-        hearing = AudioItemOptions(self.config, self.encode_audio, rate, limits)
-        rows = []
+        limits = self.limits
+        if options.allow_private_urls is not None:
+            limits = replace(limits, allow_private_urls=options.allow_private_urls)
+        audio_options = AudioItemOptions(self.config, self.encode_audio, rate, limits)
+        encoded = []
         for pieces in prompts:
-            sounds = encode_audio_items([piece for piece in pieces if piece.kind == "audio"], hearing)
-            rows.append(self._encoder.encode(pieces, sounds, piecewise))
-        return self._encoder.collate(rows, output_labels)
+            audio = encode_audio_items([piece for piece in pieces if piece.kind == "audio"], audio_options)
+            encoded.append(self._encoder.encode(pieces, audio, options.piecewise))
+        return encoded
 
-    # Answers out.
+    # Responses.
 
     def get_prompt_len(self, input_ids: Tensor | Sequence[Any]) -> int:
-        """Tokens of a prompt [B, T] or [T], placeholders and padding included.
+        """Returns the number of tokens of a prompt [B, T] or [T], placeholders and padding included.
 
         Raises:
-            PromptError: not ids of the tokenizer's vocabulary, or of another shape.
+            PromptError: ids outside the tokenizer's vocabulary, or of another shape.
         """
         ids = read_ids(input_ids, len(self.tokenizer))
         if ids.dim() not in (1, 2):
@@ -428,34 +288,34 @@ class HiggsAudioProcessor:
         prompt_token_length: int = 0,
         skip_special_tokens: bool = True,
     ) -> HiggsAudioResponse:
-        """One generated sequence -> sound and text.
+        """Decodes one generated sequence to audio and text.
 
         Args:
             decoder_text_ids: [T] or [1, T], prompt included.
-            decoder_audio_ids: the generated segments, delayed columns [K, n] from the bos column on. Each is reverted
-                to its complete frames and decoded by itself, and the sounds are joined.
-            prompt_token_length: tokens of the prompt, which is left out of the text.
-            skip_special_tokens: leave them, placeholders among them, out of the text.
+            decoder_audio_ids: the generated segments, delayed columns [K, n] from the bos column on. The complete
+                frames of each segment are decoded separately, and the samples are concatenated.
+            prompt_token_length: number of tokens of the prompt, which the text omits.
+            skip_special_tokens: omit special tokens, including placeholders, from the text.
 
         Returns:
-            HiggsAudioResponse: `audio` float32 [S] in [-1, 1] at `sampling_rate` (24000 samples a second, 960 for each
-            frame), None where no segment has a complete frame; `generated_text` without the prompt.
+            HiggsAudioResponse: `audio` float32 [S] in [-1, 1] at `sampling_rate` (24000 samples per second, 960 per
+            frame), None if no segment has a complete frame; `generated_text` without the prompt.
 
         Raises:
-            PromptError: several sequences (see `batch_decode`), or ids that are not of the vocabulary. CodesError: not
-            segments, or of another number of codebooks. OptionError: a prompt longer than the sequence.
+            PromptError: several sequences (see `batch_decode`), or ids outside the vocabulary. CodesError: segments of
+            another form or number of codebooks. OptionError: a prompt longer than the sequence.
             CheckpointError: codes, and no audio tokenizer to decode them.
 
         Source: `HiggsAudioProcessor.decode` of the published model page, whose text lacked its beginning.
 
         >>> processor = HiggsAudioProcessor.from_pretrained("nano")
-        >>> ids = processor.tokenizer.encode("prompt<|audio_out_bos|>said<|eot_id|>", add_special_tokens=False)
+        >>> ids = processor.tokenizer.encode("prompt<|audio_out_bos|>text<|eot_id|>", add_special_tokens=False)
         >>> segment = torch.zeros(8, 2 + 9, dtype=torch.long)  # two frames under the delay pattern
         >>> for k in range(8):
         ...     segment[k, : k + 1], segment[k, k + 3 :] = 1024, 1025
         >>> response = processor.decode(torch.tensor([ids]), [segment], prompt_token_length=7)
         >>> response.generated_text, response.audio.shape
-        ('said', (1920,))
+        ('text', (1920,))
         """
         ids = read_ids(decoder_text_ids, len(self.tokenizer))
         ids = ids[0] if ids.dim() == 2 and len(ids) == 1 else ids  # [T]
@@ -464,8 +324,8 @@ class HiggsAudioProcessor:
         check_count("prompt_token_length", prompt_token_length, 0, len(ids))
         text = self.tokenizer.decode(ids[prompt_token_length:].tolist(), skip_special_tokens=skip_special_tokens)
         codes = read_segments(decoder_audio_ids, self.config.audio_num_codebooks, self.config.audio_codebook_size)
-        sounds = [self._decode_codes(segment) for segment in codes if segment.shape[1]]  # each [S]
-        return HiggsAudioResponse(np.concatenate(sounds) if sounds else None, str(text), self.sampling_rate)
+        samples = [decode_codes(self._codec(), segment) for segment in codes if segment.shape[1]]  # each [S]
+        return HiggsAudioResponse(np.concatenate(samples) if samples else None, str(text), self.sampling_rate)
 
     def batch_decode(
         self,
@@ -474,13 +334,13 @@ class HiggsAudioProcessor:
         prompt_token_length: int = 0,
         skip_special_tokens: bool = True,
     ) -> list[HiggsAudioResponse]:
-        """`decode` for each row of ids [B, T] with its list of segments.
+        """Decodes each row of ids [B, T] with its list of segments, as `decode` does.
 
         Raises:
-            PromptError: another number of lists than rows. Those of `decode`.
+            PromptError: the number of lists is not that of the rows. Those of `decode`.
         """
-        rows = decoder_text_ids if _is_list(decoder_text_ids) else read_ids(decoder_text_ids, len(self.tokenizer))
-        if (isinstance(rows, Tensor) and rows.dim() != 2) or not _is_list(decoder_audio_ids):
+        rows = decoder_text_ids if is_list(decoder_text_ids) else read_ids(decoder_text_ids, len(self.tokenizer))
+        if (isinstance(rows, Tensor) and rows.dim() != 2) or not is_list(decoder_audio_ids):
             raise PromptError("batch_decode takes ids [B, T] and a list with the segments of each row; see decode")
         if len(rows) != len(decoder_audio_ids):
             raise PromptError(f"{len(rows)} sequences and {len(decoder_audio_ids)} lists of segments")
@@ -489,43 +349,16 @@ class HiggsAudioProcessor:
             for ids, segments in zip(rows, decoder_audio_ids, strict=True)
         ]
 
-    def _decode_codes(self, codes: Tensor) -> np.ndarray:
-        """[K, F] -> float32 [S] in [-1, 1]: what the audio tokenizer says may go a little over."""
-        codec = self._codec()
-        samples = codec.decode(codes.to(codec.device)[None]).audio_values  # [1, 1, S]
-        assert samples is not None
-        return np.asarray(samples[0, 0].float().clamp(-1, 1).cpu().numpy())
-
     def save_audio(self, audio: Any, saving_path: Any, format: str | None = None) -> None:
-        """Writes one sound, or a list of sounds to a list of files. A file appears when it is complete.
+        """Writes one waveform to a file, or a list of waveforms to a list of files. A file appears once it is complete.
 
         Args:
             audio: float [S] array or tensor at the processor's rate, or a list of them.
-            saving_path: a path, or one for each sound; its suffix names the format.
-            format: the format, where the suffix does not.
+            saving_path: a path, or one for each waveform; its suffix names the format.
+            format: the format, if the suffix does not name it.
 
         Raises:
-            AudioError: no audio (None). PromptError: another number of files than sounds. OptionError: no path.
+            AudioError: the audio is None. PromptError: the number of files is not that of the waveforms.
+            OptionError: no path.
         """
         save_sounds(audio, saving_path, self.sampling_rate, format)
-
-
-def _check_names(options: Iterable[str], known: Collection[str]) -> None:
-    if unknown := sorted(set(options) - set(known)):
-        public = [name for name in known if not name.startswith("_")]
-        raise OptionError(f"unknown option {unknown[0]!r}; {nearest(unknown[0], public)}")
-
-
-def _is_list(given: Any) -> bool:
-    return isinstance(given, Sequence) and not isinstance(given, (str, bytes))
-
-
-def _read_starts(start_index: Any, count: int) -> list[int | None]:
-    """One start for each conversation."""
-    starts = list(start_index) if _is_list(start_index) else [start_index] * count
-    if len(starts) != count:
-        raise OptionError(f"start_index has {len(starts)} entries for {count} conversations")
-    for start in starts:
-        if start is not None:
-            check_count("start_index", start, 0, None, "None to train every assistant turn")
-    return starts

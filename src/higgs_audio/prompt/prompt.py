@@ -1,7 +1,7 @@
-"""What is to be said and in whose voice, as plain data: Voice, Turn, Prompt; scripts to turns, prompts to messages.
+"""Voice, Turn and Prompt: a conversation as plain data; scripts to turns, and prompts to chat messages.
 
-The messages are those of the published examples: a system turn with the scene and the speakers, then each recording
-that the model continues from as a user turn (its text) and an assistant turn (its codes), then the text to speak.
+The messages are those of the published examples: a system turn with the scene and the speakers; then, for each
+reference, a user turn (its text) and an assistant turn (its codes); then the text to generate.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from higgs_audio.errors import CodesError, PromptError, TextError, VoiceError
 from higgs_audio.special_tokens import SCENE_END, SCENE_START
-from higgs_audio.text.written import contains_special, is_unicode
+from higgs_audio.text.markup import find_special_tokens, is_unicode
 
 Codes = NDArray[np.int64]
 
@@ -28,7 +28,7 @@ MULTI_SPEAKER = (
     "text, using the specified voice.\n"
     "If no speaker tag is present, select a suitable voice on your own."
 )
-DEFAULT_PROFILES = ("feminine", "masculine")  # of speakers without a voice, in turn
+DEFAULT_PROFILES = ("feminine", "masculine")  # of speakers without a voice, alternating
 
 _SPEAKER = re.compile(r"SPEAKER(0|[1-9]\d*)")
 _TAG = re.compile(r"\[\s*SPEAKER\s*(\d+)\s*\]", re.IGNORECASE)
@@ -36,15 +36,15 @@ _TAG = re.compile(r"\[\s*SPEAKER\s*(\d+)\s*\]", re.IGNORECASE)
 
 @dataclass(frozen=True, eq=False)
 class Voice:
-    """What a speaker sounds like: a reference (codes and the transcript of what they say), or a profile in words.
+    """The voice of a speaker: a reference recording (codes and their transcript), or a profile in words.
 
-    One without either is nobody's voice: the model chooses.
+    With neither, the model chooses a voice.
 
     Args:
-        name: for people; it changes nothing.
+        name: for people; the model does not read it.
         transcript: the text of the reference, exactly as spoken.
-        codes: [K, F] integers, the reference's sound; copied as int64.
-        profile: a line such as "feminine", or the name of a voice that the checkpoint knows.
+        codes: [K, F] integers, the codes of the reference; copied as int64.
+        profile: a line such as "feminine", or the profile of a named voice of the checkpoint.
 
     Raises:
         VoiceError: both, or codes without their transcript, or a transcript without codes.
@@ -70,7 +70,7 @@ class Voice:
 
     @property
     def key(self) -> str:
-        """Hash of what is heard and said, without the name: equal for voices that sound the same."""
+        """Hash of transcript, profile and codes, without the name: equal for voices that sound the same."""
         return _hash(self.transcript, self.profile, self.codes)
 
 
@@ -79,14 +79,14 @@ class Turn:
     """One contribution of one speaker.
 
     Args:
-        text: what is said.
-        speaker: "SPEAKER0", "SPEAKER1", ...; None where there is only one.
-        codes: [K, F] integers, the turn's own sound, where it is known: of a reference, of a turn spoken before, or of
-            the answer that is trained. A turn without codes is to be spoken.
+        text: of the turn.
+        speaker: "SPEAKER0", "SPEAKER1", ...; None if there is only one.
+        codes: [K, F] integers, the turn's audio: of a reference, of a turn generated before, or of a training target.
+            None for a turn that is to be generated.
 
     Raises:
         TextError: no text.
-        PromptError: a speaker of another form.
+        PromptError: a speaker name of another form.
         CodesError: codes of another shape or type.
     """
 
@@ -97,7 +97,7 @@ class Turn:
     def __post_init__(self) -> None:
         where = f"the turn of {self.speaker}" if self.speaker else "the turn"
         if not isinstance(self.text, str) or not self.text.strip():
-            raise TextError(f"{where} has the text {self.text!r:.60}; give what it says")
+            raise TextError(f"{where} has the text {self.text!r:.60}; give the text to speak")
         if self.speaker is not None:
             _check_speaker(self.speaker)
         object.__setattr__(self, "codes", _check_codes(self.codes, where))
@@ -105,18 +105,18 @@ class Turn:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A conversation: turns with their sound, then turns to be spoken, or in training an answer that has its sound.
+    """A conversation: turns with codes, then turns to generate. In training, the last turn has codes too.
 
     Args:
-        turns: at least one; those without codes stand last.
-        scene: where and how it was recorded.
-        profiles: speaker -> a line of words, or the codes [K, F] of a reference that stands in the scene.
-        system: the text of the system turn; "" for no system turn, None for what the original examples would write
-            (see `to_messages`).
+        turns: at least one; those without codes come last.
+        scene: the scene description: where and how the audio was recorded.
+        profiles: speaker -> a line of words, or the codes [K, F] of a reference that is placed in the scene.
+        system: the text of the system turn; "" for no system turn, None for the text of the original examples (see
+            `to_messages`).
 
     Raises:
-        PromptError: no turns, a turn with codes after one without, a special token in the scene or a profile, a scene
-            or profiles without a system turn to stand in.
+        PromptError: no turns, a turn with codes after one without, a special token in the scene or a profile, or a
+            scene or profiles without a system turn to hold them.
         CodesError: codes with different numbers of codebooks.
     """
 
@@ -134,36 +134,38 @@ class Prompt:
         object.__setattr__(self, "profiles", MappingProxyType(_check_profiles(self.profiles)))
         if not self.turns:
             raise PromptError("the prompt has no turns; give at least the text to speak")
-        spoken = [turn.codes is not None for turn in self.turns]
-        if sorted(spoken, reverse=True) != spoken:
-            raise PromptError(f"turn {spoken.index(False)} has no codes and turns after it have; speak it first")
+        has_codes = [turn.codes is not None for turn in self.turns]
+        if sorted(has_codes, reverse=True) != has_codes:
+            raise PromptError(f"turn {has_codes.index(False)} has no codes, but turns after it have; generate it first")
         _check_codebooks([*(turn.codes for turn in self.turns), *self.profiles.values()])
         if self.scene and not is_unicode(self.scene):
-            raise PromptError(f"the scene {self.scene!r:.60} holds half of a character; decode it as UTF-8")
-        if self.scene and (found := contains_special(self.scene)):
+            raise PromptError(
+                f"the scene {self.scene!r:.60} holds half of a character (a lone surrogate); decode it as UTF-8"
+            )
+        if self.scene and (found := find_special_tokens(self.scene)):
             raise PromptError(f"the scene holds the special token {found[0]}; give its text alone, the tags are added")
         if self.system == "" and (self.scene or self.profiles):
-            raise PromptError("a scene and profiles stand in the system turn; give system=None or a text")
+            raise PromptError("a scene and profiles belong in the system turn; give system=None or a text")
 
     @property
     def speakers(self) -> tuple[str, ...]:
-        """All speakers, of turns and profiles, by number."""
+        """All speakers of turns and profiles, in the order of their numbers."""
         named = {turn.speaker for turn in self.turns if turn.speaker} | set(self.profiles)
         return tuple(sorted(named, key=_number))
 
 
-# Checks.
+# Checks of arguments.
 
 
 def read_codes(codes: Any, where: str) -> Codes:
-    """An array, a tensor or nested lists -> a copy as int64 [K, F]; F may be 0.
+    """Copies an array, a tensor or nested lists as int64 [K, F]; F may be 0.
 
     Raises:
         CodesError: another shape or type, or a negative number; the message begins with `where`.
     """
     try:
         array = np.asarray(codes.detach().cpu() if hasattr(codes, "detach") else codes)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, types that numpy has not
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, types that numpy lacks
         raise CodesError(f"{where} has codes in a {type(codes).__name__}; give integers [K, F]: {error}") from error
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
         raise CodesError(f"{where} has codes of {array.dtype} {list(array.shape)}; give integers [K, F]")
@@ -174,7 +176,7 @@ def read_codes(codes: Any, where: str) -> Codes:
 
 
 def _check_codes(codes: Any, where: str) -> Codes | None:
-    """A copy, at least a frame of it."""
+    """Copies codes of at least one frame."""
     if codes is None:
         return None
     read = read_codes(codes, where)
@@ -183,8 +185,8 @@ def _check_codes(codes: Any, where: str) -> Codes | None:
     return read
 
 
-def _check_codebooks(given: Iterable[str | Codes | None]) -> None:
-    counts = {codes.shape[0] for codes in given if isinstance(codes, np.ndarray)}
+def _check_codebooks(values: Iterable[str | Codes | None]) -> None:
+    counts = {codes.shape[0] for codes in values if isinstance(codes, np.ndarray)}
     if len(counts) > 1:
         raise CodesError(f"the prompt mixes codes of {sorted(counts)} codebooks; encode all with one audio tokenizer")
 
@@ -210,24 +212,24 @@ def _check_profiles(profiles: Mapping[str, Any]) -> dict[str, str | Codes]:
 
 
 def _check_voices(voices: Any) -> dict[str, Voice]:
-    given = {} if voices is None else voices
-    if not isinstance(given, Mapping) or not all(isinstance(voice, Voice) for voice in given.values()):
+    by_speaker = {} if voices is None else voices
+    if not isinstance(by_speaker, Mapping) or not all(isinstance(voice, Voice) for voice in by_speaker.values()):
         raise PromptError(f"the voices are {voices!r:.60}; give a Voice, or a dict: speaker to Voice")
-    return dict(given)
+    return dict(by_speaker)
 
 
 def _check_line(text: str, what: str, error: type[Exception]) -> None:
     if not isinstance(text, str) or not text.strip() or len(text.splitlines()) != 1:
         raise error(f"{what} is {text!r:.60}; give one line of words")
-    if found := contains_special(text):
+    if found := find_special_tokens(text):
         raise error(f"{what} holds the special token {found[0]}; take it out")
 
 
 def _check_speaker(speaker: str) -> re.Match[str]:
-    matched = _SPEAKER.fullmatch(speaker) if isinstance(speaker, str) else None
-    if not matched:
-        raise PromptError(f"the speaker is {speaker!r}; speakers are called SPEAKER0, SPEAKER1 and so on")
-    return matched
+    match = _SPEAKER.fullmatch(speaker) if isinstance(speaker, str) else None
+    if not match:
+        raise PromptError(f"the speaker is {speaker!r}; speakers are named SPEAKER0, SPEAKER1 and so on")
+    return match
 
 
 def _number(speaker: str) -> int:
@@ -242,17 +244,17 @@ def _hash(*parts: str | Codes | None) -> str:
     return digest.hexdigest()
 
 
-# Script -> turns -> Prompt -> messages.
+# Scripts to turns, turns to a Prompt, a Prompt to messages.
 
 
 def parse_script(text: str) -> list[Turn]:
-    """A script with speaker tags -> its turns, to be spoken.
+    """Parses a script with speaker tags to turns without codes.
 
-    A tag begins a turn wherever it stands, in any case and with or without spaces in it; what precedes the first one
-    has no speaker. A turn keeps its line breaks, without blank lines.
+    A tag starts a turn anywhere in a line, in upper or lower case, with or without spaces inside; text before the first
+    tag has no speaker. A turn keeps its line breaks, without blank lines.
 
     Raises:
-        TextError: no text, or a tag with none behind it.
+        TextError: no text, or a tag without text after it.
 
     >>> [(turn.speaker, turn.text) for turn in parse_script("[SPEAKER0] Hello.\\n[SPEAKER1] Hi.")]
     [('SPEAKER0', 'Hello.'), ('SPEAKER1', 'Hi.')]
@@ -261,15 +263,15 @@ def parse_script(text: str) -> list[Turn]:
         raise TextError(f"the script is a {type(text).__name__}; give a text")
     first, *rest = _TAG.split(text)
     turns = [Turn(_tidy(first))] if first.strip() else []
-    for number, said in zip(rest[::2], rest[1::2], strict=True):
-        turns.append(Turn(_tidy(said), f"SPEAKER{int(number)}"))
+    for number, text_of_turn in zip(rest[::2], rest[1::2], strict=True):
+        turns.append(Turn(_tidy(text_of_turn), f"SPEAKER{int(number)}"))
     if not turns:
         raise TextError(f"the script is {text!r:.60}; give some text, such as '[SPEAKER0] Hello.'")
     return turns
 
 
-def _tidy(said: str) -> str:
-    return "\n".join(line.strip() for line in said.splitlines() if line.strip())
+def _tidy(text: str) -> str:
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def compose(
@@ -277,27 +279,27 @@ def compose(
     voices: Voice | Mapping[str, Voice] | None = None,
     *,
     scene: str | None = None,
-    spoken: Sequence[Turn] = (),
+    previous: Sequence[Turn] = (),
 ) -> Prompt:
-    """Turns and voices -> the Prompt that the original examples make of them.
+    """Composes turns and voices to the Prompt of the original examples.
 
-    References become turns before all others. Where some voices are references and some are profiles, the references
-    stand in the scene instead, beside the profiles. Several speakers without any reference have the profiles of
-    `DEFAULT_PROFILES` in turn where they have no other.
+    References become turns before all others. If some voices are references and some are profiles, the references are
+    placed in the scene instead, beside the profiles. Several speakers without any reference get the profiles of
+    `DEFAULT_PROFILES`, alternating, where they have none.
 
     Args:
-        turns: to be spoken.
-        voices: speaker -> voice; one voice alone is that of SPEAKER0.
-        scene: where and how it was recorded.
-        spoken: turns of the same conversation that are spoken already, with codes; the system turn and the tags stay
-            what they were without them.
+        turns: to generate.
+        voices: speaker -> voice; a single voice is that of SPEAKER0.
+        scene: the scene description.
+        previous: generated turns of the same conversation, with codes; the system turn and the tags are the same as
+            without them.
 
     Raises:
-        PromptError: as `Prompt`; or voices of another form.
+        PromptError: as `Prompt`; or voices of another type.
     """
     voices = {"SPEAKER0": voices} if isinstance(voices, Voice) else _check_voices(voices)
-    spoken, turns = _check_turns(spoken), _check_turns(turns)
-    heard: list[Turn] = []
+    previous, turns = _check_turns(previous), _check_turns(turns)
+    references: list[Turn] = []
     profiles: dict[str, str | Codes] = {}
     in_scene = any(voice.profile is not None for voice in voices.values())
     for speaker in sorted(voices, key=_number):
@@ -307,47 +309,47 @@ def compose(
         elif voice.codes is not None and in_scene:
             profiles[speaker] = voice.codes
         elif voice.codes is not None:
-            heard.append(Turn(voice.transcript or "", speaker, voice.codes))
-    unspoken = [replace(turn, codes=None) for turn in spoken]
-    system, lines = _choose_system(Prompt((*heard, *unspoken, *turns), scene, profiles))
-    return Prompt((*heard, *spoken, *turns), scene, lines, system)
+            references.append(Turn(voice.transcript or "", speaker, voice.codes))
+    without_codes = [replace(turn, codes=None) for turn in previous]
+    system, lines = _choose_system(Prompt((*references, *without_codes, *turns), scene, profiles))
+    return Prompt((*references, *previous, *turns), scene, lines, system)
 
 
 def to_messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """Prompt -> chat messages, as the processor takes them; codes are content `{"type": "audio", "codes": [K, F]}`.
+    """Converts a prompt to chat messages; codes are content `{"type": "audio", "codes": [K, F]}`.
 
-    Where `prompt.system` is None, as the original examples have it: no system turn before reference turns without
-    scene or profiles; `MULTI_SPEAKER` for several speakers of whom none is heard, with `DEFAULT_PROFILES` where they
-    have none; otherwise `SINGLE_SPEAKER`. Texts begin with their speaker's tag if there are several speakers, and
-    turns to be spoken make one user message, a line each.
+    If `prompt.system` is None, as in the original examples: no system turn before reference turns without scene or
+    profiles; `MULTI_SPEAKER` for several speakers without any reference, with `DEFAULT_PROFILES` where they have none;
+    otherwise `SINGLE_SPEAKER`. Texts begin with their speaker's tag if there are several speakers, and the turns to
+    generate make one user message, a line each.
 
-    The last turn counts as the answer if it has codes, so a training example begins as the prompt that asks for it.
+    A last turn with codes counts as the turn to generate, so a training example begins as its prompt does.
     """
     system, profiles = _choose_system(prompt)
     messages: list[dict[str, Any]] = []
     if system:
         messages.append({"role": "system", "content": _join(_write_system(system, prompt.scene, profiles))})
     tagged = len({*prompt.speakers, *profiles}) > 1
-    asked: list[str] = []
+    lines: list[str] = []
     for turn in prompt.turns:
-        asked.append(f"[{turn.speaker}] {turn.text}" if tagged and turn.speaker else turn.text)
+        lines.append(f"[{turn.speaker}] {turn.text}" if tagged and turn.speaker else turn.text)
         if turn.codes is not None:
-            messages.append({"role": "user", "content": asked.pop()})
+            messages.append({"role": "user", "content": lines.pop()})
             messages.append({"role": "assistant", "content": [_audio(turn.codes)]})
-    if asked:
-        messages.append({"role": "user", "content": "\n".join(asked)})
+    if lines:
+        messages.append({"role": "user", "content": "\n".join(lines)})
     return messages
 
 
 def _choose_system(prompt: Prompt) -> tuple[str, Mapping[str, str | Codes]]:
-    """(system text, empty for no system turn; profiles)."""
+    """Returns the system text, "" for no system turn, and the profiles."""
     if prompt.system is not None:
         return prompt.system, prompt.profiles
-    follows = any(turn.codes is not None for turn in prompt.turns[:-1])
-    if follows and not (prompt.scene or prompt.profiles):
+    has_references = any(turn.codes is not None for turn in prompt.turns[:-1])
+    if has_references and not (prompt.scene or prompt.profiles):
         return "", {}
-    heard = follows or any(isinstance(profile, np.ndarray) for profile in prompt.profiles.values())
-    if heard or len(prompt.speakers) < 2:
+    has_references = has_references or any(isinstance(profile, np.ndarray) for profile in prompt.profiles.values())
+    if has_references or len(prompt.speakers) < 2:
         return SINGLE_SPEAKER, prompt.profiles
     defaults = {
         speaker: DEFAULT_PROFILES[place % len(DEFAULT_PROFILES)] for place, speaker in enumerate(prompt.speakers)
@@ -356,7 +358,7 @@ def _choose_system(prompt: Prompt) -> tuple[str, Mapping[str, str | Codes]]:
 
 
 def _write_system(system: str, scene: str | None, profiles: Mapping[str, str | Codes]) -> list[str | Codes]:
-    """The system turn's texts and codes, to be joined."""
+    """Returns the texts and codes of the system turn, to be joined."""
     parts: list[str | Codes] = [system]
     if not scene and not profiles:
         return parts
@@ -367,7 +369,7 @@ def _write_system(system: str, scene: str | None, profiles: Mapping[str, str | C
 
 
 def _join(parts: Iterable[str | Codes]) -> str | list[dict[str, Any]]:
-    """Neighbouring texts as one; a plain string where there is nothing else."""
+    """Joins adjacent texts; returns a plain string if there is nothing else."""
     items: list[dict[str, Any]] = []
     for part in parts:
         if not isinstance(part, str):

@@ -1,4 +1,4 @@
-"""What a language model answered: token ids and delayed columns, checked, to codes; and the response made of them."""
+"""Responses of the language model: checks its token ids and delayed columns, and reverts the columns to codes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from higgs_audio import audio as audio_io
+from higgs_audio.audio.files import write
+from higgs_audio.audio.waveform import from_array
 from higgs_audio.delay import revert_delay
 from higgs_audio.errors import AudioError, CodesError, OptionError, PromptError
 from higgs_audio.prompt.prompt import read_codes
@@ -17,47 +18,53 @@ from higgs_audio.prompt.prompt import read_codes
 
 @dataclass(frozen=True)
 class HiggsAudioResponse:
-    """What the model answered: `audio` float32 [S] in [-1, 1] or None, the text beside it, samples a second."""
+    """The response of the model.
+
+    Attributes:
+        audio: float32 [S] in [-1, 1]; None if the response has no complete frame.
+        generated_text: the text beside the audio.
+        sampling_rate: samples per second.
+    """
 
     audio: np.ndarray | None
     generated_text: str
     sampling_rate: int
 
 
-def read_ids(given: Any, vocabulary_size: int) -> Tensor:
-    """Token ids of any shape, as int64.
+def read_ids(token_ids: Any, vocabulary_size: int) -> Tensor:
+    """Returns token ids of any shape as int64.
 
     Raises:
         PromptError: not integers, or outside the vocabulary.
     """
     try:
-        ids = torch.as_tensor(given.copy() if isinstance(given, np.ndarray) else given)
+        ids = torch.as_tensor(token_ids.copy() if isinstance(token_ids, np.ndarray) else token_ids)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise PromptError(f"the token ids are {given!r:.60}; give integers [T] or [B, T]") from error
+        raise PromptError(f"the token ids are {token_ids!r:.60}; give integers [T] or [B, T]") from error
     if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
         raise PromptError(f"the token ids are {ids.dtype}; give integers [T] or [B, T]")
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary_size):
         raise PromptError(
             f"token ids run from {int(ids.min())} to {int(ids.max())}; allowed: 0 to {vocabulary_size - 1}, the "
-            "tokenizer's vocabulary. Give ids, not labels, of the model that goes with it"
+            "tokenizer's vocabulary. Give ids, not labels, of the model that this tokenizer belongs to"
         )
     return ids.long()
 
 
-def read_segments(given: Any, num_codebooks: int, bos: int) -> list[Tensor]:
-    """Generated segments -> the codes [K, F] of each; F may be 0.
+def read_segments(segments: Any, num_codebooks: int, bos: int) -> list[Tensor]:
+    """Returns the codes [K, F] of each generated segment; F may be 0.
 
     Args:
-        given: a list of delayed columns [K, n], one such matrix alone, or None for no segment.
+        segments: a list of delayed columns [K, n], one such matrix, or None for no segment.
         num_codebooks: K.
         bos: id of stream bos, which fills the first column of a segment.
 
     Raises:
-        CodesError: something else, or of another number of codebooks.
+        CodesError: another type, or another number of codebooks.
     """
-    if given is None:
+    if segments is None:
         return []
-    segments = [given] if isinstance(given, (Tensor, np.ndarray)) else given
+    segments = [segments] if isinstance(segments, (Tensor, np.ndarray)) else segments
     if not isinstance(segments, (list, tuple)):
         raise CodesError(f"the segments are a {type(segments).__name__}; give a list of delayed columns [K, n]")
     return [_read_segment(segment, num_codebooks, bos) for segment in segments]
@@ -73,7 +80,7 @@ def _read_segment(segment: Any, num_codebooks: int, bos: int) -> Tensor:
 
 
 def save_sounds(audio: Any, saving_path: Any, sampling_rate: int, format: str | None = None) -> None:
-    """Writes one sound, or a list of sounds to a list of files; see `HiggsAudioProcessor.save_audio`."""
+    """Writes one waveform, or a list of waveforms to a list of files; see `HiggsAudioProcessor.save_audio`."""
     sounds: Sequence[Any] = audio if isinstance(audio, (list, tuple)) else [audio]
     paths = saving_path if isinstance(saving_path, (list, tuple)) else [saving_path]
     if not all(isinstance(path, (str, Path)) for path in paths):
@@ -81,7 +88,7 @@ def save_sounds(audio: Any, saving_path: Any, sampling_rate: int, format: str | 
     if len(sounds) != len(paths):
         raise PromptError(f"{len(sounds)} sounds and {len(paths)} files; give one path for each sound")
     if any(sound is None for sound in sounds):
-        raise AudioError("there is no audio to save: the model answered without any")
+        raise AudioError("there is no audio to save: the response of the model has none")
     for sound, path in zip(sounds, paths, strict=True):
         samples = sound.detach().float().cpu().numpy() if isinstance(sound, Tensor) else sound
-        audio_io.write(audio_io.from_array(samples, sampling_rate), path, format=format)
+        write(from_array(samples, sampling_rate), path, format=format)

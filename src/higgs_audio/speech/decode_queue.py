@@ -1,6 +1,7 @@
-"""Columns to chunks of sound, of all utterances that are ready at once: few large calls of the audio tokenizer.
+"""Decode queue: turns columns into chunks of sound, for all utterances that are ready at once.
 
-Whoever wants a chunk makes it, and with it those of the others that have enough frames by then.
+Decoding several utterances in one call of the audio tokenizer is faster than decoding each alone. There is no worker
+thread: a caller that needs a chunk decodes it, and with it the chunks of other utterances that have enough frames.
 """
 
 import threading
@@ -18,174 +19,187 @@ from higgs_audio.engine import RequestHandle
 from higgs_audio.errors import typed
 from higgs_audio.speech.result import Chunk
 
-# Frames sounded together: few at first, so that sound comes soon, then more, as a call costs (a `dac` body decodes
-# the frames around them again).
+# Frames per chunk: few at first, so that sound starts early, then more, because each call has a cost (a `dac` body
+# decodes the frames around a chunk again).
 FIRST_CHUNK_FRAMES = 4
 NEXT_CHUNK_FRAMES = 8
 MAX_CHUNK_FRAMES = 64
-PATIENT_CHUNK_FRAMES = 256  # longer than most utterances
-GROUP = 8  # utterances that nobody waits for, sounded at once: 39 ms each in place of 61, on two cores
+OFFLINE_CHUNK_FRAMES = 256  # longer than most utterances
+GROUP_SIZE = 8  # offline utterances decoded in one call: 39 ms each instead of 61, on two cores
 
 
 class DecodeJob:
-    """An utterance on its way to a listener; `DecodeQueue.open` makes it.
+    """An utterance that is being decoded; `DecodeQueue.open` creates it.
 
     Attributes:
-        answer: its columns.
-        soon: whether somebody waits for its first chunk.
-        chunks: made and not yet taken.
-        error: what ended it, once its chunks are taken.
-        is_last: whether the chunk that is ready is the last one.
-        is_over: whether the last chunk has been made.
+        handle: of its engine request, the source of its columns.
+        decoder: holds its decoder state.
+        is_offline: whether nobody waits for its first chunk.
+        chunks: decoded chunks that have not been taken.
+        error: that ended it; raised after its chunks have been taken.
+        is_last: whether the chunk that is ready to be decoded is the last one.
+        is_finished: whether the last chunk has been decoded.
     """
 
-    def __init__(self, answer: RequestHandle, codec: HiggsAudioTokenizer, soon: bool, look_ahead: int | None) -> None:
-        self.answer, self.decoder, self.soon = answer, StreamDecoder(codec, look_ahead), soon
+    def __init__(
+        self, handle: RequestHandle, codec: HiggsAudioTokenizer, is_offline: bool, look_ahead: int | None
+    ) -> None:
+        self.handle, self.decoder, self.is_offline = handle, StreamDecoder(codec, look_ahead), is_offline
         self.chunks: deque[Chunk] = deque()
         self.error: Exception | None = None
-        self.is_last = self.is_over = False
+        self.is_last = self.is_finished = False
         self._num_codebooks, marker = codec.config.num_codebooks, codec.config.codebook_size
         self._aligner = FrameAligner(self._num_codebooks, marker, marker + 1)
         self._frames: list[list[int]] = []
         ahead = codec.decoder_context[1] if look_ahead is None else look_ahead
-        first, self._later = (FIRST_CHUNK_FRAMES, NEXT_CHUNK_FRAMES) if soon else (PATIENT_CHUNK_FRAMES,) * 2
-        self._size, self._most = ahead + first, max(self._later, MAX_CHUNK_FRAMES)
+        first = OFFLINE_CHUNK_FRAMES if is_offline else FIRST_CHUNK_FRAMES
+        self._size = ahead + first  # frames of the next chunk, then of the one after it
+        self._next_size = OFFLINE_CHUNK_FRAMES if is_offline else NEXT_CHUNK_FRAMES
+        self._max_size = max(self._next_size, MAX_CHUNK_FRAMES)
 
     def collect(self) -> bool:
-        """Takes the columns that are there; whether they are enough for a chunk, and `is_last` whether for the last."""
-        while not self.is_over and len(self._frames) < self._size:
-            is_done = self.answer.is_done  # first: the last column comes before the answer is done
-            column = self.answer.poll()
+        """Takes the available columns. Returns whether they make a chunk, and sets `is_last` if it is the last one."""
+        while not self.is_finished and len(self._frames) < self._size:
+            is_done = self.handle.is_done  # read first: the last column arrives before the handle is done
+            column = self.handle.poll()
             if column is None:
                 self.is_last = is_done
                 return is_done
             frame = self._aligner.push(column)
             if frame is not None:
                 self._frames.append(frame)
-        return not self.is_over
+        return not self.is_finished
 
     @property
     def codes(self) -> Tensor:
-        """Of the chunk that is ready, `[K, F]` on the CPU."""
+        """The codes [K, F] of the chunk that is ready, on the CPU."""
         return torch.tensor(self._frames, dtype=torch.long).reshape(-1, self._num_codebooks).T
 
     def add(self, samples: NDArray[np.float32], codes: Tensor) -> None:
-        """The chunk that was ready."""
-        self.chunks.append(Chunk(samples, codes, self.answer.finish_reason if self.is_last else None))
-        self.is_over = self.is_last
-        self._frames, self._size, self._later = [], self._later, min(2 * self._later, self._most)
+        """Adds the chunk that was ready, decoded."""
+        self.chunks.append(Chunk(samples, codes, self.handle.finish_reason if self.is_last else None))
+        self.is_finished = self.is_last
+        self._frames, self._size = [], self._next_size
+        self._next_size = min(2 * self._next_size, self._max_size)
 
     def fail(self, error: Exception) -> None:
-        """It has no more chunks."""
-        self.error, self.is_over = error, True
+        """Ends the job with an error."""
+        self.error, self.is_finished = error, True
 
 
 class DecodeQueue:
-    """Makes sound for one audio tokenizer; from any thread.
+    """Decodes the utterances of one audio tokenizer. Thread-safe.
 
     Args:
-        codec: whose codes they are.
+        codec: the audio tokenizer.
     """
 
     def __init__(self, codec: HiggsAudioTokenizer) -> None:
         self.codec = codec
-        self._open: list[DecodeJob] = []
-        # A stream that nobody wants is closed wherever the garbage collector is called: also by a thread that sounds.
-        self._books, self._sounds = threading.RLock(), threading.Lock()
+        self._jobs: list[DecodeJob] = []
+        # Reentrant: the garbage collector closes an abandoned stream in any thread, even one that holds this lock.
+        self._jobs_lock, self._decode_lock = threading.RLock(), threading.Lock()
 
-    def open(self, answer: RequestHandle, soon: bool = True, look_ahead: int | None = None) -> DecodeJob:
-        """An utterance whose chunks will be asked for.
+    def __len__(self) -> int:
+        """The number of open jobs that may be decoded together with others."""
+        return len(self._jobs)
+
+    def open(self, handle: RequestHandle, is_offline: bool = False, look_ahead: int | None = None) -> DecodeJob:
+        """Creates the job of an utterance whose chunks will be taken with `chunks`.
 
         Args:
-            answer: its columns.
-            soon: whether somebody waits for the first sound: chunks begin small and double. Otherwise all are of the
-                greatest length, and may be made beside others from now on.
-            look_ahead: that of `StreamDecoder`.
+            handle: of its engine request.
+            is_offline: whether nobody waits for the first chunk. Chunks then have the maximum length, and may be
+                decoded together with others from now on. Otherwise they start small and double.
+            look_ahead: as in `StreamDecoder`.
         """
-        sounding = DecodeJob(answer, self.codec, soon, look_ahead)
-        if not soon:
-            self._join(sounding)
-        return sounding
+        job = DecodeJob(handle, self.codec, is_offline, look_ahead)
+        if is_offline:
+            self._add(job)
+        return job
 
-    def close(self, sounding: DecodeJob) -> None:
-        """Nobody wants its chunks; what it answers goes on."""
-        with self._books:
-            if sounding in self._open:
-                self._open.remove(sounding)
+    def close(self, job: DecodeJob) -> None:
+        """Removes a job whose chunks are no longer needed; its engine request goes on."""
+        with self._jobs_lock:
+            if job in self._jobs:
+                self._jobs.remove(job)
 
-    def chunks(self, sounding: DecodeJob) -> Iterator[Chunk]:
-        """All of them, and then it is closed. Raises what the engine or the audio tokenizer failed with."""
-        self._join(sounding)
+    def chunks(self, job: DecodeJob) -> Iterator[Chunk]:
+        """Yields all chunks of a job and closes it; raises the error of the engine or the audio tokenizer."""
+        self._add(job)
         try:
-            while not sounding.is_over or sounding.chunks:
-                self._work_for(sounding)
-                while sounding.chunks:
-                    yield sounding.chunks.popleft()
-            if sounding.error is not None:
-                raise sounding.error
+            while not job.is_finished or job.chunks:
+                self._advance(job)
+                while job.chunks:
+                    yield job.chunks.popleft()
+            if job.error is not None:
+                raise job.error
         finally:
-            self.close(sounding)
+            self.close(job)
 
-    def _join(self, sounding: DecodeJob) -> None:
-        with self._books:
-            if sounding not in self._open:
-                self._open.append(sounding)
+    def _add(self, job: DecodeJob) -> None:
+        with self._jobs_lock:
+            if job not in self._jobs:
+                self._jobs.append(job)
 
-    def _work_for(self, sounding: DecodeJob) -> None:
-        """A step, or sound. Where another thread is at sound, steps are taken, as long as there are some to take."""
-        waiting = sounding
-        if self._sounds.acquire(blocking=sounding.answer.is_done):
-            try:
-                if sounding.chunks or sounding.is_over:
-                    return
-                if sounding.collect():
-                    ready, others = self._beside(sounding)
-                    if sounding.soon or not others or len(ready) == GROUP:
-                        self._sound(ready)
-                        return
-                    waiting = others[0]  # there is time until more are ready
-            finally:
-                self._sounds.release()
-        waiting.answer.wait()
+    def _advance(self, job: DecodeJob) -> None:
+        """Runs one step of the engine, or one call of the audio tokenizer if the job has a chunk to decode.
 
-    def _beside(self, sounding: DecodeJob) -> tuple[list[DecodeJob], list[DecodeJob]]:
-        """It and others that are ready, `GROUP` at most; and those nobody waits for who are not.
-
-        Whoever waits for a first sound does not wait for the long chunks of others.
+        While another thread decodes, this one runs engine steps as long as the engine has any for the job.
         """
-        with self._books:
-            others = [one for one in self._open if one is not sounding and (one.soon or not sounding.soon)]
-        ready = [one for one in others if one.collect()]
-        left = [one for one in others if not one.soon and not one.is_over and one not in ready]
-        return [sounding, *sorted(ready, key=lambda one: not one.soon)][:GROUP], left
+        waiting = job
+        if self._decode_lock.acquire(blocking=job.handle.is_done):
+            try:
+                if job.chunks or job.is_finished:
+                    return
+                if job.collect():
+                    ready, not_ready = self._group(job)
+                    if not job.is_offline or not not_ready or len(ready) == GROUP_SIZE:
+                        self._decode(ready)
+                        return
+                    waiting = not_ready[0]  # an offline chunk can wait until more of them are ready
+            finally:
+                self._decode_lock.release()
+        waiting.handle.wait()
 
-    def _sound(self, ready: list[DecodeJob]) -> None:
-        """A chunk of each. What fails for all is tried for each alone, and then fails for one alone."""
-        for one in ready:
-            if one.is_last and one.answer.error is not None:
-                one.fail(one.answer.error)
-        ready = [one for one in ready if not one.is_over]
-        if not ready:
+    def _group(self, job: DecodeJob) -> tuple[list[DecodeJob], list[DecodeJob]]:
+        """Returns the jobs to decode together, at most `GROUP_SIZE`, and the offline jobs that are not ready.
+
+        The first chunk of a stream does not wait for the long chunks of offline jobs.
+        """
+        with self._jobs_lock:
+            others = [other for other in self._jobs if other is not job and (job.is_offline or not other.is_offline)]
+        ready = [other for other in others if other.collect()]
+        not_ready = [other for other in others if other.is_offline and not other.is_finished and other not in ready]
+        return [job, *sorted(ready, key=lambda other: other.is_offline)][:GROUP_SIZE], not_ready
+
+    def _decode(self, jobs: list[DecodeJob]) -> None:
+        """Decodes a chunk of each job. If the call fails, each job is decoded alone, so only the failing one ends."""
+        for job in jobs:
+            if job.is_last and job.handle.error is not None:
+                job.fail(job.handle.error)
+        jobs = [job for job in jobs if not job.is_finished]
+        if not jobs:
             return
-        codes, states = [one.codes for one in ready], [one.decoder.state for one in ready]
+        codes, states = [job.codes for job in jobs], [job.decoder.state for job in jobs]
         try:
-            sounds = self._pushed(ready, codes)
+            samples = self._push(jobs, codes)
         except BaseException as error:
-            for one, state in zip(ready, states, strict=True):
-                one.decoder.state = state
+            for job, state in zip(jobs, states, strict=True):
+                job.decoder.state = state
             if not isinstance(error, Exception):
                 raise
-            if len(ready) == 1:
-                ready[0].fail(typed(error))
+            if len(jobs) == 1:
+                jobs[0].fail(typed(error))
             else:
-                for one in ready:
-                    self._sound([one])
+                for job in jobs:
+                    self._decode([job])
             return
-        for one, samples, part in zip(ready, sounds, codes, strict=True):
-            one.add(samples, part)
+        for job, job_samples, job_codes in zip(jobs, samples, codes, strict=True):
+            job.add(job_samples, job_codes)
 
-    def _pushed(self, ready: list[DecodeJob], codes: list[Tensor]) -> list[NDArray[np.float32]]:
-        """The samples of each, on the CPU."""
-        decoders, parts = [one.decoder for one in ready], [part.to(self.codec.device) for part in codes]
-        sounds = push_many(decoders, parts, [one.is_last for one in ready])
-        return [sound.float().clamp(-1, 1).cpu().numpy() for sound in sounds]  # it may go a little over 1
+    def _push(self, jobs: list[DecodeJob], codes: list[Tensor]) -> list[NDArray[np.float32]]:
+        """Returns the samples of each job, on the CPU, clipped to [-1, 1], which the decoder may slightly exceed."""
+        decoders, on_device = [job.decoder for job in jobs], [job_codes.to(self.codec.device) for job_codes in codes]
+        samples = push_many(decoders, on_device, [job.is_last for job in jobs])
+        return [job_samples.float().clamp(-1, 1).cpu().numpy() for job_samples in samples]

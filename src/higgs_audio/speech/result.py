@@ -1,4 +1,4 @@
-"""An utterance between engine and listener: the options of a call to a request, chunks of sound to a speech."""
+"""The results of speech generation: chunks of sound, and the `Speech` that they make."""
 
 import math
 import time
@@ -11,19 +11,19 @@ from torch import Tensor
 
 from higgs_audio.audio.waveform import Waveform
 
-LOW_LATENCY_FRAMES = 3  # that a sample waits for where it need not be exact; docs/measurements.md has the error
+LOW_LATENCY_FRAMES = 3  # look-ahead of inexact samples; docs/measurements.md has the error
 
 
 @dataclass(frozen=True)
 class Speech:
-    """A text, spoken.
+    """The speech of a text.
 
     Attributes:
-        waveform: its sound, 24 kHz.
-        codes: [K, F] int64, the codes the sound was decoded from.
-        finish_reason: "stop" where every utterance ended by itself; otherwise why the first that did not ended:
-            "length" at its limit, "silence" or "repetition" where the model was stuck.
-        first_sound_seconds: from the call to the first sound; NaN where nobody took the time.
+        waveform: the sound, 24 kHz.
+        codes: [K, F] int64, the codes that the sound was decoded from.
+        finish_reason: "stop" if the model ended every utterance itself; otherwise the reason of the first utterance
+            that it did not end: "length" at its limit, "silence" or "repetition" if generation was stuck.
+        first_sound_seconds: seconds from the call to the first sound; NaN if not measured.
     """
 
     waveform: Waveform
@@ -39,7 +39,13 @@ class Speech:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples [S] that have become certain, the codes [K, F] that came in with them, and why the utterance ended."""
+    """A chunk of the sound of an utterance.
+
+    Attributes:
+        samples: [S], final: later frames do not change them.
+        codes: [K, F] of the frames that arrived since the previous chunk, on the CPU.
+        finish_reason: of the utterance, with its last chunk.
+    """
 
     samples: NDArray[np.float32]
     codes: Tensor
@@ -47,29 +53,29 @@ class Chunk:
 
 
 class SpeechBuilder:
-    """Chunks of a text on their way to a `Speech`."""
+    """Collects the chunks of a text to a `Speech`; measures time from its creation on."""
 
     def __init__(self, sample_rate: int) -> None:
-        self._rate, self._began = sample_rate, time.perf_counter()
-        self._first = math.nan
+        self._rate, self._start = sample_rate, time.perf_counter()
+        self._first_sound_seconds = math.nan
         self._chunks: list[Chunk] = []
         self._num_samples = 0
 
     @property
     def seconds(self) -> float:
-        """Of sound so far."""
+        """Seconds of sound so far."""
         return self._num_samples / self._rate
 
     def add(self, chunk: Chunk) -> None:
-        """The next chunk."""
+        """Adds the next chunk."""
         self._chunks.append(chunk)
         self._num_samples += len(chunk.samples)
-        if math.isnan(self._first) and len(chunk.samples):
-            self._first = time.perf_counter() - self._began
+        if math.isnan(self._first_sound_seconds) and len(chunk.samples):
+            self._first_sound_seconds = time.perf_counter() - self._start
 
     def speech(self) -> Speech:
-        """All of it."""
+        """Returns the speech of all chunks."""
         waveform = Waveform(np.concatenate([chunk.samples for chunk in self._chunks]), self._rate)
         codes = torch.cat([chunk.codes for chunk in self._chunks], dim=1).numpy()  # [K, F]
         unusual = (chunk.finish_reason for chunk in self._chunks if chunk.finish_reason not in (None, "stop"))
-        return Speech(waveform, codes, next(unusual, None) or "stop", self._first)
+        return Speech(waveform, codes, next(unusual, None) or "stop", self._first_sound_seconds)

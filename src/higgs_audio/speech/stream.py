@@ -1,4 +1,4 @@
-"""Texts on their way through the engine: utterances are asked for, a few ahead, and sounded one after another."""
+"""Speech streams: submit the utterances of a text to the engine, a few ahead, and yield their chunks in order."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from typing_extensions import Self
 
 from higgs_audio.engine import Engine
 from higgs_audio.errors import HiggsAudioError
@@ -14,42 +15,42 @@ from higgs_audio.speech.decode_queue import DecodeJob, DecodeQueue
 from higgs_audio.speech.request import SPEAKER, RequestBuilder, SpeechRequest
 from higgs_audio.speech.result import Chunk, Speech, SpeechBuilder
 
-UTTERANCES_AHEAD = 4  # utterances of a text that are asked for at once, where nobody waits for the first sound
-TOGETHER = 24  # texts that are spoken at once: sixteen, and the eight that wait to be sounded together
+UTTERANCES_AHEAD = 4  # utterances of a text that are submitted at once if nobody waits for the first sound
+MAX_ACTIVE_TEXTS = 24  # texts generated at once: sixteen, and the eight that wait to be decoded together
 
 
 class SpeechStream:
-    """One text: iterating gives its chunks of sound; closing it ends the work.
+    """The stream of one text: iterating yields its chunks of sound; closing it ends the work.
 
-    Each utterance is asked for in the voice of the request. Where there is none, the first utterance comes before all
-    others as a turn already spoken, or every one would be spoken by somebody else.
+    Every utterance is generated in the voice of the request. Without one, the first utterance becomes a previous turn
+    in the prompts of the others; otherwise each would have another voice.
 
     Args:
-        request: what to say. Nothing is asked for before the first chunk is, or `begin` is called.
-        engine, writer, desk: of a checkpoint.
-        ahead: utterances that are asked for at once, where none depends on another.
-        soon, look_ahead: see `DecodeQueue.open`.
+        request: nothing of it is submitted before the first chunk is requested or `start` is called.
+        engine, builder, queue: of a checkpoint.
+        num_ahead: utterances that are submitted at once, if they can be generated in parallel.
+        is_offline, look_ahead: as in `DecodeQueue.open`.
     """
 
     def __init__(
         self,
         request: SpeechRequest,
         engine: Engine,
-        writer: RequestBuilder,
-        desk: DecodeQueue,
+        builder: RequestBuilder,
+        queue: DecodeQueue,
         *,
-        ahead: int = 1,
-        soon: bool = True,
+        num_ahead: int = 1,
+        is_offline: bool = False,
         look_ahead: int | None = None,
     ) -> None:
-        self._request, self._engine, self._writer, self._desk = request, engine, writer, desk
-        self._soon, self._look_ahead = soon, look_ahead
-        self._ahead = ahead if request.is_free else 1
-        self._asked: dict[int, DecodeJob] = {}
+        self._request, self._engine, self._builder, self._queue = request, engine, builder, queue
+        self._is_offline, self._look_ahead = is_offline, look_ahead
+        self._num_ahead = num_ahead if request.is_parallel else 1
+        self._jobs: dict[int, DecodeJob] = {}
         self._is_stopped = False
-        self._spoken: tuple[Turn, ...] = ()
-        self._left = request.max_frames
-        self._chunks = self._speak()
+        self._previous: tuple[Turn, ...] = ()
+        self._frames_left = request.max_frames
+        self._chunks = self._generate()
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -57,116 +58,118 @@ class SpeechStream:
     def __next__(self) -> Chunk:
         return next(self._chunks)
 
-    def begin(self) -> "SpeechStream":
-        """Asks for its first utterances, so that they are made beside others; raises what `Engine.submit` does."""
+    def start(self) -> Self:
+        """Submits the first utterances, so that they are generated beside others; raises what `Engine.submit` does."""
         try:
-            self._ask(0)
+            self._submit(0)
         except BaseException:
             self.close()
             raise
         return self
 
     def stop(self) -> None:
-        """Ends it at the next step, from any thread: whoever waits for its next chunk gets no more."""
+        """Ends the stream at the next step, from any thread; a thread that waits for its next chunk gets no more."""
         self._is_stopped = True
-        for sounding in list(self._asked.values()):
-            sounding.answer.cancel()
+        for job in list(self._jobs.values()):
+            job.handle.cancel()
 
     def close(self) -> None:
-        """Ends what is not done."""
+        """Cancels everything that is not finished."""
         self._chunks.close()
         self.stop()
-        for sounding in list(self._asked.values()):
-            self._desk.close(sounding)
+        for job in list(self._jobs.values()):
+            self._queue.close(job)
 
-    def _speak(self) -> Generator[Chunk, None, None]:
+    def _generate(self) -> Generator[Chunk, None, None]:
         for number in range(len(self._request.utterances)):
-            if self._left == 0:
-                yield self._nothing("length")
+            if self._frames_left == 0:
+                yield self._empty_chunk("length")
                 return
-            self._ask(number)
+            self._submit(number)
             codes = []
-            for chunk in self._desk.chunks(self._asked[number]):
+            for chunk in self._queue.chunks(self._jobs[number]):
                 codes.append(chunk.codes)
                 yield chunk
             if self._is_stopped:
                 return
-            del self._asked[number]
-            self._said(number, torch.cat(codes, dim=1).numpy())
+            del self._jobs[number]
+            self._finish_utterance(number, torch.cat(codes, dim=1).numpy())
 
-    def _said(self, number: int, codes: np.ndarray) -> None:
-        """An utterance, `[K, F]`, is over."""
-        self._left = None if self._left is None else self._left - codes.shape[1]
-        if self._request.voice is None and not self._spoken:
-            self._spoken = (Turn(self._request.utterances[number], SPEAKER, codes),)
+    def _finish_utterance(self, number: int, codes: np.ndarray) -> None:
+        """Records a finished utterance with its codes [K, F]."""
+        if self._frames_left is not None:
+            self._frames_left -= codes.shape[1]
+        if self._request.voice is None and not self._previous:
+            self._previous = (Turn(self._request.utterances[number], SPEAKER, codes),)
 
-    def _ask(self, first: int) -> None:
-        """Asks for an utterance and, where they can be, for the next ones; what is wrong with those is told in turn."""
-        last = min(first + self._ahead, len(self._request.utterances))
+    def _submit(self, first: int) -> None:
+        """Submits an utterance and the next ones, up to `num_ahead`; an error of a later one is raised in its turn."""
+        last = min(first + self._num_ahead, len(self._request.utterances))
         for number in range(first, last):
-            if number in self._asked:
+            if number in self._jobs:
                 continue
             try:
-                written = self._writer.write(self._request, number, self._spoken, self._left)
-                answer = self._engine.submit(replace(written, is_offline=not self._soon))
-                self._asked[number] = self._desk.open(answer, self._soon, self._look_ahead)
+                request = self._builder.build(self._request, number, self._previous, self._frames_left)
+                handle = self._engine.submit(replace(request, is_offline=self._is_offline))
+                self._jobs[number] = self._queue.open(handle, self._is_offline, self._look_ahead)
             except HiggsAudioError:
                 if number == first:
                     raise
                 return
             if self._is_stopped:
-                self._asked[number].answer.cancel()
+                self._jobs[number].handle.cancel()
 
-    def _nothing(self, reason: str) -> Chunk:
-        return Chunk(np.zeros(0, np.float32), torch.zeros(self._desk.codec.config.num_codebooks, 0).long(), reason)
+    def _empty_chunk(self, finish_reason: str) -> Chunk:
+        codes = torch.zeros(self._queue.codec.config.num_codebooks, 0).long()
+        return Chunk(np.zeros(0, np.float32), codes, finish_reason)
 
 
 def stream_many(
-    requests: Iterable[SpeechRequest], recital_of: Callable[[SpeechRequest], SpeechStream], sample_rate: int
+    requests: Iterable[SpeechRequest], open_stream: Callable[[SpeechRequest], SpeechStream], sample_rate: int
 ) -> Generator[tuple[int, Speech | HiggsAudioError], None, None]:
-    """Speaks many texts, `TOGETHER` at once: each one's number and its speech or error, as they are done.
+    """Generates many texts, `MAX_ACTIVE_TEXTS` at once; yields the number of each and its speech or error, once done.
 
     Args:
-        requests: asked for one as room is made, so there may be any number of them.
-        recital_of: makes one of a request.
+        requests: the next one is taken when a text is done, so there may be any number of them.
+        open_stream: creates the stream of a request.
         sample_rate: of the sound.
 
     Closing the iterator ends the work.
     """
-    waiting, speaking = enumerate(requests), dict[int, tuple[SpeechStream, SpeechBuilder]]()
+    pending, active = enumerate(requests), dict[int, tuple[SpeechStream, SpeechBuilder]]()
     try:
         while True:
-            while len(speaking) < TOGETHER and (following := next(waiting, None)) is not None:
+            while len(active) < MAX_ACTIVE_TEXTS and (following := next(pending, None)) is not None:
                 number, request = following
                 try:
-                    speaking[number] = recital_of(request).begin(), SpeechBuilder(sample_rate)
+                    active[number] = open_stream(request).start(), SpeechBuilder(sample_rate)
                 except HiggsAudioError as error:
                     yield number, error
-            if not speaking:
+            if not active:
                 return
-            for number, (recital, said) in list(speaking.items()):
-                result = _go_on(recital, said)
+            for number, (stream, builder) in list(active.items()):
+                result = _advance(stream, builder)
                 if result is not None:
-                    speaking.pop(number)[0].close()
+                    active.pop(number)[0].close()
                     yield number, result
     finally:
-        for recital, _ in speaking.values():
-            recital.close()
+        for stream, _ in active.values():
+            stream.close()
 
 
-def _go_on(recital: SpeechStream, said: SpeechBuilder) -> Speech | HiggsAudioError | None:
-    """One chunk more; the speech when there is none, or the error that ended it."""
+def _advance(stream: SpeechStream, builder: SpeechBuilder) -> Speech | HiggsAudioError | None:
+    """Adds the next chunk; returns the speech if there is none, or the error that ended the stream."""
     try:
-        chunk = next(recital, None)
+        chunk = next(stream, None)
     except HiggsAudioError as error:
         return error
     if chunk is None:
-        return said.speech()
-    said.add(chunk)
+        return builder.speech()
+    builder.add(chunk)
     return None
 
 
-def stream_speech(recital: SpeechStream) -> Generator[Chunk, None, None]:
-    """Its chunks; what is not done when nobody wants more is ended."""
-    with closing(recital):
-        yield from recital
+def stream_speech(stream: SpeechStream) -> Generator[Chunk, None, None]:
+    """Yields the chunks of a stream, and closes it when the generator is closed."""
+    with closing(stream):
+        yield from stream

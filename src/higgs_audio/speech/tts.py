@@ -1,44 +1,36 @@
-"""HiggsAudio: text in, speech out. Where processor, engine and audio tokenizer meet; glue only."""
+"""HiggsAudio: text in, speech out. Connects processor, engine and audio tokenizer."""
 
 import asyncio
-import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from typing_extensions import Self, Unpack
 
-from higgs_audio import checkpoint
-from higgs_audio.audio.files import read
-from higgs_audio.audio.waveform import Waveform, from_array
+from higgs_audio.audio.waveform import Waveform
+from higgs_audio.checkpoint import Checkpoint, open_checkpoint
 from higgs_audio.codec import HiggsAudioTokenizer
-from higgs_audio.device import read_device
+from higgs_audio.device import resolve_device
 from higgs_audio.engine import Engine
-from higgs_audio.errors import AudioError, CheckpointError, HiggsAudioError, OptionError, TextError, VoiceError, nearest
-from higgs_audio.model import quantize
+from higgs_audio.errors import CheckpointError, HiggsAudioError, OptionError, TextError
+from higgs_audio.generation.sampling import SamplingKwargs
+from higgs_audio.model import offload, quantize
+from higgs_audio.model.load_options import LoadOptions
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
-from higgs_audio.model.offload import offload_text as keep_text_home
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.prompt.prompt import Voice
 from higgs_audio.speech.decode_queue import DecodeQueue
-from higgs_audio.speech.request import RequestBuilder, SpeechRequest, silence_codes
+from higgs_audio.speech.request import RequestBuilder, SpeechOptions, SpeechRequest, silence_codes
 from higgs_audio.speech.result import LOW_LATENCY_FRAMES, Chunk, Speech, SpeechBuilder
 from higgs_audio.speech.stream import UTTERANCES_AHEAD, SpeechStream, stream_many, stream_speech
-from higgs_audio.speech.voices import read_voices
-from higgs_audio.text.written import check_speakable
-
-MAX_REFERENCE_SECONDS = 30.0  # a longer one makes every step slower and the voice no better
-NUM_REFERENCES = 64  # recordings whose codes are kept: a voice is encoded once, however often it comes
+from higgs_audio.speech.voices import VoiceLibrary, read_voices
 
 
 class HiggsAudio:
-    """A checkpoint that speaks.
+    """A checkpoint that generates speech.
 
     >>> tts = HiggsAudio.from_pretrained("nano")  # doctest: +SKIP
     >>> speech = tts.generate("The sun rises in the east.", voice="ava", seed=1)  # doctest: +SKIP
@@ -48,11 +40,11 @@ class HiggsAudio:
     Args:
         model: the language model, in eval mode.
         processor: with its audio tokenizer.
-        voices: name -> {"profile": text that the model knows the voice by, "description": for people}; the first is
-            the default. Without any, the model chooses a voice.
+        voices: name -> {"profile": the text that identifies the voice to the model, "description": for people}; the
+            first is the default. Without any, the model chooses a voice.
 
     Raises:
-        OptionError: something else. CheckpointError: a processor without audio tokenizer.
+        OptionError: an argument of another type. CheckpointError: a processor without audio tokenizer.
     """
 
     def __init__(
@@ -62,29 +54,24 @@ class HiggsAudio:
         voices: dict[str, dict[str, str]] | None = None,
     ) -> None:
         if not isinstance(model, torch.nn.Module) or not isinstance(processor, HiggsAudioProcessor):
-            given = f"{type(model).__name__} and {type(processor).__name__}"
-            raise OptionError(f"HiggsAudio got {given}; give a HiggsAudioForConditionalGeneration and its processor")
-        if not isinstance(voices, (Mapping, NoneType)) or not all(
-            isinstance(entry, Mapping) and isinstance(entry.get("profile"), str) for entry in (voices or {}).values()
-        ):
-            raise OptionError(f'voices={voices!r:.60}; give None, or a dict like {{"ava": {{"profile": "Ava"}}}}')
+            types = f"{type(model).__name__} and {type(processor).__name__}"
+            raise OptionError(f"HiggsAudio got {types}; give a HiggsAudioForConditionalGeneration and its processor")
+        self._voices = VoiceLibrary(voices, processor)
         if processor.audio_tokenizer is None:
             raise CheckpointError("the processor has no audio tokenizer: load it from a checkpoint that has one")
         self.model = model
         self.processor = processor
-        self._profiles = voices or {}
-        self._writer, self._desk = RequestBuilder(model, processor), DecodeQueue(processor.audio_tokenizer)
+        self._builder, self._queue = RequestBuilder(model, processor), DecodeQueue(processor.audio_tokenizer)
         self._engine: Engine | None = None
-        self._references: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()  # of recordings, by their hash
-        self._making, self._encoding = threading.Lock(), threading.Lock()
+        self._engine_lock = threading.Lock()
 
     @property
     def engine(self) -> Engine:
-        """What runs its requests, made when something is first said; put another here for other limits.
+        """The engine that runs the requests, created on first use; assign another one for other limits.
 
-        Where the weights of the model are changed afterwards, `engine.forget()`.
+        Call `engine.forget()` after changing the weights of the model.
         """
-        with self._making:  # two threads that speak first must not have one each
+        with self._engine_lock:  # threads that generate first share one
             if self._engine is None:
                 self._engine = Engine(self.model, silent=silence_codes(self.codec))
             return self._engine
@@ -96,44 +83,42 @@ class HiggsAudio:
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path = "nano",
+        name: str | Path | Checkpoint = "nano",
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         *,
         codec_device: str | torch.device | None = None,
         weights: str | None = None,
         offload_text: bool = False,
-    ) -> "HiggsAudio":
-        """Loads a checkpoint. What a small machine can do with the last three is in docs/small-machines.md.
+    ) -> Self:
+        """Loads a checkpoint. docs/small-machines.md shows the use of the last three options.
 
         Args:
-            name: as in `checkpoint.resolve`: "nano", a folder, or a hub repository.
+            name: as in `checkpoint.open_checkpoint`: "nano", a folder, or a hub repository.
             device: "cpu", "cuda", ...; when None a GPU if torch finds one.
             dtype: of the language model; when None float32 on a CPU, where it is faster than bfloat16, and bfloat16
                 elsewhere. The audio tokenizer is always float32.
             codec_device: of the audio tokenizer; when None that of the language model.
             weights: "int8" or "nf4" (4 bits) quantises the matrices of the decoder layers while they are loaded.
-            offload_text: leaves the weights that only text needs in host memory. Changes nothing on a CPU, where
-                they are.
+            offload_text: keeps the weights that only text uses in host memory. No effect on a CPU.
 
         Raises:
-            CheckpointError: no such checkpoint, or files that do not fit.
-            OptionError: no such device or weights; weights for a checkpoint that was saved quantised; a model whose
-                text weights audio needs too.
+            CheckpointError: no such checkpoint, or invalid files.
+            OptionError: no such device or weights; weights for a checkpoint that was saved quantised; offload_text for
+                a model whose audio uses the text weights too.
             MissingExtraError: torchao (int8) or bitsandbytes (nf4) is not installed.
         """
-        place = read_device(device)
-        codec_place = place if codec_device is None else read_device(codec_device, "codec_device")
-        folder = checkpoint.resolve(name)
-        dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
-        model = HiggsAudioForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, **_weight_options(folder, weights, dtype)
-        )
-        if offload_text and place.type != "cpu":
-            keep_text_home(model, place)
+        model_device = resolve_device(device)
+        processor_device = model_device if codec_device is None else resolve_device(codec_device, "codec_device")
+        checkpoint = open_checkpoint(name)
+        dtype = dtype or (torch.float32 if model_device.type == "cpu" else torch.bfloat16)
+        options = _load_options(checkpoint, weights, dtype)
+        model = HiggsAudioForConditionalGeneration.from_pretrained(checkpoint, **options)
+        if offload_text and model_device.type != "cpu":
+            offload.offload_text(model, model_device)
         else:
-            model.to(place)
-        return cls(model, _load_processor(folder, codec_place), read_voices(folder))
+            model.to(model_device)
+        return cls(model, _load_processor(checkpoint, processor_device), read_voices(checkpoint))
 
     @property
     def codec(self) -> HiggsAudioTokenizer:
@@ -143,46 +128,28 @@ class HiggsAudio:
 
     @property
     def sample_rate(self) -> int:
-        """Of everything it says, in Hz: 24000."""
+        """Samples per second of generated speech: 24000."""
         return self.processor.sampling_rate
 
     @property
     def voices(self) -> tuple[str, ...]:
-        """Names of the voices that the checkpoint brings; the first is the default."""
-        return tuple(self._profiles)
+        """Names of the voices of the checkpoint; the first is the default."""
+        return self._voices.names
 
     def voice(self, source: str | Path | bytes | Waveform, transcript: str | None = None) -> Voice:
-        """A voice by name, or that of a recording.
+        """Returns a named voice, or the voice of a recording.
 
         Args:
             source: one of `voices`; or a recording of at most 30 seconds, of any format, rate and number of channels,
                 as a path, the bytes of a file, or a `Waveform`.
-            transcript: what is said in the recording, word for word.
+            transcript: the text of the recording, word for word.
 
         Raises:
             VoiceError: no such voice, a recording without transcript, or a name with one.
             AudioError: a recording that is missing, unreadable, empty, shorter than 5 ms or longer than 30 s.
             TextError: a transcript with nothing speakable, or with a special token in it.
         """
-        if isinstance(source, str) and not _is_recording(source, self.voices):
-            if transcript is not None:
-                raise VoiceError(f"{source!r} names a voice, which takes no transcript; leave it out, or give a path")
-            return self._named(source)
-        if transcript is None:
-            raise VoiceError("a recording needs its transcript: pass what is said in it, word for word, as transcript=")
-        said = check_speakable(transcript).strip()
-        return Voice(transcript=said, codes=self._encode(_read_reference(source)))
-
-    def _encode(self, reference: Waveform) -> NDArray[np.int64]:
-        """The codes `[K, F]` of a recording."""
-        key = hashlib.sha256(reference.samples.tobytes() + str(reference.sample_rate).encode()).digest()
-        with self._encoding:
-            if key not in self._references:
-                self._references[key] = self.processor.encode_audio(reference)
-            self._references.move_to_end(key)
-            while len(self._references) > NUM_REFERENCES:
-                self._references.popitem(last=False)
-            return self._references[key].copy()  # whoever changes them changes their own
+        return self._voices.load(source, transcript)
 
     def generate(
         self,
@@ -193,36 +160,36 @@ class HiggsAudio:
         max_seconds: float | None = None,
         scene: str | None = None,
         progress: Callable[[float], None] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingKwargs],
     ) -> Speech:
-        """Speaks a text of any length: the concatenation of `stream`.
+        """Generates the speech of a text of any length: the concatenation of `stream`.
 
         Args:
-            text: what to say.
-            voice: a name of `voices`, or a `Voice` that `voice()` made; the default voice when None.
-            seed: equal seeds give equal sound on one machine; when None no two calls are equal.
-            max_seconds: at most so much sound in all. Beside that, no utterance may last longer than 1 second and
-                0.12 for each phone, about twice of what it should.
-            scene: where the speech is recorded, in words, for models that know scenes.
-            progress: called with the seconds of sound made so far.
-            **sampling: `temperature`, `top_k`, `top_p` and the other fields of `SamplingOptions`; where left out, the
-                checkpoint's own.
+            text: to speak.
+            voice: a name of `voices`, or a `Voice` that `voice()` returned; the default voice when None.
+            seed: equal seeds give equal sound on one machine; when None every call gives another.
+            max_seconds: limit of the whole sound. Without it each utterance still has a limit: 1 second and 0.12 for
+                each phone, about twice the usual duration.
+            scene: a description of where the speech is recorded, for models that were trained with scenes.
+            progress: called with the seconds of sound generated so far.
+            **sampling: `temperature`, `top_k`, `top_p` and the other fields of `SamplingOptions`; omitted ones have the
+                checkpoint's values.
 
         Raises:
             TextError: a text that is empty, has nothing speakable, or holds a special token.
             VoiceError: no such voice.
             OptionError: an option that does not exist, or a value outside its range.
-            PromptError: a scene with a special token in it. CodesError: a voice with impossible codes.
+            PromptError: a scene with a special token in it. CodesError: a voice with invalid codes.
         """
         request = self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
         if progress is not None and not callable(progress):
             raise OptionError(f"progress={progress!r:.60}; give a function of seconds, or None")
-        said = SpeechBuilder(self.sample_rate)
-        for chunk in stream_speech(self._recital(request, ahead=UTTERANCES_AHEAD)):
-            said.add(chunk)
+        builder = SpeechBuilder(self.sample_rate)
+        for chunk in stream_speech(self._open_stream(request, num_ahead=UTTERANCES_AHEAD)):
+            builder.add(chunk)
             if progress is not None:
-                progress(said.seconds)
-        return said.speech()
+                progress(builder.seconds)
+        return builder.speech()
 
     def generate_batch(
         self,
@@ -232,70 +199,82 @@ class HiggsAudio:
         seed: int | None = None,
         max_seconds: float | None = None,
         scene: str | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingKwargs],
     ) -> list[Speech]:
-        """Speaks several texts at once: each as `generate` would with the same arguments, in a fraction of the time.
+        """Generates the speech of several texts at once: the results of `generate` in a fraction of the time.
 
-        Raises what `generate` raises, for the first text found with an error; before anything is said where it can be
-        told.
+        Raises:
+            HiggsAudioError: what `generate` raises, for the first text that fails. Invalid arguments and texts are
+                found before anything is generated.
         """
         if isinstance(texts, str):
             raise TextError(f"texts={texts!r:.60} is one text; give a list of them, or call generate")
-        requests = [
-            self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
-            for text in texts
-        ]
-        spoken: dict[int, Speech] = {}
+        options = {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling}
+        requests = [self.request(text, voice, options) for text in texts]
+        speeches: dict[int, Speech] = {}
         with closing(self.generate_as_completed(requests)) as results:
             for number, result in results:
                 if isinstance(result, HiggsAudioError):
                     raise result
-                spoken[number] = result
-        return [spoken[number] for number in range(len(requests))]
+                speeches[number] = result
+        return [speeches[number] for number in range(len(requests))]
 
     def generate_as_completed(
         self, requests: Iterable[SpeechRequest]
     ) -> Generator[tuple[int, Speech | HiggsAudioError], None, None]:
-        """Speaks any number of requests, several at once: the number of each and its speech or error, as they are done.
+        """Runs any number of requests, several at once; yields the number of each and its speech or error, once done.
 
         Args:
-            requests: of `request`; taken as room is made. Closing the iterator ends the work.
+            requests: made by `request`; the next one is taken when another is done. Closing the iterator ends the work.
         """
         return stream_many(
-            requests, lambda one: self._recital(one, ahead=UTTERANCES_AHEAD, soon=False), self.sample_rate
+            requests,
+            lambda request: self._open_stream(request, num_ahead=UTTERANCES_AHEAD, is_offline=True),
+            self.sample_rate,
         )
 
-    async def generate_async(self, text: str, voice: Voice | str | None = None, **options: Any) -> Speech:
-        """`generate` for asyncio; what is asked for at once is spoken together.
+    async def generate_async(
+        self,
+        text: str,
+        voice: Voice | str | None = None,
+        *,
+        progress: Callable[[float], None] | None = None,
+        **options: Unpack[SpeechOptions],
+    ) -> Speech:
+        """`generate` for asyncio; concurrent calls are generated together.
 
-        A task that is cancelled comes back at once; its text is spoken to the end, unheard. `stream_async` stops.
+        A cancelled task returns at once, but its text is generated to the end. `stream_async` stops.
         """
-        return await asyncio.to_thread(self.generate, text, voice, **options)
+        return await asyncio.to_thread(self.generate, text, voice, progress=progress, **options)
 
     async def stream_async(
-        self, text: str, voice: Voice | str | None = None, **options: Any
+        self,
+        text: str,
+        voice: Voice | str | None = None,
+        *,
+        low_latency: bool = False,
+        **options: Unpack[SpeechOptions],
     ) -> AsyncIterator[Waveform]:
-        """`stream` for asyncio; breaking off, or cancelling the task, ends the work."""
-        low_latency = options.pop("low_latency", False)
+        """`stream` for asyncio; closing the iterator, or cancelling the task, ends the work."""
         request = await asyncio.to_thread(self.request, text, voice, options)
-        await asyncio.to_thread(lambda: self.engine)  # made when something is first said
-        recital = self._recital(request, look_ahead=_look_ahead(low_latency))  # which asks in the first thread below
+        await asyncio.to_thread(lambda: self.engine)  # created on first use
+        stream = self._open_stream(request, look_ahead=_look_ahead(low_latency))  # submits in the first thread below
         pending: asyncio.Future[Chunk | None] | None = None
         try:
             while True:
-                pending = asyncio.ensure_future(asyncio.to_thread(next, recital, None))
+                pending = asyncio.ensure_future(asyncio.to_thread(next, stream, None))
                 chunk = await asyncio.shield(pending)
                 if chunk is None:
                     return
                 if len(chunk.samples):
                     yield Waveform(chunk.samples, self.sample_rate)
         finally:
-            recital.stop()  # a thread may be in it still, and nobody can close it before it is out
+            stream.stop()  # a thread may still be inside; the stream cannot be closed before it returns
             if pending is not None:
                 await asyncio.wait([pending])
                 if not pending.cancelled():
-                    pending.exception()  # told already, or nobody waits for it any more
-            await asyncio.to_thread(recital.close)
+                    pending.exception()  # retrieved, so that asyncio does not log it: it has been raised already
+            await asyncio.to_thread(stream.close)
 
     def stream(
         self,
@@ -306,100 +285,90 @@ class HiggsAudio:
         max_seconds: float | None = None,
         scene: str | None = None,
         low_latency: bool = False,
-        **sampling: Any,
+        **sampling: Unpack[SamplingKwargs],
     ) -> Generator[Waveform, None, None]:
-        """Speaks a text in chunks, each as soon as it is certain. Arguments and errors are those of `generate`.
+        """Generates the speech of a text in chunks, each as soon as it is final.
 
-        Everything is checked before the first chunk is asked for; closing the iterator ends the work.
+        Arguments and errors are those of `generate`, and are checked before the first chunk is requested. Closing the
+        iterator ends the work.
 
         Args:
-            low_latency: each chunk comes some frames earlier, before all that it depends on is known: the sound is
-                nearly that of `generate`, and no longer the same. docs/measurements.md has how much sooner and how
-                near.
+            low_latency: yields each chunk some frames earlier, before all frames that it depends on are known. The
+                sound then differs slightly from that of `generate`; docs/measurements.md has the latency and the
+                difference.
         """
         request = self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
         return self._waveforms(request, _look_ahead(low_latency))
 
     def _waveforms(self, request: SpeechRequest, look_ahead: int | None) -> Generator[Waveform, None, None]:
-        for chunk in stream_speech(self._recital(request, look_ahead=look_ahead)):
+        for chunk in stream_speech(self._open_stream(request, look_ahead=look_ahead)):
             if len(chunk.samples):
                 yield Waveform(chunk.samples, self.sample_rate)
 
-    def _recital(self, request: SpeechRequest, **options: Any) -> SpeechStream:
-        if self._desk.codec is not self.codec:  # the processor has been given another
-            self._desk = DecodeQueue(self.codec)
-        return SpeechStream(request, self.engine, self._writer, self._desk, **options)
-
-    # What a call asks for.
+    def _open_stream(
+        self, request: SpeechRequest, *, num_ahead: int = 1, is_offline: bool = False, look_ahead: int | None = None
+    ) -> SpeechStream:
+        if self._queue.codec is not self.codec:  # the processor has been given another audio tokenizer
+            self._queue = DecodeQueue(self.codec)
+        return SpeechStream(
+            request,
+            self.engine,
+            self._builder,
+            self._queue,
+            num_ahead=num_ahead,
+            is_offline=is_offline,
+            look_ahead=look_ahead,
+        )
 
     def request(self, text: str, voice: Voice | str | None, options: Mapping[str, Any]) -> SpeechRequest:
-        """The checked request of a `generate` call with these arguments, for `generate_as_completed`."""
-        chosen = self._default() if voice is None else voice if isinstance(voice, Voice) else self._named(str(voice))
-        return self._writer.check(text, chosen, options)
-
-    def _named(self, name: str) -> Voice:
-        if name not in self._profiles:
-            raise VoiceError(
-                f"no voice {name!r}; {nearest(name, self.voices)}. A recording and its transcript make another: "
-                "voice(path, transcript)"
-            )
-        return Voice(name=name, profile=self._profiles[name]["profile"])
-
-    def _default(self) -> Voice | None:
-        return self._named(self.voices[0]) if self.voices else None
+        """Returns the checked request of a `generate` call with these arguments, for `generate_as_completed`."""
+        if not isinstance(voice, Voice):
+            voice = self._voices.default() if voice is None else self._voices.find(str(voice))
+        return self._builder.read_request(text, voice, options)
 
 
 def _look_ahead(low_latency: bool) -> int | None:
-    """Frames that a sample waits for; all that it depends on when None. Raises OptionError unless it is a bool."""
+    """Returns the frames that a chunk waits for; None for all that its samples depend on.
+
+    Raises:
+        OptionError: not a bool.
+    """
     if not isinstance(low_latency, bool):
         raise OptionError(f"low_latency={low_latency!r}; allowed: True or False")
     return LOW_LATENCY_FRAMES if low_latency else None
 
 
-def _read_reference(source: str | Path | bytes | Waveform) -> Waveform:
-    """The recording of a voice, not longer than it may be."""
-    if not isinstance(source, Waveform):
-        return read(source, max_seconds=MAX_REFERENCE_SECONDS)
-    if source.seconds > MAX_REFERENCE_SECONDS:
-        raise AudioError(f"the recording lasts {source.seconds:.1f} seconds; give at most {MAX_REFERENCE_SECONDS:g}")
-    return from_array(source.samples, source.sample_rate)
-
-
-def _is_recording(source: str, voices: tuple[str, ...]) -> bool:
-    """Whether a string is a path, and not the name of a voice (well or badly spelled)."""
-    path = Path(source)
-    return source not in voices and (len(path.parts) > 1 or bool(path.suffix) or path.is_file())
-
-
-def _weight_options(folder: Path, weights: str | None, dtype: torch.dtype) -> dict[str, Any]:
-    """What loading has to know of quantised weights: those asked for, or those the checkpoint was saved with."""
-    saved = quantize.saved_method(folder)
+def _load_options(checkpoint: Checkpoint, weights: str | None, dtype: torch.dtype) -> LoadOptions:
+    """Returns the options of loading the model: its type, and the quantisation of the argument or of the checkpoint."""
+    saved = quantize.saved_method(checkpoint)
     if weights is not None and saved is not None:
-        raise OptionError(f"weights={weights!r}: {folder} was saved quantised by {saved}; leave weights out")
-    if weights is None and saved is None:
-        return {}
-    # Quantised in host memory, then moved: transformers would otherwise pick a GPU, with or without room for it.
-    asked = {} if weights is None else {"quantization_config": quantize.quantization_config(weights, dtype)}
-    return {**asked, "device_map": {"": "cpu"}}
+        raise OptionError(f"weights={weights!r}: {checkpoint} was saved quantised by {saved}; leave weights out")
+    options: LoadOptions = {"dtype": dtype}
+    if weights is not None or saved is not None:
+        # Quantised in host memory, then moved: transformers would otherwise choose a GPU, even one without room for it.
+        options["device_map"] = {"": "cpu"}
+    if weights is not None:
+        options["quantization_config"] = quantize.quantization_config(weights, dtype)
+    return options
 
 
-def load_codec(name: str | Path, device: str | torch.device | None = None) -> HiggsAudioTokenizer:
-    """The audio tokenizer of a checkpoint, or one in a folder or repository of its own.
+def _load_processor(checkpoint: Checkpoint, device: torch.device) -> HiggsAudioProcessor:
+    try:
+        return HiggsAudioProcessor.from_pretrained(checkpoint, device_map=device)
+    except HiggsAudioError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the tokenizer or processor files of {checkpoint} do not load: {error}") from error
+
+
+def load_codec(name: str | Path | Checkpoint, device: str | torch.device | None = None) -> HiggsAudioTokenizer:
+    """Loads the audio tokenizer of a checkpoint, or one in its own folder or repository.
 
     Args:
         name, device: as in `HiggsAudio.from_pretrained`.
 
     Raises:
-        CheckpointError: no such checkpoint, or files that do not fit.
+        CheckpointError: no such checkpoint, or invalid files.
         OptionError: no such device.
     """
-    return HiggsAudioTokenizer.from_pretrained(name, device_map=read_device(device))
-
-
-def _load_processor(folder: Path, place: torch.device) -> HiggsAudioProcessor:
-    try:
-        return HiggsAudioProcessor.from_pretrained(folder, device_map=place)
-    except HiggsAudioError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the tokenizer or processor files of {folder} do not load: {error}") from error
+    return HiggsAudioTokenizer.from_pretrained(name, device_map=resolve_device(device))

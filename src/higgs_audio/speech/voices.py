@@ -1,36 +1,129 @@
-"""The named voices of a checkpoint."""
+"""Voices: the named voices of a checkpoint, and voices of recordings."""
 
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from higgs_audio.checkpoint.weights import CONFIG_FILE as CONFIG_FILE
-from higgs_audio.checkpoint.weights import read_json
-from higgs_audio.errors import CheckpointError
+import numpy as np
+from numpy.typing import NDArray
 
-VOICES_FILE = "voices.json"
+from higgs_audio.audio.files import read
+from higgs_audio.audio.waveform import Waveform, from_array
+from higgs_audio.checkpoint import Checkpoint, as_checkpoint
+from higgs_audio.checkpoint.names import VOICES_FILE
+from higgs_audio.errors import AudioError, CheckpointError, OptionError, VoiceError, nearest
+from higgs_audio.prompt.processor import HiggsAudioProcessor
+from higgs_audio.prompt.prompt import Voice
+from higgs_audio.text.markup import check_speakable
+
+MAX_REFERENCE_SECONDS = 30.0  # a longer reference makes every step slower and the voice no better
+NUM_REFERENCES = 64  # recordings whose codes are cached, so that a recording in use is encoded once
 
 
-# What a folder holds.
+def read_voices(folder: str | Path | Checkpoint) -> dict[str, dict[str, str]]:
+    """Returns the named voices of a checkpoint, in the file's order: name -> {"profile": ..., "description": ...}.
 
-
-def read_voices(folder: str | Path) -> dict[str, dict[str, str]]:
-    """The voices that a checkpoint knows by name, in the file's order: name -> {"profile": ..., "description": ...}.
-
-    `profile` is the text that the model knows the voice by, `description` is for people. None without voices.json.
+    The model identifies the voice by the text `profile`; `description` is for people. Empty without voices.json.
 
     Raises:
-        CheckpointError: the file is not of that form.
+        CheckpointError: voices.json is not of that form.
     """
-    path = Path(folder) / VOICES_FILE
-    if not path.is_file():
-        return {}
-    voices = read_json(path)
+    checkpoint = as_checkpoint(folder)
+    voices, path = checkpoint.read_if_present(VOICES_FILE), checkpoint.path(VOICES_FILE)
     if not all(name and _is_voice(entry) for name, entry in voices.items()):
         raise CheckpointError(f'{path} must be like {{"ava": {{"profile": "Ava", "description": "..."}}}}')
     return {name: {"description": "", **entry} for name, entry in voices.items()}
 
 
 def _is_voice(entry: Any) -> bool:
-    """Strings throughout, the profile one line among them."""
+    """Whether an entry holds only strings, among them a profile of one line."""
     texts = isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values())
     return texts and len(entry.get("profile", "").splitlines()) == 1
+
+
+class VoiceLibrary:
+    """The named voices of a checkpoint, and voices made of recordings. Thread-safe.
+
+    Args:
+        profiles: name -> {"profile": ..., "description": ...}; the first is the default voice. None for none.
+        processor: encodes recordings.
+
+    Raises:
+        OptionError: profiles of another form.
+    """
+
+    def __init__(self, profiles: Mapping[str, Mapping[str, str]] | None, processor: HiggsAudioProcessor) -> None:
+        if not isinstance(profiles, (Mapping, NoneType)) or not all(
+            isinstance(entry, Mapping) and isinstance(entry.get("profile"), str) for entry in (profiles or {}).values()
+        ):
+            raise OptionError(f'voices={profiles!r:.60}; give None, or a dict like {{"ava": {{"profile": "Ava"}}}}')
+        self._profiles = profiles or {}
+        self._processor = processor
+        self._references: OrderedDict[bytes, NDArray[np.int64]] = OrderedDict()  # codes by the hash of the recording
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names; the first is the default."""
+        return tuple(self._profiles)
+
+    def find(self, name: str) -> Voice:
+        """Returns a named voice.
+
+        Raises:
+            VoiceError: no such voice.
+        """
+        if name not in self._profiles:
+            raise VoiceError(
+                f"no voice {name!r}; {nearest(name, self.names)}. A recording and its transcript make another: "
+                "voice(path, transcript)"
+            )
+        return Voice(name=name, profile=self._profiles[name]["profile"])
+
+    def default(self) -> Voice | None:
+        """Returns the default voice; None if the checkpoint names no voices."""
+        return self.find(self.names[0]) if self.names else None
+
+    def load(self, source: str | Path | bytes | Waveform, transcript: str | None = None) -> Voice:
+        """Returns a named voice, or the voice of a recording; arguments and errors are those of `HiggsAudio.voice`."""
+        if isinstance(source, str) and not self._is_recording(source):
+            if transcript is not None:
+                raise VoiceError(f"{source!r} names a voice, which takes no transcript; leave it out, or give a path")
+            return self.find(source)
+        if transcript is None:
+            raise VoiceError("a recording needs its transcript: pass what is said in it, word for word, as transcript=")
+        text = check_speakable(transcript).strip()
+        return Voice(transcript=text, codes=self._encode(_read_reference(source)))
+
+    def _is_recording(self, source: str) -> bool:
+        """Whether a string is a path instead of the name of a voice, which may be misspelled."""
+        path = Path(source)
+        return source not in self._profiles and (len(path.parts) > 1 or bool(path.suffix) or path.is_file())
+
+    def _encode(self, reference: Waveform) -> NDArray[np.int64]:
+        """Returns the codes [K, F] of a recording, a copy of those in the cache."""
+        key = hashlib.sha256(reference.samples.tobytes() + str(reference.sample_rate).encode()).digest()
+        with self._lock:
+            if key not in self._references:
+                self._references[key] = self._processor.encode_audio(reference)
+            self._references.move_to_end(key)
+            while len(self._references) > NUM_REFERENCES:
+                self._references.popitem(last=False)
+            return self._references[key].copy()
+
+
+def _read_reference(source: str | Path | bytes | Waveform) -> Waveform:
+    """Reads the recording of a voice.
+
+    Raises:
+        AudioError: a recording that cannot be read, or is longer than `MAX_REFERENCE_SECONDS`.
+    """
+    if not isinstance(source, Waveform):
+        return read(source, max_seconds=MAX_REFERENCE_SECONDS)
+    if source.seconds > MAX_REFERENCE_SECONDS:
+        raise AudioError(f"the recording lasts {source.seconds:.1f} seconds; give at most {MAX_REFERENCE_SECONDS:g}")
+    return from_array(source.samples, source.sample_rate)

@@ -1,38 +1,48 @@
-"""How long speech takes: bounds on the frames of an utterance, so that none runs on for ever and none ends at once."""
+"""Speaking pace: bounds on the number of frames of an utterance, so that generation neither stops early nor runs on."""
 
 from higgs_audio.text.phonemes import PHONES, phonemize
 
-# 15,000 clips of twenty synthetic voices have 0.057 to 0.1 seconds a phone; the slowest reaches 0.85 of the most.
-MIN_PHONE_SECONDS = 0.03
-MAX_PHONE_SECONDS = 0.12
-EXTRA_SECONDS = 1.0
-REFERENCE_MARGIN = 1.5  # over the pace of a reference, where that is slower still
-PHONES_OF_A_FIGURE = 5  # in written text, a digit or an ideograph
-FIRST_IDEOGRAPH = "\u2e80"
+__all__ = ["count_phones", "frame_bounds"]
+
+# Measured: 15,000 clips of twenty synthetic voices take 0.057 to 0.1 seconds per phone; the slowest clip takes 0.85 of
+# the upper bound.
+_MIN_PHONE_SECONDS = 0.03
+_MAX_PHONE_SECONDS = 0.12
+_EXTRA_SECONDS = 1.0
+_REFERENCE_MARGIN = 1.5  # a slow reference raises the upper bound to this multiple of its own pace
+_PHONES_PER_SYMBOL = 5  # phones of a digit or an ideograph in written text
+_FIRST_IDEOGRAPH = "\u2e80"
 
 
 def count_phones(text: str, phonemes: bool) -> int:
-    """Phones of a text as the front end reads it; without one, letters and, with a weight, digits and ideographs.
+    """Counts the phones of a text, or estimates their number.
+
+    Args:
+        text: written text.
+        phonemes: whether to count the phones of `phonemize`. Otherwise the estimate is one phone per letter and five
+            per digit or ideograph.
 
     Raises:
-        TextError: with `phonemes`, nothing in the text can be spoken.
+        TextError: with `phonemes`, the text contains nothing to speak.
 
     >>> count_phones("Hello 42", phonemes=False)
     15
     """
     if phonemes:
         return sum(symbol in PHONES for symbol in phonemize(text))
-    figures = sum(symbol.isdigit() or symbol >= FIRST_IDEOGRAPH for symbol in text)
-    return PHONES_OF_A_FIGURE * figures + sum(symbol.isalpha() and symbol < FIRST_IDEOGRAPH for symbol in text)
+    num_symbols = sum(character.isdigit() or character >= _FIRST_IDEOGRAPH for character in text)
+    num_letters = sum(character.isalpha() and character < _FIRST_IDEOGRAPH for character in text)
+    return _PHONES_PER_SYMBOL * num_symbols + num_letters
 
 
-def frame_bounds(phones: int, frame_rate: float, reference_pace: float = 0.0) -> tuple[int, int]:
-    """Least and most frames of an utterance.
+def frame_bounds(num_phones: int, frame_rate: float, reference_pace: float = 0.0) -> tuple[int, int]:
+    """Returns the least and the greatest number of frames of an utterance.
 
     Args:
-        phones: in it.
-        frame_rate: of the audio tokenizer, frames a second.
-        reference_pace: seconds a phone of the recording whose voice it takes; a slow one raises the most.
+        num_phones: of the utterance.
+        frame_rate: of the audio tokenizer, in frames per second.
+        reference_pace: seconds per phone of the reference recording; a slow one raises the upper bound.
     """
-    slowest = max(MAX_PHONE_SECONDS, REFERENCE_MARGIN * reference_pace)
-    return max(1, int(frame_rate * MIN_PHONE_SECONDS * phones)), int(frame_rate * (slowest * phones + EXTRA_SECONDS))
+    slowest = max(_MAX_PHONE_SECONDS, _REFERENCE_MARGIN * reference_pace)
+    least = max(1, int(frame_rate * _MIN_PHONE_SECONDS * num_phones))
+    return least, int(frame_rate * (slowest * num_phones + _EXTRA_SECONDS))

@@ -1,4 +1,4 @@
-"""English text into phonemes."""
+"""English grapheme-to-phoneme conversion."""
 
 import re
 import unicodedata
@@ -6,43 +6,44 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from higgs_audio.errors import TextError
-from higgs_audio.text.written import JOINERS, CharacterTable, normalize
+from higgs_audio.text.characters import JOINERS, CharacterTable
+from higgs_audio.text.normalization import normalize
 
 if TYPE_CHECKING:
     from hibari.g2p import G2P
 
+__all__ = ["PAUSES", "PHONEMES", "PHONES", "phonemize", "phonemize_punctuation"]
 
-# Phonemes.
-
-# The American English symbols of misaki: 45 vowels and consonants, and the two marks of stress.
+# The American English symbols of misaki: 45 vowels and consonants, and the two stress marks.
 PHONES = "AIOTWYbdfhijklmnpstuvwzæðŋɐɑɔəɛɜɡɪɹʃʊʌʒʤʧθᵊᵻ"
-STRESSES = "ˈˌ"
-# One mark for each pause that speech tells apart. Rarer ones (dashes, quotes, brackets) are read as these or left out:
-# a symbol that a model has hardly seen costs more than it says.
+_STRESSES = "ˈˌ"
+# One mark for each kind of pause. Rarer marks (dashes, quotes, brackets) are mapped to these or removed: a model
+# learns little about a symbol that it has hardly seen.
 PAUSES = ".!?,;:"
-PHONEMES = frozenset(PHONES + STRESSES + PAUSES + " ")
+PHONEMES = frozenset(PHONES + _STRESSES + PAUSES + " ")
 
 _RARE_PHONES = str.maketrans({"—": ",", "…": ".", "a": "ɑ", "y": "i", "ʀ": "ɹ", "ɾ": "T", "ʔ": "t"})
-_STRENGTH = "?!.:;,"  # the strongest of a run of marks stands for all
-_RUN_OF_MARKS = re.compile(rf"\s*([{PAUSES}](?:\s*[{PAUSES}])*)\s*")
-_SPOKEN_SYMBOLS = "°§±×÷™®©¢→←½¼¾²³µ"
-_TRAILING_OFF = re.compile(r"\.{2,}(?=\s+[a-z])")
+_PAUSES_BY_STRENGTH = "?!.:;,"  # the strongest mark of a run replaces the run
+_RUN_OF_PAUSES = re.compile(rf"\s*([{PAUSES}](?:\s*[{PAUSES}])*)\s*")
+_READABLE_SYMBOLS = "°§±×÷™®©¢→←½¼¾²³µ"
+_ELLIPSIS_IN_SENTENCE = re.compile(r"\.{2,}(?=\s+[a-z])")
 _DASH = re.compile(r"\s+-+\s+|--+")
-# The front end reads a number in words only up to a decillion, and spells at most 24 letters of an unknown word; the
-# longest words it knows have fewer than 33. Its time grows with the cube of the parts that a word has without a space.
+# The front end reads numbers as words only up to a decillion, and spells at most 24 letters of an unknown word; the
+# longest words it knows have fewer than 33. Its time grows with the cube of the number of parts in a run without space.
 _LONG_NUMBER = re.compile(r"\d(?:[,.]?\d){18,}")
 _LONG_WORD = re.compile(r"[^\W\d_]{33,}")
 _LONG_RUN = re.compile(r"\S{61,}")
+_GREEK = re.compile("GREEK (?:SMALL|CAPITAL) LETTER (?:FINAL )?([A-Z]+)")
 
 
-class _Letters(CharacterTable):
-    """Characters -> what an English voice can read of them: itself, a name, a space, or nothing for a lone accent."""
+class _ReadableTable(CharacterTable):
+    """Character -> what the English front end can read: itself, its name, a space, or nothing for a lone accent."""
 
     def replacement(self, character: str) -> str:
         category, name = unicodedata.category(character), unicodedata.name(character, "")
-        if character.isascii() or character in _SPOKEN_SYMBOLS:
+        if character.isascii() or character in _READABLE_SYMBOLS:
             return " " if character in '[]{}"' else character
-        if character == "İ":  # the one letter that is two in lower case, which the front end does not expect
+        if character == "İ":  # its lower case has two characters, which the front end does not expect
             return "I"
         if greek := _GREEK.match(name):
             return f" {greek[1].lower()} "
@@ -58,28 +59,27 @@ class _Letters(CharacterTable):
         return " " if category in ("So", "Sk") else character
 
 
-_GREEK = re.compile("GREEK (?:SMALL|CAPITAL) LETTER (?:FINAL )?([A-Z]+)")
-_LETTERS = _Letters()
+_READABLE = _ReadableTable()
 
 
-@lru_cache(maxsize=1024)  # a text is read where it is checked, measured and written
+@lru_cache(maxsize=1024)  # a text is phonemized to check it, to bound its duration, and to render it
 def phonemize(text: str) -> str:
-    """English text -> phonemes, in the American English alphabet of misaki; the same text always gives the same.
+    """Converts English text to phonemes in misaki's American English alphabet; the result is deterministic.
 
-    The text is normalized first, so it ends in a mark. Numbers, dates, money and abbreviations are read as words.
-    Greek letters are read by their names; emoji and the letters of other scripts are left out.
+    The text is normalized first, so the result ends in a mark. Numbers, dates, money and abbreviations are read as
+    words, Greek letters by their names; emoji and letters of other scripts are removed.
 
     Returns:
-        A string of `PHONEMES`: words apart by one space, no space before a mark.
+        A string of characters of `PHONEMES`: words separated by one space, no space before a mark.
 
     Raises:
-        TextError: nothing that an English voice can read.
+        TextError: the text contains nothing that the English front end can read.
 
     >>> phonemize("The sun rises")
     'ðə sˈʌn ɹˈIzᵻz.'
     """
     try:
-        phonemes = _tidy(_front_end()(_readable(text)))
+        phonemes = _clean_phonemes(_front_end()(_to_readable(text)))
     except (IndexError, KeyError, TypeError, ValueError) as error:  # no text is known that leads here
         raise TextError(f"{text!r:.60} cannot be read: {error}; write it in plainer words") from error
     if not any(phone in PHONES for phone in phonemes):
@@ -87,38 +87,40 @@ def phonemize(text: str) -> str:
     return phonemes
 
 
-def spell_marks(text: str) -> str:
-    """Punctuation by itself, without letters or digits, as `phonemize` leaves it behind a word: one mark, or nothing.
+def phonemize_punctuation(text: str) -> str:
+    """Returns the one mark that `phonemize` would write after a word for punctuation without letters, or nothing.
 
-    >>> spell_marks(" … "), spell_marks("?!"), spell_marks('"')
+    >>> phonemize_punctuation(" … "), phonemize_punctuation("?!"), phonemize_punctuation('"')
     ('.', '?', '')
     """
-    return min((mark for mark in _readable(text) if mark in PAUSES), key=_STRENGTH.index, default="")
+    return min((mark for mark in _to_readable(text) if mark in PAUSES), key=_PAUSES_BY_STRENGTH.index, default="")
 
 
 @lru_cache(maxsize=1)
 def _front_end() -> "G2P":
-    """hibari's grapheme-to-phoneme part, without its voice. Takes a second to load, so only when first used."""
+    """Returns hibari's grapheme-to-phoneme model, without its voice. Loading takes a second, so it is lazy."""
     from hibari.g2p import G2P
 
     return G2P(british=False)
 
 
-def _readable(text: str) -> str:
-    """One line that the front end can read."""
-    line = " ".join(normalize(text).translate(_LETTERS).split())
-    line = _DASH.sub(", ", _TRAILING_OFF.sub(",", line))
+def _to_readable(text: str) -> str:
+    """Normalizes a text to one line, without characters or runs that the front end fails on."""
+    line = " ".join(normalize(text).translate(_READABLE).split())
+    line = _DASH.sub(", ", _ELLIPSIS_IN_SENTENCE.sub(",", line))
     line = _LONG_NUMBER.sub(lambda number: " ".join(re.findall(r"\d", number[0])), line)
-    line = _LONG_WORD.sub(lambda word: _cut(word[0]), line)
-    return _LONG_RUN.sub(lambda run: " ".join(_cut(part) for part in re.findall(r"[^\W_]+|[.!?,;:]$", run[0])), line)
+    line = _LONG_WORD.sub(lambda word: _split_run(word[0]), line)
+    return _LONG_RUN.sub(lambda run: " ".join(map(_split_run, re.findall(r"[^\W_]+|[.!?,;:]$", run[0]))), line)
 
 
-def _cut(run: str) -> str:
+def _split_run(run: str) -> str:
+    """Inserts a space after every 24 characters."""
     return " ".join(re.findall(".{1,24}", run))
 
 
-def _tidy(phonemes: str) -> str:
+def _clean_phonemes(phonemes: str) -> str:
+    """Keeps only `PHONEMES`, one mark of each run of marks, and single spaces; ends in a mark."""
     kept = "".join(phone for phone in phonemes.translate(_RARE_PHONES) if phone in PHONEMES)
-    marked = _RUN_OF_MARKS.sub(lambda run: min(run[1].replace(" ", ""), key=_STRENGTH.index) + " ", kept)
-    tidy = " ".join(marked.split()).lstrip(PAUSES + " ")
-    return tidy if tidy.endswith(tuple(PAUSES)) else tidy + "."  # a last initial swallows its full stop
+    marked = _RUN_OF_PAUSES.sub(lambda run: min(run[1].replace(" ", ""), key=_PAUSES_BY_STRENGTH.index) + " ", kept)
+    cleaned = " ".join(marked.split()).lstrip(PAUSES + " ")
+    return cleaned if cleaned.endswith(tuple(PAUSES)) else cleaned + "."  # the front end drops it after an initial

@@ -1,21 +1,16 @@
-"""Long text into utterances: pieces that are spoken in one generation each."""
+"""Splits long text into utterances: pieces of text that are generated one at a time."""
 
 import re
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
-from higgs_audio.errors import OptionError
-from higgs_audio.text.written import is_speakable
+from higgs_audio.errors import check_value
+from higgs_audio.text.markup import is_speakable
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["MAX_CHARS", "split_utterances"]
 
-MAX_CHARS = 180  # of an utterance: some twelve seconds of speech
-SHORT_CHARS = 30  # a sentence below this is spoken together with its neighbour
-
-
-# Utterances.
+MAX_CHARS = 180  # of an utterance: about twelve seconds of speech
+_SHORT_CHARS = 30  # a shorter sentence joins its neighbour
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and ideographs: no spaces between words
 _WIDE_MARKS = "，、；：。！？…」』）》"
@@ -23,21 +18,21 @@ _PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
 _SENTENCE = re.compile(rf"(?<![.!?…])[.!?…]+[\"'”’»)\]]*\s+|[。！？][。！？…]*[\"'”’」』）》]*\s*|(?<!…)…+(?=[{_CJK}])")
 _CLAUSE = re.compile(r"[,;:–—-][\"'”’»)\]]*\s+|[，、；：]\s*")
 _WORD = re.compile(rf"\s+|(?<=[{_CJK}{_WIDE_MARKS}])(?=[{_CJK}])")
-_NEXT = re.compile(r"[\"'“‘«(\[¿¡-]*\s*(\w+)")
-_NO_WORD = re.compile(r"[^\w.&'’-]")
+_NEXT_WORD = re.compile(r"[\"'“‘«(\[¿¡-]*\s*(\w+)")
+_NOT_IN_WORD = re.compile(r"[^\w.&'’-]")
 _IDEOGRAPH = re.compile(f"[{_CJK}]")
 
 
-def _words(listed: str) -> frozenset[str]:
-    return frozenset(listed.split())
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
-# What a full stop follows without ending the sentence.
+# Abbreviations whose full stop does not end a sentence.
 _TITLES = _words(
     "adm approx atty capt cf cmdr col cpl dr ed eds e.g eg fr ft gen gov hon i.e ie lt maj messrs mlle mme mr mrs "
     "ms msgr mt pres prof pvt rep rev sen sgt st supt viz vs"
 )
-# What one follows that ends it only where a word comes that usually opens a sentence.
+# Abbreviations whose full stop ends a sentence only if the next word is one of the openers.
 _ABBREVIATIONS = _words(
     "al apt aug ave bldg blvd bros co corp dec dept est etc feb govt inc jan jr jul jun ltd mar nov oct ph.d rd "
     "sep sept sr ste univ"
@@ -47,76 +42,81 @@ _OPENERS = _words(
     "the their then there these they this those to was we what when where which while who why with yes yet you "
     "your"
 )
-# What one follows that belongs to the number behind it.
+# Abbreviations that belong to a number after them.
 _NUMBERED = _words("art ch chap eq fig figs no nos p pp sec vol")
 
 
 def split_utterances(text: str, max_chars: int = MAX_CHARS) -> list[str]:
-    """Long text -> pieces to be spoken one after the other, every word in one of them, in order.
+    """Splits a text into utterances; their words are the words of the text, in order.
 
-    Cut at blank lines and at the ends of sentences; a very short sentence stays with its neighbour, and one longer
-    than `max_chars` is halved, at a clause near its middle or else between words. A single word that is longer stays
-    whole. Line breaks and runs of spaces become one space; paragraphs without a letter or digit are left out.
+    Splits at blank lines and at the ends of sentences. A sentence of less than 30 characters joins its neighbour. A
+    sentence of more than `max_chars` is halved at a clause near its middle, else between words; a single longer word
+    stays whole. Line breaks and runs of spaces become one space. Utterances without a letter or digit are dropped.
 
     Args:
-        text: as it was written, before `normalize`, which drops the blank lines.
-        max_chars: at least 1. An ideograph or kana, which takes longer to say, counts as three.
+        text: as written, before `normalize`, which removes blank lines.
+        max_chars: the greatest length of an utterance, at least 1. An ideograph or kana counts as three characters,
+            because it takes longer to speak.
 
     Raises:
-        OptionError: max_chars below 1.
+        OptionError: max_chars is below 1.
+
+    >>> split_utterances("Dr. Smith arrived at noon, as he had said. Then everybody sat down to eat.")
+    ['Dr. Smith arrived at noon, as he had said.', 'Then everybody sat down to eat.']
     """
-    if max_chars < 1:
-        raise OptionError(f"max_chars is {max_chars}; give 1 or more, {MAX_CHARS} is usual")
+    check_value("max_chars", max_chars, max_chars >= 1, f"1 or more; {MAX_CHARS} is usual")
     paragraphs = (" ".join(paragraph.split()) for paragraph in _PARAGRAPH.split("\n".join(text.splitlines())))
-    return [piece for paragraph in paragraphs for piece in _split_paragraph(paragraph, max_chars)]
+    return [utterance for paragraph in paragraphs for utterance in _split_paragraph(paragraph, max_chars)]
 
 
 def _split_paragraph(paragraph: str, max_chars: int) -> list[str]:
-    cuts = [0, *_sentence_ends(paragraph), len(paragraph)]
-    sentences = _join_short([paragraph[start:end] for start, end in pairwise(cuts)], max_chars)
-    pieces = [piece.strip() for sentence in sentences for piece in _halve(sentence, max_chars)]
-    return [piece for piece in pieces if is_speakable(piece)]
+    starts = [0, *_sentence_starts(paragraph), len(paragraph)]
+    sentences = _join_short([paragraph[start:end] for start, end in pairwise(starts)], max_chars)
+    utterances = [part.strip() for sentence in sentences for part in _halve(sentence, max_chars)]
+    return [utterance for utterance in utterances if is_speakable(utterance)]
 
 
-def _sentence_ends(paragraph: str) -> Iterator[int]:
-    """Where each sentence but the first begins."""
+def _sentence_starts(paragraph: str) -> Iterator[int]:
+    """Yields the index at which each sentence but the first begins."""
     for mark in _SENTENCE.finditer(paragraph):
         if mark.end() < len(paragraph) and _ends_sentence(paragraph, mark):
             yield mark.end()
 
 
 def _ends_sentence(paragraph: str, mark: re.Match[str]) -> bool:
+    """Whether a run of marks, matched by `_SENTENCE`, ends a sentence."""
     marks = mark[0].rstrip()
-    following = _NEXT.match(paragraph, mark.end())
+    next_word = _NEXT_WORD.match(paragraph, mark.end())
     if marks[0] in "。！？" or marks == mark[0]:  # in a script without spaces
         return True
-    if not following or following[1][0].islower():
+    if not next_word or next_word[1][0].islower():
         return False
     if marks != ".":
         return True
     before = paragraph[max(0, mark.start() - 40) : mark.start()]  # no abbreviation is longer
-    return _ends_with(_NO_WORD.split(before)[-1], following[1])
+    return _is_full_stop(_NOT_IN_WORD.split(before)[-1], next_word[1])
 
 
-def _ends_with(word: str, following: str) -> bool:
-    """Whether a full stop between two words ends a sentence, given that the second is no small letter's."""
-    small = word.lower().lstrip("'’-")
-    if small in _TITLES or (len(word) == 1 and word.isupper() and word != "I"):
+def _is_full_stop(word: str, next_word: str) -> bool:
+    """Whether the "." after `word` ends a sentence, if `next_word` does not begin with a lower-case letter."""
+    lower = word.lower().lstrip("'’-")
+    if lower in _TITLES or (len(word) == 1 and word.isupper() and word != "I"):
         return False
-    if small in _NUMBERED:
-        return not following[0].isdigit()
-    if small in ("a.m", "p.m"):
+    if lower in _NUMBERED:
+        return not next_word[0].isdigit()
+    if lower in ("a.m", "p.m"):
         return True
-    if small in _ABBREVIATIONS or re.fullmatch(r"(?:\w\.)+\w", word):
-        return following.lower() in _OPENERS
+    if lower in _ABBREVIATIONS or re.fullmatch(r"(?:\w\.)+\w", word):
+        return next_word.lower() in _OPENERS
     return bool(word)
 
 
 def _join_short(sentences: list[str], max_chars: int) -> list[str]:
+    """Joins each short sentence with its neighbour where both fit into `max_chars`."""
     joined: list[str] = []
     for sentence in sentences:
-        short = joined and min(_length(joined[-1]), _length(sentence)) < SHORT_CHARS
-        if short and _length(joined[-1] + sentence) <= max_chars:
+        is_short = joined and min(_length(joined[-1]), _length(sentence)) < _SHORT_CHARS
+        if is_short and _length(joined[-1] + sentence) <= max_chars:
             joined[-1] += sentence
         else:
             joined.append(sentence)
@@ -124,18 +124,18 @@ def _join_short(sentences: list[str], max_chars: int) -> list[str]:
 
 
 def _length(text: str) -> int:
-    """Characters, an ideograph counted as the three letters that take as long to say."""
+    """Returns the number of characters; an ideograph or kana counts as the three letters that take as long to speak."""
     return len(text.strip()) + 2 * len(_IDEOGRAPH.findall(text))
 
 
 def _halve(sentence: str, max_chars: int) -> list[str]:
-    """Pieces of at most `max_chars`, of about the same length, which joined are the sentence."""
+    """Splits a sentence into parts of about the same length and at most `max_chars`; joined they are the sentence."""
     if _length(sentence) <= max_chars:
         return [sentence]
     length = len(sentence)
-    clauses = [cut.end() for cut in _CLAUSE.finditer(sentence) if length <= 4 * cut.end() <= 3 * length]
-    cuts = clauses or [cut.end() for cut in _WORD.finditer(sentence) if 0 < cut.end() < length]
-    if not cuts:
+    clauses = [end.end() for end in _CLAUSE.finditer(sentence) if length <= 4 * end.end() <= 3 * length]
+    ends = clauses or [end.end() for end in _WORD.finditer(sentence) if 0 < end.end() < length]
+    if not ends:
         return [sentence]
-    middle = min(cuts, key=lambda cut: abs(2 * cut - length))
+    middle = min(ends, key=lambda end: abs(2 * end - length))
     return _halve(sentence[:middle], max_chars) + _halve(sentence[middle:], max_chars)

@@ -1,4 +1,4 @@
-"""How codebooks learn: k-means at the start, then running averages, and dead entries brought back to life."""
+"""Codebook training: k-means initialisation, running averages, and replacement of dead entries."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,10 @@ DEAD_SHARE = 0.1  # of the mean usage; an absolute count would kill most of 1024
 
 @torch.no_grad()
 def kmeans(vectors: Tensor, size: int, num_steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Means `[size, D]`, counts `[size]` of `vectors [N, D]`, N >= size; empty clusters restart at random vectors."""
+    """Returns means `[size, D]` and counts `[size]` of `vectors [N, D]`, N >= size.
+
+    Empty clusters restart at random vectors.
+    """
     means = vectors[torch.randperm(len(vectors), generator=generator)[:size]].clone()
     counts = vectors.new_zeros(size)
     for _ in range(num_steps):
@@ -29,10 +32,10 @@ def kmeans(vectors: Tensor, size: int, num_steps: int, generator: torch.Generato
 def start_codebooks(
     quantizer: ResidualVectorQuantizer, latents: Tensor, num_steps: int, scale: float, generator: torch.Generator
 ) -> None:
-    """Sets every codebook from `latents [N, D]`, each from what the ones before it leave.
+    """Initialises the codebooks from `latents [N, D]`, each from the residual of the previous ones.
 
-    The projections start as the principal axes of that residual: `project_in` onto them, `project_out` back.
-    `scale` turns the counts of the k-means batch into the running counts of one training batch.
+    The projections become the principal axes of that residual: `project_in` onto them, `project_out` back.
+    `scale` converts the counts of the k-means batch to the running counts of one training batch.
     """
     residual = latents
     for layer in quantizer.layers:
@@ -54,12 +57,13 @@ def start_codebooks(
 
 @torch.no_grad()
 def rebalance(tokenizer: HiggsAudioTokenizer, latents: Tensor, acoustic_share: float) -> Tensor:
-    """Turns and stretches the latent space so that distance in it means harm to what is decoded; returns the latents.
+    """Rescales the latent space so that distances measure the error at the decoders' inputs; returns the new latents.
 
-    The quantizer spends its codes on energy. Left alone, the semantic half had nearly all of it, and sound was coded
-    with what remained. Here a direction's energy becomes its share in what the two decoders are fed, each relative to
-    its variance: `acoustic_share` for the sound, the rest for the semantic features. The map is folded into `fc` and
-    its inverse into `fc1` and `fc2`, so nothing but the quantizer notices. A frame's energy becomes 1.
+    The quantizer minimises squared error, so it spends its codes on directions of high energy. Without rebalancing the
+    semantic half had nearly all of the energy and left few codes for sound. Here the energy of a direction becomes its
+    share in the inputs of the two decoders, each relative to its variance: `acoustic_share` for the acoustic one, the
+    rest for the semantic one. The map is folded into `fc` and its inverse into `fc1` and `fc2`, so only the input of
+    the quantizer changes. The mean energy of a frame becomes 1.
 
     Args:
         tokenizer: changed in place.
@@ -72,17 +76,17 @@ def rebalance(tokenizer: HiggsAudioTokenizer, latents: Tensor, acoustic_share: f
         metric += share * layer.weight.T @ layer.weight / variance
     values, axes = torch.linalg.eigh(metric.double())
     scale = values.clamp(min=1e-4 * float(values.max())).sqrt()
-    there, back = ((axes * s @ axes.T).float() for s in (scale, 1 / scale))  # [D, D]
-    tokenizer.fc.weight.copy_(there @ tokenizer.fc.weight)
-    tokenizer.fc.bias.copy_(there @ tokenizer.fc.bias)
+    forward, inverse = ((axes * s @ axes.T).float() for s in (scale, 1 / scale))  # [D, D]
+    tokenizer.fc.weight.copy_(forward @ tokenizer.fc.weight)
+    tokenizer.fc.bias.copy_(forward @ tokenizer.fc.bias)
     for layer in (tokenizer.fc1, tokenizer.fc2):
-        layer.weight.copy_(layer.weight @ back)
-    return latents @ there
+        layer.weight.copy_(layer.weight @ inverse)
+    return latents @ forward
 
 
 @torch.no_grad()
 def update_codebook(book: Codebook, vectors: Tensor, codes: Tensor, decay: float) -> None:
-    """One running-average step from `vectors [N, width]` and the entries `codes [N]` they chose."""
+    """Updates the running averages from `vectors [N, width]` and their nearest entries `codes [N]`."""
     counts = torch.bincount(codes, minlength=len(book.embed)).float()
     sums = torch.zeros_like(book.embed).index_add_(0, codes, vectors)
     book.cluster_size.lerp_(counts, 1 - decay)
@@ -92,9 +96,9 @@ def update_codebook(book: Codebook, vectors: Tensor, codes: Tensor, decay: float
 
 @torch.no_grad()
 def revive(book: Codebook, vectors: Tensor, generator: torch.Generator) -> int:
-    """Moves entries used less than DEAD_SHARE of the mean onto random `vectors [N, width]`; returns how many.
+    """Replaces entries used less than DEAD_SHARE of the mean by random `vectors [N, width]`; returns their number.
 
-    Their sums and counts are reset too, to the mean usage, or they would be dead again at once.
+    Their sums and counts are reset to the mean usage; otherwise the next update would make them dead again.
     """
     mean = book.cluster_size.mean()
     dead = book.cluster_size < DEAD_SHARE * mean
@@ -107,6 +111,6 @@ def revive(book: Codebook, vectors: Tensor, generator: torch.Generator) -> int:
 
 
 def perplexity(book: Codebook) -> float:
-    """Effective number of entries in use, from the running counts: exp of their entropy."""
+    """Returns the effective number of entries in use: exp of the entropy of the running counts."""
     share = book.cluster_size / book.cluster_size.sum().clamp(min=EPSILON)
     return float(torch.exp(-(share * share.clamp(min=1e-10).log()).sum()))

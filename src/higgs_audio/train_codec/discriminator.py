@@ -1,9 +1,9 @@
-"""Discriminators: networks that tell recorded sound from decoded sound, and what both sides learn from them.
+"""Discriminators of real and decoded sound, and the losses of discriminators and decoder.
 
-Spectra alone leave a decoder blurred between harmonics: every phase and every fine structure that a mean cannot show
-costs it nothing. Two kinds of judges see it: one looks at a waveform folded by a prime number of samples (HiFi-GAN,
-arXiv 2010.05646), one at complex spectra (UnivNet and EnCodec, arXiv 2106.07889 and 2210.13438). Sizes are small: on
-two CPU cores they are most of a training step.
+Spectral losses alone leave decoded sound blurred between harmonics, because they do not penalise phase and fine
+structure. There are two kinds of discriminators: over a waveform folded by a prime number of samples (HiFi-GAN, arXiv
+2010.05646) and over complex spectra (UnivNet and EnCodec, arXiv 2106.07889 and 2210.13438). They are small, because on
+two CPU cores they take most of a training step.
 """
 
 import itertools
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-SLOPE = 0.1  # of the leaky rectifiers
-PERIODS = (2, 3, 5, 7, 11)  # samples; primes, so that no two see the same folds
+SLOPE = 0.1  # of the leaky ReLUs
+PERIODS = (2, 3, 5, 7, 11)  # samples; primes, so that no two discriminators see the same columns
 SPECTRA = ((2048, 512), (1024, 256), (512, 128))  # n_fft, hop
-MIN_SAMPLES = 2048  # a waveform must fill the longest window
+MIN_SAMPLES = max(n_fft for n_fft, _ in SPECTRA)
 
-Maps = list[Tensor]  # of one discriminator: the outputs of its layers, the last its score
+Maps = list[Tensor]  # feature maps of one discriminator's layers, and last its score map
 
 
 class PeriodDiscriminator(nn.Module):
-    """Judges a waveform folded into rows of `period` samples: `[B, S]` to maps `[B, C, rows, period]`."""
+    """Discriminator of a waveform folded into rows of `period` samples: `[B, S]` to maps `[B, C, rows, period]`."""
 
     def __init__(self, period: int, channels: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class PeriodDiscriminator(nn.Module):
 
 
 class SpectrumDiscriminator(nn.Module):
-    """Judges complex spectra: `[B, S]` to maps `[B, C, T, bins]`, the bins halved from layer to layer."""
+    """Discriminator of complex spectra: `[B, S]` to maps `[B, C, T, bins]`; each layer halves the bins."""
 
     window: Tensor
 
@@ -69,39 +69,42 @@ def _maps(layers: nn.ModuleList, score: nn.Module, x: Tensor) -> Maps:
 
 
 class Discriminators(nn.Module):
-    """All judges of a recipe; `[B, S]` to one list of maps each.
+    """All discriminators of a recipe: `[B, S]` to the maps of each.
 
     Args:
-        period_channels, spectrum_channels: widths of either kind's first layer; 0 leaves that kind out.
+        period_channels, spectrum_channels: width of the first layer of either kind; 0 omits that kind.
     """
 
     def __init__(self, period_channels: int = 8, spectrum_channels: int = 16) -> None:
         super().__init__()
         periods = [PeriodDiscriminator(p, period_channels) for p in PERIODS if period_channels]
         spectra = [SpectrumDiscriminator(n, hop, spectrum_channels) for n, hop in SPECTRA if spectrum_channels]
-        self.judges = nn.ModuleList([*periods, *spectra])
+        self.judges = nn.ModuleList([*periods, *spectra])  # the name is a key of saved states
 
     def forward(self, waveform: Tensor) -> list[Maps]:
         assert waveform.shape[-1] >= MIN_SAMPLES
-        return [judge(waveform) for judge in self.judges]
+        return [discriminator(waveform) for discriminator in self.judges]
 
 
-def judging_loss(real: Sequence[Maps], made: Sequence[Maps]) -> Tensor:
-    """What the judges learn from: recorded sound scores 1, decoded sound 0 (least squares), mean over judges."""
-    errors = [(1 - r[-1].float()).pow(2).mean() + m[-1].float().pow(2).mean() for r, m in zip(real, made, strict=True)]
+def discriminator_loss(real: Sequence[Maps], decoded: Sequence[Maps]) -> Tensor:
+    """Least-squares loss of the discriminators, whose targets are 1 for real and 0 for decoded sound; their mean."""
+    errors = [
+        (1 - real_maps[-1].float()).pow(2).mean() + decoded_maps[-1].float().pow(2).mean()
+        for real_maps, decoded_maps in zip(real, decoded, strict=True)
+    ]
     return torch.stack(errors).mean()
 
 
-def deceiving_loss(made: Sequence[Maps]) -> Tensor:
-    """What the decoder learns from: its sound scores 1. 1 where every judge sees through it, 0 where none does."""
-    return torch.stack([(1 - maps[-1].float()).pow(2).mean() for maps in made]).mean()
+def generator_loss(decoded: Sequence[Maps]) -> Tensor:
+    """Least-squares loss of the decoder, whose target is a score of 1; the mean over discriminators."""
+    return torch.stack([(1 - maps[-1].float()).pow(2).mean() for maps in decoded]).mean()
 
 
-def feature_loss(real: Sequence[Maps], made: Sequence[Maps]) -> Tensor:
-    """Distance of the judges' inner maps, relative to those of the recorded sound, mean over layers and judges."""
+def feature_loss(real: Sequence[Maps], decoded: Sequence[Maps]) -> Tensor:
+    """L1 distance of feature maps relative to those of real sound; the mean over layers and discriminators."""
     distances = [
         (a.detach() - b).abs().mean().float() / a.detach().abs().mean().float().clamp(min=1e-4)
-        for one, other in zip(real, made, strict=True)
-        for a, b in zip(one[:-1], other[:-1], strict=True)
+        for real_maps, decoded_maps in zip(real, decoded, strict=True)
+        for a, b in zip(real_maps[:-1], decoded_maps[:-1], strict=True)
     ]
     return torch.stack(distances).mean()

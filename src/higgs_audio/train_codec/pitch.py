@@ -1,7 +1,7 @@
-"""The pitch of recordings: the period at which a stretch of sound is most like itself, one a spectrum.
+"""Pitch tracking of recordings by autocorrelation, and the losses of a predicted pitch.
 
-The likeness is the autocorrelation over that of the window (Boersma 1993, "Accurate short-term analysis of the
-fundamental frequency"); among the best candidates of every moment the path with the smallest leaps is taken.
+The autocorrelation is divided by that of the window (Boersma 1993, "Accurate short-term analysis of the fundamental
+frequency"). Viterbi finds the smoothest path through the best candidates of every hop.
 """
 
 import math
@@ -13,99 +13,100 @@ from torch.nn import functional as F
 from higgs_audio.codec.harmonic import MIDDLE_HZ, NOISE_PERIOD, PhaseState, Pitch
 
 HIGHEST_HZ, LOWEST_HZ = 480.0, 55.0
-WINDOW_SECONDS = 0.06  # three periods of the lowest
-CANDIDATES = 6
-OCTAVE_COST = 0.03  # an octave lower is as like, always
-LEAP_COST = 0.4  # for an octave between two moments
-VOICED_LIKENESS = 0.5
-QUIET = 3e-3  # RMS; softer is no voice
-NO_PEAK = -9.0
+WINDOW_SECONDS = 0.06  # three periods of LOWEST_HZ
+NUM_CANDIDATES = 6
+OCTAVE_COST = 0.03  # per octave of lag: the correlation is as high at twice the period
+JUMP_COST = 0.4  # per octave between two hops
+VOICED_CORRELATION = 0.5
+MIN_VOICED_RMS = 3e-3
+NO_PEAK = -9.0  # score of a lag without a peak
 
 
 def track_pitch(waveform: Tensor, hop: int, sample_rate: int) -> Pitch:
-    """Waveforms `[B, S]`, S a multiple of `hop`, to their pitch at the middle of every hop, `[B, S / hop]`.
+    """Tracks the pitch of waveforms `[B, S]`, S a multiple of `hop`, at the middle of every hop, `[B, S / hop]`.
 
-    Where nobody speaks, `hz` goes from the last voice to the next.
+    In unvoiced hops `hz` is interpolated between the voiced neighbours.
     """
-    frames = _frames(waveform, hop, round(WINDOW_SECONDS * sample_rate))  # [B, T, W]
-    likeness = _likeness(frames, math.ceil(sample_rate / LOWEST_HZ) + 1)  # [B, T, lags]
-    lags, scores = _candidates(likeness, math.ceil(sample_rate / HIGHEST_HZ))  # [B, T, n] each
-    path = _smoothest(-scores, torch.log2(sample_rate / lags.float()))  # [B, T]
+    windows = _windows(waveform, hop, round(WINDOW_SECONDS * sample_rate))  # [B, T, W]
+    correlation = _autocorrelation(windows, math.ceil(sample_rate / LOWEST_HZ) + 1)  # [B, T, lags]
+    lags, scores = _candidates(correlation, math.ceil(sample_rate / HIGHEST_HZ))  # [B, T, n] each
+    path = _smoothest_path(-scores, torch.log2(sample_rate / lags.float()))  # [B, T]
     lag = lags.gather(2, path[..., None])  # [B, T, 1]
-    before, best, behind = (likeness.gather(2, lag + step)[..., 0] for step in (-1, 0, 1))
-    bend = (before - 2 * best + behind).clamp(max=-1e-6)
-    hz = sample_rate / (lag[..., 0] + (0.5 * (before - behind) / bend).clamp(-0.5, 0.5))
+    left, peak, right = (correlation.gather(2, lag + step)[..., 0] for step in (-1, 0, 1))
+    curvature = (left - 2 * peak + right).clamp(max=-1e-6)
+    hz = sample_rate / (lag[..., 0] + (0.5 * (left - right) / curvature).clamp(-0.5, 0.5))  # vertex of the parabola
     is_peak = scores.gather(2, path[..., None])[..., 0] > NO_PEAK / 2
-    voiced = (best > VOICED_LIKENESS) & (frames.pow(2).mean(-1).sqrt() > QUIET) & is_peak
-    return Pitch(_filled(hz, voiced), voiced.float())
+    voiced = (peak > VOICED_CORRELATION) & (windows.pow(2).mean(-1).sqrt() > MIN_VOICED_RMS) & is_peak
+    return Pitch(_interpolated(hz, voiced), voiced.float())
 
 
-def _frames(waveform: Tensor, hop: int, width: int) -> Tensor:
-    """Stretches around the middle of every hop, without their mean."""
+def _windows(waveform: Tensor, hop: int, width: int) -> Tensor:
+    """Returns windows `[B, T, width]` around the middle of every hop, with their mean removed."""
     before = width // 2 - hop // 2
-    frames = F.pad(waveform, (before, width)).unfold(1, width, hop)[:, : waveform.shape[1] // hop]
-    return frames - frames.mean(-1, keepdim=True)
+    windows = F.pad(waveform, (before, width)).unfold(1, width, hop)[:, : waveform.shape[1] // hop]
+    return windows - windows.mean(-1, keepdim=True)
 
 
-def _likeness(frames: Tensor, num_lags: int) -> Tensor:
-    """How like a stretch is to itself so many samples later: 1 at lag 0, 0 for noise; `[B, T, num_lags]`."""
-    width = frames.shape[-1]
+def _autocorrelation(windows: Tensor, num_lags: int) -> Tensor:
+    """Returns the normalised autocorrelation `[B, T, num_lags]`: 1 at lag 0, near 0 for noise."""
+    width = windows.shape[-1]
     size = 2 ** math.ceil(math.log2(width + num_lags))
-    window = torch.hann_window(width, device=frames.device)
-    powers = (torch.fft.rfft(x, size).abs() ** 2 for x in (frames * window, window))
-    both = (torch.fft.irfft(power, size)[..., :num_lags] for power in powers)
-    sound, own = (x / x[..., :1].clamp(min=1e-9) for x in both)
-    return sound / own
+    hann = torch.hann_window(width, device=windows.device)
+    powers = (torch.fft.rfft(x, size).abs() ** 2 for x in (windows * hann, hann))
+    correlations = (torch.fft.irfft(power, size)[..., :num_lags] for power in powers)
+    of_sound, of_hann = (x / x[..., :1].clamp(min=1e-9) for x in correlations)
+    return of_sound / of_hann
 
 
-def _candidates(likeness: Tensor, shortest: int) -> tuple[Tensor, Tensor]:
-    """The lags of the highest peaks and their scores, `[B, T, CANDIDATES]` each."""
-    inner = likeness[..., shortest:-1]
-    is_peak = (inner >= likeness[..., shortest - 1 : -2]) & (inner > likeness[..., shortest + 1 :])
-    lags = torch.arange(shortest, shortest + inner.shape[-1], device=likeness.device)
+def _candidates(correlation: Tensor, shortest: int) -> tuple[Tensor, Tensor]:
+    """Returns the lags of the highest peaks from lag `shortest` on, and their scores, `[B, T, NUM_CANDIDATES]` each."""
+    inner = correlation[..., shortest:-1]
+    is_peak = (inner >= correlation[..., shortest - 1 : -2]) & (inner > correlation[..., shortest + 1 :])
+    lags = torch.arange(shortest, shortest + inner.shape[-1], device=correlation.device)
     scores = torch.where(is_peak, inner - OCTAVE_COST * torch.log2(lags / shortest), NO_PEAK)
-    best = scores.topk(CANDIDATES, dim=-1)
+    best = scores.topk(NUM_CANDIDATES, dim=-1)
     return best.indices + shortest, best.values
 
 
-def _smoothest(costs: Tensor, octaves: Tensor) -> Tensor:
-    """Which candidate `[B, T, n]` the cheapest path takes at every moment, `[B, T]` (Viterbi)."""
-    total, came_from = costs[:, 0], []
-    for moment in range(1, costs.shape[1]):
-        leaps = LEAP_COST * (octaves[:, moment - 1, :, None] - octaves[:, moment, None]).abs()  # [B, from, to]
-        least = (total[:, :, None] + leaps).min(1)
-        came_from.append(least.indices)
-        total = least.values + costs[:, moment]
+def _smoothest_path(costs: Tensor, octaves: Tensor) -> Tensor:
+    """Returns the candidate of each hop on the cheapest path, `[B, T]`, given `costs` and `octaves [B, T, n]`."""
+    total, predecessors = costs[:, 0], []
+    for t in range(1, costs.shape[1]):
+        jumps = JUMP_COST * (octaves[:, t - 1, :, None] - octaves[:, t, None]).abs()  # [B, from, to]
+        cheapest = (total[:, :, None] + jumps).min(1)
+        predecessors.append(cheapest.indices)
+        total = cheapest.values + costs[:, t]
     path = [total.argmin(1)]
-    for step in reversed(came_from):
-        path.append(step.gather(1, path[-1][:, None])[:, 0])
+    for indices in reversed(predecessors):
+        path.append(indices.gather(1, path[-1][:, None])[:, 0])
     return torch.stack(path[::-1], dim=1)
 
 
-def _filled(hz: Tensor, voiced: Tensor) -> Tensor:
-    """Straight lines between voices, and level before the first and behind the last; as it is where there is none."""
-    times = torch.arange(hz.shape[1], device=hz.device).expand_as(hz)
-    last = torch.where(voiced, times, -1).cummax(1).values  # of the voices so far
-    after = torch.where(voiced, times, hz.shape[1]).flip(1).cummin(1).values.flip(1)
-    none = ~voiced.any(1, keepdim=True)
-    left, right = torch.where(last < 0, after, last), torch.where(after == hz.shape[1], last, after)
-    low, high = (hz.gather(1, place.clamp(0, hz.shape[1] - 1)) for place in (left, right))
-    share = (times - left) / (right - left).clamp(min=1)
-    return torch.where(none, hz, low + share.clamp(0, 1) * (high - low))
+def _interpolated(hz: Tensor, voiced: Tensor) -> Tensor:
+    """Interpolates `hz [B, T]` between voiced hops and extends the first and last; unchanged if none is voiced."""
+    length = hz.shape[1]
+    times = torch.arange(length, device=hz.device).expand_as(hz)
+    previous = torch.where(voiced, times, -1).cummax(1).values  # nearest voiced hop up to here
+    following = torch.where(voiced, times, length).flip(1).cummin(1).values.flip(1)
+    unvoiced = ~voiced.any(1, keepdim=True)
+    left, right = torch.where(previous < 0, following, previous), torch.where(following == length, previous, following)
+    left_hz, right_hz = (hz.gather(1, index.clamp(0, length - 1)) for index in (left, right))
+    weight = (times - left) / (right - left).clamp(min=1)
+    return torch.where(unvoiced, hz, left_hz + weight.clamp(0, 1) * (right_hz - left_hz))
 
 
 def random_phase(count: int, generator: torch.Generator, device: torch.device) -> PhaseState:
-    """Places in the middle of a sound, for crops: no two begin at the same point of a period or of the noise."""
+    """Draws the state of a harmonic head at the start of `count` crops: a random phase of the period and the noise."""
     cycles = torch.rand(count, generator=generator, dtype=torch.float64)
     hz = torch.full((count,), MIDDLE_HZ)
     return PhaseState(cycles.to(device), hz.to(device), int(torch.randint(NOISE_PERIOD, (), generator=generator)))
 
 
-def pitch_losses(said: Tensor, wanted: Pitch) -> dict[str, Tensor]:
-    """What `HarmonicHead.pitch` said `[B, T, 2]` against the recording: octaves off, and the entropy of the voicing."""
-    octaves, odds = said.unbind(-1)
-    off = (octaves - torch.log2(wanted.hz / MIDDLE_HZ)).abs() * wanted.voiced
+def pitch_losses(predicted: Tensor, target: Pitch) -> dict[str, Tensor]:
+    """Returns the losses of `HarmonicHead.pitch` `[B, T, 2]`: octaves of pitch error, cross-entropy of the voicing."""
+    octaves, voicing_logits = predicted.unbind(-1)
+    error = (octaves - torch.log2(target.hz / MIDDLE_HZ)).abs() * target.voiced
     return {
-        "pitch": off.sum() / wanted.voiced.sum().clamp(min=1),
-        "voicing": F.binary_cross_entropy_with_logits(odds, wanted.voiced),
+        "pitch": error.sum() / target.voiced.sum().clamp(min=1),
+        "voicing": F.binary_cross_entropy_with_logits(voicing_logits, target.voiced),
     }

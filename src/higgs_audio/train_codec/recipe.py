@@ -1,4 +1,4 @@
-"""TokenizerRecipe: everything that a run of the audio tokenizer's training depends on."""
+"""TokenizerRecipe: all settings of a training run of the audio tokenizer."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,21 +7,26 @@ from higgs_audio.errors import RecipeError, nearest
 from higgs_audio.training.parallel import PRECISIONS
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
+GAIN_DB = (-10.0, 3.0)  # range of the random gain of training clips
 
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """Everything a tokenizer run depends on.
+    """All settings of a tokenizer run.
 
     `data` is a folder with manifests, `teacher` a HubertForCTC checkpoint (frozen), `output` the run's folder.
-    `depth_one` and `depth_any` are the shares of samples that use one codebook, or a random number of them; the rest
+    `depth_one` and `depth_any` are the shares of waveforms that use one codebook, or a random number of them; the rest
     use all. Without `semantic_branch` the teacher's features do not enter the quantizer: an ablation, with
-    `semantic_weight` and `first_weight` 0 and `acoustic_share` 1. With `start` a trained tokenizer is trained on, the
-    teacher is its own, and `body` and `codebook_dim` are not read. With `decoder_only` codes stay what they are, so
-    language models that speak them remain good; clips are encoded once, each at a level of its own.
-    With `adversarial_weight` above 0 discriminators judge, from step `adversarial_from` on, the first
-    `judged_share` of every batch. `in_memory` holds all sound on the device, 2.9 MB a minute, and `matmul_precision`
-    is torch's for float32 matrices: "high" lets a GPU multiply them in TF32.
+    `semantic_weight` and `first_weight` 0 and `acoustic_share` 1.
+
+    `start` continues to train an existing tokenizer with its own teacher; `body` and `codebook_dim` are then ignored.
+    `decoder_only` trains its decoder alone: the codes do not change, so language models trained on them remain valid.
+    Clips are then encoded once, each at one random gain.
+
+    `heard_weight` weighs the difference between the teacher's features of decoded and of recorded sound, for the first
+    `heard_share` of every batch. An `adversarial_weight` above 0 trains discriminators from step `adversarial_from` on,
+    on the first `judged_share` of every batch. `in_memory` keeps all sound on the device, 2.9 MB a minute.
+    `matmul_precision` is torch's for float32 matrices: "high" lets a GPU multiply them in TF32.
     """
 
     data: str
@@ -37,10 +42,10 @@ class TokenizerRecipe:
     crop_seconds: float = 1.6
     warmup_unquantized: int = 500
     kmeans_batches: int = 25
-    refit_every: int = 210  # steps between new axes and k-means: the latents move away from the axes of the start
-    refit_share: float = 0.75  # of the steps, after which the quantizers stay as they are
+    refit_every: int = 210  # steps between refits of axes and k-means, because the latents drift from the first axes
+    refit_share: float = 0.75  # of the steps; after it the quantizers are not refitted
     decay: float = 0.97
-    acoustic_share: float = 0.65  # of the quantizer's attention; the rest is for the semantic features
+    acoustic_share: float = 0.65  # of the latents' energy, see `codebook.rebalance`; the rest is semantic
     depth_one: float = 0.15
     depth_any: float = 0.35
     mel_weight: float = 15.0
@@ -58,25 +63,29 @@ class TokenizerRecipe:
     period_channels: int = 8
     spectrum_channels: int = 16
     judge_rate: float = 3e-4
-    pitch_weight: float = 2.0  # of a harmonic head, as the next
+    pitch_weight: float = 2.0  # for harmonic heads only, as is voicing_weight
     voicing_weight: float = 1.0
-    judge_precision: str = "float32"  # or bfloat16: on a GPU the judges are most of a step
+    judge_precision: str = "float32"  # of discriminators; or bfloat16: on a GPU they take most of a step
     peak_rate: float = 1e-3
     final_rate: float = 5e-5
     warmup: int = 200
     weight_decay: float = 0.01
     max_norm: float = 5.0
-    device: str = ""  # cpu or cuda; "": a GPU where there is one
+    device: str = ""  # cpu or cuda; "": a GPU if there is one
     in_memory: bool = False
     matmul_precision: str = "highest"
     seed: int = 0
     save_every: int = 200
     log_every: int = 20
 
+    def crop_frames(self, frame_rate: float) -> int:
+        """Returns the number of codec frames in a crop."""
+        return round(self.crop_seconds * frame_rate)
+
 
 def check_precisions(recipe: TokenizerRecipe) -> None:
-    """Raises RecipeError for a precision that there is not; of one of matrices torch itself only warns."""
+    """Raises RecipeError for an unknown precision; for that of matrices torch itself only warns."""
     for name, allowed in (("matmul_precision", MATMUL_PRECISIONS), ("judge_precision", tuple(PRECISIONS))):
-        given = getattr(recipe, name)
-        if given not in allowed:
-            raise RecipeError(f"{name}={given!r}; {nearest(given, allowed)}")
+        value = getattr(recipe, name)
+        if value not in allowed:
+            raise RecipeError(f"{name}={value!r}; {nearest(value, allowed)}")

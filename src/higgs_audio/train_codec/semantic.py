@@ -1,4 +1,4 @@
-"""What the teacher hears: errors of its features, relative to how much they vary, so that their mean scores 1."""
+"""Losses of semantic features, relative to the variance of the target: predicting its mean scores 1."""
 
 import torch
 from torch import Tensor
@@ -8,20 +8,24 @@ from higgs_audio.codec import HiggsAudioTokenizer
 
 
 def relative_error(values: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of `[B, F, D]` over the variance of the target around its mean over the batch."""
+    """Returns the mean squared error of `[B, F, D]` over the variance of the target around its mean over the batch."""
     return F.mse_loss(values, target) / target.var(dim=(0, 1)).mean().clamp(min=1e-6)
 
 
-def heard_error(tokenizer: HiggsAudioTokenizer, made: Tensor, target: Tensor, share: float) -> Tensor:
-    """How differently the teacher hears decoded sound `[B, S]` from the features `[B, F, D]` of the recorded one.
+def consistency_loss(tokenizer: HiggsAudioTokenizer, decoded: Tensor, target: Tensor, share: float) -> Tensor:
+    """Compares the teacher's features of decoded waveforms `[B, S]` with those of the recordings, `target [B, F, D]`.
 
-    `share` of the batch is heard, at least one.
+    Uses the first `share` of the batch, at least one waveform.
     """
-    count = max(1, round(share * len(made)))
-    return relative_error(tokenizer.semantic_features(made[:count, None]), target[:count])
+    return relative_error(tokenizer.semantic_features(first_share(decoded, share)[:, None]), first_share(target, share))
 
 
 @torch.no_grad()
-def heard(tokenizer: HiggsAudioTokenizer, sound: Tensor, share: float) -> Tensor:
-    """The teacher's features `[b, F, D]` of the share of sounds `[B, S]` that `heard_error` compares."""
-    return tokenizer.semantic_features(sound[: max(1, round(share * len(sound))), None])
+def consistency_target(tokenizer: HiggsAudioTokenizer, recorded: Tensor, share: float) -> Tensor:
+    """Returns the teacher's features `[b, F, D]` of the first `share` of the recordings `[B, S]`."""
+    return tokenizer.semantic_features(first_share(recorded, share)[:, None])
+
+
+def first_share(batch: Tensor, share: float) -> Tensor:
+    """Returns the first `share` of a batch, at least one row."""
+    return batch[: max(1, round(share * len(batch)))]

@@ -1,4 +1,4 @@
-"""Losses between waveforms: log-mel at several resolutions and spectral convergence."""
+"""Spectral losses of waveforms: log-mel distance and spectral convergence at several resolutions."""
 
 from functools import lru_cache
 
@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
-# (n_fft, hop, mel bands): one resolution near a pitch period, one near a phone, one between
+# (n_fft, hop, mel bands): the longest window is near a phone, the shortest near a pitch period
 RESOLUTIONS = ((2048, 512, 100), (1024, 256, 80), (384, 96, 40))
 MEL_FLOOR = 1e-5
 
 
-def spectral_losses(made: Tensor, wanted: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
-    """Mean L1 of log10 mel magnitudes and mean spectral convergence of `[B, S]` waveforms, both scalars."""
-    mel, convergence = made.new_zeros(()), made.new_zeros(())
+def spectral_losses(decoded: Tensor, recorded: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
+    """Returns the mean L1 distance of log10 mel magnitudes and the mean spectral convergence of waveforms `[B, S]`."""
+    mel, convergence = decoded.new_zeros(()), decoded.new_zeros(())
     for n_fft, hop, bands in RESOLUTIONS:
-        a, b = magnitude(made, n_fft, hop), magnitude(wanted, n_fft, hop)  # [B, bins, T]
+        a, b = magnitude(decoded, n_fft, hop), magnitude(recorded, n_fft, hop)  # [B, bins, T]
         filters = mel_filters(n_fft, bands, sample_rate).to(a.device)  # [bands, bins]
         mel = mel + (log_mel(a, filters) - log_mel(b, filters)).abs().mean()
         convergence = convergence + (a - b).norm() / b.norm().clamp(min=1e-4)
@@ -23,20 +23,20 @@ def spectral_losses(made: Tensor, wanted: Tensor, sample_rate: int) -> tuple[Ten
 
 
 def magnitude(waveform: Tensor, n_fft: int, hop: int) -> Tensor:
-    """STFT magnitudes of `[B, S]`, `[B, n_fft / 2 + 1, T]`, Hann window, reflected ends."""
+    """Returns STFT magnitudes `[B, n_fft / 2 + 1, T]` of `[B, S]`, with a Hann window and reflection padding."""
     window = torch.hann_window(n_fft, device=waveform.device)
     spectrum = torch.stft(waveform, n_fft, hop, window=window, return_complex=True)
     return (spectrum.real.pow(2) + spectrum.imag.pow(2) + 1e-10).sqrt()
 
 
 def log_mel(magnitudes: Tensor, filters: Tensor) -> Tensor:
-    """log10 of the mel magnitudes, floored."""
+    """Returns log10 of the mel magnitudes, at least that of MEL_FLOOR."""
     return (filters @ magnitudes).clamp(min=MEL_FLOOR).log10()
 
 
 @lru_cache
 def mel_filters(n_fft: int, bands: int, sample_rate: int) -> Tensor:
-    """Slaney mel filters `[bands, n_fft / 2 + 1]`."""
+    """Returns Slaney mel filters `[bands, n_fft / 2 + 1]`."""
     filters = mel_filter_bank(
         num_frequency_bins=n_fft // 2 + 1,
         num_mel_filters=bands,

@@ -1,7 +1,7 @@
-"""The semantic teacher: a small HuBERT trained on phoneme CTC, then frozen inside the audio tokenizer.
+"""Training of the semantic teacher: a small HuBERT with phoneme CTC, later frozen inside the audio tokenizer.
 
-Its features enter the tokenizer before the quantizer and are rebuilt after it; its CTC head also aligns phonemes
-with frames for the language model's attention guide (`train/align.py`).
+Its features are an input of the tokenizer's quantizer and a target of its semantic decoder. Its CTC head aligns
+phonemes with frames for the language model's attention guide (`data/align.py`).
 """
 
 from collections.abc import Iterator
@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import HubertConfig, HubertForCTC
 
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.data.align import SAMPLE_RATE, semantic_input
-from higgs_audio.data.clips import Clip, batch_order, samples
+from higgs_audio.data.clips import Clip, batch_order, read_samples
 from higgs_audio.data.manifest import read_manifests
 from higgs_audio.data.phones import PHONES, phone_ids, phones
 from higgs_audio.training.recipe import save_recipe
 from higgs_audio.training.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
 
-TEACHER_RATE = 50  # HuBERT frames a second
+TEACHER_RATE = 50  # HuBERT steps per second
+IGNORED = -100  # label without a loss
 
 DEFAULT_HUBERT = {
     "hidden_size": 192,
@@ -40,10 +42,10 @@ DEFAULT_HUBERT = {
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """Everything a teacher run depends on. `data` is a folder with manifests, `output` the run's folder.
+    """All settings of a teacher run. `data` is a folder with manifests, `output` the run's folder.
 
-    With `body`, an audio tokenizer, the teacher is the HuBERT inside it, which stays as it is: only the CTC head is
-    trained, and `hubert` is not read. So a tokenizer that was shipped can align phones again.
+    With `body`, an audio tokenizer, the teacher is its frozen HuBERT: only a new CTC head is trained, and `hubert` is
+    ignored. This gives published tokenizers, which have no CTC head, a teacher that aligns phones.
     """
 
     data: str
@@ -58,7 +60,7 @@ class TeacherRecipe:
     weight_decay: float = 0.01
     max_norm: float = 1.0
     max_seconds: float = 8.0
-    timed_steps: int = 400  # first steps on clips with known phone times; CTC alone stays on its plateau for long
+    timed_steps: int = 400  # first steps on clips with known phone times; CTC alone has a long initial plateau
     noise: float = 0.01  # standard deviation of added noise, times a random factor in [0, 1]
     seed: int = 0
     save_every: int = 200
@@ -66,9 +68,9 @@ class TeacherRecipe:
 
 
 def new_teacher(hubert: dict[str, Any], seed: int) -> HubertForCTC:
-    """A HuBERT with a CTC head over PHONES (id 0 is the blank), without masking or dropout."""
-    still = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
-    sizes: dict[str, Any] = {**DEFAULT_HUBERT, **hubert, **dict.fromkeys(still, 0.0)}
+    """Returns a HuBERT with a CTC head over PHONES (id 0 is the blank), without masking or dropout."""
+    dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
+    sizes: dict[str, Any] = {**DEFAULT_HUBERT, **hubert, **dict.fromkeys(dropouts, 0.0)}
     config = HubertConfig(
         **sizes,
         layerdrop=0.0,
@@ -84,7 +86,7 @@ def new_teacher(hubert: dict[str, Any], seed: int) -> HubertForCTC:
 
 
 def teacher_of(tokenizer: str, seed: int) -> HubertForCTC:
-    """The frozen HuBERT of the audio tokenizer at `tokenizer` under a new CTC head."""
+    """Returns the frozen HuBERT of the audio tokenizer at `tokenizer` with a new CTC head."""
     codec = HiggsAudioTokenizer.from_pretrained(tokenizer)
     teacher = new_teacher({name: getattr(codec.config.semantic, name) for name in DEFAULT_HUBERT}, seed)
     teacher.hubert.load_state_dict(codec.semantic_model.state_dict())
@@ -103,18 +105,19 @@ def train_teacher(recipe: TeacherRecipe) -> Path:
     step = run.resume(parts)
     save_recipe(recipe, run.folder / "recipe.yaml")
     timed = [clip for clip in clips if clip.phones]
-    timed_order = batches(timed, recipe, step) if timed else None
-    order = batches(clips, recipe, max(0, step - (recipe.timed_steps if timed else 0)))
+    num_timed = recipe.timed_steps if timed else 0
+    timed_order = batches(timed, recipe, step) if timed else iter(())
+    order = batches(clips, recipe, max(0, step - num_timed))
     while step < recipe.num_steps:
         generator = seed_step(recipe.seed, step)
-        known = timed_order is not None and step < recipe.timed_steps
-        batch = next(timed_order if known and timed_order is not None else order)
+        is_timed = step < num_timed
+        batch = next(timed_order if is_timed else order)
         inputs = collate(batch, targets, recipe.noise, generator)
-        loss = timed_loss(teacher, inputs, batch) if known else teacher(**inputs).loss
+        loss = timed_loss(teacher, inputs, batch) if is_timed else teacher(**inputs).loss
         rate = learning_rate(step, recipe.num_steps, recipe.peak_rate, recipe.warmup, recipe.final_rate)
         norm = apply_gradients(loss, teacher, optimizer, rate, recipe.max_norm)
         step += 1
-        run.log(step, {"timed" if known else "ctc": float(loss.detach()), "norm": norm})
+        run.log(step, {"timed" if is_timed else "ctc": float(loss.detach()), "norm": norm})
         if run.due(step, recipe.num_steps):
             run.save(step, parts)
     teacher.save_pretrained(run.folder / "model")
@@ -122,35 +125,35 @@ def train_teacher(recipe: TeacherRecipe) -> Path:
 
 
 def batches(clips: list[Clip], recipe: TeacherRecipe, start: int) -> Iterator[list[Clip]]:
-    """Batches of clips of similar length, from batch number `start` on."""
+    """Yields batches of clips of similar length, from batch number `start` on."""
     lengths = [int(clip.seconds * 1000) for clip in clips]
     for indices in batch_order(lengths, int(recipe.batch_seconds * 1000), recipe.seed, start):
         yield [clips[i] for i in indices]
 
 
 def timed_loss(teacher: HubertForCTC, inputs: dict[str, Tensor], batch: list[Clip]) -> Tensor:
-    """Cross-entropy of every frame against the phone that the synthesizer says it holds; blank between phones."""
+    """Returns the cross-entropy of each step with the synthesizer's phone at that time; blank between phones."""
     logits = teacher(inputs["input_values"], attention_mask=inputs["attention_mask"]).logits  # [B, T, P + 1]
-    targets = torch.full(logits.shape[:2], -100)
+    targets = torch.full(logits.shape[:2], IGNORED)
     for row, clip in enumerate(batch):
         targets[row, : int(clip.seconds * TEACHER_RATE)] = 0
         for phone, start, end in clip.phones:
             first = round(start * TEACHER_RATE)
             targets[row, first : max(first + 1, round(end * TEACHER_RATE))] = phone_ids(phone)[0]
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 def collate(
     batch: list[Clip], targets: dict[str, list[int]], noise: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Model inputs: `input_values [B, S]` at 16 kHz, `attention_mask [B, S]`, `labels [B, P]` padded with -100."""
-    sounds = [semantic_input(samples(clip, SAMPLE_RATE)) for clip in batch]
-    longest = max(map(len, sounds))
+    """Returns inputs: `input_values [B, S]` at 16 kHz, `attention_mask [B, S]`, `labels [B, P]` padded with -100."""
+    waveforms = [semantic_input(read_samples(clip, SAMPLE_RATE)) for clip in batch]
+    longest = max(map(len, waveforms))
     values, mask = torch.zeros(len(batch), longest), torch.zeros(len(batch), longest, dtype=torch.long)
-    for row, sound in enumerate(sounds):
+    for row, waveform in enumerate(waveforms):
         level = noise * float(torch.rand((), generator=generator))
-        values[row, : len(sound)] = sound + level * torch.randn(len(sound), generator=generator)
-        mask[row, : len(sound)] = 1
+        values[row, : len(waveform)] = waveform + level * torch.randn(len(waveform), generator=generator)
+        mask[row, : len(waveform)] = 1
     ids = [torch.tensor(targets[clip.id]) for clip in batch]
-    labels = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-100)
+    labels = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=IGNORED)
     return {"input_values": values, "attention_mask": mask, "labels": labels}

@@ -1,7 +1,6 @@
-"""Training the audio tokenizer: one straight loop."""
+"""Training of the audio tokenizer: one loop over random crops of clips."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,44 +8,46 @@ from transformers import HubertForCTC
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.model import TokenizerTrainingOutput
-from higgs_audio.data.clips import Sounds
+from higgs_audio.data.clips import ClipAudio
 from higgs_audio.data.manifest import read_manifests
 from higgs_audio.errors import RecipeError
 from higgs_audio.train_codec.codebook import rebalance, revive, start_codebooks, update_codebook
 from higgs_audio.train_codec.decoder import train_decoder
 from higgs_audio.train_codec.pitch import pitch_losses, random_phase, track_pitch
-from higgs_audio.train_codec.recipe import TokenizerRecipe
-from higgs_audio.train_codec.semantic import heard_error, relative_error
+from higgs_audio.train_codec.recipe import GAIN_DB, TokenizerRecipe
+from higgs_audio.train_codec.semantic import consistency_loss, relative_error
 from higgs_audio.train_codec.spectral import spectral_losses
 from higgs_audio.train_codec.trainer import CodecTrainer
 from higgs_audio.training.run import seed_step
 
-SAMPLE_RATE = 24_000
 REVIVE_EVERY = 50  # steps
 KMEANS_STEPS = 10
 
 
-def first_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
-    """The tokenizer to train, with everything frozen that stays as it is."""
+def initial_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
+    """Returns the tokenizer that a run begins with, its semantic model and quantizer projections frozen.
+
+    Raises RecipeError unless the recipe names either a teacher (for a new tokenizer) or a start.
+    """
     if bool(recipe.start) == bool(recipe.teacher) or (recipe.decoder_only and not recipe.start):
         raise RecipeError(
             f"start={recipe.start!r}, teacher={recipe.teacher!r}, decoder_only={recipe.decoder_only}: give a teacher "
-            "for a new tokenizer, or the start of one to train on; the decoder alone is trained from a start only"
+            "for a new tokenizer, or a start to train an existing one further; decoder_only needs a start"
         )
     tokenizer = HiggsAudioTokenizer.from_pretrained(recipe.start) if recipe.start else new_tokenizer(recipe)
     tokenizer.semantic_model.requires_grad_(False)
-    for layer in quantizers(tokenizer):  # axes of the latents, refitted: trained, they outrun the running averages
+    for layer in tokenizer.quantizer.layers:  # trained projections change faster than the codebooks' running averages
         layer.project_in.requires_grad_(False)
         layer.project_out.requires_grad_(False)
     return tokenizer
 
 
 def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
-    """A tokenizer with the teacher's HuBERT inside."""
+    """Returns a tokenizer with random weights and the teacher's HuBERT."""
     teacher = HubertForCTC.from_pretrained(recipe.teacher)
     torch.manual_seed(recipe.seed)
     semantic = teacher.hubert.config.to_dict()
-    semantic.pop("_name_or_path", None)  # where the teacher lay on the machine that trained
+    semantic.pop("_name_or_path", None)  # a path of the training machine
     config = HiggsAudioTokenizerConfig(
         acoustic_model_config=dict(recipe.body),
         semantic_model_config=semantic,
@@ -55,81 +56,82 @@ def new_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
     tokenizer = HiggsAudioTokenizer(config)
     tokenizer.semantic_model.load_state_dict(teacher.hubert.state_dict())
     if not recipe.semantic_branch:
-        silence(tokenizer.encoder_semantic)
+        zero_and_freeze(tokenizer.encoder_semantic)
     return tokenizer
 
 
-def silence(branch: nn.Module) -> None:
-    """Makes a stack of convolutions give zeros for good."""
-    for weight in branch.requires_grad_(False).parameters():
+def zero_and_freeze(module: nn.Module) -> None:
+    """Sets all parameters to zero and freezes them, so that a stack of convolutions always outputs zeros."""
+    for weight in module.requires_grad_(False).parameters():
         nn.init.zeros_(weight)
 
 
 def train_tokenizer(recipe: TokenizerRecipe) -> Path:
     """Trains the tokenizer; writes a checkpoint to `output/model` and returns that path."""
-    clips, tokenizer = read_manifests(recipe.data, "train"), first_tokenizer(recipe)
+    clips, tokenizer = read_manifests(recipe.data, "train"), initial_tokenizer(recipe)
     if recipe.decoder_only:
         return train_decoder(recipe, tokenizer, clips)
-    shop = CodecTrainer(recipe, tokenizer)
-    sounds = Sounds(clips, SAMPLE_RATE, shop.device if recipe.in_memory else None)
-    while shop.is_open:
-        generator = seed_step(recipe.seed, shop.step)
-        if is_refit(recipe, shop.step):
-            fit_quantizers(tokenizer, sounds, recipe, generator)
-        waveform = crops(sounds, recipe, generator).to(shop.device)  # [B, 1, S]
-        depth = draw_depth(recipe, generator).to(shop.device) if is_quantized(recipe, shop.step) else None
-        output, losses = passed(tokenizer, waveform, depth, recipe, generator)
-        seen = {} if output.quantized is None else {"left_first": output.quantized.left[0]}
-        shop.learn(losses, waveform[:, 0], output.audio_values[:, 0], seen)  # type: ignore[index]
-        update_codebooks(tokenizer, output, recipe, shop.step, generator)
-        shop.keep()
-    return shop.close()
+    trainer = CodecTrainer(recipe, tokenizer)
+    audio = ClipAudio(clips, tokenizer.config.sample_rate, trainer.device if recipe.in_memory else None)
+    while not trainer.is_finished:
+        generator = seed_step(recipe.seed, trainer.step)
+        if is_refit(recipe, trainer.step):
+            fit_quantizers(tokenizer, audio, recipe, generator)
+        waveform = random_crops(audio, tokenizer.config, recipe, generator).to(trainer.device)  # [B, 1, S]
+        depth = draw_depth(recipe, generator).to(trainer.device) if is_quantized(recipe, trainer.step) else None
+        output, losses = forward_pass(tokenizer, waveform, depth, recipe, generator)
+        metrics = {} if output.quantized is None else {"left_first": output.quantized.left[0]}
+        trainer.train_step(losses, waveform[:, 0], output.audio_values[:, 0], metrics)  # type: ignore[index]
+        update_codebooks(tokenizer, output, recipe, trainer.step, generator)
+        trainer.save_if_due()
+    return trainer.export()
 
 
-def passed(
+def forward_pass(
     tokenizer: HiggsAudioTokenizer,
     waveform: Tensor,
     depth: Tensor | None,
     recipe: TokenizerRecipe,
     generator: torch.Generator,
 ) -> tuple[TokenizerTrainingOutput, dict[str, Tensor]]:
-    """A training pass and its losses, unweighted."""
+    """Runs the tokenizer on `waveform [B, 1, S]`; returns its output and the unweighted losses."""
     hop = tokenizer.pitch_hop
-    pitch = None if hop is None else track_pitch(waveform[:, 0], hop, SAMPLE_RATE)
-    before = None if pitch is None else random_phase(len(waveform), generator, waveform.device)
-    output = tokenizer(waveform, depth, pitch, before)
+    pitch = None if hop is None else track_pitch(waveform[:, 0], hop, tokenizer.config.sample_rate)
+    phase = None if pitch is None else random_phase(len(waveform), generator, waveform.device)
+    output = tokenizer(waveform, depth, pitch, phase)
     losses = tokenizer_losses(tokenizer, output, waveform, recipe)
     return output, losses if pitch is None else losses | pitch_losses(output.pitch, pitch)
 
 
-def quantizers(tokenizer: HiggsAudioTokenizer) -> list[Any]:
-    """The K vector quantizers."""
-    return tokenizer.quantizer.layers
-
-
-def crops(sounds: Sounds, recipe: TokenizerRecipe, generator: torch.Generator) -> Tensor:
-    """A batch of random crops `[B, 1, S]`, S a multiple of the hop, each at a random level (-10 to +3 dB)."""
-    length = round(recipe.crop_seconds * 25) * 960
-    waveform = sounds.random_crops(recipe.batch, length, generator)
-    decibels = (-10 + 13 * torch.rand(recipe.batch, 1, generator=generator)).to(waveform.device)
-    return (waveform * 10 ** (decibels / 20)).clamp(-1, 1)[:, None]
+def random_crops(
+    audio: ClipAudio, config: HiggsAudioTokenizerConfig, recipe: TokenizerRecipe, generator: torch.Generator
+) -> Tensor:
+    """Draws a batch of crops `[B, 1, S]`, each at a random gain; S is a multiple of the hop."""
+    length = recipe.crop_frames(config.frame_rate) * config.hop_length
+    waveform = audio.random_crops(recipe.batch, length, generator)
+    low, high = GAIN_DB
+    gain_db = (low + (high - low) * torch.rand(recipe.batch, 1, generator=generator)).to(waveform.device)
+    return (waveform * 10 ** (gain_db / 20)).clamp(-1, 1)[:, None]
 
 
 def draw_depth(recipe: TokenizerRecipe, generator: torch.Generator, num_codebooks: int = 8) -> Tensor:
-    """Codebooks that each sample of a batch uses, `[B]`."""
+    """Draws the number of codebooks that each waveform of a batch uses, `[B]`."""
     draw = torch.rand(recipe.batch, generator=generator)
-    anything = torch.randint(1, num_codebooks + 1, (recipe.batch,), generator=generator)
-    depth = torch.where(draw < recipe.depth_one + recipe.depth_any, anything, num_codebooks)
+    random_depth = torch.randint(1, num_codebooks + 1, (recipe.batch,), generator=generator)
+    depth = torch.where(draw < recipe.depth_one + recipe.depth_any, random_depth, num_codebooks)
     return torch.where(draw < recipe.depth_one, 1, depth)
 
 
 def is_quantized(recipe: TokenizerRecipe, step: int) -> bool:
-    """Whether this step goes through the quantizer; a new tokenizer warms up without it."""
+    """Whether this step uses the quantizer; a new tokenizer warms up without it."""
     return bool(recipe.start) or step >= recipe.warmup_unquantized
 
 
 def is_refit(recipe: TokenizerRecipe, step: int) -> bool:
-    """Whether the quantizers are fitted to the latents before this step: at the first quantized one, then at times."""
+    """Whether the quantizers of a new tokenizer are fitted before this step.
+
+    They are before the first quantized step, and then every `refit_every` steps in the first `refit_share` of the run.
+    """
     if recipe.start:
         return False
     since = step - recipe.warmup_unquantized
@@ -140,41 +142,43 @@ def is_refit(recipe: TokenizerRecipe, step: int) -> bool:
 
 @torch.no_grad()
 def fit_quantizers(
-    tokenizer: HiggsAudioTokenizer, sounds: Sounds, recipe: TokenizerRecipe, generator: torch.Generator
+    tokenizer: HiggsAudioTokenizer, audio: ClipAudio, recipe: TokenizerRecipe, generator: torch.Generator
 ) -> None:
-    """Axes and k-means of every codebook over the latents of many batches, ten vectors an entry or more.
+    """Fits the projections and codebooks of all quantizers to the latents of `kmeans_batches` batches.
 
-    Raises RecipeError where the recipe's batches have fewer vectors than a codebook has entries.
+    Ten vectors per entry or more are a good number. Raises RecipeError if there are fewer vectors than entries.
     """
-    found = recipe.kmeans_batches * recipe.batch * round(recipe.crop_seconds * 25)
-    if found < tokenizer.config.codebook_size:
-        raise RecipeError(
-            f"{found} vectors for {tokenizer.config.codebook_size} entries: raise kmeans_batches or batch"
-        )
-    place = tokenizer.device
-    batches = [tokenizer(crops(sounds, recipe, generator).to(place), None).latent for _ in range(recipe.kmeans_batches)]
-    latents = rebalance(tokenizer, torch.cat([b.flatten(0, 1) for b in batches]), recipe.acoustic_share)  # [N, D]
-    start_codebooks(tokenizer.quantizer, latents, KMEANS_STEPS, 1 / recipe.kmeans_batches, generator)
+    config = tokenizer.config
+    num_vectors = recipe.kmeans_batches * recipe.batch * recipe.crop_frames(config.frame_rate)
+    if num_vectors < config.codebook_size:
+        raise RecipeError(f"{num_vectors} vectors for {config.codebook_size} entries: raise kmeans_batches or batch")
+    latents = []
+    for _ in range(recipe.kmeans_batches):
+        waveform = random_crops(audio, config, recipe, generator).to(tokenizer.device)
+        latents.append(tokenizer(waveform, None).latent.flatten(0, 1))
+    balanced = rebalance(tokenizer, torch.cat(latents), recipe.acoustic_share)  # [N, D]
+    start_codebooks(tokenizer.quantizer, balanced, KMEANS_STEPS, 1 / recipe.kmeans_batches, generator)
 
 
 def tokenizer_losses(
     tokenizer: HiggsAudioTokenizer, output: TokenizerTrainingOutput, waveform: Tensor, recipe: TokenizerRecipe
 ) -> dict[str, Tensor]:
-    """Every loss of a step, unweighted."""
-    made, wanted = output.audio_values[:, 0], waveform[:, 0]  # type: ignore[index]
-    mel, convergence = spectral_losses(made, wanted, tokenizer.config.sample_rate)
+    """Returns the unweighted losses of a step for `waveform [B, 1, S]`."""
+    assert output.audio_values is not None and output.latent is not None and output.semantic_target is not None
+    decoded, recorded = output.audio_values[:, 0], waveform[:, 0]
+    mel, convergence = spectral_losses(decoded, recorded, tokenizer.config.sample_rate)
     losses = {"mel": mel, "convergence": convergence, "semantic": semantic_loss(output.semantic_values, output)}
-    losses["scale"] = output.latent.pow(2).sum(-1).mean().log().pow(2)  # type: ignore[union-attr]  # of a frame, to 1
+    losses["scale"] = output.latent.pow(2).sum(-1).mean().log().pow(2)  # keeps the mean energy of a frame near 1
     if output.quantized is not None:
         losses["first"] = semantic_loss(output.semantic_first, output)
         losses["commitment"] = output.quantized.commitment
     if recipe.heard_weight:
-        losses["heard"] = heard_error(tokenizer, made, output.semantic_target, recipe.heard_share)  # type: ignore[arg-type]
+        losses["heard"] = consistency_loss(tokenizer, decoded, output.semantic_target, recipe.heard_share)
     return losses
 
 
 def semantic_loss(values: Tensor | None, output: TokenizerTrainingOutput) -> Tensor:
-    """Error of rebuilt semantic features, relative to the target's variance: 1 is as good as their mean."""
+    """Returns the error of reconstructed semantic features, relative to the target's variance."""
     assert values is not None and output.semantic_target is not None
     return relative_error(values, output.semantic_target)
 
@@ -186,10 +190,13 @@ def update_codebooks(
     step: int,
     generator: torch.Generator,
 ) -> None:
-    """Moves every codebook by what this step asked of it."""
+    """Updates every codebook's running averages; replaces dead entries every REVIVE_EVERY steps.
+
+    `step` is the number of finished steps, this one included.
+    """
     if output.quantized is None:
         return
-    for number, quantizer in enumerate(quantizers(tokenizer)):
+    for number, quantizer in enumerate(tokenizer.quantizer.layers):
         vectors = output.quantized.projected[number].flatten(0, 1)  # [B * F, width]
         update_codebook(quantizer.codebook, vectors, output.quantized.codes[number].flatten(), recipe.decay)
         if step % REVIVE_EVERY == 0:

@@ -1,1 +1,1 @@
-"""Training of the language model: examples, batches, losses, LoRA, the loop."""
+"""Training of the language model: examples, batches, losses, LoRA and the training loop."""

@@ -1,4 +1,4 @@
-"""The order in which conversations are trained, who makes the batches, and each process's share of a step."""
+"""Order of the training conversations, their collation in worker processes, and the micro-batches of each process."""
 
 import itertools
 import pickle
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from higgs_audio.data.clips import length_batches
 from higgs_audio.data.shards import EncodedClip
-from higgs_audio.model.model import IGNORED
+from higgs_audio.delay import IGNORE_INDEX
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.train_lm.collate import Batch, collate
 from higgs_audio.train_lm.composer import Composer
@@ -22,33 +22,35 @@ from higgs_audio.train_lm.examples import Dialogue
 from higgs_audio.train_lm.packing import pack
 from higgs_audio.training.parallel import shares
 
-WINDOW = 512  # conversations; of fewer, those in a batch would differ more in length
-WINDOW_BATCHES = 10  # about, of a window, at least
-
-# Conversations of a micro-batch: their numbers in the step, and what they became before anything is corrupted.
-Share = tuple[Sequence[int], Batch]
-Place = tuple[int, int]  # of a step: number of its window, its number there
+# A micro-batch before corruption and packing, with the indices of its conversations in the step.
+IndexedBatch = tuple[Sequence[int], Batch]
+Cursor = tuple[int, int]  # position of a step in the data: the number of its window, its number in the window
 
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """What the order depends on.
+    """Everything that the order of the conversations depends on, apart from the clips.
 
     Args:
-        positions: of a step, over all processes, at most.
-        num_short: steps at the start that take the shorter half of the clips alone.
-        seed: of the run.
+        positions: maximum number of positions in a step, over all processes.
+        num_short: number of steps at the start that use only the shorter half of the clips.
+        seed: seed of the run.
+        min_window_size: minimum number of conversations in a window, see `Windows`. A smaller window would batch
+            conversations of more different lengths.
+        min_window_batches: approximate minimum number of batches in a window.
     """
 
     positions: int
     num_short: int
     seed: int
+    min_window_size: int = 512
+    min_window_batches: int = 10
 
 
 def dialogue_batches(
     composer: Composer, samples: Sequence[EncodedClip], order: BatchOrder, start: int
 ) -> Iterator[list[Dialogue]]:
-    """Conversations of every step from number `start` on: the shorter half of the clips first, then all."""
+    """Yields the conversations of each step from step `start` on: the shorter half of the clips first, then all."""
     for windows, first, count in phases(composer, samples, order, start):
         yield from itertools.islice(windows.steps(first), count)
 
@@ -58,71 +60,83 @@ def training_steps(
     samples: Sequence[EncodedClip],
     order: BatchOrder,
     start: int,
-    cutter: "MicroBatcher",
+    batcher: "MicroBatcher",
     num_workers: int,
-    place: Place | None = None,
-) -> Iterator[tuple[list[Share], Place]]:
-    """The same, collated into this process's micro-batches by `num_workers` processes, by this one where it is 0.
+    cursor: Cursor | None = None,
+) -> Iterator[tuple[list[IndexedBatch], Cursor]]:
+    """Yields the conversations of `dialogue_batches`, collated into this process's micro-batches.
 
-    With each step comes the place of the one behind it. Whoever begins at a step with the `place` that came before it
-    need not wait for all windows until there to be composed.
+    `num_workers` processes collate them; 0 collates in this process. Each step comes with the cursor of the next one.
+    A run that resumes at step `start` with the `cursor` yielded before it does not compose the windows before that.
     """
     for windows, first, count in phases(composer, samples, order, start):
-        begin = place if place and first else windows.find(first)  # a place is in the phase of its step
-        yield from itertools.islice(collated(Collated(windows, cutter), begin, num_workers), count)
+        begin = cursor if cursor and first else windows.find(first)  # a cursor is in the phase of its step
+        yield from itertools.islice(load_steps(CollatedWindows(windows, batcher), begin, num_workers), count)
 
 
 def phases(
     composer: Composer, samples: Sequence[EncodedClip], order: BatchOrder, start: int
 ) -> Iterator[tuple["Windows", int, int | None]]:
-    """Windows of each phase, the step in them to begin with, and how many steps they are for (None: endless)."""
+    """Yields each phase: its windows, the first step to take from them, and the number of steps (None: endless)."""
     sizes = [s.num_frames + len(s.phonemes) for s in samples]
     short = sorted(range(len(samples)), key=sizes.__getitem__)[: max(1, len(samples) // 2)]
     if start < order.num_short:
-        yield Windows(composer, short, order.positions, 2 * order.seed), start, order.num_short - start
-    everything = range(len(samples))
-    yield Windows(composer, everything, order.positions, 2 * order.seed + 1), max(0, start - order.num_short), None
+        yield Windows(composer, short, order, 2 * order.seed), start, order.num_short - start
+    yield Windows(composer, range(len(samples)), order, 2 * order.seed + 1), max(0, start - order.num_short), None
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The endless order of conversations, one of each sample in an epoch, in numbered windows.
+    """The endless order of conversations, one for each sample in an epoch, in numbered windows.
 
-    Conversations differ in length by ten times, so those of a window are drawn first and batched by what they turned
-    out to be. A window is a function of its number: several processes can make them, and none waits for an epoch.
+    The lengths of conversations differ by a factor of ten, so a window's conversations are composed first and then
+    batched by length. A window is a function of its number, so several processes can build windows and none waits for
+    an epoch to be composed.
+
+    Args:
+        composer: composes the conversations.
+        indices: the samples that they are composed for.
+        order: maximum number of positions in a step, and the minimum size of a window.
+        seed: seed of this phase of the run.
     """
 
     composer: Composer
-    numbers: Sequence[int]
-    positions: int
+    indices: Sequence[int]
+    order: BatchOrder
     seed: int
 
     @cached_property
     def per_epoch(self) -> int:
-        """How many windows have each sample once."""
-        some = [self.composer.compose(n, draw_of(self.seed, n)).num_positions for n in self.numbers[:64]]
-        size = max(WINDOW, WINDOW_BATCHES * self.positions * len(some) / sum(some))
-        return max(1, round(len(self.numbers) / size))
+        """Number of windows that together contain each sample once."""
+        some = [self.composer.compose(n, generator_for(self.seed, n)).num_positions for n in self.indices[:64]]
+        positions = self.order.min_window_batches * self.order.positions
+        size = max(self.order.min_window_size, positions * len(some) / sum(some))
+        return max(1, round(len(self.indices) / size))
 
     def batches(self, window: int) -> list[list[Dialogue]]:
-        """The conversations of each step of window number `window`."""
+        """Returns the conversations of each step of window number `window`."""
         per_epoch = self.per_epoch
-        epoch, place = divmod(window, per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.numbers))
-        chosen = [self.numbers[i] for i in np.array_split(order, per_epoch)[place]]
-        dialogues = [self.composer.compose(n, draw_of(self.seed, epoch, n)) for n in chosen]
+        epoch, part = divmod(window, per_epoch)
+        shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(self.indices))
+        chosen = [self.indices[i] for i in np.array_split(shuffled, per_epoch)[part]]
+        dialogues = [self.composer.compose(n, generator_for(self.seed, epoch, n)) for n in chosen]
         sizes = [dialogue.num_positions for dialogue in dialogues]
-        return [[dialogues[i] for i in batch] for batch in length_batches(sizes, self.positions, self.seed, window)]
+        batches = length_batches(sizes, self.order.positions, self.seed, window)
+        return [[dialogues[i] for i in batch] for batch in batches]
 
-    def find(self, step: int) -> tuple[int, int]:
-        """The window that step number `step` is in, and its number there: how many each has shows when it is drawn."""
+    def find(self, step: int) -> Cursor:
+        """Returns the cursor of step number `step`.
+
+        The number of steps in a window is known only once its conversations are composed, so this composes every
+        window before the step.
+        """
         window = 0
         while step and step >= (count := len(self.batches(window))):
             window, step = window + 1, step - count
         return window, step
 
     def steps(self, start: int) -> Iterator[list[Dialogue]]:
-        """From step number `start` on."""
+        """Yields the conversations of each step from step number `start` on."""
         first, offset = self.find(start)
         for window in itertools.count(first):
             yield from self.batches(window)[offset:]
@@ -130,49 +144,49 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Collated(Dataset[bytes]):
-    """Windows as what `MicroBatcher.collate` makes of each of their steps, pickled with small numbers.
+class CollatedWindows(Dataset[bytes]):
+    """Dataset of windows whose steps `MicroBatcher.collate` has collated, pickled with small integers.
 
-    Tensors would go from process to process in shared memory, a file descriptor each: thousands at a time.
+    Tensors would pass between processes in shared memory, one file descriptor each: thousands at a time.
     """
 
     windows: Windows
-    cutter: "MicroBatcher"
+    batcher: "MicroBatcher"
 
     def __getitem__(self, window: int) -> bytes:
-        steps = [self.cutter.collate(step) for step in self.windows.batches(window)]
+        steps = [self.batcher.collate(step) for step in self.windows.batches(window)]
         return pickle.dumps([[(list(n), batch.arrays()) for n, batch in step] for step in steps], protocol=5)
 
 
-def collated(source: Collated, start: Place, num_workers: int) -> Iterator[tuple[list[Share], Place]]:
-    """Steps from `start` on, in order, whoever made them, each with the place of the next."""
+def load_steps(source: CollatedWindows, start: Cursor, num_workers: int) -> Iterator[tuple[list[IndexedBatch], Cursor]]:
+    """Yields the steps from cursor `start` on, in order for any number of workers, each with the next cursor."""
     first, offset = start
     numbers: Any = itertools.count(first)
-    same = bytes  # the default would look for tensors
-    loader = DataLoader(source, sampler=numbers, batch_size=None, num_workers=num_workers, collate_fn=same)
+    identity = bytes  # the default collate_fn would look for tensors
+    loader = DataLoader(source, sampler=numbers, batch_size=None, num_workers=num_workers, collate_fn=identity)
     for window, pickled in enumerate(loader, first):
         for number, step in enumerate(pickle.loads(pickled)[offset:], offset + 1):
-            yield [(chosen, Batch.from_arrays(arrays)) for chosen, arrays in step], (window, number)
+            yield [(indices, Batch.from_arrays(arrays)) for indices, arrays in step], (window, number)
         offset = 0
 
 
-def draw_of(*numbers: int) -> torch.Generator:
-    """The randomness of one conversation, a function of `numbers`."""
+def generator_for(*numbers: int) -> torch.Generator:
+    """Returns the random generator of one conversation, seeded by `numbers` alone."""
     return torch.Generator().manual_seed(hash(numbers) & 0xFFFF_FFFF)
 
 
 @dataclass(frozen=True)
 class MicroBatcher:
-    """Cuts a step's conversations into micro-batches.
+    """Splits the conversations of a step into micro-batches.
 
     Args:
-        rank, size: this process and how many there are.
+        rank, size: rank of this process and number of processes.
         accumulate: micro-batches of each process.
         reference_labels_after: see `collate`.
-        packed: one row without padding, see `pack`.
+        packed: pack each micro-batch into one row without padding, see `pack`.
         codebook_size: V; corrupted codes are drawn below it.
-        seed: of the run.
-        speakers: whom the guide can name, and by which number.
+        seed: seed of the run.
+        speakers: class of each speaker that the speaker classifier knows.
     """
 
     processor: HiggsAudioProcessor
@@ -185,47 +199,51 @@ class MicroBatcher:
     seed: int
     speakers: Mapping[str, int] = field(default_factory=dict)
 
-    def cut(self, dialogues: Sequence[Dialogue], step: int, corruption: float) -> list[Batch]:
-        """This process's micro-batches of the step; what a conversation becomes does not depend on how it is cut."""
+    def split(self, dialogues: Sequence[Dialogue], step: int, corruption: float) -> list[Batch]:
+        """Returns this process's micro-batches of a step; a conversation's tensors do not depend on the split."""
         return self.finish(self.collate(dialogues), step, corruption)
 
-    def collate(self, dialogues: Sequence[Dialogue]) -> list[Share]:
-        """What does not depend on the number of the step."""
-        chosen = shares([dialogue.num_positions for dialogue in dialogues], self.size * self.accumulate)
-        return [(numbers, self._batch(dialogues, numbers)) for numbers in chosen[self.rank :: self.size]]
+    def collate(self, dialogues: Sequence[Dialogue]) -> list[IndexedBatch]:
+        """Collates this process's micro-batches, without what depends on the number of the step."""
+        assigned = shares([dialogue.num_positions for dialogue in dialogues], self.size * self.accumulate)
+        return [(indices, self._batch(dialogues, indices)) for indices in assigned[self.rank :: self.size]]
 
-    def finish(self, collated: Sequence[Share], step: int, corruption: float) -> list[Batch]:
-        """Micro-batches with corrupted columns, packed where that is wanted."""
-        return [self._finished(numbers, batch, step, corruption) for numbers, batch in collated]
+    def finish(self, collated: Sequence[IndexedBatch], step: int, corruption: float) -> list[Batch]:
+        """Corrupts the input columns of the micro-batches and packs them if `packed`."""
+        return [self._finished(indices, batch, step, corruption) for indices, batch in collated]
 
-    def _batch(self, dialogues: Sequence[Dialogue], numbers: Sequence[int]) -> Batch:
-        """An empty share is some conversation without labels: every process must take part in every exchange."""
-        if not numbers:
-            return unlabelled(collate(dialogues[:1], self.processor, speakers=self.speakers))
-        mine = [dialogues[n] for n in numbers]
-        return collate(mine, self.processor, self.reference_labels_after, self.speakers)
+    def _batch(self, dialogues: Sequence[Dialogue], indices: Sequence[int]) -> Batch:
+        """Collates the conversations of one micro-batch.
 
-    def _finished(self, numbers: Sequence[int], batch: Batch, step: int, corruption: float) -> Batch:
-        if not numbers:
+        An empty micro-batch becomes a conversation without labels, because every process must take part in every
+        collective operation.
+        """
+        if not indices:
+            return without_labels(collate(dialogues[:1], self.processor, speakers=self.speakers))
+        chosen = [dialogues[n] for n in indices]
+        return collate(chosen, self.processor, self.reference_labels_after, self.speakers)
+
+    def _finished(self, indices: Sequence[int], batch: Batch, step: int, corruption: float) -> Batch:
+        if not indices:
             return batch
-        keys = [hash((self.seed, step, n)) for n in numbers]
+        keys = [hash((self.seed, step, n)) for n in indices]
         columns = batch.inputs["audio_input_ids"]
         corrupted = corrupt(columns, batch.turn_labels, corruption, keys, self.codebook_size)
         batch = replace(batch, inputs=batch.inputs | {"audio_input_ids": corrupted})
         return pack(batch) if self.packed else batch
 
 
-def unlabelled(batch: Batch) -> Batch:
-    """The batch without a label, so that it adds nothing to any loss or gradient."""
-    blank = {name: torch.full_like(batch.inputs[name], IGNORED) for name in ("labels", "audio_labels")}
-    nothing = torch.full_like(batch.look, IGNORED)
+def without_labels(batch: Batch) -> Batch:
+    """Returns the batch without labels, so that it adds nothing to any loss or gradient."""
+    ignored = {name: torch.full_like(batch.inputs[name], IGNORE_INDEX) for name in ("labels", "audio_labels")}
+    no_targets = torch.full_like(batch.attention_targets, IGNORE_INDEX)
     return replace(
         batch,
-        inputs=batch.inputs | blank,
-        look=nothing,
-        phones=nothing,
-        who=nothing,
-        turn_labels=torch.full_like(batch.turn_labels, IGNORED),
-        said=torch.zeros_like(batch.said),
+        inputs=batch.inputs | ignored,
+        attention_targets=no_targets,
+        phone_labels=no_targets,
+        speaker_labels=no_targets,
+        turn_labels=torch.full_like(batch.turn_labels, IGNORE_INDEX),
+        turn_speakers=torch.zeros_like(batch.turn_speakers),
         num_frames=0,
     )

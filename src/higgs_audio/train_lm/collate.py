@@ -1,4 +1,4 @@
-"""Conversations into batches of tensors and labels."""
+"""Collation of conversations into batches of tensors and labels."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -8,48 +8,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from higgs_audio.delay import delay_labels
-from higgs_audio.generation.guidance import mask_last_text
-from higgs_audio.model.model import IGNORED
+from higgs_audio.delay import IGNORE_INDEX, delay_labels
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.train_lm.examples import Dialogue
-from higgs_audio.train_lm.targets import guide_targets, said_in, who_speaks
+from higgs_audio.train_lm.targets import alignment_targets, speaker_labels, turn_speakers
 
-TARGETS = ("look", "phones", "turn_labels", "said", "who")  # of a batch, beside the model's inputs
+# Tensor fields of a batch beside the model's inputs.
+TARGETS = ("attention_targets", "phone_labels", "turn_labels", "turn_speakers", "speaker_labels")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step needs.
+    """The model inputs and training targets of one micro-batch.
 
-    `inputs` are the model's; `look [B, T]` and `phones [B, T]` the guide's targets; `turn_labels [B, F, K]` the audio
-    labels of the trained turns alone, where `inputs` may have labels of references too; `said [B, T, 2]` where sound
-    is, the number of its turn, from 1, and of its speaker, and zeros elsewhere; `who [B, T]` the number of the speaker
-    that the guide is to name there.
+    Attributes:
+        inputs: keyword arguments of the model, labels included.
+        attention_targets: `[B, T]`, the text position that the supervised attention heads attend to.
+        phone_labels: `[B, T]`, the phone that the phone classifier predicts.
+        turn_labels: `[B, F, K]`, audio labels of the trained turns alone; `inputs` may also label references.
+        turn_speakers: `[B, T, 2]`, at audio positions the number of the turn, from 1, and of its speaker; 0 elsewhere.
+        speaker_labels: `[B, T]`, the speaker that the speaker classifier predicts.
+        num_frames: frames of the trained turns.
     """
 
     inputs: dict[str, Tensor]
-    look: Tensor
-    phones: Tensor
+    attention_targets: Tensor
+    phone_labels: Tensor
     turn_labels: Tensor
-    said: Tensor
-    who: Tensor
+    turn_speakers: Tensor
+    speaker_labels: Tensor
     num_frames: int
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on `device`."""
+        """Returns the batch on `device`."""
         inputs = {name: value.to(device) for name, value in self.inputs.items()}
         return replace(self, inputs=inputs, **{name: getattr(self, name).to(device) for name in TARGETS})
 
     def arrays(self) -> dict[str, Any]:
-        """Everything as small arrays, to be sent to another process: `from_arrays` makes the batch of them again."""
+        """Returns every tensor as an array of small integers, to send to another process; see `from_arrays`."""
         tensors = {name: getattr(self, name) for name in TARGETS} | self.inputs
         short = {name: (t.int() if t.dtype == torch.int64 else t).numpy() for name, t in tensors.items()}
         return short | {"num_frames": self.num_frames}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> "Batch":
-        """The batch that `arrays` was called of."""
+        """Returns the batch whose `arrays` these are."""
         numbers = {name: torch.from_numpy(value) for name, value in arrays.items() if name != "num_frames"}
         tensors = {name: t.long() if t.dtype == torch.int32 else t for name, t in numbers.items()}
         targets = {name: tensors.pop(name) for name in TARGETS}
@@ -62,69 +65,59 @@ def collate(
     reference_labels_after: int = 0,
     speakers: Mapping[str, int] | None = None,
 ) -> Batch:
-    """Conversations to a batch, padded on the right, with labels and the guide's targets.
+    """Collates conversations into a batch, padded on the right, with labels and the targets of the guide.
 
-    With `reference_labels_after` (0: never) a turn whose voice nothing tells is labelled too, from that column on: by
-    then it has been heard in the turn itself, and what follows teaches as much as another turn would. `speakers` are
-    those that the guide can name.
+    Args:
+        dialogues: the conversations.
+        processor: renders them.
+        reference_labels_after: the first labelled column of turns whose voice is determined by no profile and no
+            earlier turn; 0 leaves them unlabelled. By that column the turn itself has revealed the voice, and the rest
+            is worth as much as another turn.
+        speakers: class of each speaker that the speaker classifier knows.
     """
-    known = processor.text_frontend == "phonemes" and all(len(s.phones) for d in dialogues for s in d.turns)
-    if known:  # reading a text takes longer than all the rest
+    has_phonemes = processor.text_frontend == "phonemes" and all(len(s.phones) for d in dialogues for s in d.turns)
+    if has_phonemes:  # phonemizing a text takes longer than everything else here
         processor = without_frontend(processor)
-    conversations = [dialogue.messages(with_phonemes=known) for dialogue in dialogues]
+    conversations = [dialogue.messages(with_phonemes=has_phonemes) for dialogue in dialogues]
     starts = [len(m) - 2 * (len(d.turns) - d.first_trained) for m, d in zip(conversations, dialogues, strict=True)]
-    rendered = processor.apply_chat_template(conversations, add_generation_prompt=False, start_index=starts)
-    inputs = pad_behind(dict(rendered))
-    inputs["input_ids"] = mask_last_texts(inputs["input_ids"], dialogues, processor)
+    prompts = processor.encode_conversations(conversations, add_generation_prompt=False, start_index=starts)
+    prompts = [
+        replace(prompt, input_ids=processor.mask_last_text(prompt)) if dialogue.drops_text else prompt
+        for prompt, dialogue in zip(prompts, dialogues, strict=True)
+    ]
+    inputs = dict(processor.collate(prompts, padding_side="right"))  # on the right causal attention hides padding
+    ids = inputs["input_ids"]
     turn_labels = inputs["audio_labels"]
     if reference_labels_after:
         inputs["audio_labels"] = with_reference_labels(turn_labels, dialogues, processor, reference_labels_after)
-    look, phones = guide_targets(inputs["input_ids"], dialogues, processor)
+    attention_targets, phone_labels = alignment_targets(ids, prompts, dialogues, processor.tokenizer)
     return Batch(
         inputs=inputs,
-        look=look,
-        phones=phones,
+        attention_targets=attention_targets,
+        phone_labels=phone_labels,
         turn_labels=turn_labels,
-        said=said_in(inputs["input_ids"], dialogues, processor),
-        who=who_speaks(inputs["input_ids"], dialogues, processor, speakers or {}),
+        turn_speakers=turn_speakers(ids, prompts, dialogues),
+        speaker_labels=speaker_labels(ids, prompts, dialogues, speakers or {}),
         num_frames=sum(s.num_frames for d in dialogues for s in d.turns[d.first_trained :]),
     )
 
 
 def without_frontend(processor: HiggsAudioProcessor) -> HiggsAudioProcessor:
-    """The same processor for texts that are phonemes already."""
+    """Returns a processor that takes texts which are phonemes already."""
     other = copy.copy(processor)
     other.config = replace(processor.config, text_frontend="none")
     return other
 
 
-def mask_last_texts(ids: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor) -> Tensor:
-    """Token ids `[B, T]` with the last text of every unread dialogue hidden."""
-    ids = ids.clone()
-    for row, dialogue in enumerate(dialogues):
-        if dialogue.unread:
-            ids[row] = mask_last_text(ids[row], processor.tokenizer)
-    return ids
-
-
 def with_reference_labels(
     labels: Tensor, dialogues: Sequence[Dialogue], processor: HiggsAudioProcessor, after: int
 ) -> Tensor:
-    """`labels [B, F, K]` with those of the turns before `first_trained`, each from its column number `after` on."""
+    """Returns `labels [B, F, K]` that also label the turns before `first_trained`, each from column `after` on."""
     labels, eos = labels.clone(), processor.config.audio_codebook_size + 1
     for row, dialogue in enumerate(dialogues):
         start = 0
         for turn in dialogue.turns[: dialogue.first_trained]:
-            own = delay_labels(torch.from_numpy(turn.codes.astype("int64")), eos, IGNORED).T  # [L, K]
-            labels[row, start + after : start + len(own)] = own[after:]
-            start += len(own)
+            columns = delay_labels(torch.from_numpy(turn.codes.astype("int64")), eos, IGNORE_INDEX).T  # [L, K]
+            labels[row, start + after : start + len(columns)] = columns[after:]
+            start += len(columns)
     return labels
-
-
-def pad_behind(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Moves the padding of every row of tokens from the left to the right, where being causal hides it."""
-    attended = inputs["attention_mask"]  # [B, T]
-    num_pads = (1 - attended).sum(1, keepdim=True)  # [B, 1]
-    order = (torch.arange(attended.shape[1]) + num_pads) % attended.shape[1]  # [B, T]
-    moved = {name: inputs[name].gather(1, order) for name in ("input_ids", "attention_mask", "labels")}
-    return inputs | moved

@@ -1,4 +1,4 @@
-"""Draws conversations from prepared clips: by name, after a reference, among several speakers."""
+"""Composition of training conversations from prepared clips: by profile, after a reference, among several speakers."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,11 @@ import torch
 from higgs_audio.data.phones import PHONES
 from higgs_audio.data.shards import EncodedClip
 from higgs_audio.prompt.prompt import MULTI_SPEAKER, SINGLE_SPEAKER
+from higgs_audio.train_lm.draws import Draws
 from higgs_audio.train_lm.examples import Dialogue
 
 SAME_VOICE = "Generate audio following instruction with the same voice."
-# The system text of the Hugging Face examples for several speakers; that of the original ones is MULTI_SPEAKER.
+# System text of the Hugging Face examples for several speakers; MULTI_SPEAKER is that of the original examples.
 SEVERAL_SPEAKERS = (
     "As an AI assistant, your task is to convert written text into spoken words.\n"
     "    If the user's input begins with a [SPEAKER*] tag, omit the tag and create speech based on the following "
@@ -22,7 +23,7 @@ SEVERAL_SPEAKERS = (
 )
 QUIET_ROOM = "Audio is recorded from a quiet room."
 
-# (share, system text, scene) of the prompts in which references are heard; None as `to_messages` chooses.
+# (share, system text, scene) of prompts with reference turns; with None, `to_messages` applies its default.
 Forms = tuple[tuple[float, str | None, str | None], ...]
 CLONE_FORMS: Forms = (
     (0.4, SAME_VOICE, QUIET_ROOM),
@@ -36,28 +37,30 @@ SEVERAL_FORMS: Forms = (
     (0.15, None, None),
     (0.1, SINGLE_SPEAKER, QUIET_ROOM),
 )
-NUM_SPEAKERS = (0.75, 0.17, 0.08)  # shares of two, three and four in a conversation
-MAX_TURN_FRAMES = 200  # of two sentences that are said as one turn
-TRIES, MANY_CLIPS = 6, 50  # a clip is drawn so many times; where there are few, all are looked at after that
+NUM_SPEAKERS = (0.75, 0.17, 0.08)  # shares of conversations with two, three and four speakers
+MAX_TURN_FRAMES = 200  # of two sentences joined into one turn
+NUM_TRIES = 6  # random clips tried before all clips of a speaker are searched,
+MAX_SEARCHED_CLIPS = 50  # which happens only for speakers with fewer clips than this
 
 
 @dataclass(frozen=True)
 class ExampleMix:
-    """Shares of the kinds of conversation, and how long references are.
+    """Shares of the kinds of conversation, and the length of references.
 
     Args:
-        reference: of a named speaker's samples, those after a reference of their own, half of them without the name.
-        plain: of the default speaker's samples, those with neither name nor reference.
-        several: of all samples, those among two to four speakers, each of whom is heard before.
-        cast: of a named speaker's samples, those among named speakers, with tags.
-        joined: of all samples, those with another sentence of the speaker before them, in one turn.
-        reference_frames: least and most; several clips make one reference where one is too short.
-        more_turns: shares of conversations with no turn, one, two ... between what must be heard and the last one;
-            they are trained as well, so a reference is read once for several answers.
-        switch: of the turns among several speakers, those that cannot be of the speaker before: a model that goes on
-            in the voice that it heard last is right too often otherwise.
-        unread: of all conversations, those whose last text is hidden: what a model says without having read can be
-            taken from what it says, see `text_guidance_scale` of `generate`.
+        reference: of the samples of a speaker with a profile, those that follow a reference of the same speaker; half
+            of them keep the profile.
+        plain: of the default speaker's samples, those with neither profile nor reference.
+        several: of all samples, those among two to four speakers, each introduced by a reference.
+        cast: of the samples of a speaker with a profile, those in a tagged dialogue of speakers with profiles.
+        joined: of all samples, those joined with another sentence of the speaker into one turn.
+        reference_frames: minimum and maximum; several clips are joined if one is too short.
+        more_turns: shares of conversations with zero, one, two ... turns between the references and the last turn.
+            They are trained too, so that one reference serves several answers.
+        switch: of the turns among several speakers that would continue the previous speaker, those given to another
+            one. Without it, a model that always continues in the last voice is right too often.
+        unread: of all conversations, those whose last text is dropped. The model then learns the prediction without a
+            text that classifier-free guidance needs; see `text_guidance_scale` of `generate`.
     """
 
     reference: float = 0.15
@@ -72,204 +75,196 @@ class ExampleMix:
 
 
 class Composer:
-    """Draws a conversation for each sample.
+    """Composes a random conversation for each sample.
 
     Args:
         samples: all prepared clips.
-        profiles: speaker -> profile text, of the voices that are called by name; other speakers are only ever heard
-            after a reference of their own.
-        default: the named speaker that speaks where nothing is asked for.
-        mix: shares of the kinds.
+        profiles: speaker -> profile text. Other speakers occur only after a reference of their own.
+        default_speaker: the speaker of prompts that name no voice.
+        mix: shares of the kinds of conversation.
     """
 
     def __init__(
-        self, samples: Sequence[EncodedClip], profiles: Mapping[str, str], default: str, mix: ExampleMix
+        self, samples: Sequence[EncodedClip], profiles: Mapping[str, str], default_speaker: str, mix: ExampleMix
     ) -> None:
-        self._samples, self._profiles, self._default, self._mix = samples, profiles, default, mix
-        self._clips: dict[str, list[int]] = defaultdict(list)
-        for number, sample in enumerate(samples):
-            self._clips[sample.speaker].append(number)
-        self._named = [speaker for speaker in self._clips if speaker in profiles]
-        wanted = {sample.reference for sample in samples if sample.reference}
-        self._places = {sample.id: number for number, sample in enumerate(samples) if sample.id in wanted}
+        self._profiles, self._default_speaker = profiles, default_speaker
+        self._pool = _Pool(samples)
+        self._mix = mix
+        self._with_profile = [speaker for speaker in self._pool.by_speaker if speaker in profiles]
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._pool.samples)
 
-    def compose(self, number: int, generator: torch.Generator) -> Dialogue:
-        """The conversation whose last turn is, or ends with, sample `number`. No clip occurs in it twice."""
-        draft = _Draft(self._samples, self._clips, self._places, self._mix, generator, number)
-        return draft.hidden(draft.compose(self._profiles, self._default, self._named))
+    def compose(self, index: int, generator: torch.Generator) -> Dialogue:
+        """Returns a conversation whose last turn is, or ends with, sample `index`. No clip occurs in it twice."""
+        draft = _Draft(self._pool, self._mix, Draws(generator), index)
+        return draft.with_dropped_text(draft.compose(self._profiles, self._default_speaker, self._with_profile))
+
+
+class _Pool:
+    """The samples, indexed by speaker, and by id where another sample names them as its reference."""
+
+    def __init__(self, samples: Sequence[EncodedClip]) -> None:
+        self.samples = samples
+        self.by_speaker: dict[str, list[int]] = defaultdict(list)
+        for index, sample in enumerate(samples):
+            self.by_speaker[sample.speaker].append(index)
+        references = {sample.reference for sample in samples if sample.reference}
+        self.references = {sample.id: index for index, sample in enumerate(samples) if sample.id in references}
 
 
 class _Draft:
-    """One conversation being drawn; `used` are the numbers of the clips that it has already.
+    """A conversation in composition; `_used` holds the indices of the clips that it already contains."""
 
-    `places` are the numbers of the samples that others ask to be heard after, by their ids.
-    """
+    def __init__(self, pool: _Pool, mix: ExampleMix, draws: Draws, index: int) -> None:
+        self._samples, self._by_speaker, self._references = pool.samples, pool.by_speaker, pool.references
+        self._mix, self._draws = mix, draws
+        self._used = {index}
+        self._target = pool.samples[index]
 
-    def __init__(
-        self,
-        samples: Sequence[EncodedClip],
-        clips: Mapping[str, list[int]],
-        places: Mapping[str, int],
-        mix: ExampleMix,
-        generator: torch.Generator,
-        number: int,
-    ) -> None:
-        self._samples, self._clips, self._places = samples, clips, places
-        self._mix, self._generator = mix, generator
-        self._used = {number}
-        self._target = samples[number]
-
-    def compose(self, profiles: Mapping[str, str], default: str, named: Sequence[str]) -> Dialogue:
-        """Chooses the kind of conversation."""
-        mix = self._mix
+    def compose(self, profiles: Mapping[str, str], default_speaker: str, with_profile: Sequence[str]) -> Dialogue:
+        """Draws the kind of conversation and composes it."""
+        mix, chance = self._mix, self._draws.chance
         speaker = self._target.speaker
         profile = profiles.get(speaker)
-        if self._chance(mix.joined) and len(self._clips[speaker]) > 2:  # one is left to be the reference
-            self._lengthen()
-        if self._chance(mix.several) and (dialogue := self._several()):
+        if chance(mix.joined) and len(self._by_speaker[speaker]) > 2:  # leaves one clip to be the reference
+            self._lengthen_target()
+        if chance(mix.several) and (dialogue := self._several()):
             return dialogue
-        if profile and self._chance(mix.cast) and len(named) > 1:
-            return self._cast(profiles, named)
-        if profile is None or self._target.reference in self._places or self._chance(mix.reference):
-            kept = profile if self._chance(0.5) else None
+        if profile and chance(mix.cast) and len(with_profile) > 1:
+            return self._cast(profiles, with_profile)
+        if profile is None or self._target.reference in self._references or chance(mix.reference):
+            kept = profile if chance(0.5) else None
             if dialogue := self._clone(kept):
                 return dialogue
         scene = self._target.scene or None
-        if speaker == default and self._chance(mix.plain):
+        if speaker == default_speaker and chance(mix.plain):
             return Dialogue((self._target,), scene=scene)
         return Dialogue((self._target,), profile, scene=scene)
 
-    def hidden(self, dialogue: Dialogue) -> Dialogue:
-        """The same, its last text hidden where that is drawn."""
-        return replace(dialogue, unread=True) if self._chance(self._mix.unread) else dialogue
+    def with_dropped_text(self, dialogue: Dialogue) -> Dialogue:
+        """Returns the conversation, a random share of the time with its last text dropped."""
+        return replace(dialogue, drops_text=True) if self._draws.chance(self._mix.unread) else dialogue
 
-    def _lengthen(self) -> None:
-        """Puts another sentence of the speaker before the target's, where both are short enough for one turn."""
-        other = self._clip(self._target.speaker, MAX_TURN_FRAMES - self._target.num_frames)
+    def _lengthen_target(self) -> None:
+        """Puts another sentence of the speaker before the target's if both are short enough for one turn."""
+        other = self._take_clip(self._target.speaker, MAX_TURN_FRAMES - self._target.num_frames)
         if other is not None:
             self._target = join([other, self._target])
 
     def _clone(self, profile: str | None) -> Dialogue | None:
-        """The target after the clip it asks for or a reference of its speaker; None where there is no other clip."""
-        reference = self._asked_for() or self._reference(self._target.speaker, *self._mix.reference_frames)
+        """Returns the target after its given reference or one of its speaker; None if there is no other clip."""
+        reference = self._given_reference() or self._take_reference(self._target.speaker, *self._mix.reference_frames)
         if reference is None:
             return None
-        said, _ = self._more([self._target.speaker])
+        turns, _ = self._more_turns([self._target.speaker])
         system, scene = (None, None) if profile else self._form(CLONE_FORMS)
-        return Dialogue((reference, *said, self._target), profile, system=system, scene=self._target.scene or scene)
+        return Dialogue((reference, *turns, self._target), profile, system=system, scene=self._target.scene or scene)
 
     def _several(self) -> Dialogue | None:
-        """The target after references of two to four speakers, its own among them, in any order."""
-        frames = self._mix.reference_frames
-        count = 2 + self._choose(NUM_SPEAKERS)
-        others = [speaker for speaker in self._clips if speaker != self._target.speaker]
-        others = [others[i] for i in self._permutation(len(others))[: count - 1]]
-        most = frames[1] if count == 2 else max(frames[0], frames[1] // 2)
-        cast = [self._target.speaker, *others]
-        cast = [cast[i] for i in self._permutation(len(cast))]
-        if cast[-1] == self._target.speaker and self._chance(self._mix.switch):
+        """Returns the target after references of two to four speakers in random order, its own among them."""
+        min_frames, max_frames = self._mix.reference_frames
+        count = 2 + self._draws.weighted_index(NUM_SPEAKERS)
+        cast = self._draw_cast(count)
+        if count > 2:
+            max_frames = max(min_frames, max_frames // 2)
+        if cast[-1] == self._target.speaker and self._draws.chance(self._mix.switch):
             cast = [cast[-1], *cast[:-1]]
         used_before = set(self._used)
-        heard = [self._reference(speaker, frames[0], most) for speaker in cast]
-        references = [reference for reference in heard if reference is not None]
+        taken = [self._take_reference(speaker, min_frames, max_frames) for speaker in cast]
+        references = [reference for reference in taken if reference is not None]
         if len(references) < len(cast) or len(cast) < 2:
             self._used = used_before
             return None
-        said, speakers = self._more(cast, len(cast) - 1)
+        turns, speakers = self._more_turns(cast, previous=len(cast) - 1)
         system, scene = self._form(SEVERAL_FORMS)
         tags = (*range(len(cast)), *speakers, cast.index(self._target.speaker))
-        return Dialogue((*references, *said, self._target), speakers=tags, system=system, scene=scene)
+        return Dialogue((*references, *turns, self._target), speakers=tags, system=system, scene=scene)
 
-    def _cast(self, profiles: Mapping[str, str], named: Sequence[str]) -> Dialogue:
-        """Named speakers in turn, the target last; all of them are trained."""
-        others = [speaker for speaker in named if speaker != self._target.speaker]
-        cast = [self._target.speaker, others[self._permutation(len(others))[0]]]
-        cast = [cast[i] for i in self._permutation(len(cast))]
-        said, speakers = self._more(cast)
-        lines = {place: profiles[speaker] for place, speaker in enumerate(cast)}
+    def _draw_cast(self, count: int) -> list[str]:
+        """Draws `count` speakers in random order, the target's among them; fewer if there are not so many."""
+        others = [speaker for speaker in self._by_speaker if speaker != self._target.speaker]
+        others = [others[i] for i in self._draws.permutation(len(others))[: count - 1]]
+        cast = [self._target.speaker, *others]
+        return [cast[i] for i in self._draws.permutation(len(cast))]
+
+    def _cast(self, profiles: Mapping[str, str], with_profile: Sequence[str]) -> Dialogue:
+        """Returns a dialogue of two speakers with profiles that ends with the target; all its turns are trained."""
+        others = [speaker for speaker in with_profile if speaker != self._target.speaker]
+        cast = [self._target.speaker, others[self._draws.permutation(len(others))[0]]]
+        cast = [cast[i] for i in self._draws.permutation(len(cast))]
+        turns, speakers = self._more_turns(cast)
+        numbered = {number: profiles[speaker] for number, speaker in enumerate(cast)}
         tags = (*speakers, cast.index(self._target.speaker))
-        return Dialogue((*said, self._target), speakers=tags, profiles=lines, system=MULTI_SPEAKER)
+        return Dialogue((*turns, self._target), speakers=tags, profiles=numbered, system=MULTI_SPEAKER)
 
-    def _more(self, cast: Sequence[str], before: int | None = None) -> tuple[list[EncodedClip], list[int]]:
-        """Turns more by any of the cast: clips and their speakers' places; `before` is the place heard last."""
-        count = self._choose(self._mix.more_turns)
-        said: list[tuple[int, EncodedClip]] = []
-        for place in torch.randint(len(cast), (count,), generator=self._generator).tolist():
-            place = self._switched(place, before, len(cast))
-            clip = self._clip(cast[place], MAX_TURN_FRAMES)
+    def _more_turns(self, cast: Sequence[str], previous: int | None = None) -> tuple[list[EncodedClip], list[int]]:
+        """Draws turns of random speakers of the cast before the last one: the clips and the number of each speaker.
+
+        `previous` is the number of the speaker of the turn before.
+        """
+        count, switch = self._draws.weighted_index(self._mix.more_turns), self._mix.switch
+        turns: list[tuple[int, EncodedClip]] = []
+        for drawn in self._draws.integers(len(cast), count):
+            number = self._draws.switched(drawn, previous, len(cast), switch)
+            clip = self._take_clip(cast[number], MAX_TURN_FRAMES)
             if clip is not None:
-                said.append((place, clip))
-                before = place
-        if said and cast[said[-1][0]] == self._target.speaker and len(cast) > 1 and self._chance(self._mix.switch):
-            said.pop()  # the target follows
-        return [clip for _, clip in said], [place for place, _ in said]
+                turns.append((number, clip))
+                previous = number
+        if turns and cast[turns[-1][0]] == self._target.speaker and len(cast) > 1 and self._draws.chance(switch):
+            turns.pop()  # the target follows
+        return [clip for _, clip in turns], [number for number, _ in turns]
 
-    def _switched(self, place: int, before: int | None, count: int) -> int:
-        """Another place than `before` where that is drawn, each other one as likely."""
-        if place != before or count < 2 or not self._chance(self._mix.switch):
-            return place
-        return (place + 1 + self._permutation(count - 1)[0]) % count
-
-    def _asked_for(self) -> EncodedClip | None:
-        """The clip that the target is to be heard after, where it is among the samples and not heard yet."""
-        place = self._places.get(self._target.reference)
-        if place is None or place in self._used:
+    def _given_reference(self) -> EncodedClip | None:
+        """Takes the clip that the target names as its reference; None if it is not a sample or already used."""
+        index = self._references.get(self._target.reference)
+        if index is None or index in self._used:
             return None
-        self._used.add(place)
-        return self._samples[place]
+        self._used.add(index)
+        return self._samples[index]
 
-    def _reference(self, speaker: str, least: int, most: int) -> EncodedClip | None:
-        """Clips of the speaker, joined until they are as long as drawn; shorter ones are drawn more often."""
-        wanted = least + (most - least) * float(torch.rand((), generator=self._generator)) ** 1.5
+    def _take_reference(self, speaker: str, min_frames: int, max_frames: int) -> EncodedClip | None:
+        """Joins clips of the speaker up to a random length; shorter ones are more likely."""
+        length = min_frames + (max_frames - min_frames) * self._draws.uniform() ** 1.5
         clips: list[EncodedClip] = []
-        length = 0
-        while length < wanted and (clip := self._clip(speaker, most - length)) is not None:
+        num_frames = 0
+        while num_frames < length and (clip := self._take_clip(speaker, max_frames - num_frames)) is not None:
             clips.append(clip)
-            length += clip.num_frames
-        clip = None if clips else self._any_clip(speaker)  # a long reference is better than none
+            num_frames += clip.num_frames
+        clip = None if clips else self._take_any_clip(speaker)  # a reference that is too long is better than none
         return join([*clips, *([clip] if clip else [])]) if clips or clip else None
 
-    def _any_clip(self, speaker: str) -> EncodedClip | None:
-        """A clip of the speaker of any length that the conversation does not have."""
-        pool = self._clips[speaker]
-        unused = [pool[i] for i in self._permutation(len(pool)) if pool[i] not in self._used]
+    def _take_any_clip(self, speaker: str) -> EncodedClip | None:
+        """Takes an unused clip of the speaker, of any length."""
+        indices = self._by_speaker[speaker]
+        unused = [indices[i] for i in self._draws.permutation(len(indices)) if indices[i] not in self._used]
         self._used.update(unused[:1])
         return self._samples[unused[0]] if unused else None
 
-    def _clip(self, speaker: str, most: int) -> EncodedClip | None:
-        """A clip of the speaker of at most `most` frames that the conversation does not have."""
-        pool = self._clips[speaker]
-        drawn = torch.randint(len(pool), (TRIES,), generator=self._generator).tolist()
-        for place in (*drawn, *(self._permutation(len(pool)) if len(pool) < MANY_CLIPS else ())):
-            if pool[place] not in self._used and self._samples[pool[place]].num_frames <= most:
-                self._used.add(pool[place])
-                return self._samples[pool[place]]
+    def _take_clip(self, speaker: str, max_frames: int) -> EncodedClip | None:
+        """Takes an unused clip of the speaker of at most `max_frames` frames."""
+        indices = self._by_speaker[speaker]
+        drawn = self._draws.integers(len(indices), NUM_TRIES)
+        searched = self._draws.permutation(len(indices)) if len(indices) < MAX_SEARCHED_CLIPS else ()
+        for place in (*drawn, *searched):
+            if indices[place] not in self._used and self._samples[indices[place]].num_frames <= max_frames:
+                self._used.add(indices[place])
+                return self._samples[indices[place]]
         return None
 
     def _form(self, forms: Forms) -> tuple[str | None, str | None]:
-        return forms[self._choose([share for share, *_ in forms])][1:]
-
-    def _chance(self, share: float) -> bool:
-        return share > 0 and float(torch.rand((), generator=self._generator)) < share
-
-    def _choose(self, shares: Sequence[float]) -> int:
-        return int(torch.multinomial(torch.tensor(shares), 1, generator=self._generator))
-
-    def _permutation(self, count: int) -> list[int]:
-        return torch.randperm(count, generator=self._generator).tolist()
+        """Draws the system text and scene of the prompt."""
+        return forms[self._draws.weighted_index([share for share, *_ in forms])][1:]
 
 
 def usable(samples: Sequence[EncodedClip], profiles: Mapping[str, str]) -> list[EncodedClip]:
-    """The samples whose voice a prompt can ask for: by name, or by a reference, which is another clip."""
+    """Returns the samples whose voice a prompt can determine: by a profile, or by another clip of the speaker."""
     counts = Counter(sample.speaker for sample in samples)
     return [sample for sample in samples if sample.speaker in profiles or counts[sample.speaker] > 1]
 
 
 def join(samples: Sequence[EncodedClip]) -> EncodedClip:
-    """Clips of one speaker said one after another, as one clip."""
+    """Concatenates clips of one speaker into one clip."""
     if len(samples) == 1:
         return samples[0]
     counts = [sum(p in PHONES for p in sample.phonemes) for sample in samples]

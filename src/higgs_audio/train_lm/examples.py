@@ -1,7 +1,8 @@
-"""Conversations of prepared clips to batches: the answer is the last turn, the renderer the usual one."""
+"""The training example of the language model: a conversation of prepared clips."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from higgs_audio.data.shards import EncodedClip
 from higgs_audio.prompt.prompt import Prompt, Turn, to_messages
@@ -13,18 +14,18 @@ SYSTEM_POSITIONS = 27
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One training example.
+    """One training example, rendered by the processor like a prompt.
 
-    A turn is trained where a listener to what precedes it knows its voice: by a profile, or by an earlier turn. The
-    last turn always is.
+    A turn is trained if what precedes it determines its voice, by a profile or by an earlier turn of the speaker. The
+    last turn is always trained.
 
     Args:
-        turns: what is said, in order; the answer last.
+        turns: the clips in order; the last one is the answer.
         profile: names the voice of the only speaker.
-        speakers: number of each turn's speaker; one speaker when left out.
-        profiles: number of a speaker -> profile.
+        speakers: number of each turn's speaker; empty for one speaker.
+        profiles: profile of each speaker number that has one.
         system, scene: as in `Prompt`.
-        unread: the last text is hidden, see `mask_last_text`.
+        drops_text: replace the last text by padding, as classifier-free guidance needs; see `mask_last_text`.
     """
 
     turns: tuple[EncodedClip, ...]
@@ -33,27 +34,27 @@ class Dialogue:
     profiles: Mapping[int, str] = field(default_factory=dict)
     system: str | None = None
     scene: str | None = None
-    unread: bool = False
+    drops_text: bool = False
 
     @property
     def first_trained(self) -> int:
-        """Number of the first turn from which on every voice is known."""
+        """Index of the first turn from which on every voice is determined."""
         speakers = self.speakers or (0,) * len(self.turns)
-        known = {0} if self.profile else set(self.profiles)
-        heard = [speakers.index(speaker) + 1 for speaker in set(speakers) - known]
-        return min(max(heard, default=0), len(self.turns) - 1)
+        named = {0} if self.profile else set(self.profiles)
+        first_turns = [speakers.index(speaker) + 1 for speaker in set(speakers) - named]
+        return min(max(first_turns, default=0), len(self.turns) - 1)
 
     @property
     def num_positions(self) -> int:
-        """About how many positions its prompt has, never fewer."""
-        said = sum(sample.num_frames + len(sample.phonemes) for sample in self.turns)
-        return said + SYSTEM_POSITIONS + TURN_POSITIONS * len(self.turns)
+        """Upper estimate of the number of positions of the prompt."""
+        content = sum(sample.num_frames + len(sample.phonemes) for sample in self.turns)
+        return content + SYSTEM_POSITIONS + TURN_POSITIONS * len(self.turns)
 
-    def messages(self, with_phonemes: bool = False) -> list[dict]:  # type: ignore[type-arg]
-        """Chat messages with the codes of every turn; `with_phonemes` instead of the text, as the model reads it."""
+    def messages(self, with_phonemes: bool = False) -> list[dict[str, Any]]:
+        """Returns chat messages with the codes of every turn, and its phonemes instead of its text on request."""
         names: Sequence[str | None] = [f"SPEAKER{number}" for number in self.speakers] or [None] * len(self.turns)
         texts = [sample.phonemes if with_phonemes else sample.text for sample in self.turns]
         turns = tuple(Turn(t, name, s.codes) for t, s, name in zip(texts, self.turns, names, strict=True))
-        lines = {0: self.profile} if self.profile else self.profiles
-        profiles = {f"SPEAKER{number}": line for number, line in lines.items()}
+        numbered = {0: self.profile} if self.profile else self.profiles
+        profiles = {f"SPEAKER{number}": profile for number, profile in numbered.items()}
         return to_messages(Prompt(turns, self.scene, profiles, self.system))

@@ -1,10 +1,11 @@
-"""Teachers of where to look, in training only; the exported checkpoint is a plain model.
+"""Auxiliary losses that guide attention; they exist only in training, and the exported checkpoint is a plain model.
 
-A small language model learns slowly which phone to speak next: the frame before explains most of a frame. So
-(1) one attention head in some layers is told which text position is being spoken, and (2) a linear head on a middle
-layer names the phone. Both come from the alignment in `train/align.py`. It learns as slowly whose reference among
-several is the voice of a turn, so (3) another head is told to look at what the same speaker said before, and (4) a
-linear head on a middle layer names the speaker where a turn begins, before its own past can tell.
+A small language model learns slowly which phone comes next, because the previous frame explains most of a frame.
+So (1) one attention head in some layers is supervised to attend to the text position that the frame renders, and (2) a
+linear head on a middle layer classifies the phone. Both use the alignment of `data/align.py`. The model learns as
+slowly which of several references has the voice of a turn, so (3) another attention head is supervised to attend to
+the speaker's earlier turns, and (4) a linear head on a middle layer classifies the speaker at the start of a turn,
+before the turn's own past reveals it.
 """
 
 from functools import partial
@@ -14,23 +15,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from higgs_audio.delay import IGNORE_INDEX
 from higgs_audio.model.layers import Route, rotate
-from higgs_audio.model.model import IGNORED, HiggsAudioForConditionalGeneration
+from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
 GUIDED_HEAD, VOICE_HEAD = 0, 1
 
 
 class Guide(nn.Module):
-    """Watches a model's forward passes and computes the losses of the last one.
+    """Records a model's forward pass through hooks and computes the auxiliary losses of the last one.
 
     Args:
-        model: the model to watch; hooks are attached to it until `close`.
-        layers: numbers of the layers whose head GUIDED_HEAD is told where to look.
-        phone_layer: number of the layer whose output names the phone.
+        model: the model; hooks stay attached to it until `close`.
+        layers: layers whose head GUIDED_HEAD is supervised to attend to the text position of a frame.
+        phone_layer: layer whose output the phone classifier reads.
         num_phones: size of the phone alphabet, blank included.
-        voice_layers: numbers of the layers whose head VOICE_HEAD is told whom to listen to.
-        name_layer: number of the layer whose output names the speaker.
-        num_speakers: how many there are to be named; 0: nobody is.
+        voice_layers: layers whose head VOICE_HEAD is supervised to attend to the speaker's earlier turns.
+        name_layer: layer whose output the speaker classifier reads.
+        num_speakers: number of speaker classes; 0 for no speaker classifier.
     """
 
     def __init__(
@@ -48,108 +50,113 @@ class Guide(nn.Module):
         self.phone_head = nn.Linear(width, num_phones)
         self.name_head = nn.Linear(width, num_speakers) if num_speakers else None
         self._layers, self._voice_layers = layers, voice_layers
-        self._seen: dict[int, tuple[Any, Tensor, Route, Any]] = {}  # by number of layer
-        self._rows: dict[str, Tensor] = {}  # [N, D] by what is read from them
+        self._attention_inputs: dict[int, tuple[Any, Tensor, Route, Any]] = {}  # by layer
+        self._hidden: dict[str, Tensor] = {}  # [N, D] by classifier
         blocks: Any = model.model.layers
-        watched = sorted({*layers, *voice_layers})
-        self._hooks = [blocks[i].self_attn.register_forward_pre_hook(partial(self._watch, i)) for i in watched]
-        self._hooks.append(blocks[phone_layer].register_forward_hook(partial(self._keep, "phone")))
+        attended = sorted({*layers, *voice_layers})
+        self._hooks = [blocks[i].self_attn.register_forward_pre_hook(partial(self._save_inputs, i)) for i in attended]
+        self._hooks.append(blocks[phone_layer].register_forward_hook(partial(self._save_hidden, "phone")))
         if num_speakers:
-            self._hooks.append(blocks[name_layer].register_forward_hook(partial(self._keep, "name")))
+            self._hooks.append(blocks[name_layer].register_forward_hook(partial(self._save_hidden, "name")))
 
     @property
-    def hears_voices(self) -> bool:
-        """Whether any head is told whom to listen to."""
+    def has_voice_heads(self) -> bool:
+        """Whether any attention head is supervised to attend to the speaker's earlier turns."""
         return bool(self._voice_layers)
 
     def close(self) -> None:
-        """Detaches from the model."""
+        """Removes the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 
     def attention_loss(self, targets: Tensor, blocks: Tensor | None = None) -> Tensor:
-        """Sum, over positions, of the guided heads' mean negative log of the weight that each gives to its target.
+        """Returns the negative log of the weight that a guided head gives to its target.
+
+        The result is the sum over positions of the mean over layers.
 
         Args:
-            targets: `[B, T]`, position to look at, IGNORED where there is none.
-            blocks: `[B, T]`, the number of the sequence that a position is in, of a packed row; all one where None.
-                Padding is behind and needs no mask.
+            targets: `[B, T]`, position to attend to, or IGNORE_INDEX.
+            blocks: `[B, T]`, number of the sequence that each position of a packed row belongs to; None if rows are
+                not packed. Padding is on the right and needs no mask.
         """
-        visible, wanted = seen_from(targets, blocks), targets.flatten()
+        visible, flat_targets = attention_mask(targets, blocks), targets.flatten()
         losses = [
-            F.cross_entropy(self._scores(layer, GUIDED_HEAD, visible).flatten(0, 1), wanted, reduction="sum")
+            F.cross_entropy(self._scores(layer, GUIDED_HEAD, visible).flatten(0, 1), flat_targets, reduction="sum")
             for layer in self._layers
         ]
         return torch.stack(losses).mean()
 
-    def voice_loss(self, said: Tensor, blocks: Tensor | None = None) -> Tensor:
-        """Sum, over positions, of the voice heads' mean negative log of the weight given to the same speaker's past.
+    def voice_loss(self, turn_speakers: Tensor, blocks: Tensor | None = None) -> Tensor:
+        """Returns the negative log of the weight that a voice head gives to the speaker's earlier turns.
+
+        The result is the sum, over positions whose speaker has an earlier turn, of the mean over layers.
 
         Args:
-            said: `[B, T, 2]`, see `Batch`; what counts are positions whose speaker was heard in an earlier turn.
+            turn_speakers: `[B, T, 2]`, see `Batch`.
             blocks: as in `attention_loss`.
         """
-        visible, chosen = seen_from(said[..., 0], blocks), heard_before(said).flatten().nonzero().squeeze(1)  # [M]
-        turn, speaker = said.unbind(-1)
+        visible = attention_mask(turn_speakers[..., 0], blocks)
+        chosen = has_earlier_turn(turn_speakers).flatten().nonzero().squeeze(1)  # [M]
+        turn, speaker = turn_speakers.unbind(-1)
         same = (speaker[:, :, None] == speaker[:, None]) & (turn[:, None] < turn[:, :, None]) & (turn[:, None] > 0)
-        others = ~same.flatten(0, 1)[chosen]  # [M, T]
+        different = ~same.flatten(0, 1)[chosen]  # [M, T]
         losses = []
         for layer in self._voice_layers:
             scores = self._scores(layer, VOICE_HEAD, visible).flatten(0, 1).index_select(0, chosen)  # [M, T]
-            losses.append((scores.logsumexp(-1) - scores.masked_fill(others, -torch.inf).logsumexp(-1)).sum())
+            losses.append((scores.logsumexp(-1) - scores.masked_fill(different, -torch.inf).logsumexp(-1)).sum())
         return torch.stack(losses).mean()
 
-    def phone_loss(self, phones: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the phone head's cross-entropy against `phones [B, T]`, and how many it has right."""
-        return self._naming_loss(self.phone_head, "phone", phones)
+    def phone_loss(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the phone classifier's summed cross-entropy for `labels [B, T]`, and its number of correct labels."""
+        return self._classifier_loss(self.phone_head, "phone", labels)
 
-    def name_loss(self, who: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of the speakers `who [B, T]`."""
+    def name_loss(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the same as `phone_loss` for the speaker classifier."""
         assert self.name_head is not None
-        return self._naming_loss(self.name_head, "name", who)
+        return self._classifier_loss(self.name_head, "name", labels)
 
-    def _naming_loss(self, head: nn.Linear, kind: str, targets: Tensor) -> tuple[Tensor, Tensor]:
-        wanted = self._way.take(targets)  # [N]
-        rows = (wanted != IGNORED).nonzero().squeeze(1)
-        logits = head(self._rows[kind][rows])
-        right = (logits.detach().argmax(-1) == wanted[rows]).sum()
-        return F.cross_entropy(logits.float(), wanted[rows], reduction="sum"), right
+    def _classifier_loss(self, head: nn.Linear, kind: str, labels: Tensor) -> tuple[Tensor, Tensor]:
+        routed = self._route.take(labels)  # [N]
+        rows = (routed != IGNORE_INDEX).nonzero().squeeze(1)
+        logits = head(self._hidden[kind][rows])
+        num_correct = (logits.detach().argmax(-1) == routed[rows]).sum()
+        return F.cross_entropy(logits.float(), routed[rows], reduction="sum"), num_correct
 
     def _scores(self, layer: int, head: int, visible: Tensor) -> Tensor:
-        """What one head's weights are the softmax of, `[B, T, T]` fp32; -inf where not `visible [B, T, T]`."""
-        attention, rows, way, rotary = self._seen[layer]
+        """Returns one head's attention logits `[B, T, T]` in float32; -inf where not `visible [B, T, T]`."""
+        attention, rows, route, rotary = self._attention_inputs[layer]
         width, group = attention.head_dim, head // attention.num_key_value_groups
-        query = rotate(way.put(one_head(attention.q_proj, head, width, rows))[:, :, None], *rotary)
-        key = rotate(way.put(one_head(attention.k_proj, group, width, rows))[:, :, None], *rotary)  # [B, T, 1, H]
+        query = rotate(route.put(project_head(attention.q_proj, head, width, rows))[:, :, None], *rotary)
+        key = rotate(route.put(project_head(attention.k_proj, group, width, rows))[:, :, None], *rotary)  # [B, T, 1, H]
         scores = query[:, :, 0] @ key[:, :, 0].transpose(1, 2) * width**-0.5  # [B, T, T]
         return scores.float().masked_fill(~visible, -torch.inf)
 
-    def _watch(self, layer: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _save_inputs(self, layer: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if module.training:
-            rows, self._way, rotary = inputs[:3]
-            self._seen[layer] = (module, rows, self._way, rotary)
+            rows, self._route, rotary = inputs[:3]
+            self._attention_inputs[layer] = (module, rows, self._route, rotary)
 
-    def _keep(self, kind: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self._rows[kind] = output
+    def _save_hidden(self, kind: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._hidden[kind] = output
 
 
-def seen_from(positions: Tensor, blocks: Tensor | None) -> Tensor:
-    """Which positions are seen from which, `[1 or B, T, T]`: those before, in the same block."""
+def attention_mask(positions: Tensor, blocks: Tensor | None) -> Tensor:
+    """Returns the causal attention mask `[1 or B, T, T]`, restricted to the position's own block in packed rows."""
     length = positions.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=positions.device).tril()[None]
     return causal if blocks is None else causal & (blocks[:, :, None] == blocks[:, None])
 
 
-def heard_before(said: Tensor) -> Tensor:
-    """Of `said [B, T, 2]`, positions of sound whose speaker has an earlier turn, `[B, T]` bool."""
-    turn, speaker = said.unbind(-1)
+def has_earlier_turn(turn_speakers: Tensor) -> Tensor:
+    """Returns which audio positions of `turn_speakers [B, T, 2]` have a speaker with an earlier turn, `[B, T]` bool."""
+    turn, speaker = turn_speakers.unbind(-1)
     late = torch.where(turn > 0, turn, torch.iinfo(turn.dtype).max)
     first = late.new_full((len(turn), int(speaker.max()) + 1), torch.iinfo(turn.dtype).max)  # [B, speakers]
     return turn > first.scatter_reduce(1, speaker, late, "amin").gather(1, speaker)
 
 
-def one_head(projection: nn.Linear, head: int, width: int, rows: Tensor) -> Tensor:
-    """Rows `[N, D]` through one head's share of a projection, `[N, H]`: a quarter of the work of all four heads."""
+def project_head(projection: nn.Linear, head: int, width: int, rows: Tensor) -> Tensor:
+    """Applies one head's share of a projection to rows `[N, D]`: `[N, H]`, a quarter of the work of all four heads."""
     span = slice(head * width, (head + 1) * width)
     bias = None if projection.bias is None else projection.bias[span]
     return F.linear(rows, projection.weight[span], bias)

@@ -1,4 +1,4 @@
-"""How well a language model in training predicts clips that it does not train on."""
+"""Evaluation of a language model during training on clips that it does not train on."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,51 +13,57 @@ from higgs_audio.train_lm.composer import Composer, ExampleMix
 from higgs_audio.train_lm.losses import LanguageModelLoss, counts
 from higgs_audio.train_lm.recipe import LanguageModelRecipe
 
-NUM_CONVERSATIONS, ROWS = 48, 16
+NUM_CONVERSATIONS = 48  # about, spread evenly over the clips
+BATCH_SIZE = 16
 
 
 @torch.no_grad()
-def check(
-    lesson: LanguageModelLoss,
+def evaluate_heldout(
+    module: LanguageModelLoss,
     heldout: Sequence[EncodedClip],
     recipe: LanguageModelRecipe,
     processor: HiggsAudioProcessor,
 ) -> dict[str, float]:
-    """Held-out losses by codebook, and how much they grow where every text is another's: the text gain, in nats.
+    """Returns the held-out loss of each codebook, their mean, and the text gain, in nats.
 
-    Where the clips were not aligned, nothing tells which tokens are the text, and there is no text gain.
+    The text gain is how much the loss of codebook 0 grows if every text is replaced by another one: a model that does
+    not read its text has none. It is missing if no clip is aligned, because only alignments tell which tokens are the
+    text.
     """
     composer = Composer(heldout, recipe.profiles, recipe.default_speaker, ExampleMix(reference=0.0, plain=0.0))
     generator = torch.Generator().manual_seed(0)
-    numbers = range(0, len(heldout), max(1, len(heldout) // NUM_CONVERSATIONS))
-    dialogues = [composer.compose(number, generator) for number in numbers]
-    batches = [collate(dialogues[start : start + ROWS], processor) for start in range(0, len(dialogues), ROWS)]
-    lesson.eval()
-    true = codebook_means(lesson, batches)
-    values = {f"heldout_{k}": value for k, value in enumerate(true)} | {"heldout": sum(true) / len(true)}
+    indices = range(0, len(heldout), max(1, len(heldout) // NUM_CONVERSATIONS))
+    dialogues = [composer.compose(index, generator) for index in indices]
+    starts = range(0, len(dialogues), BATCH_SIZE)
+    batches = [collate(dialogues[start : start + BATCH_SIZE], processor) for start in starts]
+    module.eval()
+    losses = mean_codebook_losses(module, batches)
+    values = {f"heldout_{k}": value for k, value in enumerate(losses)} | {"heldout": sum(losses) / len(losses)}
     if any(len(sample.phones) for sample in heldout):
-        values["text_gain"] = codebook_means(lesson, [with_other_texts(batch) for batch in batches])[0] - true[0]
-    lesson.train()
+        reversed_texts = [with_reversed_texts(batch) for batch in batches]
+        values["text_gain"] = mean_codebook_losses(module, reversed_texts)[0] - losses[0]
+    module.train()
     return values
 
 
-def codebook_means(lesson: LanguageModelLoss, batches: Sequence[Batch]) -> list[float]:
-    """Mean loss of each codebook over all labels of the batches."""
-    config, device = lesson.model.config, lesson.model.device
+def mean_codebook_losses(module: LanguageModelLoss, batches: Sequence[Batch]) -> list[float]:
+    """Returns the mean loss of each codebook over all labels of the batches."""
+    config, device = module.model.config, module.model.device
     names = [f"codebook_{k}" for k in range(config.audio_num_codebooks)]
     sums, numbers = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
     for batch in batches:
-        for name, value in lesson(batch.to(device)).items():
-            if name in sums:
-                sums[name] += float(value)
-                numbers[name] += counts(batch, config.audio_stream_eos_id)[name]
+        labels = counts(batch, config.audio_stream_eos_id)
+        terms = module(batch.to(device))
+        for name in names:
+            sums[name] += float(terms[name])
+            numbers[name] += labels[name]
     return [sums[name] / max(1, numbers[name]) for name in names]
 
 
-def with_other_texts(batch: Batch) -> Batch:
-    """The batch with the spoken phonemes of each row in reversed order: the same symbols, another text."""
+def with_reversed_texts(batch: Batch) -> Batch:
+    """Returns the batch with the phones of each row in reverse order: the same symbols, another text."""
     ids: Tensor = batch.inputs["input_ids"].clone()
-    for row, places in enumerate(batch.look):
-        spoken = places[places >= 0].unique()
-        ids[row, spoken] = ids[row, spoken.flip(0)]
+    for row, targets in enumerate(batch.attention_targets):
+        positions = targets[targets >= 0].unique()
+        ids[row, positions] = ids[row, positions.flip(0)]
     return dataclasses.replace(batch, inputs={**batch.inputs, "input_ids": ids})

@@ -1,4 +1,4 @@
-"""Training the language model: one straight loop, in one process or many."""
+"""Training of the language model: one loop, for one process or many."""
 
 import contextlib
 import shutil
@@ -19,22 +19,22 @@ from higgs_audio.train_lm.batches import BatchOrder, MicroBatcher, training_step
 from higgs_audio.train_lm.collate import Batch
 from higgs_audio.train_lm.composer import Composer, usable
 from higgs_audio.train_lm.guide import Guide
-from higgs_audio.train_lm.heldout import check
-from higgs_audio.train_lm.lora import add_lora, choose_trained, merged
-from higgs_audio.train_lm.losses import LanguageModelLoss, counts, weighted
+from higgs_audio.train_lm.heldout import evaluate_heldout
+from higgs_audio.train_lm.lora import add_lora, freeze_except, merge_adapters
+from higgs_audio.train_lm.losses import LanguageModelLoss, counts, weighted_loss
 from higgs_audio.train_lm.recipe import (
     LanguageModelRecipe,
-    blend,
     check_numbers,
+    example_mix,
+    interpolate,
     is_guided,
-    lora_of,
-    mix_of,
-    unguided,
-    weights_of,
+    lora_options,
+    loss_weights,
+    without_guide,
 )
-from higgs_audio.train_lm.samples import speak_samples
-from higgs_audio.train_lm.start import check_fit, compile_parts, first_model
-from higgs_audio.train_lm.tokens import add_tokens, check_read
+from higgs_audio.train_lm.samples import generate_samples
+from higgs_audio.train_lm.start import check_recipe_fits, compile_modules, initial_model
+from higgs_audio.train_lm.tokens import add_tokens, check_trained
 from higgs_audio.training.parallel import PRECISIONS, World, join_world, shard
 from higgs_audio.training.recipe import save_recipe
 from higgs_audio.training.run import Run, apply_step, decay_groups, learning_rate, seed_step
@@ -44,8 +44,10 @@ from higgs_audio.training.sharded import ShardedState
 def train_language_model(recipe: LanguageModelRecipe) -> Path:
     """Trains the language model; writes a checkpoint to `output/model` and returns that path.
 
-    Raises RecipeError for a recipe that cannot be followed and where a process that makes batches is lost,
-    NumericsError where a loss is not finite, CheckpointError where something cannot be read or written.
+    Raises:
+        RecipeError: the recipe has impossible values, or a data loading process was killed.
+        NumericsError: a loss is not finite.
+        CheckpointError: something cannot be read or written.
     """
     check_numbers(recipe)
     for name in ("precision", "frozen_precision"):
@@ -55,11 +57,12 @@ def train_language_model(recipe: LanguageModelRecipe) -> Path:
     try:
         return _train(recipe, world)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # torch tells it by a signal, wherever the step is
+        if "DataLoader worker" not in str(error):  # torch reports it through a signal, at any point of a step
             raise
         raise RecipeError(
-            f"a process that makes batches was lost ({first_line(error)}). What {recipe.output!r} has is whole: start "
-            f"the same run again; fewer than num_workers={recipe.num_workers} need less memory, 0 makes them here"
+            f"a data loading process was lost ({first_line(error)}). The last checkpoint in {recipe.output!r} is "
+            f"complete: start the same run again to resume it. Fewer than num_workers={recipe.num_workers} processes "
+            "need less memory; 0 loads the data in the training process"
         ) from error
     finally:
         world.leave()
@@ -69,109 +72,127 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
     processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
     add_tokens(processor, recipe.new_tokens)
     stamp = stamp_for(processor, recipe.processor)
-    samples, heldout = (
-        usable(read_encoded_clips(recipe.data, stamp), recipe.profiles),
-        read_encoded_clips(recipe.heldout, stamp),
-    )
+    samples = usable(read_encoded_clips(recipe.data, stamp), recipe.profiles)
+    heldout = read_encoded_clips(recipe.heldout, stamp)
     if not any(len(sample.phones) for sample in samples):
-        recipe = unguided(recipe)
-    composer = Composer(samples, recipe.profiles, recipe.default_speaker, mix_of(recipe))
-    model = first_model(recipe, processor).train()
-    check_fit(recipe, model)
+        recipe = without_guide(recipe)
+    composer = Composer(samples, recipe.profiles, recipe.default_speaker, example_mix(recipe))
+    model = initial_model(recipe, processor).train()
+    check_recipe_fits(recipe, model)
     if recipe.sample_every and processor.audio_tokenizer is None:
-        raise RecipeError(f"sample_every: {recipe.processor!r} has no audio tokenizer to make sounds with; add one")
+        raise RecipeError(
+            f"sample_every={recipe.sample_every}: {recipe.processor!r} has no audio tokenizer to decode samples with; "
+            "add one, or set sample_every to 0"
+        )
     speakers = {name: number for number, name in enumerate(sorted({sample.speaker for sample in samples}))}
-    lesson = assemble(model, recipe, world, len(speakers))
-    optimizer = torch.optim.AdamW(decay_groups(lesson, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
+    module = build_module(model, recipe, world, len(speakers))
+    optimizer = torch.optim.AdamW(decay_groups(module, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
     run = Run(recipe.output, recipe.save_every, recipe.log_every, quiet=not world.is_first)
-    state = ShardedState(run.folder, lesson, optimizer, world)
-    done, place = state.resume()
-    step = run.continue_from(done)
+    state = ShardedState(run.folder, module, optimizer, world)
+    num_done, cursor = state.resume()
+    step = run.continue_from(num_done)
     if world.is_first:
         save_recipe(recipe, run.folder / "recipe.yaml")
-    order = BatchOrder(recipe.batch_positions, int(recipe.short_share * recipe.num_steps), recipe.seed)
-    cutter = cutter_of(recipe, model, processor, world, speakers if recipe.name_weight else {})
+    batcher = micro_batcher(recipe, model, processor, world, speakers if recipe.name_weight else {})
     if recipe.num_workers and world.device.type == "cuda":
-        torch.set_num_threads(1)  # the workers have the cores: threads that wait for one another hold the step up
-    steps = training_steps(composer, samples, order, step, cutter, recipe.num_workers, place)
+        torch.set_num_threads(1)  # leaves the cores to the workers; threads waiting for one another delay the step
+    order = BatchOrder(recipe.batch_positions, int(recipe.short_share * recipe.num_steps), recipe.seed)
+    steps = training_steps(composer, samples, order, step, batcher, recipe.num_workers, cursor)
     while step < recipe.num_steps and not run.is_stale("heldout", recipe.patience):
         seed_step(recipe.seed, step)
-        corruption = blend(recipe.corruption, recipe.final_corruption, step / recipe.num_steps)
-        shares, place = next(steps)
-        values = train_step(lesson, optimizer, cutter.finish(shares, step, corruption), recipe, world, step)
+        corruption = interpolate(recipe.corruption, recipe.final_corruption, step / recipe.num_steps)
+        collated, cursor = next(steps)
+        values = train_step(module, optimizer, batcher.finish(collated, step, corruption), recipe, world, step)
         step += 1
         run.log(step, values)
-        if step % recipe.check_every == 0 or step == recipe.num_steps:
-            run.record(step, check(lesson, heldout, recipe, processor))
-            if recipe.patience and run.is_best("heldout"):
-                export(lesson, recipe, run.folder / "best", world, processor)
-        if recipe.sample_every and step % recipe.sample_every == 0:
-            run.record(step, sample(lesson, recipe, processor, heldout, world, step))
+        evaluate(module, recipe, processor, heldout, world, run, step)
         if run.due(step, recipe.num_steps):
-            state.save(step, place)
-    if lesson.guide is not None:
-        lesson.guide.close()
-    return export(lesson, recipe, run.folder / "model", world, processor)
+            state.save(step, cursor)
+    if module.guide is not None:
+        module.guide.close()
+    return export(module, recipe, run.folder / "model", world, processor)
+
+
+def evaluate(
+    module: LanguageModelLoss,
+    recipe: LanguageModelRecipe,
+    processor: HiggsAudioProcessor,
+    heldout: Sequence[EncodedClip],
+    world: World,
+    run: Run,
+    step: int,
+) -> None:
+    """Records held-out losses and audio samples at the steps that the recipe names, and exports the best model."""
+    if step % recipe.check_every == 0 or step == recipe.num_steps:
+        run.record(step, evaluate_heldout(module, heldout, recipe, processor))
+        if recipe.patience and run.is_best("heldout"):
+            export(module, recipe, run.folder / "best", world, processor)
+    if recipe.sample_every and step % recipe.sample_every == 0:
+        run.record(step, sample(module, recipe, processor, heldout, world, step))
 
 
 def stamp_for(processor: HiggsAudioProcessor, folder: str) -> Stamp:
-    """What the codes of the material must be: the processor's sizes, and its audio tokenizer's if that is at hand."""
+    """Returns what prepared clips must match: the number and size of the codebooks and, if the folder has one, the
+    audio tokenizer itself.
+    """
     config = processor.config
     sizes = {"num_codebooks": str(config.audio_num_codebooks), "codebook_size": str(config.audio_codebook_size)}
     tokenizer = processor.audio_tokenizer if (Path(folder) / config.codec).is_dir() else None
     return sizes if tokenizer is None else stamp_of(tokenizer)
 
 
-def assemble(
+def build_module(
     model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRecipe, world: World, num_speakers: int = 0
 ) -> LanguageModelLoss:
-    """The model with what is not trained of it frozen, its guide, on the device, in shards."""
-    if lora := lora_of(recipe):
+    """Returns the model with its guide, untrained parts frozen, on the device, sharded among several processes."""
+    if lora := lora_options(recipe):
         add_lora(model, lora)
     else:
-        choose_trained(model, recipe.train)
-    check_read(model, recipe.new_tokens)
-    hold_frozen(model, recipe.frozen_precision, world)
+        freeze_except(model, recipe.train)
+    check_trained(model, recipe.new_tokens)
+    cast_frozen(model, recipe.frozen_precision, world)
     try:
         model.set_attn_implementation(recipe.attention)
     except (ValueError, ImportError) as error:  # no such name, or its package is not installed
         raise RecipeError(f"attention={recipe.attention!r}: {first_line(error)}") from error
     if recipe.compile:
-        compile_parts(model)
+        compile_modules(model)
     if recipe.gradient_checkpointing:
-        renamed = getattr(model, "activation_checkpointing_enable", None)  # by transformers 5.24
+        renamed = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.24 on
         (renamed or model.gradient_checkpointing_enable)()
     guided = is_guided(recipe)
     layers = (recipe.guide_layers, recipe.phone_layer, len(PHONES) + 1, recipe.voice_layers, recipe.name_layer)
     guide = Guide(model, *layers, num_speakers if recipe.name_weight else 0) if guided else None
-    lesson = LanguageModelLoss(model, guide, with_z=recipe.z_weight > 0).to(world.device)
+    module = LanguageModelLoss(model, guide, with_z=recipe.z_weight > 0).to(world.device)
     if world.size > 1:
-        shard(lesson, list(model.model.layers), world, recipe.precision, regather=not guided)
-    return lesson
+        shard(module, list(model.model.layers), world, recipe.precision, regather=not guided)
+    return module
 
 
-def hold_frozen(model: HiggsAudioForConditionalGeneration, precision: str, world: World) -> None:
-    """Converts the parameters that are not trained, in place.
+def cast_frozen(model: HiggsAudioForConditionalGeneration, precision: str, world: World) -> None:
+    """Converts the frozen parameters to `precision`, in place.
 
-    Raises RecipeError where the model is in shards: those of a layer have one type.
+    Raises RecipeError if the model is sharded, because all parameters of a shard have one dtype.
     """
     if precision == "float32":
         return
     if world.size > 1:
-        raise RecipeError(f"frozen_precision={precision!r} with {world.size} processes: leave it at float32")
+        raise RecipeError(
+            f"frozen_precision={precision!r} works in one process, and this run has {world.size}: leave it at 'float32'"
+        )
     for weight in model.parameters():
         if not weight.requires_grad:
             weight.data = weight.data.to(PRECISIONS[precision])
 
 
-def cutter_of(
+def micro_batcher(
     recipe: LanguageModelRecipe,
     model: HiggsAudioForConditionalGeneration,
     processor: HiggsAudioProcessor,
     world: World,
     speakers: Mapping[str, int],
 ) -> MicroBatcher:
-    """How this run's steps are cut into micro-batches."""
+    """Returns what splits the steps of this run into micro-batches."""
     return MicroBatcher(
         processor=processor,
         rank=world.rank,
@@ -186,77 +207,85 @@ def cutter_of(
 
 
 def train_step(
-    lesson: LanguageModelLoss,
+    module: LanguageModelLoss,
     optimizer: torch.optim.Optimizer,
     batches: Sequence[Batch],
     recipe: LanguageModelRecipe,
     world: World,
     step: int,
 ) -> dict[str, float]:
-    """One step over this process's micro-batches; the mean of every loss over the labels of all processes."""
-    numbers = add_up([counts(batch, lesson.model.config.audio_stream_eos_id) for batch in batches], world)
+    """Performs one optimizer step over this process's micro-batches.
+
+    Returns:
+        The weighted loss, the mean of every term over the labels of all processes, and the gradient norm.
+    """
+    weights = loss_weights(recipe, step)
+    numbers = sum_over_world([counts(batch, module.model.config.audio_stream_eos_id) for batch in batches], world)
     optimizer.zero_grad(set_to_none=True)
     sums: list[dict[str, Tensor]] = []
     for batch in batches:
-        with computing_in(recipe.precision, world):
-            terms = lesson(batch.to(world.device))
-        loss = weighted(terms, numbers, weights_of(recipe, step))
-        (loss * world.size).backward()  # gradients are averaged over the processes
+        with autocast(recipe.precision, world):
+            terms = module(batch.to(world.device))
+        loss = weighted_loss(terms, numbers, weights)
+        (loss * world.size).backward()  # FSDP averages gradients over the processes
         sums.append({name: value.detach() for name, value in terms.items()})
-    values = {name: total / max(1.0, numbers[name]) for name, total in add_up(sums, world).items()}
+    values = {name: total / max(1.0, numbers[name]) for name, total in sum_over_world(sums, world).items()}
     rate = learning_rate(step, recipe.num_steps, recipe.peak_rate, recipe.warmup, recipe.final_rate)
-    total = sum(weights_of(recipe, step).of(name) * value for name, value in values.items())
-    return {"loss": total, **values, "norm": apply_step(total, lesson, optimizer, rate, recipe.max_norm)}
+    total = sum(weights.of(name) * value for name, value in values.items())
+    return {"loss": total, **values, "norm": apply_step(total, module, optimizer, rate, recipe.max_norm)}
 
 
 def sample(
-    lesson: LanguageModelLoss,
+    module: LanguageModelLoss,
     recipe: LanguageModelRecipe,
     processor: HiggsAudioProcessor,
     heldout: Sequence[EncodedClip],
     world: World,
     step: int,
 ) -> dict[str, float]:
-    """What the model says now, in output/samples/STEP. Shards are gathered for it; one process speaks."""
+    """Generates held-out sentences into output/samples/STEP; see `generate_samples`.
+
+    Sharded parameters are gathered first, so every process must call this; the first one generates.
+    """
     folder = Path(recipe.output) / "samples" / str(step)
     texts = list(dict.fromkeys(sample.text for sample in heldout))[: recipe.num_samples]
-    gathered = export(lesson, recipe, folder / "model", world, processor) if world.size > 1 else None
+    gathered = export(module, recipe, folder / "model", world, processor) if world.size > 1 else None
     if not world.is_first:
         return {}
-    model = lesson.model if gathered is None else HiggsAudioForConditionalGeneration.from_pretrained(gathered)
+    model = module.model if gathered is None else HiggsAudioForConditionalGeneration.from_pretrained(gathered)
     if gathered is not None:
         shutil.rmtree(gathered)
-    return speak_samples(model, processor, texts, recipe.profiles.get(recipe.default_speaker), folder)
+    return generate_samples(model, processor, texts, recipe.profiles.get(recipe.default_speaker), folder)
 
 
-def add_up(micro: Sequence[Mapping[str, Any]], world: World) -> dict[str, float]:
-    """The sum of each entry over micro-batches and processes."""
-    names = list(micro[0])
-    rows = [torch.stack([torch.as_tensor(values[name]) for name in names]) for values in micro]  # one transfer in all
+def sum_over_world(values: Sequence[Mapping[str, Tensor | float]], world: World) -> dict[str, float]:
+    """Returns the sum of each entry over this process's micro-batches and over all processes."""
+    names = list(values[0])
+    rows = [torch.stack([torch.as_tensor(entry[name]) for name in names]) for entry in values]  # one transfer in all
     own = torch.stack(rows).double().cpu().sum(0)
     return dict(zip(names, world.total(own).tolist(), strict=True))
 
 
-def computing_in(precision: str, world: World) -> contextlib.AbstractContextManager[Any]:
-    """Autocast where one process computes in less than float32; shards are cast as they are gathered."""
+def autocast(precision: str, world: World) -> contextlib.AbstractContextManager[object]:
+    """Returns autocast to `precision` for one process; FSDP casts sharded parameters as it gathers them."""
     if precision == "float32" or world.size > 1:
         return contextlib.nullcontext()
     return torch.autocast(world.device.type, PRECISIONS[precision])
 
 
 def export(
-    lesson: LanguageModelLoss, recipe: LanguageModelRecipe, folder: Path, world: World, processor: HiggsAudioProcessor
+    module: LanguageModelLoss, recipe: LanguageModelRecipe, folder: Path, world: World, processor: HiggsAudioProcessor
 ) -> Path:
     """Writes the model as a plain checkpoint, gathered and with adapters merged; every process must call it.
 
-    Beside it goes the processor where the recipe gives its tokenizer new tokens.
+    The processor is written beside it if the recipe adds tokens to its tokenizer.
     """
     options = StateDictOptions(full_state_dict=world.size > 1, cpu_offload=world.size > 1)
-    state: dict[str, Any] = get_model_state_dict(lesson, options=options)
+    state: dict[str, Any] = get_model_state_dict(module, options=options)
     prefix = "model."
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if world.is_first:
-        lesson.model.save_pretrained(folder, state_dict=merged(own, lora_of(recipe)))
+        module.model.save_pretrained(folder, state_dict=merge_adapters(own, lora_options(recipe)))
         if recipe.new_tokens:
             processor.save_pretrained(folder)
     world.wait()

@@ -1,4 +1,4 @@
-"""What of a model is trained: all of it, named parts, or LoRA adapters."""
+"""Which parameters of a model are trained: all of them, named parts, or LoRA adapters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from higgs_audio.errors import RecipeError, nearest
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
-# What a recipe's `train` may name, as patterns of parameter names.
+# The parts that `train` of a recipe may name, as patterns of parameter names.
 PARTS = {
     "all": ("*",),
     "audio": (
@@ -32,41 +32,44 @@ PARTS = {
     "heads": ("audio_lm_head.*", "text_lm_head.*"),
     "embeddings": ("model.embed_tokens.*", "model.embed_audio_tokens.*"),
 }
-# Attention and both feed-forwards: what is heard is in the audio ones, which adapters of attention alone never reach.
+# Attention and both feed-forwards: adapters of attention alone would leave the audio feed-forwards, which model the
+# sound, as they are.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters.
+    """Low-rank adapters (Hu et al. 2021).
 
     Args:
-        rank: of the two factors; 0 for none.
+        rank: rank of the two factors.
         alpha: their product is scaled by alpha / rank.
-        dropout: of what enters them.
-        also: parts (see PARTS) that are trained whole beside them, such as "heads".
+        dropout: dropout probability of their input.
+        also: parts (see PARTS) that are fully trained beside the adapters, such as "heads".
     """
 
-    rank: int = 0
+    rank: int
     alpha: float = 32.0
     dropout: float = 0.0
     also: tuple[str, ...] = ()
 
 
-def choose_trained(model: nn.Module, parts: Sequence[str]) -> None:
-    """Freezes every parameter that none of `parts` names.
+def freeze_except(model: nn.Module, parts: Sequence[str]) -> None:
+    """Freezes every parameter that belongs to none of `parts`, in place.
 
-    Raises RecipeError for a part that does not exist, or where nothing would be trained.
+    Raises RecipeError if a part is unknown, or if no parameter would be trained.
     """
-    chosen = named_by(model, parts)
+    chosen = parameters_of(model, parts)
     if not chosen:
-        raise RecipeError(f"train={list(parts)}: the model has no such part, so nothing would be trained")
+        raise RecipeError(
+            f"train={list(parts)}: the model has no such parameters, so nothing would be trained; {nearest('', PARTS)}"
+        )
     for name, weight in model.named_parameters():
         weight.requires_grad_(name in chosen)
 
 
-def named_by(model: nn.Module, parts: Sequence[str]) -> set[str]:
-    """Names of the parameters of `parts`. Raises RecipeError for a part that does not exist."""
+def parameters_of(model: nn.Module, parts: Sequence[str]) -> set[str]:
+    """Returns the names of the parameters of `parts`. Raises RecipeError if a part is unknown."""
     if unknown := [part for part in parts if part not in PARTS]:
         raise RecipeError(f"train: unknown part {unknown[0]!r}; {nearest(unknown[0], PARTS)}")
     patterns = [pattern for part in parts for pattern in PARTS[part]]
@@ -75,24 +78,26 @@ def named_by(model: nn.Module, parts: Sequence[str]) -> set[str]:
 
 
 def add_lora(model: HiggsAudioForConditionalGeneration, lora: Lora) -> None:
-    """Puts adapters into `model`, in place, and freezes the rest but what `lora.also` names.
+    """Adds adapters to `model`, in place, and freezes everything else except the parts in `lora.also`.
 
-    Raises RecipeError where PEFT is not installed or a part does not exist.
+    Raises RecipeError if PEFT is not installed or a part is unknown.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise RecipeError("lora_rank needs PEFT: pip install 'higgs-audio[train]'") from error
-    whole = named_by(model, lora.also)
-    scale: Any = lora.alpha  # PEFT's annotation says int, its arithmetic does not
+        raise RecipeError(
+            f"lora_rank={lora.rank} needs PEFT, which is not installed: pip install 'higgs-audio[train]'"
+        ) from error
+    fully_trained = parameters_of(model, lora.also)
+    scale: Any = lora.alpha  # PEFT annotates an int but computes with any number
     config = LoraConfig(r=lora.rank, lora_alpha=scale, lora_dropout=lora.dropout, target_modules=list(LORA_TARGETS))
     inject_adapter_in_model(config, model)
     for name, weight in model.named_parameters():
-        weight.requires_grad_(".lora_" in name or name in whole)
+        weight.requires_grad_(".lora_" in name or name in fully_trained)
 
 
-def merged(state: Mapping[str, Tensor], lora: Lora | None) -> dict[str, Tensor]:
-    """The plain model's tensors, named as it names them, from those of a model with adapters."""
+def merge_adapters(state: Mapping[str, Tensor], lora: Lora | None) -> dict[str, Tensor]:
+    """Returns the plain model's state dict from that of a model with adapters, each added to its weight."""
     if lora is None:
         return dict(state)
     plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}

@@ -1,4 +1,4 @@
-"""What a language model in training says: a few held-out sentences spoken, written down and counted."""
+"""Audio samples of a language model in training: held-out sentences, generated, transcribed and scored."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,31 +13,32 @@ from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.speech.tts import HiggsAudio
 
 
-def speak_samples(
+def generate_samples(
     model: HiggsAudioForConditionalGeneration,
     processor: HiggsAudioProcessor,
     texts: Sequence[str],
     profile: str | None,
     folder: Path,
 ) -> dict[str, float]:
-    """Speaks `texts` into `folder/N.wav`, with the same seeds every time.
+    """Generates `texts` into `folder/N.wav`, with the same seeds at every call.
 
     Returns:
-        "sample_seconds", their mean length, and with the `evaluate` extra "sample_wer", by whisper base.
+        "sample_seconds", the mean duration, and with the `evaluate` extra "sample_wer", the word error rate of what
+        Whisper base recognizes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     voices = {"sampled": {"profile": profile, "description": ""}} if profile else None
     was_training = model.training
     tts = HiggsAudio(model.eval(), processor, voices)
-    spoken = [tts.generate(text, seed=number).waveform for number, text in enumerate(texts)]
+    waveforms = [tts.generate(text, seed=number).waveform for number, text in enumerate(texts)]
     model.train(was_training)
-    for number, sound in enumerate(spoken):
-        write(sound, folder / f"{number}.wav")
-    values = {"sample_seconds": sum(sound.seconds for sound in spoken) / len(spoken)}
+    for number, waveform in enumerate(waveforms):
+        write(waveform, folder / f"{number}.wav")
+    values = {"sample_seconds": sum(waveform.seconds for waveform in waveforms) / len(waveforms)}
     try:
-        heard = [transcript.text for transcript in transcribe(spoken)]
-        errors = [word_errors(*pair) for pair in zip(texts, heard, strict=True)]
+        transcripts = [transcript.text for transcript in transcribe(waveforms)]
+        errors = [word_errors(*pair) for pair in zip(texts, transcripts, strict=True)]
     except MissingExtraError as error:
-        warnings.warn(f"sampled, not transcribed: {error}", stacklevel=2)
+        warnings.warn(f"samples were generated but not transcribed: {error}", stacklevel=2)
         return values
     return values | {"sample_wer": corpus_rate(errors)}

@@ -1,4 +1,4 @@
-"""The model that a language-model run starts with."""
+"""The model that a language-model run starts from."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,7 @@ from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.train_lm.recipe import LanguageModelRecipe, is_guided
 from higgs_audio.train_lm.tokens import copy_rows, grow_vocabulary
 
-# Fields of HiggsAudioConfig that name a token of the prompt format.
+# Fields of HiggsAudioConfig that hold the id of a token of the prompt format.
 TOKEN_FIELDS = {
     "audio_bos_token_id": special_tokens.AUDIO_BOS,
     "audio_eos_token_id": special_tokens.AUDIO_EOS,
@@ -31,38 +31,41 @@ TOKEN_FIELDS = {
 }
 
 
-def first_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
-    """The checkpoint that the recipe starts from, in float32, or a new model.
+def initial_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
+    """Returns the checkpoint that the recipe starts from, in float32, or a new model.
 
-    Raises RecipeError where the checkpoint's vocabulary or codebooks are not the processor's.
+    Raises RecipeError if the vocabulary or the codebooks of the checkpoint do not match the processor.
     """
     if recipe.start and recipe.base:
-        raise RecipeError(f"start={recipe.start!r} and base={recipe.base!r}: a run begins with one of them")
+        raise RecipeError(
+            f"start={recipe.start!r} and base={recipe.base!r}: a run starts from one of them, remove the other"
+        )
     if recipe.base:
-        return upcycled(recipe, processor)
+        return model_from_llama(recipe, processor)
     if not recipe.start:
         return new_model(recipe, processor)
-    torch.manual_seed(recipe.seed)  # the heads of the guide are new, and two runs of a recipe begin alike
+    torch.manual_seed(recipe.seed)  # the heads of the guide are new: two runs of a recipe must initialize them equally
     model = HiggsAudioForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
-    size, wanted = model.model.text_config.vocab_size, len(processor.tokenizer)
-    if recipe.new_tokens and 0 < wanted - size <= len(recipe.new_tokens):
-        grow_vocabulary(model, wanted)
-    elif size != wanted:
+    size, num_tokens = model.model.text_config.vocab_size, len(processor.tokenizer)
+    if recipe.new_tokens and 0 < num_tokens - size <= len(recipe.new_tokens):
+        grow_vocabulary(model, num_tokens)
+    elif size != num_tokens:
         raise RecipeError(
-            f"{recipe.start!r} reads {size} text tokens and the processor writes {wanted}: take the checkpoint's own"
+            f"{recipe.start!r} has {size} text tokens and the processor {num_tokens}: "
+            "use the checkpoint's own processor"
         )
-    theirs = (model.config.audio_num_codebooks, model.config.audio_codebook_size)
-    ours = (processor.config.audio_num_codebooks, processor.config.audio_codebook_size)
-    if theirs != ours:
+    found = (model.config.audio_num_codebooks, model.config.audio_codebook_size)
+    expected = (processor.config.audio_num_codebooks, processor.config.audio_codebook_size)
+    if found != expected:
         raise RecipeError(
-            f"{recipe.start!r} has {theirs[0]} codebooks of {theirs[1]} and the processor {ours[0]} of {ours[1]}: "
-            "take the checkpoint's own processor"
+            f"{recipe.start!r} has {found[0]} codebooks of {found[1]} and the processor {expected[0]} of {expected[1]}"
+            ": use the checkpoint's own processor"
         )
     return model
 
 
-def check_fit(recipe: LanguageModelRecipe, model: HiggsAudioForConditionalGeneration) -> None:
-    """Raises RecipeError where the recipe names layers or weighs codebooks that the model does not have."""
+def check_recipe_fits(recipe: LanguageModelRecipe, model: HiggsAudioForConditionalGeneration) -> None:
+    """Raises RecipeError if the recipe names layers or weighs codebooks that the model does not have."""
     num_layers, num_codebooks = len(model.model.layers), model.config.audio_num_codebooks
     layers = {"guide_layers": recipe.guide_layers, "phone_layer": (recipe.phone_layer,)} if is_guided(recipe) else {}
     if recipe.voice_layers:
@@ -70,19 +73,24 @@ def check_fit(recipe: LanguageModelRecipe, model: HiggsAudioForConditionalGenera
     if recipe.name_weight:
         layers["name_layer"] = (recipe.name_layer,)
     for name, numbers in layers.items():
-        if beyond := [n for n in numbers if not isinstance(n, int) or not 0 <= n < num_layers]:
-            raise RecipeError(f"{name} names layer {beyond[0]}; the model has the layers 0 to {num_layers - 1}")
+        if unknown := [n for n in numbers if not isinstance(n, int) or not 0 <= n < num_layers]:
+            raise RecipeError(f"{name} names layer {unknown[0]}; the model has the layers 0 to {num_layers - 1}")
         if not numbers:
-            raise RecipeError(f"{name} names no layer; give one, or guide_weight 0 and phone_weight 0 for no guide")
+            raise RecipeError(
+                f"{name} names no layer; give at least one, or set guide_weight and phone_weight to "
+                "0 to train without the guide"
+            )
     weights = recipe.codebook_weights
     if len(weights) != num_codebooks:
-        raise RecipeError(f"codebook_weights has {len(weights)} numbers and the model {num_codebooks} codebooks")
+        raise RecipeError(
+            f"codebook_weights has {len(weights)} numbers and the model {num_codebooks} codebooks; give one for each"
+        )
     if not all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights) or not any(weights):
         raise RecipeError(f"codebook_weights={list(weights)} must be 0 or more, and one of them above 0")
 
 
 def new_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
-    """A model of the recipe's size with the processor's token ids, random weights."""
+    """Returns a model of the recipe's size with the processor's token ids and random weights."""
     text = {"vocab_size": len(processor.tokenizer), **recipe.text_config}
     ids: dict[str, Any] = {
         field: processor.tokenizer.convert_tokens_to_ids(token) for field, token in TOKEN_FIELDS.items()
@@ -90,7 +98,7 @@ def new_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> Hi
     config = HiggsAudioConfig(text_config=text, audio_adapter_type=recipe.audio_adapter_type, codec="codec", **ids)
     torch.manual_seed(recipe.seed)
     model = HiggsAudioForConditionalGeneration(config)
-    scale = (2 * len(model.model.layers)) ** -0.5  # keeps the residual stream's size at the start
+    scale = (2 * len(model.model.layers)) ** -0.5  # keeps the scale of the residual stream at initialization (GPT-2)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -98,27 +106,26 @@ def new_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> Hi
     return model
 
 
-def upcycled(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
-    """A new model with the weights of a Llama: its feed-forwards and norms serve text and sound to begin with.
+def model_from_llama(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
+    """Returns a new model with the weights of a Llama, whose feed-forwards and norms initialize both text and audio.
 
-    Rows of tokens that the Llama does not have are the mean of those that it has; what only sound has, embeddings and
-    head, is random. Raises RecipeError where the checkpoint is no Llama.
+    Rows of tokens that the Llama lacks are the mean of its rows. Audio embeddings and the audio head are random.
     """
     llama = LlamaForCausalLM.from_pretrained(recipe.base, dtype=torch.float32)
     text = {**llama.config.to_dict(), "vocab_size": len(processor.tokenizer), **recipe.text_config}
     model = new_model(replace(recipe, text_config=text), processor)
-    given = llama.state_dict()
-    given["text_lm_head.weight"] = given.pop("lm_head.weight")
+    loaded = llama.state_dict()
+    loaded["text_lm_head.weight"] = loaded.pop("lm_head.weight")
     with torch.no_grad():
         for name, weight in model.state_dict().items():
-            source = given.get(name.replace(".audio_", "."))
+            source = loaded.get(name.replace(".audio_", "."))
             if source is not None:
                 copy_rows(source, weight)
     return model
 
 
-def compile_parts(model: nn.Module) -> None:
-    """Compiles what is elementwise or nearly so, in place, with sizes left open: batches differ in length."""
-    for part in model.modules():
-        if isinstance(part, RMSNorm | FeedForward):
-            part.compile(dynamic=True)
+def compile_modules(model: nn.Module) -> None:
+    """Compiles norms and feed-forwards in place, with dynamic shapes because batches differ in length."""
+    for module in model.modules():
+        if isinstance(module, RMSNorm | FeedForward):
+            module.compile(dynamic=True)

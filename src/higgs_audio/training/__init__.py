@@ -1,1 +1,1 @@
-"""What all training runs share: the run folder, recipes, parallel processes, sharded state."""
+"""Shared by all training runs: the run folder, recipes, parallel processes, sharded state."""

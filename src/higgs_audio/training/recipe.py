@@ -1,4 +1,4 @@
-"""A recipe: one YAML file with everything a training run depends on, read strictly into a frozen dataclass."""
+"""Recipes: YAML files with all settings of a training run, read strictly into frozen dataclasses."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,15 +8,19 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 import yaml
 
 from higgs_audio.errors import RecipeError, nearest
+from higgs_audio.files import write_atomic
 
 R = TypeVar("R")
 
 
 def load_recipe(path: str | Path, kind: type[R], overrides: dict[str, Any] | None = None) -> R:
-    """Reads the YAML file at `path` into the dataclass `kind`; `overrides` replace single keys, `a.b` the b within a.
+    """Reads the YAML file at `path` into the dataclass `kind`.
 
-    Raises RecipeError for a missing file, a key the dataclass does not have (naming the nearest) or a missing one.
-    Relative paths inside a recipe are relative to the working directory.
+    `overrides` replace single keys; the key `a.b` replaces b in the mapping a. Relative paths in a recipe are relative
+    to the working directory.
+
+    Raises RecipeError for a missing file, an unknown key (naming the nearest), a missing key, or a value of another
+    type.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,7 +37,7 @@ def load_recipe(path: str | Path, kind: type[R], overrides: dict[str, Any] | Non
 
 
 def _replaced(values: dict[str, Any], path: Sequence[str], value: Any, key: str) -> dict[str, Any]:
-    """`values` with the entry at `path` replaced."""
+    """Returns a copy of `values` with the entry at `path` replaced."""
     first, *rest = path
     if not rest:
         return {**values, first: value}
@@ -44,7 +48,7 @@ def _replaced(values: dict[str, Any], path: Sequence[str], value: Any, key: str)
 
 
 def build(kind: type[R], values: dict[str, Any], where: str) -> R:
-    """`values` as an instance of the dataclass `kind`, every key checked."""
+    """Returns `values` as an instance of the dataclass `kind`; checks every key and type."""
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
@@ -53,29 +57,29 @@ def build(kind: type[R], values: dict[str, Any], where: str) -> R:
     if missing := required - values.keys():
         raise RecipeError(f"{where}: missing {', '.join(sorted(missing))}")
     kinds = get_type_hints(kind)
-    return kind(**{key: _typed(key, value, kinds[key], where) for key, value in values.items()})
+    typed: dict[str, Any] = {key: _typed(key, value, kinds[key], where) for key, value in values.items()}
+    return kind(**typed)
 
 
-def _typed(name: str, value: Any, kind: Any, where: str) -> Any:
-    """The value as a field of type `kind`: YAML's lists as tuples, whole numbers and 1e-3 (text to YAML) as floats.
+def _typed(name: str, value: object, kind: Any, where: str) -> object:
+    """Converts a YAML value to the type `kind`: lists to tuples, integers and 1e-3 (text to YAML) to floats.
 
     Raises RecipeError for any other type.
     """
-    wanted = get_origin(kind) or kind
-    if wanted is tuple and isinstance(value, list):
+    target = get_origin(kind) or kind
+    if target is tuple and isinstance(value, list):
         return tuple(value)
-    if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+    if target is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)
         except ValueError:
             pass
-    fits = isinstance(value, wanted) and not (isinstance(value, bool) and wanted is not bool)
-    if not fits:
-        raise RecipeError(f"{where}: {name}={value!r} must be a {wanted.__name__}")
+    if not isinstance(value, target) or (isinstance(value, bool) and target is not bool):
+        raise RecipeError(f"{where}: {name}={value!r} must be a {target.__name__}")
     return value
 
 
 def save_recipe(recipe: Any, path: Path) -> None:
-    """Writes the resolved recipe beside its outputs."""
+    """Writes the resolved recipe to `path`."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(recipe).items()}
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_atomic(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -1,4 +1,4 @@
-"""A language-model run's state in shards: every process writes its own, any number of processes reads them."""
+"""Sharded training state of a language model: each process writes its shard, any number of processes can read them."""
 
 import os
 import shutil
@@ -16,17 +16,17 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from higgs_audio.errors import CheckpointError, RecipeError
+from higgs_audio.errors import RecipeError
 from higgs_audio.training.parallel import World
-from higgs_audio.training.run import check_same
+from higgs_audio.training.run import check_same, unsaved
 
-FOLDER, PART, OLD = "state", "state.part", "state.old"
+STATE, PART, OLD = "state", "state.part", "state.old"
 
 
 class ShardedState:
-    """Parameters, optimizer, the number of steps done and the place in the data behind them, in `folder/state`.
+    """Saves and loads parameters, optimizer, number of finished steps and position in the data, in `folder/state`.
 
-    Only what is trained is kept: frozen parameters come from where the run started.
+    Frozen parameters are not saved; they come from the checkpoint that the run started from.
     """
 
     def __init__(self, folder: Path, module: nn.Module, optimizer: optim.Optimizer, world: World) -> None:
@@ -34,24 +34,21 @@ class ShardedState:
         self._options = StateDictOptions(ignore_frozen_params=True)
 
     def save(self, step: int, place: tuple[int, int]) -> None:
-        """Writes beside the last state and takes its place when all processes are done.
+        """Writes a new state and, once all processes have finished, replaces the last one.
 
-        Raises CheckpointError where it cannot be written, as on a full disk; the last state is whole then.
+        Raises CheckpointError if it cannot be written, for example because the disk is full; the last state is kept.
         """
-        part, old, last = (self._folder / name for name in (PART, OLD, FOLDER))
+        part, old, last = (self._folder / name for name in (PART, OLD, STATE))
         if self._world.is_first:
             shutil.rmtree(part, ignore_errors=True)
         self._world.wait()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a process alone is alone
+            warnings.simplefilter("ignore")  # torch warns about a single process
             try:
                 save(self._state() | {"step": step, "place": place}, checkpoint_id=part, no_dist=self._world.size == 1)
             except (CheckpointException, OSError, RuntimeError) as error:
                 shutil.rmtree(part, ignore_errors=True)
-                raise CheckpointError(
-                    f"step {step} cannot be saved in {str(self._folder)!r}: {_reason(error)}. What was saved before is "
-                    "whole: make room and start the run again"
-                ) from error
+                raise unsaved(step, self._folder, _reason(error)) from error
         self._world.wait()
         if self._world.is_first:
             shutil.rmtree(old, ignore_errors=True)
@@ -62,25 +59,26 @@ class ShardedState:
         self._world.wait()
 
     def resume(self) -> tuple[int, tuple[int, int] | None]:
-        """Loads the last state, where there is one; returns the number of steps done and the place behind them.
+        """Loads the last state, if there is one; returns the number of finished steps and the position in the data.
 
-        States written before there were places have none; it must be looked for then.
+        The position is None for states of earlier versions, which did not save it.
 
-        Raises RecipeError where the folder holds the state of another model, naming what differs, or a damaged one.
+        Raises RecipeError if the state is damaged or belongs to another model; the message names the difference.
         """
-        found = [self._folder / name for name in (FOLDER, OLD) if (self._folder / name / ".metadata").exists()]
-        if not found:
+        saved = [self._folder / name for name in (STATE, OLD) if (self._folder / name / ".metadata").exists()]
+        if not saved:
             return 0, None
-        entries = _entries(found[0])
-        known = {"place": (0, 0)} if any(name.startswith("place") for name in entries) else {}
-        state = self._state() | {"step": 0} | known
-        check_same(found[0], _sizes(entries), {n: str(list(w.shape)) for n, w in state["model"].items()})
+        path = saved[0]
+        entries = _entries(path)
+        place = {"place": (0, 0)} if any(name.startswith("place") for name in entries) else {}
+        state = self._state() | {"step": 0} | place
+        check_same(path, _sizes(entries), {n: str(list(w.shape)) for n, w in state["model"].items()})
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                load(state, checkpoint_id=found[0], no_dist=self._world.size == 1)
+                load(state, checkpoint_id=path, no_dist=self._world.size == 1)
         except (CheckpointException, RuntimeError, ValueError) as error:
-            raise _damaged(found[0], error) from error
+            raise _damaged(path, error) from error
         set_state_dict(
             self._module,
             self._optimizer,
@@ -98,15 +96,15 @@ class ShardedState:
 
 
 def _entries(path: Path) -> Mapping[str, Any]:
-    """What a state holds, read without its values."""
+    """Reads the metadata of a state's entries, without their values."""
     try:
         return FileSystemReader(path).read_metadata().state_dict_metadata
-    except Exception as error:  # whatever unpickling raises
+    except Exception as error:  # unpickling a damaged file raises anything
         raise _damaged(path, error) from error
 
 
 def _sizes(entries: Mapping[str, Any]) -> dict[str, str]:
-    """Shape of every parameter among the entries of a state."""
+    """Returns the shape of each parameter among the entries of a state."""
     prefix = "model."
     sizes = {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
     return {name.removeprefix(prefix): str(list(size)) for name, size in sizes.items() if name.startswith(prefix)}
@@ -117,6 +115,6 @@ def _damaged(path: Path, error: BaseException) -> RecipeError:
 
 
 def _reason(error: BaseException) -> str:
-    """One line of what went wrong; torch wraps one error of each process."""
+    """Returns the first line of an error; torch wraps one error per process."""
     inner = [failure[0] for failure in error.failures.values()] if isinstance(error, CheckpointException) else [error]
     return next(iter(str(inner[0]).splitlines()), type(inner[0]).__name__)

@@ -1,4 +1,4 @@
-"""Prompts' first positions that were read before: a voice is read once, however often it speaks."""
+"""The keys and values of prompt prefixes: that of a voice is prefilled once, however many requests use the voice."""
 
 import hashlib
 import threading
@@ -6,31 +6,37 @@ from collections import OrderedDict
 
 from torch import Tensor
 
-from higgs_audio.engine.kv_cache import Saved
+from higgs_audio.engine.kv_cache import SavedSlot
 
 
 class PrefixCache:
-    """Keys and values by the hash of what they were computed from; the least recently used go first. From any thread.
+    """An LRU cache of keys and values, by the hash of the ids and columns that they were computed from. Thread-safe.
 
     Args:
-        max_bytes: of all together.
+        max_bytes: of all entries together.
+
+    Attributes:
+        num_bytes: of all entries now.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.num_bytes = max_bytes, 0
-        self._saved: OrderedDict[bytes, Saved] = OrderedDict()
+        self._saved: OrderedDict[bytes, SavedSlot] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: bytes) -> Saved | None:
-        """What was kept under the key."""
+    def __len__(self) -> int:
+        return len(self._saved)
+
+    def get(self, key: bytes) -> SavedSlot | None:
+        """The entry of a key, which becomes the most recently used one; None where there is none."""
         with self._lock:
             saved = self._saved.get(key)
             if saved is not None:
                 self._saved.move_to_end(key)
             return saved
 
-    def put(self, key: bytes, saved: Saved) -> bool:
-        """Keeps it, if it is not larger than everything together may be; whether it does."""
+    def put(self, key: bytes, saved: SavedSlot) -> bool:
+        """Stores an entry and evicts the least recently used ones. Returns False where it alone exceeds `max_bytes`."""
         if saved.num_bytes > self.max_bytes:
             return False
         with self._lock:
@@ -42,14 +48,14 @@ class PrefixCache:
         return True
 
     def clear(self) -> None:
-        """Forgets everything: the model has changed."""
+        """Removes all entries, as after a change of the model."""
         with self._lock:
             self._saved.clear()
             self.num_bytes = 0
 
 
 def prefix_key(ids: Tensor, columns: Tensor) -> bytes:
-    """The hash of token ids `[T]` and of their delayed columns `[F, K]`: what voices of one length differ in."""
+    """The hash of token ids `[T]` and delayed columns `[F, K]`; voices of one length differ in the columns only."""
     digest = hashlib.sha256(f"{tuple(ids.shape)} {tuple(columns.shape)}".encode())
     for part in (ids, columns):
         digest.update(part.cpu().contiguous().numpy().tobytes())

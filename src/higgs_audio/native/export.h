@@ -1,0 +1,11 @@
+/* Functions that Python calls. Everything else is hidden, by -fvisibility=hidden. Exported names begin with higgs_. */
+
+#pragma once
+
+#include <stdint.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* Exports the size of a structure, which library.py compares with the size of its ctypes mirror. */
+#define EXPORT_SIZEOF(type) \
+    EXPORT int64_t higgs_sizeof_##type(void) { return sizeof(type); }

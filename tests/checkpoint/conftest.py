@@ -1,0 +1,11 @@
+"""A small model with random weights, to be stored in each layout."""
+
+import pytest
+from stored_layouts import make_model
+
+from higgs_audio import HiggsAudioForConditionalGeneration
+
+
+@pytest.fixture(scope="module")
+def model() -> HiggsAudioForConditionalGeneration:
+    return make_model()

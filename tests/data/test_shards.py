@@ -1,0 +1,104 @@
+"""Encoded clips on disk: parts, damage, and the stamp of the audio tokenizer."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from higgs_audio.codec import HiggsAudioTokenizer
+from higgs_audio.data.shards import metadata_of, read_encoded_clips, stamp_of
+from higgs_audio.errors import RecipeError
+
+
+def test_clips_are_views_of_mapped_files_and_no_file_stays_open(encoded):
+    """There may be more parts than a process may open files."""
+    open_before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+    clips = read_encoded_clips(encoded)
+    assert all(not clip.codes.flags.owndata and clip.codes.dtype == np.uint16 for clip in clips)
+    if open_before:
+        assert len(os.listdir("/proc/self/fd")) == len(open_before)
+    arrays = load_file(encoded / "part-0001.safetensors")
+    assert np.array_equal(np.concatenate([clip.codes for clip in clips[2:4]], axis=1), arrays["codes"])
+
+
+def cut_file(folder):
+    file = folder / "part-0001.safetensors"
+    file.write_bytes(file.read_bytes()[:-2])
+    return "part-0001 cannot be read"
+
+
+def swap_files(folder):
+    """Codes of one part under the index of another."""
+    (folder / "part-0001.safetensors").write_bytes((folder / "part-0000.safetensors").read_bytes())
+    return r"part-0001 has codes of the shape \[8, \d+\] and an index of \d+ frames"
+
+
+def lose_file(folder):
+    (folder / "part-0001.safetensors").unlink()
+    return "part-0001 cannot be read"
+
+
+def tear_index(folder):
+    path = folder / "part-0001.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    return "part-0001 cannot be read"
+
+
+def other_type(folder):
+    arrays = load_file(folder / "part-0001.safetensors")
+    save_file({name: array.astype(np.int32) for name, array in arrays.items()}, folder / "part-0001.safetensors")
+    return "part-0001 cannot be read: codes is I32"
+
+
+def other_phones(folder):
+    arrays = load_file(folder / "part-0001.safetensors")
+    save_file({**arrays, "phones": np.zeros(3, np.uint16)}, folder / "part-0001.safetensors")
+    return "part-0001 has 3 phones"
+
+
+@pytest.mark.parametrize("damage", [cut_file, swap_files, lose_file, tear_index, other_type, other_phones])
+def test_the_error_of_damaged_parts_names_all_of_them(copy, damage):
+    message = damage(copy)
+    (copy / "part-0002.safetensors").write_bytes(b"")
+    with pytest.raises(RecipeError, match=rf"{message}.*; part-0002 .*prepare` again"):
+        read_encoded_clips(copy)
+
+
+def test_the_stamp_depends_on_the_encoder_and_not_on_the_decoder(tiny_checkpoint):
+    stamps = []
+    for part in (None, "acoustic_decoder", "fc2", "acoustic_encoder", "semantic_model", "quantizer", "fc"):
+        codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec")
+        with torch.no_grad():
+            for weight in codec.get_submodule(part).parameters() if part else ():
+                weight.add_(0.01)
+        stamps.append(stamp_of(codec)["codec"])
+    assert stamps[0] == stamps[1] == stamps[2]
+    assert len(set(stamps)) == 5
+    assert {n: v for n, v in stamp_of(codec).items() if n != "codec"} == {
+        "num_codebooks": "8",
+        "codebook_size": "1024",
+        "frame_rate": "25",
+        "sample_rate": "24000",
+    }
+
+
+def test_parts_of_different_audio_tokenizers_are_an_error(encoded, copy):
+    file = copy / "part-0001.safetensors"
+    stamp = {**json.loads((encoded / "prepared.json").read_text())["codec"], "codec": "another"}
+    save_file(load_file(file), file, metadata_of(stamp))
+    with pytest.raises(RecipeError, match="part-0001' has codes of another audio tokenizer: codec is another there"):
+        read_encoded_clips(copy)
+
+
+def test_parts_without_a_stamp_are_read(encoded, copy):
+    """Earlier versions wrote none."""
+    for file in copy.glob("*.safetensors"):
+        save_file(load_file(file), file)
+    stamp = json.loads((encoded / "prepared.json").read_text())["codec"]
+    found, expected = (read_encoded_clips(folder, stamp) for folder in (copy, encoded))
+    assert [clip.id for clip in found] == [clip.id for clip in expected]
+    with pytest.raises(RecipeError, match="num_codebooks is 8 there and 4 here"):
+        read_encoded_clips(copy, {**stamp, "num_codebooks": "4"})

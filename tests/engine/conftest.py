@@ -1,0 +1,40 @@
+"""Requests for the engine, and their expected results: those of the plain loop, which runs each request alone."""
+
+import pytest
+from engines import alone, many_requests
+from oracle import fill, make_config
+
+from higgs_audio.model.model import HiggsAudioForConditionalGeneration
+
+
+@pytest.fixture(autouse=True)
+def small_cache(monkeypatch):
+    """The KV cache begins small, so that it grows between and during steps."""
+    monkeypatch.setattr("higgs_audio.engine.kv_cache.INITIAL_POSITIONS", 8)
+
+
+@pytest.fixture(scope="session")
+def model():
+    return fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
+
+
+@pytest.fixture
+def own_model():
+    """A copy of `model` that a test may change."""
+    return fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
+
+
+@pytest.fixture(scope="session")
+def requests():
+    return many_requests()
+
+
+@pytest.fixture(scope="session")
+def expected(model, requests):
+    """Columns and finish reason of each request."""
+    return [alone(model, request) for request in requests]
+
+
+@pytest.fixture
+def without_native(monkeypatch):
+    monkeypatch.setenv("HIGGS_AUDIO_NATIVE", "0")

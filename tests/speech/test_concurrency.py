@@ -1,0 +1,293 @@
+"""HiggsAudio with several texts at once: batches, threads, asyncio; cancellation and failures."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from noise import LONG
+
+import higgs_audio.speech.decode_queue
+import higgs_audio.speech.tts
+from higgs_audio.engine import Engine
+from higgs_audio.errors import EngineError, NumericsError, OptionError, TextError
+from higgs_audio.speech.decode_queue import DecodeQueue
+from higgs_audio.speech.request import RequestBuilder
+from higgs_audio.speech.stream import UTTERANCES_AHEAD, SpeechStream
+from higgs_audio.speech.tts import HiggsAudio
+
+
+def test_a_batch_equals_its_texts_generated_alone(tts):
+    texts = ["Hello there.", LONG, "Good night."]
+    together = tts.generate_batch(texts, seed=3)
+    for text, speech in zip(texts, together, strict=True):
+        alone = tts.generate(text, seed=3)
+        assert np.array_equal(speech.codes, alone.codes)
+        assert np.abs(speech.waveform.samples - alone.waveform.samples).max() < 1e-4
+        assert 0 < speech.first_sound_seconds < 60
+    assert tts.engine.num_running == 0
+
+
+def test_an_invalid_text_of_a_batch_is_rejected_before_any_is_generated(tts):
+    with pytest.raises(TextError, match="special token"):
+        tts.generate_batch(["Hello there.", "<|eot_id|>"], seed=3)
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+
+def test_a_single_text_is_not_a_batch(tts):
+    with pytest.raises(TextError, match=r"give a list"):
+        tts.generate_batch("Hello there.", seed=3)
+    assert tts.generate_batch([]) == []
+
+
+def test_failing_texts_do_not_end_the_list(tts, monkeypatch):
+    """Sixteen errors in a row while nobody spoke were taken for the end."""
+    monkeypatch.setattr(tts, "engine", Engine(tts.model, context=200))
+    long = "Many words of a length like these are too much for a small engine. "
+    texts = [long] * 20 + ["Hello there."] * 3
+    results = dict(tts.generate_as_completed(tts.request(text, None, {"seed": 3}) for text in texts))
+    assert sorted(results) == list(range(23))
+    assert [isinstance(results[number], OptionError) for number in range(23)] == [True] * 20 + [False] * 3
+
+
+def test_many_long_texts_never_exceed_the_waiting_limit(tts, monkeypatch):
+    """Every utterance of a book was asked for at once, and the engine takes a thousand."""
+    alone = tts.generate(LONG, seed=3)
+    monkeypatch.setattr(tts, "engine", Engine(tts.model, max_waiting=6 * UTTERANCES_AHEAD, max_slots=2))
+    monkeypatch.setattr("higgs_audio.speech.stream.MAX_ACTIVE_TEXTS", 6)
+    book = "\n\n".join(["Hello, all."] * 40)
+    spoken = tts.generate_batch([LONG, *[book] * 2, *["Hello."] * 20, LONG], seed=3)
+    assert np.array_equal(spoken[0].codes, alone.codes)
+    assert np.array_equal(spoken[-1].codes, alone.codes)
+    assert len(spoken) == 24
+
+
+def test_asyncio_streams_equal_plain_ones(tts):
+    async def listen(seed):
+        chunks = [chunk.samples async for chunk in tts.stream_async("Hello there.", seed=seed)]
+        return np.concatenate(chunks), await tts.generate_async("Hello there.", seed=seed)
+
+    async def both():
+        return await asyncio.gather(listen(1), listen(2))
+
+    for seed, (streamed, speech) in zip((1, 2), asyncio.run(both()), strict=True):
+        whole = tts.generate("Hello there.", seed=seed).waveform.samples
+        assert np.abs(streamed - whole).max() < 1e-4
+        assert np.abs(speech.waveform.samples - whole).max() < 1e-4
+
+
+def test_an_asynchronous_stream_raises_what_a_stream_raises(tts):
+    async def listen(**options):
+        async for _ in tts.stream_async("Hello.", **options):
+            pass
+
+    with pytest.raises(OptionError, match="no option 'temperatur'"):
+        asyncio.run(listen(temperatur=1))
+    asyncio.run(listen(low_latency=True, seed=1, max_seconds=0.2))
+
+
+def test_threads_that_start_at_once_share_one_engine(tiny_checkpoint, monkeypatch):
+    made, make = [], higgs_audio.speech.tts.Engine
+
+    def slow(*args, **options):
+        made.append(1)
+        time.sleep(0.2)
+        return make(*args, **options)
+
+    monkeypatch.setattr(higgs_audio.speech.tts, "Engine", slow)
+    tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu")
+    with ThreadPoolExecutor(4) as pool:
+        codes = [speech.codes for speech in pool.map(lambda _: tts.generate("Hello there.", seed=1), range(4))]
+    assert len(made) == 1
+    assert all(np.array_equal(codes[0], other) for other in codes)
+    tts.engine = make(tts.model, context=512, max_slots=2)
+    assert tts.engine.context == 512
+
+
+def test_a_text_too_long_for_the_engine_fails_alone(tts, monkeypatch):
+    monkeypatch.setattr(tts, "engine", Engine(tts.model, context=200))
+    long = "Many words of a length like these are too much for a small engine. "
+    requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", long, "Good night.")]
+    results = dict(tts.generate_as_completed(requests))
+    assert isinstance(results[1], OptionError)
+    assert results[0].seconds > 0
+    assert results[2].seconds > 0
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+
+def test_logits_with_nan_end_their_text_alone(tts, monkeypatch):
+    healthy = [tts.generate(text, seed=3).codes for text in ("Hello there.", "Good night.")]
+    decode = tts.engine.runner.decode
+
+    def spoiled(*args):
+        logits = decode(*args).clone()
+        if len(tts.engine.slots.decoding) == 3:
+            logits[tts.engine.slots.decoding[1].slots[0]] = float("nan")
+        return logits
+
+    monkeypatch.setattr(tts.engine.runner, "decode", spoiled)
+    requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", "Bad luck.", "Good night.")]
+    results = dict(tts.generate_as_completed(requests))
+    first, broken, last = (results[number] for number in range(3))
+    assert isinstance(broken, NumericsError)
+    assert np.array_equal(first.codes, healthy[0])
+    assert np.array_equal(last.codes, healthy[1])
+
+
+def test_a_failing_audio_tokenizer_ends_its_text_alone(tts, monkeypatch):
+    alone = tts.generate("Good night.", seed=3)
+    push, broken = higgs_audio.speech.decode_queue.push_many, []
+
+    def failing(decoders, *args):
+        broken[:] = broken or decoders[:1]
+        if broken[0] in decoders:
+            raise RuntimeError("out of memory")
+        return push(decoders, *args)
+
+    monkeypatch.setattr(higgs_audio.speech.decode_queue, "push_many", failing)
+    requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", "Good night.")]
+    results = dict(tts.generate_as_completed(requests))
+    assert isinstance(results[0], EngineError)
+    assert isinstance(results[0].__cause__, RuntimeError)
+    assert np.array_equal(results[1].codes, alone.codes)
+    broken.clear()
+    with pytest.raises(EngineError, match="out of memory"):
+        tts.generate("Hello there.", seed=3)
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+
+def test_a_text_that_fails_to_start_frees_its_requests(tts, monkeypatch):
+    """Its first utterances have been submitted by then."""
+    build, calls = RequestBuilder.build, []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise RuntimeError("no memory")
+        return build(*args)
+
+    request = tts.request("One two three. " * 40, tts.voices[0], {"seed": 1})
+    assert request.is_parallel
+    monkeypatch.setattr(RequestBuilder, "build", failing)
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(tts.generate_as_completed([request]))
+    assert (tts.engine.num_waiting, tts.engine.num_running) == (0, 0)
+    calls.clear()
+    builder, queue = RequestBuilder(tts.model, tts.processor), DecodeQueue(tts.codec)
+    with pytest.raises(RuntimeError, match="no memory"):
+        SpeechStream(request, tts.engine, builder, queue, num_ahead=UTTERANCES_AHEAD, is_offline=True).start()
+    assert (len(queue), tts.engine.num_waiting, tts.engine.num_running) == (0, 0, 0)
+
+
+def test_an_abandoned_stream_frees_its_request(tts, bias_eos):
+    bias_eos(-100.0)
+    stream = tts.stream(LONG, seed=2)
+    next(stream)
+    assert tts.engine.num_running == 1
+    stream.close()
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+    async def leave():
+        stream = tts.stream_async(LONG, seed=2)
+        async for _ in stream:
+            break
+        await stream.aclose()
+
+    asyncio.run(leave())
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+
+def test_an_interrupted_batch_frees_its_requests(tts, bias_eos, monkeypatch):
+    bias_eos(-100.0)
+    decode, steps = tts.engine.runner.decode, []
+
+    def interrupted(*args):
+        steps.append(1)
+        if len(steps) == 20:
+            raise KeyboardInterrupt
+        return decode(*args)
+
+    monkeypatch.setattr(tts.engine.runner, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tts.generate_batch([LONG, LONG], seed=1)
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+    assert tts.generate("Hello there.", seed=5).seconds > 0
+
+
+def test_cancelling_the_task_of_a_stream_frees_its_request(tts, bias_eos):
+    """Its generator was closed while a thread was still in it."""
+    bias_eos(-100.0)
+
+    async def listen(begun):
+        async for _ in tts.stream_async(LONG * 5, seed=2):
+            begun.set()
+
+    async def cancel():
+        begun = asyncio.Event()
+        task = asyncio.create_task(listen(begun))
+        await begun.wait()
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+
+
+def test_a_waiting_stream_is_cancelled_at_once(tts, bias_eos, monkeypatch):
+    """It came back when it had been given room and had spoken."""
+    bias_eos(-100.0)
+    monkeypatch.setattr(tts, "engine", Engine(tts.model, max_slots=1))
+    made = []
+
+    async def run():
+        async def listen():
+            async for _ in tts.stream_async("Good night.", seed=2):
+                made.append(1)
+
+        written = RequestBuilder(tts.model, tts.processor).build(tts.request("Hello there.", None, {"seed": 1}), 0)
+        other = tts.engine.submit(replace(written, min_frames=1500, max_frames=1500, guarded=False))
+        next(other)
+        task = asyncio.create_task(listen())
+        while not tts.engine.num_waiting:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not other.is_done
+        assert tts.engine.num_waiting == 0
+        other.cancel()
+
+    asyncio.run(run())
+    assert not made
+
+
+def test_a_stream_cancelled_while_it_submits_frees_its_request(tts, monkeypatch):
+    """What a thread asked for when nobody waited for it any more kept its rows."""
+    submit = tts.engine.submit
+    begun = threading.Event()
+
+    def slow(request):
+        begun.set()
+        time.sleep(0.2)
+        return submit(request)
+
+    monkeypatch.setattr(tts.engine, "submit", slow)
+
+    async def run():
+        async def listen():
+            async for _ in tts.stream_async("Good night.", seed=2):
+                pass
+
+        task = asyncio.create_task(listen())
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)

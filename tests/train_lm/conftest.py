@@ -1,0 +1,56 @@
+"""Prepared clips of five speakers, and conversations composed from them.
+
+Codes are random and alignments are made up, so that every position differs from every other.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from corpus import TEXTS
+
+from higgs_audio.data.phones import phones
+from higgs_audio.data.shards import EncodedClip
+from higgs_audio.prompt.processor import HiggsAudioProcessor
+from higgs_audio.text.phonemes import phonemize
+from higgs_audio.train_lm.composer import Composer, ExampleMix
+
+SPEAKERS = ("ava", "joe", "tom", "kim", "zoe")
+
+
+def make_sample(number, speaker, num_frames):
+    text = TEXTS[number % len(TEXTS)]
+    rng = np.random.default_rng((number, len(speaker)))
+    aligned = np.linspace(0, len(phones(text)) - 1, num_frames).astype(np.uint16)
+    return EncodedClip(
+        f"{speaker}-{number}", text, phonemize(text), speaker, rng.integers(0, 1024, (8, num_frames)), aligned
+    )
+
+
+@pytest.fixture(scope="session")
+def samples():
+    return [make_sample(n, speaker, 18 + 3 * n) for speaker in SPEAKERS for n in range(8)]
+
+
+@pytest.fixture(scope="session")
+def speaker_classes():
+    return {speaker: number for number, speaker in enumerate(SPEAKERS)}
+
+
+@pytest.fixture(scope="session")
+def mix():
+    return ExampleMix(reference=0.5, plain=0.5, several=0.4, cast=0.3, joined=0.3, reference_frames=(40, 90))
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_checkpoint):
+    return HiggsAudioProcessor.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def dialogues(samples, mix):
+    """Twenty conversations for each sample, in the order of the samples."""
+    composer = Composer(samples, {"ava": "Ava", "joe": "Joe"}, "ava", mix)
+    drawn = itertools.product(range(20), range(len(samples)))
+    return [composer.compose(n, torch.Generator().manual_seed(1000 * epoch + n)) for epoch, n in drawn]
