@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 EXIT_CODE = 2  # of every error of this package
 stderr = Console(stderr=True)
 
-Model = Annotated[str, typer.Option(help="nano, the folder of a checkpoint, or a hub repository.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; default: a GPU if there is one.")]
+Model = Annotated[str, typer.Option(help="nano, a checkpoint folder, or a Hugging Face Hub repository.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; by default a GPU if there is one.")]
 
 
 def check_output(path: Path, formats: Collection[str] | None = None) -> None:
