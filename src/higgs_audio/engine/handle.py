@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from higgs_audio.engine.request import Column
+from higgs_audio.delay import Column
 
 
 class RequestHandle:

@@ -12,7 +12,6 @@ from higgs_audio.generation.sampling import SamplingOptions
 
 FINISH_REASONS = ("stop", "length", "silence", "repetition", "cancelled")
 MAX_PRIORITY = 2**31
-Column = tuple[int, ...]  # [K] ids of one step, markers included
 
 
 @dataclass(frozen=True, eq=False)
