@@ -6,8 +6,9 @@ import os
 
 import pytest
 import torch
+from corpus import TEXT
 from killing import KilledError, hidden_names, run_until_rename
-from runs import TEXT, contents, read_metrics, teacher_recipe, tiny_model, write_timed_corpus
+from runs import contents, read_metrics, teacher_recipe, tiny_model, write_timed_corpus
 
 from higgs_audio.errors import CheckpointError, NumericsError, RecipeError
 from higgs_audio.prompt.processor import HiggsAudioProcessor
