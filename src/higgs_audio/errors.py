@@ -22,7 +22,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-MAX_LISTED = 20  # names in a message; files of the wrong layout would list 397 weights
+_MAX_LISTED = 20  # names in a message; files of the wrong layout would list 397 weights
 
 __all__ = [
     "AudioError",
@@ -131,14 +131,14 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Returns the names for a message, in order: the first `MAX_LISTED`, and how many more there are.
+    """Returns the names for a message, in order: the first 20, and how many more there are.
 
     >>> join_names(["norm", "bias"])
     'bias, norm'
     """
     ordered = sorted(names)
-    more = f" and {len(ordered) - MAX_LISTED} more" if len(ordered) > MAX_LISTED else ""
-    return ", ".join(ordered[:MAX_LISTED]) + more
+    more = f" and {len(ordered) - _MAX_LISTED} more" if len(ordered) > _MAX_LISTED else ""
+    return ", ".join(ordered[:_MAX_LISTED]) + more
 
 
 def first_line(error: BaseException) -> str:
