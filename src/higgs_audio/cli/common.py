@@ -62,9 +62,10 @@ def load_audio_tokenizer(model: str, device: str | None) -> "HiggsAudioTokenizer
     """Loads the audio tokenizer of a checkpoint."""
     silence_libraries()
     _limit_threads()
-    from higgs_audio.speech.tts import load_codec
+    from higgs_audio.codec import HiggsAudioTokenizer
+    from higgs_audio.device import resolve_device
 
-    return load_codec(model, device)
+    return HiggsAudioTokenizer.from_pretrained(model, device_map=resolve_device(device))
 
 
 def _limit_threads() -> None:

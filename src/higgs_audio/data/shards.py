@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.data.manifest import KEPT, json_lines
 from higgs_audio.errors import RecipeError
-from higgs_audio.files import replacing, write_atomic
+from higgs_audio.files import remove_leftovers, replacing, write_atomic
 
 STAMP = "audio_tokenizer"  # key of the metadata
 # Tensors of an audio tokenizer that do not affect codes: the decoders, and state that only training reads.
@@ -91,10 +91,13 @@ def write_part(
     path: Path, lines: Sequence[Mapping[str, Any]], codes: np.ndarray, phones: np.ndarray, stamp: Stamp
 ) -> None:
     """Writes the arrays, then the index. Raises RecipeError if they cannot be written."""
+    tensors, index = path.with_suffix(".safetensors"), path.with_suffix(".jsonl")
     try:
-        with replacing(Path(f"{path}.safetensors")) as file:
-            file.write(save({"codes": codes, "phones": phones}, metadata_of(stamp)))
-        write_atomic(path.with_suffix(".jsonl"), json_lines(lines))
+        for file in (tensors, index):
+            remove_leftovers(path.parent, file.name)
+        with replacing(tensors) as output:
+            output.write(save({"codes": codes, "phones": phones}, metadata_of(stamp)))
+        write_atomic(index, json_lines(lines))
     except (OSError, SafetensorError) as error:
         raise RecipeError(
             f"{path.name} cannot be written to {str(path.parent)!r}: {error}. The parts before are complete: free disk "

@@ -16,7 +16,6 @@ from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.device import resolve_device
 from higgs_audio.engine import Engine
 from higgs_audio.errors import CheckpointError, HiggsAudioError, OptionError, TextError
-from higgs_audio.generation.sampling import SamplingKwargs
 from higgs_audio.model import offload, quantize
 from higgs_audio.model.load_options import LoadOptions
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
@@ -156,24 +155,18 @@ class HiggsAudio:
         text: str,
         voice: Voice | str | None = None,
         *,
-        seed: int | None = None,
-        max_seconds: float | None = None,
-        scene: str | None = None,
         progress: Callable[[float], None] | None = None,
-        **sampling: Unpack[SamplingKwargs],
+        **options: Unpack[SpeechOptions],
     ) -> Speech:
         """Generates the speech of a text of any length: the concatenation of `stream`.
 
         Args:
             text: to speak.
             voice: a name of `voices`, or a `Voice` that `voice()` returned; the default voice when None.
-            seed: equal seeds give equal sound on one machine; when None every call gives another.
-            max_seconds: limit of the whole sound. Without it each utterance still has a limit: 1 second and 0.12 for
-                each phone, about twice the usual duration.
-            scene: a description of where the speech is recorded, for models that were trained with scenes.
             progress: called with the seconds of sound generated so far.
-            **sampling: `temperature`, `top_k`, `top_p` and the other fields of `SamplingOptions`; omitted ones have the
-                checkpoint's values.
+            **options: `seed`, `max_seconds` and `scene`, which `SpeechOptions` documents; `temperature`, `top_k`,
+                `top_p` and the other fields of `SamplingOptions`, which documents them. Omitted sampling options have
+                the checkpoint's values.
 
         Raises:
             TextError: a text that is empty, has nothing speakable, or holds a special token.
@@ -181,7 +174,7 @@ class HiggsAudio:
             OptionError: an option that does not exist, or a value outside its range.
             PromptError: a scene with a special token in it. CodesError: a voice with invalid codes.
         """
-        request = self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
+        request = self.request(text, voice, options)
         if progress is not None and not callable(progress):
             raise OptionError(f"progress={progress!r:.60}; give a function of seconds, or None")
         builder = SpeechBuilder(self.sample_rate)
@@ -192,14 +185,7 @@ class HiggsAudio:
         return builder.speech()
 
     def generate_batch(
-        self,
-        texts: Sequence[str],
-        voice: Voice | str | None = None,
-        *,
-        seed: int | None = None,
-        max_seconds: float | None = None,
-        scene: str | None = None,
-        **sampling: Unpack[SamplingKwargs],
+        self, texts: Sequence[str], voice: Voice | str | None = None, **options: Unpack[SpeechOptions]
     ) -> list[Speech]:
         """Generates the speech of several texts at once: the results of `generate` in a fraction of the time.
 
@@ -209,7 +195,6 @@ class HiggsAudio:
         """
         if isinstance(texts, str):
             raise TextError(f"texts={texts!r:.60} is one text; give a list of them, or call generate")
-        options = {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling}
         requests = [self.request(text, voice, options) for text in texts]
         speeches: dict[int, Speech] = {}
         with closing(self.generate_as_completed(requests)) as results:
@@ -281,11 +266,8 @@ class HiggsAudio:
         text: str,
         voice: Voice | str | None = None,
         *,
-        seed: int | None = None,
-        max_seconds: float | None = None,
-        scene: str | None = None,
         low_latency: bool = False,
-        **sampling: Unpack[SamplingKwargs],
+        **options: Unpack[SpeechOptions],
     ) -> Generator[Waveform, None, None]:
         """Generates the speech of a text in chunks, each as soon as it is final.
 
@@ -297,7 +279,7 @@ class HiggsAudio:
                 sound then differs slightly from that of `generate`; docs/measurements.md has the latency and the
                 difference.
         """
-        request = self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
+        request = self.request(text, voice, options)
         return self._waveforms(request, _look_ahead(low_latency))
 
     def _waveforms(self, request: SpeechRequest, look_ahead: int | None) -> Generator[Waveform, None, None]:
@@ -359,16 +341,3 @@ def _load_processor(checkpoint: Checkpoint, device: torch.device) -> HiggsAudioP
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the tokenizer or processor files of {checkpoint} do not load: {error}") from error
-
-
-def load_codec(name: str | Path | Checkpoint, device: str | torch.device | None = None) -> HiggsAudioTokenizer:
-    """Loads the audio tokenizer of a checkpoint, or one in its own folder or repository.
-
-    Args:
-        name, device: as in `HiggsAudio.from_pretrained`.
-
-    Raises:
-        CheckpointError: no such checkpoint, or invalid files.
-        OptionError: no such device.
-    """
-    return HiggsAudioTokenizer.from_pretrained(name, device_map=resolve_device(device))
