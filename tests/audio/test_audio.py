@@ -173,11 +173,11 @@ def damaged_flac():
     ("content", "message"),
     [
         (b"", "empty"),
-        (b"RIFF", "cannot be read as sound"),
-        (b"<html>not found</html>" * 50, "cannot be read as sound"),
+        (b"RIFF", "cannot be read as audio"),
+        (b"<html>not found</html>" * 50, "cannot be read as audio"),
         (encode(tone())[:44], "no samples"),
         (encode(tone(), "flac")[:60], "flac|samples|sound"),
-        (damaged_flac(), "cannot be read as sound"),
+        (damaged_flac(), "cannot be read as audio"),
     ],
 )
 def test_a_broken_file_is_rejected_by_name(tmp_path, content, message):
@@ -207,8 +207,8 @@ def test_missing_files_folders_pipes_and_invalid_names_are_rejected(tmp_path):
         "missing.wav": "no file",
         "": "not a file",
         "pipe.wav": "not a file",
-        "notes.txt": "cannot be read as sound",
-        "noise.raw": "cannot be read as sound",
+        "notes.txt": "cannot be read as audio",
+        "noise.raw": "cannot be read as audio",
         "a\0b": "cannot be opened|no file",
         "x" * 5000: "cannot be opened",
     }.items():

@@ -105,7 +105,7 @@ def test_a_sound_may_be_followed_by_punctuation(processor, text, expected):
 
 @pytest.mark.parametrize("text", ["...", "?!\n...", "[SPEAKER0] ...", "<SE>[Laughter]</SE> 你好"])
 def test_a_turn_with_nothing_to_speak_is_rejected(processor, text):
-    with pytest.raises(TextError, match="nothing to read"):
+    with pytest.raises(TextError, match="nothing speakable"):
         processor.apply_chat_template(user(text))
 
 
@@ -293,11 +293,11 @@ def test_two_audio_items_need_two_recordings(processor):
         ({"raw_audio": "ab$"}, "is not base64"),
         ({"raw_audio": "é"}, "is not base64"),
         ({"raw_audio": ""}, "is empty"),
-        ({"raw_audio": "AAAA"}, "cannot be read as sound"),
+        ({"raw_audio": "AAAA"}, "cannot be read as audio"),
         ({"url": "data:audio/wav;base64,ab$"}, "is not base64"),
         ({"url": "data:audio/wav;base64,"}, "is empty"),
         ({"url": "data:audio/wav;base64"}, "no comma"),
-        ({"url": "data:,%ff%fe"}, "cannot be read as sound"),
+        ({"url": "data:,%ff%fe"}, "cannot be read as audio"),
         ({"audio": 5}, "the array is"),
         ({"audio": {1}}, "the array is"),
         ({"audio": ["a", "b"]}, "the array is"),

@@ -85,7 +85,7 @@ def test_the_arguments_of_the_constructor_are_checked(tts, voices):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nanno", "did you mean 'nano'"), ("", "allowed: nano"), ("org/no-such-model", "neither a folder here nor")],
+    [("nanno", "did you mean 'nano'"), ("", "allowed: nano"), ("org/no-such-model", "neither a local folder nor")],
 )
 def test_an_unknown_model_suggests_the_nearest_name(name, message):
     with pytest.raises(CheckpointError, match=message):

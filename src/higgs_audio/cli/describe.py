@@ -86,7 +86,7 @@ def _model_sections(checkpoint: Checkpoint) -> dict[str, Section]:
 def _codec_sections(checkpoint: Checkpoint) -> dict[str, Section]:
     config, state = codec_layout.read(HiggsAudioTokenizer, checkpoint)
     rows = {
-        "layout": codec_layout.recognise(checkpoint.config),
+        "layout": codec_layout.detect_layout(checkpoint.config),
         "body": config.body,
         "sample rate": f"{config.sample_rate} Hz",
         "frames": f"{config.frame_rate:g} per second, of {config.hop_length} samples",

@@ -44,12 +44,12 @@ TokenizerClass = type[nn.Module]  # HiggsAudioTokenizer, whose module imports th
 Shapes = dict[str, tuple[int, ...]]
 
 
-def recognise(config: Mapping[str, Any]) -> str:
+def detect_layout(config: Mapping[str, Any]) -> str:
     """The layout that a `config.json` with this content belongs to.
 
-    >>> recognise({"n_filters": 32, "D": 256, "ratios": [8, 5, 4, 2, 3], "semantic_techer": "hubert_base_general"})
+    >>> detect_layout({"n_filters": 32, "D": 256, "ratios": [8, 5, 4, 2, 3], "semantic_techer": "hubert_base_general"})
     'boson'
-    >>> recognise({"model_type": "higgs_audio_v2_tokenizer"})
+    >>> detect_layout({"model_type": "higgs_audio_v2_tokenizer"})
     'transformers'
 
     Raises:
@@ -86,7 +86,7 @@ def read(kind: TokenizerClass, folder: str | Path | Checkpoint) -> tuple[HiggsAu
     """
     stored = as_checkpoint(folder)
     folder, content = stored.folder, stored.config
-    layout = recognise(content)
+    layout = detect_layout(content)
     state = boson.read_pickle(folder / PICKLE_FILE) if layout == "boson" else _read_safetensors(stored)
     with _config_errors(folder):
         config = _parse_config(content, layout, state)

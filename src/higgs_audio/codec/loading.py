@@ -66,7 +66,7 @@ def open_tokenizer(name: str | Path | Checkpoint, **hub: Any) -> Checkpoint:
     found = checkpoint.open_checkpoint(name, patterns=("*.json", f"{checkpoint.CODEC_FOLDER}/*"), **hub)
     if found.codec is not None and found.codec.has(checkpoint.CONFIG_FILE):
         return found.codec
-    weights = layout.WEIGHT_PATTERNS[layout.recognise(found.config)]
+    weights = layout.WEIGHT_PATTERNS[layout.detect_layout(found.config)]
     downloaded = checkpoint.open_checkpoint(name, patterns=(checkpoint.CONFIG_FILE, *weights), **hub)
     return found if found == downloaded else downloaded  # the same folder, unless the repository has changed
 

@@ -25,7 +25,7 @@ from higgs_audio.engine.sampler import NUM_STEPS
 from higgs_audio.engine.scheduler import QueueEntry, Scheduler
 from higgs_audio.engine.sequence import Sequence
 from higgs_audio.engine.slots import Slots
-from higgs_audio.errors import NumericsError, OptionError, check_count, typed
+from higgs_audio.errors import NumericsError, OptionError, check_count, wrap_error
 from higgs_audio.generation.sampling import NOT_FINITE
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
@@ -294,7 +294,7 @@ class Engine:
         self.cache.release()
         self._reset_slots()
         for sequence in failed:
-            self._close(sequence, None, typed(error))
+            self._close(sequence, None, wrap_error(error))
 
     def _is_waiting(self, sequence: Sequence) -> bool:
         """Whether it waits for slots or for its prefill."""
@@ -345,7 +345,7 @@ class Engine:
             work()
         except Exception as error:
             with self._changed:
-                self._end(sequence, None, typed(error))
+                self._end(sequence, None, wrap_error(error))
             return False
         return True
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from higgs_audio.audio.sources import AUDIO_KEYS, AUDIO_OPTIONS, AudioSource
 from higgs_audio.errors import OptionError, PromptError, nearest
-from higgs_audio.special_tokens import INSTRUCTION_END, INSTRUCTION_START, SCENE_END, SCENE_START, SPECIAL_SHAPE
+from higgs_audio.special_tokens import INSTRUCTION_END, INSTRUCTION_START, SCENE_END, SCENE_START, SPECIAL_TOKEN_PATTERN
 
 INSTRUCTION_TAGS = (INSTRUCTION_START, INSTRUCTION_END)
 SYSTEM_TAGS = (SCENE_START, SCENE_END, *INSTRUCTION_TAGS)  # special tokens that a system text may hold
@@ -111,7 +111,7 @@ def _is_unset(key: str, value: Any) -> bool:
 def _check_special(message: Message) -> None:
     allowed = SYSTEM_TAGS if message.role == "system" else ()
     texts = (message.role, message.recipient, *(item for item in message.items if isinstance(item, str)))
-    forbidden = [token for text in texts for token in SPECIAL_SHAPE.findall(text) if token not in allowed]
+    forbidden = [token for text in texts for token in SPECIAL_TOKEN_PATTERN.findall(text) if token not in allowed]
     if forbidden:
         raise PromptError(
             f"message {message.index} ({message.role}) holds the special token {forbidden[0]}; allowed there: "

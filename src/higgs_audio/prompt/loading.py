@@ -35,7 +35,9 @@ def open_processor(name_or_path: str | Path | Checkpoint, **where: Any) -> Check
     Raises:
         CheckpointError: no such checkpoint, or one without a text tokenizer.
     """
-    return checkpoint.open_checkpoint(name_or_path, patterns=checkpoint.DOWNLOADED, needs=TOKENIZER_FILE, **where)
+    return checkpoint.open_checkpoint(
+        name_or_path, patterns=checkpoint.DOWNLOADED, required_file=TOKENIZER_FILE, **where
+    )
 
 
 def load_tokenizer(name_or_path: str | Path | Checkpoint, **options: Any) -> PreTrainedTokenizerFast:

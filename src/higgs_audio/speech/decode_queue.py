@@ -16,7 +16,7 @@ from torch import Tensor
 from higgs_audio.codec import HiggsAudioTokenizer, StreamDecoder, push_many
 from higgs_audio.delay import FrameAligner
 from higgs_audio.engine import RequestHandle
-from higgs_audio.errors import typed
+from higgs_audio.errors import wrap_error
 from higgs_audio.speech.result import Chunk
 
 # Frames per chunk: few at first, so that sound starts early, then more, because each call has a cost (a `dac` body
@@ -190,7 +190,7 @@ class DecodeQueue:
             if not isinstance(error, Exception):
                 raise
             if len(jobs) == 1:
-                jobs[0].fail(typed(error))
+                jobs[0].fail(wrap_error(error))
             else:
                 for job in jobs:
                     self._decode([job])
