@@ -66,7 +66,7 @@ class HiggsAudioConfig(PreTrainedConfig):
     """Configuration of `HiggsAudioModel` and `HiggsAudioForConditionalGeneration`.
 
     Args:
-        text_config: the Llama trunk, a `LlamaConfig` or a dict of its fields; the published 3B trunk when None.
+        text_config: config of the Llama backbone, a `LlamaConfig` or a dict of its fields; the published one when None.
         audio_adapter_type: "dual_ffn_fast_forward" or "dual_ffn" gives each of the `audio_dual_ffn_layers` a second
             feed-forward network and second norms for audio positions; "stack" has one feed-forward network for both.
         audio_dual_ffn_layers: indices of the layers with a DualFFN; all layers when None.
@@ -163,7 +163,7 @@ class HiggsAudioConfig(PreTrainedConfig):
         if not isinstance(self.text_config, LlamaConfig):
             given = self.text_config or {}
             given = given.to_dict() if isinstance(given, PreTrainedConfig) else given
-            self.text_config = LlamaConfig(**{**(given or layouts.PUBLISHED_TRUNK), "tie_word_embeddings": False})
+            self.text_config = LlamaConfig(**{**(given or layouts.PUBLISHED_TEXT_CONFIG), "tie_word_embeddings": False})
         if self.text_config.num_hidden_layers > MAX_LAYERS:
             raise OptionError(f"num_hidden_layers={self.text_config.num_hidden_layers}; allowed: at most {MAX_LAYERS}")
         if self.audio_dual_ffn_layers is None:

@@ -204,12 +204,12 @@ def test_missing_files_folders_pipes_and_invalid_names_are_rejected(tmp_path):
         bytes(1000)
     )  # without a header, soundfile needs the sample rate as an argument
     for name, message in {
-        "missing.wav": "no file",
+        "missing.wav": "does not exist",
         "": "not a file",
         "pipe.wav": "not a file",
         "notes.txt": "cannot be read as audio",
         "noise.raw": "cannot be read as audio",
-        "a\0b": "cannot be opened|no file",
+        "a\0b": "cannot be opened|does not exist",
         "x" * 5000: "cannot be opened",
     }.items():
         with pytest.raises(AudioError, match=message):

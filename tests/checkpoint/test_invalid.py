@@ -139,12 +139,12 @@ def claims_more(folder):
         (lambda folder: (folder / "model-00003-of-00003.safetensors").unlink(), "lacks model-00003-of-00003"),
         (lambda folder: (folder / "model.safetensors.index.json").unlink(), "neither model.safetensors nor"),
         (indexed("{"), "cannot be read as JSON"),
-        (indexed('{"weight_map": {"norm.weight": "../model.safetensors"}}'), "must hold"),
-        (indexed('{"weight_map": []}'), "must hold"),
-        (indexed('{"weight_map": {}}'), "must hold"),
-        (indexed('{"weight_map": {"norm.weight": ""}}'), "must hold"),
-        (indexed(json.dumps({"weight_map": {"norm.weight": "x" * 300}})), "must hold"),
-        (indexed(json.dumps({"weight_map": {"norm.weight": "a\0b"}})), "must hold"),
+        (indexed('{"weight_map": {"norm.weight": "../model.safetensors"}}'), "must contain"),
+        (indexed('{"weight_map": []}'), "must contain"),
+        (indexed('{"weight_map": {}}'), "must contain"),
+        (indexed('{"weight_map": {"norm.weight": ""}}'), "must contain"),
+        (indexed(json.dumps({"weight_map": {"norm.weight": "x" * 300}})), "must contain"),
+        (indexed(json.dumps({"weight_map": {"norm.weight": "a\0b"}})), "must contain"),
         (claims_more, "lists 1 weights that no file has: norm.bias"),
         (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object"),
     ],
@@ -197,13 +197,13 @@ def test_an_invalid_generation_config_raises_a_checkpoint_error(content, model, 
 def test_a_config_of_one_layout_and_weights_of_another_are_refused(model, tmp_path):
     folder = write_layout(tmp_path / "x", model, "boson")
     write_json(folder / "config.json", FLAT_CONFIG)
-    refuses(folder, "model_type 'higgs_audio_v2', the weights are of boson; give the files of one layout")
+    refuses(folder, "model_type 'higgs_audio_v2', but the layout of the weights is boson; give files of one layout")
 
 
 def test_weights_of_no_layout_are_refused(model, tmp_path):
     folder = write_layout(tmp_path / "x", model, "native")
     save_file({"lm_head.weight": torch.zeros(2)}, folder / "model.safetensors")
-    refuses(folder, "the weights are of no known layout")
+    refuses(folder, "the layout of the weights is unknown")
 
 
 @pytest.mark.parametrize("dual", [None, [0, 1]])

@@ -59,15 +59,15 @@ _TRAINABLE = re.compile(r"_trainable\.weight$")
 # Constants in some files that are not parameters of a module.
 _IGNORED = re.compile(r"(audio_codebook_weights|rotary_emb\.(original_)?inv_freq)$")
 
-_TRUNK = tuple((f"{part}.", f"model.{part}.") for part in ("embed_tokens", "layers", "norm"))
+_BACKBONE = tuple((f"{part}.", f"model.{part}.") for part in ("embed_tokens", "layers", "norm"))
 _TOWER = tuple((f"{part}.", f"model.{part}.") for part in ("audio_tower", "audio_encoder_proj"))
 _HEADS = tuple((f"audio_decoder_proj.{head}.", f"{head}.") for head in ("text_lm_head", "audio_lm_head"))
 _CODES = ("audio_codebook_embeddings.", "model.embed_audio_tokens.embed_audio_tokens.")
 # The names of a Llama model that was saved without its heads do not begin with "model.".
 _NATIVE_PREFIXES = tuple((name, name) for name in ("model.", "text_lm_head.", "audio_lm_head."))
-_NATIVE_PREFIXES += (*_TRUNK, *_TOWER, ("embed_audio_tokens.", "model.embed_audio_tokens."))
+_NATIVE_PREFIXES += (*_BACKBONE, *_TOWER, ("embed_audio_tokens.", "model.embed_audio_tokens."))
 
-BOSON = Layout("boson", "higgs_audio", "audio_codebook_embeddings.", (_CODES, *_HEADS, *_TRUNK, *_TOWER), True)
+BOSON = Layout("boson", "higgs_audio", "audio_codebook_embeddings.", (_CODES, *_HEADS, *_BACKBONE, *_TOWER), True)
 EARLY = Layout(
     "early",
     "higgs_audio",
@@ -99,10 +99,10 @@ def detect_layout(config: Mapping[str, Any], names: Iterable[str], where: str) -
     candidates = [layout for layout in LAYOUTS.values() if layout.signature in signatures]
     matches = [layout for layout in candidates if layout.model_type == config["model_type"]]
     if len(matches) != 1:
-        of_weights = " and ".join(layout.name for layout in candidates) or "no known layout"
+        of_weights = " and ".join(layout.name for layout in candidates) or "unknown"
         raise CheckpointError(
-            f"{where}: config.json has model_type {config['model_type']!r}, the weights have {of_weights}; give "
-            "files of one layout: " + ", ".join(LAYOUTS)
+            f"{where}: config.json has model_type {config['model_type']!r}, but the layout of the weights is "
+            f"{of_weights}; give files of one layout: {', '.join(LAYOUTS)}"
         )
     return matches[0]
 
@@ -192,8 +192,8 @@ _SHARED = (
 _OWN_KEY = "higgs_audio"
 _OWN_FIELDS = ("audio_bos_token_id", "audio_eos_token_id", "audio_in_token_idx", "codec")
 
-# The text trunk of the published checkpoint: Llama-3.2-3B.
-PUBLISHED_TRUNK: Fields = {
+# The text config of the published checkpoint: Llama-3.2-3B.
+PUBLISHED_TEXT_CONFIG: Fields = {
     "vocab_size": 128256,
     "hidden_size": 3072,
     "intermediate_size": 8192,
@@ -216,13 +216,13 @@ PUBLISHED_TRUNK: Fields = {
 }
 # transformers' config expresses the same rotary frequencies, bit for bit, by values 8 times smaller.
 _ROPE_OF_TRANSFORMERS = {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024}
-_ROPE = {name: PUBLISHED_TRUNK["rope_parameters"][name] for name in _ROPE_OF_TRANSFORMERS}
+_ROPE = {name: PUBLISHED_TEXT_CONFIG["rope_parameters"][name] for name in _ROPE_OF_TRANSFORMERS}
 _POSITIONS_OF_TRANSFORMERS = 2048
-_BOS, _EOS = PUBLISHED_TRUNK["bos_token_id"], 128009  # <|begin_of_text|>, <|eot_id|>
+_BOS, _EOS = PUBLISHED_TEXT_CONFIG["bos_token_id"], 128009  # <|begin_of_text|>, <|eot_id|>
 _BOS_OF_TRANSFORMERS = 1  # an ordinary token: an error in the published config
 # Defaults of transformers; it omits fields with these values from config.json.
 _DEFAULTS_OF_TRANSFORMERS: Fields = {
-    **PUBLISHED_TRUNK,
+    **PUBLISHED_TEXT_CONFIG,
     "max_position_embeddings": _POSITIONS_OF_TRANSFORMERS,
     "codebook_size": 1024,
     "num_codebooks": 8,
@@ -234,7 +234,7 @@ _DEFAULTS_OF_TRANSFORMERS: Fields = {
     "bos_token_id": _BOS_OF_TRANSFORMERS,
     "eos_token_id": _EOS,
     "pad_token_id": 128001,
-    "rope_parameters": {**PUBLISHED_TRUNK["rope_parameters"], **_ROPE_OF_TRANSFORMERS},
+    "rope_parameters": {**PUBLISHED_TEXT_CONFIG["rope_parameters"], **_ROPE_OF_TRANSFORMERS},
 }
 
 
@@ -325,7 +325,7 @@ def _from_flat(config: Mapping[str, Any]) -> Fields:
     if _ROPE_OF_TRANSFORMERS.items() <= text["rope_parameters"].items():
         text["rope_parameters"] = {**text["rope_parameters"], **_ROPE}
         if text["max_position_embeddings"] == _POSITIONS_OF_TRANSFORMERS:
-            text["max_position_embeddings"] = PUBLISHED_TRUNK["max_position_embeddings"]
+            text["max_position_embeddings"] = PUBLISHED_TEXT_CONFIG["max_position_embeddings"]
     fields = {name: given[name] for name in _SHARED if name in given}
     fields |= {own: given[name] for own, name in _RENAMED.items()}
     fields["audio_codebook_size"] = given["codebook_size"]

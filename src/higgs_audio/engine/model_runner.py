@@ -104,7 +104,7 @@ class ModelRunner:
         visible = torch.arange(length, device=device) <= positions[:, :, None]  # [B, t, T]
         is_whole = not self._is_mask_added and all(len(chunk.ids) == length for chunk in chunks)
         mask = None if is_whole else self._mask(visible[:, None])  # attention itself masks whole prompts
-        view, hidden = PrefillView(self.cache, chunks, length), route.take(embeds)
+        view, hidden = PrefillView(self.cache, chunks, length), route.gather(embeds)
         for layer in self._decoder.layers:
             hidden = layer(hidden, route, rotary, mask, view)
 

@@ -98,7 +98,7 @@ def phonemize_punctuation(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _front_end() -> "G2P":
-    """Returns hibari's grapheme-to-phoneme model, without its voice, loaded on first use because that takes a second."""
+    """Returns hibari's grapheme-to-phoneme model, without its voice; loaded lazily, because it takes a second."""
     from hibari.g2p import G2P
 
     return G2P(british=False)

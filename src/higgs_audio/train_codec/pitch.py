@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from higgs_audio.codec.harmonic import MIDDLE_HZ, NOISE_PERIOD, PhaseState, Pitch
+from higgs_audio.codec.harmonic import CENTER_HZ, NOISE_PERIOD, PhaseState, Pitch
 
 HIGHEST_HZ, LOWEST_HZ = 480.0, 55.0
 WINDOW_SECONDS = 0.06  # three periods of LOWEST_HZ
@@ -98,14 +98,14 @@ def _interpolated(hz: Tensor, voiced: Tensor) -> Tensor:
 def random_phase(count: int, generator: torch.Generator, device: torch.device) -> PhaseState:
     """Draws the state of a harmonic head at the start of `count` crops: a random phase of the period and the noise."""
     cycles = torch.rand(count, generator=generator, dtype=torch.float64)
-    hz = torch.full((count,), MIDDLE_HZ)
+    hz = torch.full((count,), CENTER_HZ)
     return PhaseState(cycles.to(device), hz.to(device), int(torch.randint(NOISE_PERIOD, (), generator=generator)))
 
 
 def pitch_losses(predicted: Tensor, target: Pitch) -> dict[str, Tensor]:
     """Returns the losses of `HarmonicHead.pitch` `[B, T, 2]`: octaves of pitch error, cross-entropy of the voicing."""
     octaves, voicing_logits = predicted.unbind(-1)
-    error = (octaves - torch.log2(target.hz / MIDDLE_HZ)).abs() * target.voiced
+    error = (octaves - torch.log2(target.hz / CENTER_HZ)).abs() * target.voiced
     return {
         "pitch": error.sum() / target.voiced.sum().clamp(min=1),
         "voicing": F.binary_cross_entropy_with_logits(voicing_logits, target.voiced),

@@ -80,7 +80,7 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
         waveform = random_crops(audio, tokenizer.config, recipe, generator).to(trainer.device)  # [B, 1, S]
         depth = draw_depth(recipe, generator).to(trainer.device) if is_quantized(recipe, trainer.step) else None
         output, losses = forward_pass(tokenizer, waveform, depth, recipe, generator)
-        metrics = {} if output.quantized is None else {"left_first": output.quantized.left[0]}
+        metrics = {} if output.quantized is None else {"left_first": output.quantized.residual_energy[0]}
         trainer.train_step(losses, waveform[:, 0], output.audio_values[:, 0], metrics)  # type: ignore[index]
         update_codebooks(tokenizer, output, recipe, trainer.step, generator)
         trainer.save_if_due()

@@ -116,7 +116,7 @@ class Guide(nn.Module):
         return self._classifier_loss(self.name_head, "name", labels)
 
     def _classifier_loss(self, head: nn.Linear, kind: str, labels: Tensor) -> tuple[Tensor, Tensor]:
-        routed = self._route.take(labels)  # [N]
+        routed = self._route.gather(labels)  # [N]
         rows = (routed != IGNORE_INDEX).nonzero().squeeze(1)
         logits = head(self._hidden[kind][rows])
         num_correct = (logits.detach().argmax(-1) == routed[rows]).sum()
@@ -126,8 +126,10 @@ class Guide(nn.Module):
         """Returns one head's attention logits `[B, T, T]` in float32; -inf where not `visible [B, T, T]`."""
         attention, rows, route, rotary = self._attention_inputs[layer]
         width, group = attention.head_dim, head // attention.num_key_value_groups
-        query = rotate(route.put(project_head(attention.q_proj, head, width, rows))[:, :, None], *rotary)
-        key = rotate(route.put(project_head(attention.k_proj, group, width, rows))[:, :, None], *rotary)  # [B, T, 1, H]
+        query = rotate(route.scatter(project_head(attention.q_proj, head, width, rows))[:, :, None], *rotary)
+        key = rotate(
+            route.scatter(project_head(attention.k_proj, group, width, rows))[:, :, None], *rotary
+        )  # [B, T, 1, H]
         scores = query[:, :, 0] @ key[:, :, 0].transpose(1, 2) * width**-0.5  # [B, T, T]
         return scores.float().masked_fill(~visible, -torch.inf)
 
