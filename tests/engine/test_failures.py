@@ -66,11 +66,11 @@ def test_a_full_queue_refuses_a_request_and_keeps_the_others(model, requests, ex
     [
         ({"input_ids": torch.tensor([999, 302])}, "token ids from 302 to 999"),
         ({"input_ids": torch.tensor([[20, 302]])}, r"input_ids is \(1, 2\)"),
-        ({"input_ids": torch.tensor([20.0, 302.0])}, "must hold integers"),
+        ({"input_ids": torch.tensor([20.0, 302.0])}, "must contain integers"),
         ({"negative_ids": torch.tensor([20])}, r"negative_ids is \(1,\)"),
         ({"negative_ids": torch.tensor([999, 302])}, "token ids from 302 to 999"),
         ({"negative_ids": torch.tensor([301, 302])}, "negative_ids must have its audio placeholders where"),
-        ({"input_ids": torch.tensor([301, 302]), "columns": torch.full((1, K), 99)}, "allowed are 0 to 17"),
+        ({"input_ids": torch.tensor([301, 302]), "columns": torch.full((1, K), 99)}, "allowed: 0 to 17"),
         ({"input_ids": torch.tensor([301, 302]), "columns": torch.zeros(1, K)}, "expected integers"),
         ({"prefix": 2}, "prefix=2"),
         ({"prefix": -1}, "prefix=-1"),
