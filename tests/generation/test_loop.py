@@ -413,7 +413,7 @@ def test_inputs_that_do_not_fit_are_refused_before_the_first_step(model):
     with pytest.raises(PromptError, match="at least one token"):
         stream(model, [1, 2, 3])
     for strange in (320, -1):
-        with pytest.raises(PromptError, match="allowed: 0 to 319. Use the model's own tokenizer"):
+        with pytest.raises(PromptError, match=r"allowed: 0 to 319\. Use the model's own tokenizer"):
             stream(model, torch.tensor([[BEGIN, strange, AUDIO_OUT_BOS]]))
     for kind in (torch.float32, torch.bool):
         with pytest.raises(PromptError, match="must contain integers"):
