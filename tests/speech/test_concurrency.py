@@ -250,7 +250,7 @@ def test_a_waiting_stream_is_cancelled_at_once(tts, bias_eos, monkeypatch):
                 made.append(1)
 
         written = RequestBuilder(tts.model, tts.processor).build(tts.request("Hello there.", None, {"seed": 1}), 0)
-        other = tts.engine.submit(replace(written, min_frames=1500, max_frames=1500, guarded=False))
+        other = tts.engine.submit(replace(written, min_frames=1500, max_frames=1500, detect_loops=False))
         next(other)
         task = asyncio.create_task(listen())
         while not tts.engine.num_waiting:

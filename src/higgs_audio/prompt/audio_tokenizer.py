@@ -30,7 +30,7 @@ def check_audio_tokenizer(codec: Any, config: ProcessorConfig) -> "HiggsAudioTok
     if actual != expected or codec.config.sample_rate != config.sampling_rate:
         raise CheckpointError(
             f"the audio tokenizer has {actual[0]} codebooks of {actual[1]} at {codec.config.sample_rate} Hz, the "
-            f"processor requires {expected[0]} of {expected[1]} at {config.sampling_rate} Hz; use one checkpoint for both"
+            f"processor requires {expected[0]} of {expected[1]} at {config.sampling_rate} Hz; use those of one model"
         )
     return codec
 

@@ -133,8 +133,8 @@ def load_codec(name_or_path: str | Path | Checkpoint, device_map: Any = None, **
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"the audio tokenizer {str(name_or_path)!r} does not load: {first_line(error)}; pass another, or its folder, "
-            "as audio_tokenizer="
+            f"the audio tokenizer {str(name_or_path)!r} does not load: {first_line(error)}; pass another one, or its "
+            "folder, as audio_tokenizer="
         ) from error
     return codec.eval()
 

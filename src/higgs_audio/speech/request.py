@@ -139,7 +139,7 @@ class RequestBuilder:
             max_frames=max_frames,
             negative_ids=self._processor.mask_last_text(prompt) if is_guided else None,
             prefix=prompt.last_user_turn.start,  # system turn and reference, which other requests are likely to share
-            guarded=True,
+            detect_loops=True,
         )
 
     def _check_prompts(self, request: SpeechRequest) -> None:

@@ -69,7 +69,7 @@ class HiggsAudio:
     def engine(self) -> Engine:
         """The engine that runs the requests, created on first use; assign another one for other limits.
 
-        Call `engine.forget()` after changing the weights of the model.
+        Call `engine.reset_caches()` after changing the weights of the model.
         """
         with self._engine_lock:  # threads that generate first share one
             if self._engine is None:
