@@ -27,7 +27,7 @@ def test_a_batch_equals_its_texts_generated_alone(tts):
         alone = tts.generate(text, seed=3)
         assert np.array_equal(speech.codes, alone.codes)
         assert np.abs(speech.waveform.samples - alone.waveform.samples).max() < 1e-4
-        assert 0 < speech.first_sound_seconds < 60
+        assert 0 < speech.first_audio_seconds < 60
     assert tts.engine.num_running == 0
 
 

@@ -29,7 +29,7 @@ from higgs_audio.speech.tts import HiggsAudio
         ("Hello there.\n\n你好。", "English"),
     ],
 )
-def test_unspeakable_text_is_rejected_before_the_first_sound(tts, text, message):
+def test_unspeakable_text_is_rejected_before_any_audio(tts, text, message):
     with pytest.raises(TextError, match=message.replace("|", r"\|")):
         tts.stream(text)
 
@@ -50,7 +50,7 @@ def test_unspeakable_text_is_rejected_before_the_first_sound(tts, text, message)
         ({"max_new_tokens": 5}, "no option 'max_new_tokens'"),
     ],
 )
-def test_invalid_options_are_rejected_before_the_first_sound(tts, options, message):
+def test_invalid_options_are_rejected_before_any_audio(tts, options, message):
     with pytest.raises(OptionError, match=message):
         tts.stream("Hello.", **options)
 

@@ -27,9 +27,9 @@ def convert(
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="A new or empty folder.", show_default=False)],
     to: Annotated[str, typer.Option(help="boson, early, transformers or native.", show_default=False)],
-    revision: Annotated[str | None, typer.Option(help="Of a hub repository.", show_default=False)] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default=False)] = None,
 ) -> None:
-    """Convert a checkpoint to another layout; the values of all tensors stay bit-equal."""
+    """Convert a checkpoint to another layout; all tensors are preserved bit for bit."""
     from higgs_audio.convert import convert
 
     print(convert(source, destination, to, revision))
