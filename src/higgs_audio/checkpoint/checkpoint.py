@@ -107,5 +107,5 @@ def read_json(file: Path) -> Fields:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} contains a {type(content).__name__}; expected a JSON object")
+        raise CheckpointError(f"{file} contains a value of type {type(content).__name__}; expected a JSON object")
     return content
