@@ -47,7 +47,7 @@ def test_inconsistent_prompts_are_refused(model):
         engine.submit(replace(good, input_ids=good.input_ids[:-1]))
     with pytest.raises(PromptError, match=r"14 placeholders, but columns have the shape \(13, 8\)"):
         engine.submit(replace(good, columns=good.columns[1:]))
-    with pytest.raises(OptionError, match="guidance needs both"):
+    with pytest.raises(OptionError, match="guidance requires both"):
         replace(good, sampling=replace(GREEDY, text_guidance_scale=2.0))
     assert engine.num_waiting == 0
 

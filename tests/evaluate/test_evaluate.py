@@ -49,7 +49,7 @@ def test_character_errors_are_counted_over_characters() -> None:
 
 
 def test_a_reference_without_words_is_refused() -> None:
-    with pytest.raises(TextError, match=r"'\.\.\.' holds no word"):
+    with pytest.raises(TextError, match=r"'\.\.\.' contains no word"):
         wer("...", "hello")
 
 
@@ -83,7 +83,7 @@ def test_an_interval_needs_as_many_totals_as_errors() -> None:
 
 def test_duration_statistics_reveal_speech_that_stops_early_or_does_not_stop() -> None:
     assert metrics.duration_ratio(3, 2) == 1.5
-    assert metrics.within([0.5, 0.71, 1.0, 1.29, 2.0]) == pytest.approx(0.6)
+    assert metrics.share_within([0.5, 0.71, 1.0, 1.29, 2.0]) == pytest.approx(0.6)
     with pytest.raises(OptionError):
         metrics.duration_ratio(1, 0)
 

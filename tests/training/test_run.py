@@ -164,14 +164,14 @@ def test_a_run_is_stale_after_patience_checks_without_an_improvement(tmp_path):
     seen = []
     for step, value in enumerate([3.0, 2.0, 2.5, 2.0, 1.5, 1.6, 1.7], start=1):
         run.record(step, {"heldout": value})
-        seen.append((run.is_best("heldout"), run.is_stale("heldout", 2), run.is_stale("heldout", 0)))
+        seen.append((run.is_best("heldout"), run.has_plateaued("heldout", 2), run.has_plateaued("heldout", 0)))
     assert [best for best, *_ in seen] == [True, True, False, False, True, False, False]
     assert [stale for _, stale, _ in seen] == [False, False, False, True, False, False, True]
     assert not any(without_patience for *_, without_patience in seen)
     again = Run(tmp_path)
     again.continue_from(5)
     assert again.is_best("heldout")
-    assert not again.is_stale("heldout", 2)
+    assert not again.has_plateaued("heldout", 2)
 
 
 def test_resuming_removes_partial_files_and_loads_states_of_earlier_versions(tmp_path):
