@@ -59,7 +59,7 @@ def test_a_file_of_anything_but_codes_of_the_tokenizer_is_a_codes_error(tmp_path
 
 
 def test_a_missing_or_damaged_file_is_a_codes_error(tmp_path):
-    with pytest.raises(CodesError, match=r"missing' does not exist"):
+    with pytest.raises(CodesError, match=r"missing' is not a file"):
         load_codes(tmp_path / "missing", CONFIG)
     (tmp_path / "damaged").write_bytes(b"codes")
     with pytest.raises(CodesError, match="is not a safetensors file"):

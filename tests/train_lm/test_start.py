@@ -29,7 +29,7 @@ def test_the_shares_of_a_recipe_are_those_of_the_mix():
 
 @pytest.mark.parametrize("frames", [[60], [0, 60], [80, 60]])
 def test_reference_frames_must_be_a_minimum_and_a_maximum(frames):
-    with pytest.raises(RecipeError, match="least and the most"):
+    with pytest.raises(RecipeError, match="must be a minimum and a maximum"):
         example_mix(LanguageModelRecipe("", "", "", "", reference_frames=tuple(frames)))
 
 

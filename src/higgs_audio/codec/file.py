@@ -60,7 +60,7 @@ def _rates(config: HiggsAudioTokenizerConfig) -> dict[str, str]:
 def _read(path: str | Path) -> tuple[Tensor, dict[str, str]]:
     """Returns the tensor and the metadata of a file."""
     if not Path(path).is_file():
-        raise CodesError(f"{str(path)!r} does not exist; `higgs-audio encode` writes code files")
+        raise CodesError(f"{str(path)!r} is not a file; `higgs-audio encode` writes code files")
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())

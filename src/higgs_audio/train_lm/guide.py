@@ -150,7 +150,7 @@ def attention_mask(positions: Tensor, blocks: Tensor | None) -> Tensor:
 
 
 def has_earlier_turn(turn_speakers: Tensor) -> Tensor:
-    """Returns whether each position of `turn_speakers [B, T, 2]` is audio of a speaker with an earlier turn, `[B, T]`."""
+    """Returns, for `turn_speakers [B, T, 2]`, which positions are audio of a speaker with an earlier turn, `[B, T]`."""
     turn, speaker = turn_speakers.unbind(-1)
     late = torch.where(turn > 0, turn, torch.iinfo(turn.dtype).max)
     first = late.new_full((len(turn), int(speaker.max()) + 1), torch.iinfo(turn.dtype).max)  # [B, speakers]

@@ -29,7 +29,7 @@ def load_recipe(path: str | Path, kind: type[R], overrides: dict[str, Any] | Non
     """
     path = Path(path)
     if not path.is_file():
-        raise RecipeError(f"{str(path)!r} does not exist: give the path of a .yaml file")
+        raise RecipeError(f"{str(path)!r} is not a file: give the path of a .yaml file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
