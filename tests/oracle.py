@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import import_utils
 
-from higgs_audio.checkpoint.layouts import PUBLISHED_TRUNK
+from higgs_audio.checkpoint.layouts import PUBLISHED_TEXT_CONFIG
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.resample import resample
 from higgs_audio.config import HiggsAudioConfig
@@ -34,7 +34,7 @@ BOS, EOS = V, V + 1
 AUDIO_IN, AUDIO_OUT, AUDIO_OUT_BOS, AUDIO_EOS, DELAY = 300, 301, 302, 303, 307
 PAD, BEGIN, EOT = 304, 305, 308
 TEXT = {
-    **PUBLISHED_TRUNK,
+    **PUBLISHED_TEXT_CONFIG,
     "vocab_size": 320,
     "hidden_size": 64,
     "intermediate_size": 96,

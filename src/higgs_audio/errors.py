@@ -11,7 +11,7 @@
     ├── CheckpointError (ValueError) unknown model, or files that do not fit the architecture
     ├── RecipeError (ValueError)     a training recipe with unknown keys or impossible values
     ├── QueueFullError               the engine accepts no more requests now
-    ├── EngineError                  a failure below this package, such as out of memory
+    ├── EngineError                  a failure in torch or the system, such as out of memory
     ├── NumericsError (ArithmeticError)  a NaN or an infinity in logits, losses or gradients
     └── MissingExtraError (ImportError)  an optional dependency that is not installed
 
@@ -46,7 +46,7 @@ __all__ = [
     "is_number",
     "join_names",
     "nearest",
-    "typed",
+    "wrap_error",
 ]
 
 
@@ -95,7 +95,7 @@ class QueueFullError(HiggsAudioError):
 
 
 class EngineError(HiggsAudioError):
-    """A failure below this package while a request ran, such as an allocation; `__cause__` is the original error."""
+    """torch or the system failed while a request ran, out of memory for example; `__cause__` is the original error."""
 
 
 class NumericsError(HiggsAudioError, ArithmeticError):
@@ -109,8 +109,8 @@ class MissingExtraError(HiggsAudioError, ImportError):
         super().__init__(f"{package!r} is needed for this and is not installed: pip install 'higgs-audio[{extra}]'")
 
 
-def typed(error: BaseException) -> HiggsAudioError:
-    """Returns an error of this package unchanged, and any other wrapped in an `EngineError` as its `__cause__`."""
+def wrap_error(error: BaseException) -> HiggsAudioError:
+    """Returns an error of this package unchanged; wraps any other in an `EngineError`, as its `__cause__`."""
     if isinstance(error, HiggsAudioError):
         return error
     wrapped = EngineError(f"the engine failed with {type(error).__name__}: {error}; try again with fewer requests")
@@ -142,7 +142,7 @@ def join_names(names: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an exception's message, without the advice and traces below; its type if it is empty.
+    """Returns the first line of an exception's message, without advice and traces after it; its type if it is empty.
 
     >>> first_line(KeyError()), first_line(ValueError("no.\\nTry this."))
     ('KeyError', 'no.')
@@ -152,10 +152,11 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def checkpoint_errors(prefix: str) -> Iterator[None]:
-    """Turns any exception of the block into a `CheckpointError`: a config field of a wrong type fails in many ways.
+    """Converts exceptions of the block to `CheckpointError`: a config field of a wrong type fails in many ways.
 
     Raises:
-        CheckpointError: its message begins with `prefix`. Errors of this package are raised unchanged.
+        CheckpointError: any exception but an error of this package, which is raised unchanged; the message begins
+            with `prefix`.
     """
     try:
         yield
@@ -167,7 +168,7 @@ def checkpoint_errors(prefix: str) -> Iterator[None]:
 
 
 def check_count(name: str, value: object, least: int, most: int | None = None, otherwise: str = "") -> None:
-    """Raises OptionError unless `value` is a whole number from `least` to `most`."""
+    """Raises OptionError unless `value` is a whole number from `least` to `most`; the message adds `otherwise`."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     valid = is_whole and least <= value and (most is None or value <= most)  # type: ignore[operator]
     span = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"

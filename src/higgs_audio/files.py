@@ -1,7 +1,8 @@
 """Atomic writes: a file appears complete under its name, or not at all.
 
 A new file is written under a temporary name in the same folder and then renamed. This protects readers and earlier
-files from errors, interrupts and kills of the process; it does not flush to the disk, as a power failure would need.
+files from errors, interrupts and kills of the process; it does not flush to the disk, so it does not protect from a
+power failure.
 """
 
 import glob

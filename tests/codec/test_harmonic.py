@@ -44,7 +44,7 @@ def test_harmonics_are_continuous_from_spectrum_to_spectrum(head):
 @torch.no_grad()
 def test_packed_streams_in_small_pieces_equal_each_stream_alone(head, monkeypatch):
     """Pieces end within a stream, and streams end within a piece; the first stream starts from an earlier state."""
-    monkeypatch.setattr("higgs_audio.codec.harmonic.PIECE", 5)
+    monkeypatch.setattr("higgs_audio.codec.harmonic.PIECE_SPECTRA", 5)
     sizes, window = [7, 1, 11], torch.hann_window(N_FFT).double()
     hidden = torch.randn(1, sum(sizes), 8).double()
     _, start = head(torch.randn(1, 6, 8).double(), window)

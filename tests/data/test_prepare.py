@@ -154,7 +154,7 @@ def test_an_output_folder_with_other_clips_or_codes_is_an_error_and_is_not_chang
 ):
     write_corpus(tmp_path, [(f"clip-{n}", {"text": text}) for n, text in enumerate(TEXTS[1:])])
     other_clips = dataclasses.replace(recipe, data=str(tmp_path), output=str(copy), clips_per_part=3)
-    with pytest.raises(RecipeError, match="has other clips: the manifests have changed"):
+    with pytest.raises(RecipeError, match="has other clips, because the manifests have changed"):
         prepare.prepare(other_clips)
     codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec")
     with torch.no_grad():

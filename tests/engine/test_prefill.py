@@ -51,7 +51,7 @@ def test_a_prefix_is_prefilled_once(model, prefilled):
     assert first == again
     length = len(request.input_ids)
     assert prefilled == [(0, 18), (18, length), (18, length)]
-    engine.forget()
+    engine.reset_caches()
     assert list(engine.submit(request)) == first
     assert prefilled[3:] == [(0, 18), (18, length)]
 

@@ -209,6 +209,6 @@ def test_the_number_of_threads_respects_the_quota_of_a_container(monkeypatch, tm
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(threads, "CGROUP", tmp_path)
     monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 6)
-    threads.cores_allowed.cache_clear()
+    threads.cpu_quota.cache_clear()
     assert threads.num_threads() == expected
-    threads.cores_allowed.cache_clear()
+    threads.cpu_quota.cache_clear()

@@ -36,7 +36,7 @@ def test_every_method_takes_the_same_options(name):
         ("Hello there.\n\n你好。", "English"),
     ],
 )
-def test_unspeakable_text_is_rejected_before_the_first_sound(tts, text, message):
+def test_unspeakable_text_is_rejected_before_any_audio(tts, text, message):
     with pytest.raises(TextError, match=message.replace("|", r"\|")):
         tts.stream(text)
 
@@ -57,7 +57,7 @@ def test_unspeakable_text_is_rejected_before_the_first_sound(tts, text, message)
         ({"max_new_tokens": 5}, "no option 'max_new_tokens'"),
     ],
 )
-def test_invalid_options_are_rejected_before_the_first_sound(tts, options, message):
+def test_invalid_options_are_rejected_before_any_audio(tts, options, message):
     with pytest.raises(OptionError, match=message):
         tts.stream("Hello.", **options)
 
@@ -92,7 +92,7 @@ def test_the_arguments_of_the_constructor_are_checked(tts, voices):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nanno", "did you mean 'nano'"), ("", "allowed: nano"), ("org/no-such-model", "neither a folder here nor")],
+    [("nanno", "did you mean 'nano'"), ("", "allowed: nano"), ("org/no-such-model", "neither a local folder nor")],
 )
 def test_an_unknown_model_suggests_the_nearest_name(name, message):
     with pytest.raises(CheckpointError, match=message):

@@ -82,7 +82,7 @@ def test_a_run_with_worker_processes_is_the_same_run_and_a_dead_worker_is_a_reci
     with_worker = dataclasses.replace(recipe, output=str(tmp_path / "worker"), num_workers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CollatedWindows, "__getitem__", lambda self, window: os.kill(os.getpid(), signal.SIGKILL))
-        with pytest.raises(RecipeError, match=r"lost .*DataLoader worker.*num_workers=1"):
+        with pytest.raises(RecipeError, match=r"killed .*DataLoader worker.*num_workers=1"):
             lm.train_language_model(with_worker)
     path, without = lm.train_language_model(with_worker), lm.train_language_model(recipe)
     assert (path / "model.safetensors").read_bytes() == (without / "model.safetensors").read_bytes()

@@ -89,7 +89,7 @@ def test_the_state_of_another_recipe_is_not_resumed(tmp_path, change, difference
     tiny_run(tmp_path, layer_and_optimizer(3, 3))
     parts = change(layer_and_optimizer(3, 3))
     before = {name: value.clone() for name, value in parts["model"].state_dict().items()}
-    with pytest.raises(RecipeError, match=f"another recipe's run: {difference}"):
+    with pytest.raises(RecipeError, match=f"a run of another recipe: {difference}"):
         Run(tmp_path).resume(parts)
     assert all(torch.equal(value, before[name]) for name, value in parts["model"].state_dict().items())
 
@@ -124,7 +124,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 def test_a_run_does_not_change_the_folder_of_another_recipe(tmp_path, tmp_path_factory):
     corpus = write_timed_corpus(tmp_path_factory.mktemp("corpus"))
     before = tiny_run(tmp_path, layer_and_optimizer(3, 3))
-    with pytest.raises(RecipeError, match="another recipe's run"):
+    with pytest.raises(RecipeError, match="a run of another recipe"):
         train_teacher(dataclasses.replace(teacher_recipe(corpus), output=str(tmp_path)))
     assert contents(tmp_path) == before
 
@@ -205,14 +205,14 @@ def test_a_run_is_stale_after_patience_checks_without_an_improvement(tmp_path):
     seen = []
     for step, value in enumerate([3.0, 2.0, 2.5, 2.0, 1.5, 1.6, 1.7], start=1):
         run.record(step, {"heldout": value})
-        seen.append((run.is_best("heldout"), run.is_stale("heldout", 2), run.is_stale("heldout", 0)))
+        seen.append((run.is_best("heldout"), run.has_plateaued("heldout", 2), run.has_plateaued("heldout", 0)))
     assert [best for best, *_ in seen] == [True, True, False, False, True, False, False]
     assert [stale for _, stale, _ in seen] == [False, False, False, True, False, False, True]
     assert not any(without_patience for *_, without_patience in seen)
     again = Run(tmp_path)
     again.continue_from(5)
     assert again.is_best("heldout")
-    assert not again.is_stale("heldout", 2)
+    assert not again.has_plateaued("heldout", 2)
 
 
 def test_resuming_removes_partial_files_and_loads_states_of_earlier_versions(tmp_path):

@@ -18,7 +18,7 @@ PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "t
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder, and moves the files written there, subfolders included, into `folder` at the end.
+    """Yields a temporary folder; at the end, moves the files written there, subfolders included, into `folder`.
 
     If the block fails or the process is killed, `folder` is unchanged. Other files in it are kept, except the weights
     of an earlier save. Files get the permissions of newly created ones.
@@ -39,7 +39,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
             _move_in(part, folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder} cannot be written: {first_line(error)}; give another folder, or room"
+            f"{folder} cannot be written: {first_line(error)}; give another folder, or free disk space"
         ) from error
 
 
@@ -50,7 +50,8 @@ def saved_model(model: Any, folder: str | Path, push_to_hub: bool, options: dict
     Args:
         model: the model to save.
         folder: as in `atomic_folder`.
-        push_to_hub: whether to upload the model to `repo_id` of the options, by default the folder's name.
+        push_to_hub: whether to upload the model to the repository `repo_id` of the options, the folder's name by
+            default.
         options: keyword arguments of `save_pretrained`; those of `PUSH_OPTIONS` are removed.
     """
     hub = {name: options.pop(name) for name in PUSH_OPTIONS if name in options}
@@ -87,7 +88,7 @@ def _move_in(part: Path, folder: Path) -> None:
 
 
 def _remove_old_weights(folder: Path, new: set[str]) -> None:
-    """Removes weight files of an earlier save, which are not among the new ones."""
+    """Removes weight files of an earlier save, those not in `new`."""
     for file in (*folder.glob("model-*-of-*.safetensors"), folder / SINGLE_FILE, folder / INDEX_FILE):
         if file.name not in new:
             file.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ def encode(
     model: Model = "nano",
     device: Device = None,
 ) -> None:
-    """Encode a recording into codes."""
+    """Encode a recording as codes."""
     import torch
 
     from higgs_audio.audio import read
@@ -42,7 +42,7 @@ def decode(
     model: Model = "nano",
     device: Device = None,
 ) -> None:
-    """Decode codes into audio."""
+    """Decode codes to audio."""
     from higgs_audio.audio import Waveform, write
     from higgs_audio.codec.file import load_codes
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from higgs_audio.codec import HiggsAudioTokenizer
     from higgs_audio.speech.tts import HiggsAudio
 
-EXIT_CODE = 2  # of every error of this package
+EXIT_CODE = 2  # for every error of this package
 stderr = Console(stderr=True)
 
 Model = Annotated[str, typer.Option(help="nano, a checkpoint folder, or a Hugging Face Hub repository.")]
@@ -26,7 +26,7 @@ def check_output(path: Path, formats: Collection[str] | None = None) -> None:
 
     Args:
         path: the output file.
-        formats: known extensions; None for those of audio files.
+        formats: known extensions; None for the extensions of audio files.
     """
     if formats is None:
         from higgs_audio.audio import FORMATS
@@ -78,9 +78,9 @@ def _limit_threads() -> None:
 
 
 def silence_libraries() -> None:
-    """Turns off transformers' progress bars and load reports, and the warnings of torchao.
+    """Disables transformers' progress bars and load reports, and the warnings of torchao.
 
-    transformers imports torchao if it is installed, which warns about kernels for other machines.
+    If torchao is installed, transformers imports it, and torchao warns about kernels for other machines.
     """
     import logging
 

@@ -108,21 +108,21 @@ def batch(
     print(output)
     if failed:
         raise OptionError(
-            f"{len(failed)} of {len(jobs)} texts failed, {failed[0].id!r} first; {output / REPORT} gives the reasons"
+            f"{len(failed)} of {len(jobs)} texts failed, {failed[0].id!r} first; {output / REPORT} lists the reasons"
         )
 
 
 def _check_options(
     output: Path | None, voice: str | None, transcript: str | None, tries: int, stream: bool, low_latency: bool
 ) -> None:
-    """Raises OptionError or VoiceError for options of `speak` that exclude or need each other."""
+    """Raises OptionError or VoiceError for options of `speak` that exclude or require each other."""
     if stream and (tries > 1 or output is not None):
         other = "--tries transcribes the complete audio" if tries > 1 else "-o writes a file"
-        raise OptionError(f"--stream plays the audio during generation, and {other}: leave one of them out")
+        raise OptionError(f"--stream plays the audio during generation, but {other}: omit one of them")
     if low_latency and not stream:
         raise OptionError("--low-latency only affects streams: give it with --stream")
     if transcript is not None and voice is None:
-        raise VoiceError("--transcript belongs to a recording: give it with --voice")
+        raise VoiceError("--transcript requires a recording: give it with --voice")
 
 
 def _read_text(text: str | None, file: Path | None) -> str:
@@ -159,7 +159,7 @@ def _speak_to_file(
     write(speech.waveform, path)
     report(
         f"{speech.seconds:.2f} s of audio in {seconds:.2f} s, real-time factor {seconds / speech.seconds:.2f}, first "
-        f"audio after {speech.first_sound_seconds:.2f} s; {load_seconds:.2f} s to load"
+        f"audio after {speech.first_audio_seconds:.2f} s; {load_seconds:.2f} s to load"
     )
     if speech.finish_reason != "stop":
         report(f"at least one utterance did not end by itself ({speech.finish_reason}); try another --seed")

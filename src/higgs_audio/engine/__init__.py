@@ -1,4 +1,4 @@
-"""Continuous batching: many requests on one model, from token ids to columns of codes. Audio is decoded elsewhere."""
+"""Continuous batching: many requests on one model, from token ids to columns of codes. `speech` decodes the audio."""
 
 from higgs_audio.engine.engine import Engine
 from higgs_audio.engine.handle import RequestHandle
