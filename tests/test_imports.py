@@ -14,12 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from levels import ARCHITECTURE, PACKAGE, ROOT, levels, top
 
 import higgs_audio
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "src" / "higgs_audio"
-ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 MAX_LEVELS = 12
@@ -30,12 +28,6 @@ MAX_FUNCTION_LINES = 60
 MAX_MEDIAN_LINES = 8
 
 Graph = dict[str, set[str]]  # module -> modules of this package that it imports
-
-
-def levels() -> dict[str, int]:
-    """Module or folder -> level, from the table in docs/architecture.md."""
-    rows = re.findall(r"^\| (\d+) \| ([\w, ]+) \|", ARCHITECTURE, flags=re.MULTILINE)
-    return {name: int(level) for level, names in rows for name in names.split(", ")}
 
 
 def parse(path: Path) -> ast.Module:
@@ -50,11 +42,6 @@ def modules() -> dict[str, Path]:
         if parts not in (("__init__",), ("__main__",)):
             found[".".join(part for part in parts if part != "__init__")] = path
     return found
-
-
-def top(module: str) -> str:
-    """The folder of a module, or the module itself if it is in none."""
-    return module.partition(".")[0]
 
 
 def imported(path: Path, known: set[str]) -> set[str]:
