@@ -1,7 +1,10 @@
-"""Training runs that are interrupted in the middle of a step."""
+"""Training runs that are interrupted in the middle of a step, and the files that killed processes leave."""
 
 import itertools
+import subprocess
+import sys
 
+from higgs_audio.files import temporary_path
 from higgs_audio.training import run
 
 
@@ -20,3 +23,11 @@ def kill_at(monkeypatch, module, step):
         return original(*args)
 
     monkeypatch.setattr(module, name, apply_or_die)
+
+
+def killed_writer(folder, name):
+    """Path of the temporary file that a process left in `folder` which was killed while it wrote the file `name`."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    *start, _, token, end = temporary_path(folder, name).name.split(".")
+    return folder / ".".join([*start, str(ended.pid), token, end])

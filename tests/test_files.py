@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from killing import killed_writer
 
 from higgs_audio.files import remove_leftovers, replacing, replacing_path, temporary_path, write_atomic
 
@@ -101,16 +102,16 @@ def test_a_kill_keeps_the_existing_file_and_its_temporary_file_can_be_removed(tm
 
 
 def test_leftover_folders_are_removed_and_temporary_files_of_running_processes_are_kept(tmp_path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
     mine = temporary_path(tmp_path, "model [1]")
     mine.write_bytes(NEW)
-    *start, process_id, token, end = mine.name.split(".")
-    assert int(process_id)
-    leftover = tmp_path / ".".join([*start, str(ended.pid), token, end])
+    leftover = killed_writer(tmp_path, "model [1]")
     leftover.mkdir()
     (leftover / "config.json").write_text("{}")
+    other = killed_writer(tmp_path, "other")
+    other.write_bytes(NEW)
     remove_leftovers(tmp_path, "model [1]")
+    assert sorted(tmp_path.iterdir()) == sorted([mine, other])
+    remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [mine]
 
 

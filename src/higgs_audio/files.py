@@ -67,12 +67,13 @@ def temporary_path(folder: Path, name: str) -> Path:
     return folder / f"{_prefix(name)}.{os.getpid()}.{secrets.token_hex(4)}.part"
 
 
-def remove_leftovers(folder: Path, name: str) -> None:
-    """Deletes the temporary files and folders for `name` that killed processes of this machine left in `folder`.
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Deletes the temporary files and folders, for `name` or for any, that killed processes of this machine left.
 
     Lists the whole folder: call it once per run, or where the folder is small.
     """
-    for leftover in folder.glob(f"{glob.escape(_prefix(name))}.*.*.part"):
+    pattern = glob.escape(_prefix(name)) if name is not None else f".*.{glob.escape(_machine())}"
+    for leftover in folder.glob(f"{pattern}.*.*.part"):
         if _is_running(leftover.name.split(".")[-3]):
             continue
         if leftover.is_dir():
@@ -84,7 +85,11 @@ def remove_leftovers(folder: Path, name: str) -> None:
 
 def _prefix(name: str) -> str:
     """Returns the start of temporary names for `name`; at most 255 bytes are allowed, and a character can take four."""
-    return f".{name:.30}.{platform.node():.30}"
+    return f".{name:.30}.{_machine()}"
+
+
+def _machine() -> str:
+    return f"{platform.node():.30}"
 
 
 def _is_running(process_id: str) -> bool:

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from corpus import RATE, TEXTS, hum, write_corpus
+from killing import killed_writer
 from runs import contents, manifest_line, prepare_recipe
 
 from higgs_audio.codec import HiggsAudioTokenizer
@@ -139,6 +140,8 @@ def test_a_repeated_run_makes_only_missing_and_damaged_parts(recipe, encoded, co
     for name in ("part-0001.jsonl", "prepared.json"):  # as after a kill between the two files of a part
         (copy / name).unlink()
     (copy / "part-0001.safetensors").write_bytes(b"half")
+    killed_writer(copy, "part-0001.safetensors").write_bytes(b"half")
+    (copy / "part-0001.safetensors.part").write_bytes(b"half")  # as an earlier version left it
     file = copy / "part-0002.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     complete = (copy / "part-0000.safetensors").stat()

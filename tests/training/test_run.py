@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from killing import KilledError
+from killing import KilledError, killed_writer
 from runs import TEXT, contents, read_metrics, teacher_recipe, tiny_model, write_timed_corpus
 
 from higgs_audio.errors import CheckpointError, NumericsError, RecipeError
@@ -174,11 +174,13 @@ def test_a_run_is_stale_after_patience_checks_without_an_improvement(tmp_path):
     assert not again.is_stale("heldout", 2)
 
 
-def test_resuming_removes_partial_files_and_loads_states_of_earlier_versions(tmp_path):
-    """Earlier versions wrote `state.pt` under its final name with `torch.save`; a kill could leave a partial file."""
+def test_a_run_removes_partial_files_and_loads_states_of_earlier_versions(tmp_path):
+    """Earlier versions wrote `state.pt.part` with `torch.save` and renamed it; a kill could leave a partial file."""
     parts = layer_and_optimizer(3, 3)
     torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": 5}, tmp_path / "state.pt")
-    (tmp_path / ".state.pt.0a1b2c3d.part").write_bytes(b"half")
+    for leftover in (killed_writer(tmp_path, "state.pt"), killed_writer(tmp_path, "metrics.jsonl")):
+        leftover.write_bytes(b"half")
+    (tmp_path / "state.pt.part").write_bytes(b"half")
     other = layer_and_optimizer(3, 3)
     assert Run(tmp_path).resume(other) == 5
     assert torch.equal(other["model"].weight, parts["model"].weight)

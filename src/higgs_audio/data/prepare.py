@@ -36,7 +36,7 @@ from higgs_audio.data.manifest import (
 from higgs_audio.data.phones import phones
 from higgs_audio.data.shards import Part, Stamp, check_stamp, open_part, stamp_of, write_part
 from higgs_audio.errors import AudioError, HiggsAudioError, RecipeError, TextError
-from higgs_audio.files import write_atomic
+from higgs_audio.files import remove_leftovers, write_atomic
 from higgs_audio.text.markup import check_speakable
 from higgs_audio.text.phonemes import phonemize
 
@@ -90,12 +90,16 @@ def prepare(recipe: PrepareRecipe) -> dict[str, int]:
     clips, bad = scan(recipe.data, recipe.split)
     check_not_empty(clips, recipe.data, recipe.split)
     parts = parts_of(recipe, clips)
-    Path(recipe.output).mkdir(parents=True, exist_ok=True)
+    output = Path(recipe.output)
+    output.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output)  # of workers that were killed
+    for leftover in output.glob("part-*.safetensors.part"):  # the same, of an earlier version
+        leftover.unlink(missing_ok=True)
     if recipe.worker == ALL_WORKERS and recipe.num_workers > 1:
         start_workers(recipe)
     else:
         prepare_parts(recipe, max(0, recipe.worker))
-    return report(Path(recipe.output), [path for path, _ in parts], bad)
+    return report(output, [path for path, _ in parts], bad)
 
 
 def check_recipe(recipe: PrepareRecipe) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from higgs_audio.errors import CheckpointError, NumericsError, RecipeError
-from higgs_audio.files import replacing, write_atomic
+from higgs_audio.files import remove_leftovers, replacing, write_atomic
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -39,6 +39,8 @@ class Run:
     def __init__(self, folder: str | Path, save_every: int = 200, log_every: int = 20, quiet: bool = False) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder)  # of a run that was killed while it saved
+        (self.folder / f"{STATE}.part").unlink(missing_ok=True)  # the same, of an earlier version
         self.save_every, self.log_every, self.quiet = save_every, log_every, quiet
         self._lines: list[dict[str, float]] = []
         self._sums: dict[str, float] = {}
@@ -52,8 +54,6 @@ class Run:
         if it cannot be read.
         """
         path = self.folder / STATE
-        for partial in self.folder.glob(f".{STATE}.*.part"):  # of a run that was killed while it saved
-            partial.unlink(missing_ok=True)
         if not path.exists():
             return 0
         state = _load(path)
