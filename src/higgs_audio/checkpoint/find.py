@@ -75,10 +75,10 @@ def open_checkpoint(
     name, inside = str(name_or_path), subfolder or ""
     if isinstance(name_or_path, Checkpoint):
         return _check_folder(name_or_path.inside(inside), needs)
-    if name in NAMES:
-        return _check(Checkpoint(NAMES[name] / inside), needs, "this installation lacks the checkpoint of the package")
-    if name and os.path.isdir(name):
-        return _check_folder(Checkpoint(Path(name) / inside), needs)
+    if name in NAMES and not inside:
+        return _check(Checkpoint(NAMES[name]), needs, "this installation lacks the checkpoint of the package")
+    if name in NAMES or (name and os.path.isdir(name)):
+        return _check_folder(Checkpoint(Path(NAMES.get(name, name)) / inside), needs)
     if isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name):
         found = _download(name, revision, patterns, inside, hub)
         return _check(found, needs, f"the repository {name!r} holds no {os.path.join(inside, needs)}")

@@ -66,9 +66,7 @@ class LanguageModelRecipe:
     phone_layer: int = 4
     phone_weight: float = 0.5
     final_phone_weight: float = 0.1
-    voice_layers: tuple[
-        int, ...
-    ] = ()  # layers whose second head is supervised to attend to the speaker's earlier turns
+    voice_layers: tuple[int, ...] = ()  # layers whose second head is to attend to the speaker's earlier turns
     voice_weight: float = 0.0
     final_voice_weight: float = 0.0
     name_layer: int = 3  # layer whose output the speaker classifier reads, if `name_weight` is above 0
