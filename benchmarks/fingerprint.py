@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/fingerprint.py after.json --expect before.json
 
 It hashes twenty generations, a stream, a batch, the plain loop, a cloned voice, a dialogue, and three steps of each
-training command. Compare files of one machine and one number of threads only: other processors round differently. The
-command exits with 1 if a hash differs from the expected file.
+training command, from the included checkpoint and of new models. Compare files of one machine and one number of threads
+only: other processors round differently. The command exits with 1 if a hash differs from the expected file.
 """
 
 import argparse
@@ -50,6 +50,55 @@ RECIPES = {
         "reference_share": 0.3,
         "several_share": 0.3,
         "unread_share": 0.1,
+        "profiles": {"ava": "Ava", "joe": "Joe"},
+        "default_speaker": "ava",
+        "check_every": 3,
+    },
+    # New models, with every loss: their first steps take other paths than those of the included checkpoint.
+    "tokenizer-new": {
+        "teacher": "{folder}/teacher/model",
+        "body": {
+            "body": "vocos",
+            "hidden_size": 16,
+            "encoder_widths": [16, 16],
+            "encoder_depths": [1, 1],
+            "decoder_widths": [16, 16],
+            "decoder_depths": [1, 1],
+        },
+        "codebook_dim": 16,
+        "num_steps": 3,
+        "batch": 2,
+        "crop_seconds": 0.8,
+        "kmeans_batches": 26,
+        "warmup_unquantized": 2,
+        "heard_weight": 0.5,
+        "adversarial_weight": 1.0,
+    },
+    "lm-new": {
+        "data": "{folder}/prepare",
+        "heldout": "{folder}/prepare",
+        "processor": str(NANO),
+        "text_config": {
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        },
+        "num_steps": 3,
+        "batch_positions": 600,
+        "accumulate": 2,
+        "guide_layers": [0],
+        "phone_layer": 1,
+        "voice_layers": [1],
+        "voice_weight": 0.3,
+        "name_layer": 0,
+        "name_weight": 0.3,
+        "z_weight": 1e-3,
+        "cast_share": 0.3,
+        "joined_share": 0.3,
+        "reference_labels_after": 5,
         "profiles": {"ava": "Ava", "joe": "Joe"},
         "default_speaker": "ava",
         "check_every": 3,
@@ -124,7 +173,7 @@ def training(folder: Path) -> Iterator[tuple[str, str]]:
         }
         path = folder / f"{name}.yaml"
         path.write_text(json.dumps({"data": str(folder), **filled, "output": str(output)}), encoding="utf-8")
-        verb = "tokenizer" if name == "decoder" else name
+        verb = "tokenizer" if name == "decoder" else name.partition("-")[0]
         command = [sys.executable, "-m", "higgs_audio", "train", verb, str(path)]
         subprocess.run(command, check=True, capture_output=True)
         weights = sorted([*output.glob("model/*.safetensors"), *output.glob("*.safetensors")])

@@ -132,6 +132,12 @@ def test_the_folder_of_the_audio_tokenizer_is_a_checkpoint_of_its_own(folder):
     assert checkpoint.inside(None) is checkpoint.inside("") is checkpoint
 
 
+def test_a_subfolder_that_the_embedded_checkpoint_lacks_is_named():
+    with pytest.raises(CheckpointError, match=r"nano/voices' is a folder without config\.json"):
+        open_checkpoint("nano", subfolder="voices")
+    assert open_checkpoint("nano", subfolder="codec").folder == NANO / "codec"
+
+
 def test_a_file_that_is_absent_is_an_error_or_empty(folder):
     checkpoint = open_checkpoint(folder)
     assert not checkpoint.has("voices.json")

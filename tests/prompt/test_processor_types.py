@@ -36,6 +36,25 @@ def user(content):
     return [{"role": "user", "content": content}]
 
 
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_half_of_a_character_is_refused_in_every_role(processor, role):
+    """The tokenizers library raised a TypeError that named its own types."""
+    with pytest.raises(PromptError, match="half of a character"):
+        processor.apply_chat_template([{"role": role, "content": "A \ud800 b"}])
+
+
+def test_batches_are_made_of_encoded_prompts(processor):
+    prompts = processor.encode_conversations([user("Hello.")])
+    for wrong in ([], None, prompts[0], [user("Hello.")]):
+        with pytest.raises(PromptError, match="give a list of what encode_conversations returns"):
+            processor.collate(wrong)
+    with pytest.raises(OptionError, match="padding_side='middle'; allowed: left, right"):
+        processor.collate(prompts, padding_side="middle")
+    for wrong in (None, 3, "Hello.", {}):
+        with pytest.raises(PromptError, match="give a list"):
+            processor.encode_conversations(wrong)
+
+
 # Conversations.
 
 

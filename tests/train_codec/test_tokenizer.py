@@ -64,6 +64,19 @@ def test_a_tokenizer_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(
     assert trained.encode(torch.zeros(1, 1, 4800)).audio_codes.shape == (1, 8, 5)
 
 
+def test_gradients_of_a_step_without_quantizer_are_summed_in_one_order(tiny_checkpoint):
+    """A run that an earlier version started continues bit for bit. The sum of three floats depends on their order,
+    which follows from that of the operations in `forward`; the semantic features once came before the decoder.
+    """
+    model = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec").train()
+    output = model(0.1 * torch.randn(2, 1, 8 * 960, generator=torch.Generator().manual_seed(0)), None)
+    losses = [values.pow(2).mean() for values in (output.audio_values, output.semantic_values, output.latent)]
+    decoder, semantic, scale = (torch.autograd.grad(loss, output.latent, retain_graph=True)[0] for loss in losses)
+    (total,) = torch.autograd.grad(sum(losses), output.latent)
+    assert torch.equal(total, scale + semantic + decoder)
+    assert not torch.equal(total, scale + decoder + semantic)
+
+
 def test_an_unknown_matmul_precision_is_a_recipe_error(corpus, tmp_path, tiny_teacher):
     recipe = tokenizer_recipe(corpus, tmp_path / "run", teacher=str(tiny_teacher), matmul_precision="hihg")
     with pytest.raises(RecipeError, match="'high'"):
