@@ -146,7 +146,7 @@ def test_files_of_running_processes_and_of_other_machines_are_kept(tmp_path):
 @pytest.mark.parametrize("num_bytes", [16, 20_000], ids=["no file fits", "small files fit"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk_raises_a_checkpoint_error_and_changes_nothing(kind, num_bytes, save, tmp_path):
-    """Python's files raise an OSError, safetensors its own error, and tokenizers a bare `Exception`, which was missed."""
+    """Python's files raise OSError, safetensors its own error, and tokenizers a bare `Exception`, which was missed."""
     if kind != "convert":
         save[kind](tmp_path / "x")
     before = contents(tmp_path)
