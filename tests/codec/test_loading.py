@@ -1,12 +1,15 @@
 """`HiggsAudioTokenizer.from_pretrained`: names, repositories and options."""
 
+import hashlib
 import inspect
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from audio_tokenizers import LAYOUTS, same_bits
-from huggingface_hub import HfApi
+from hub import serve
 
 from higgs_audio import NANO, checkpoint
 from higgs_audio.cli.describe import describe
@@ -50,42 +53,68 @@ def test_the_tokenizer_inside_a_whole_checkpoint_is_loaded(tiny_checkpoint):
     assert checkpoint.open_checkpoint("nano").folder == NANO
 
 
-def test_only_the_config_and_the_weights_of_its_layout_are_downloaded_from_a_repository(
-    monkeypatch, stored, dac_tokenizer
-):
+OLD, NEW = "1" * 40, "2" * 40  # commits
+PUBLISHED, OTHER, PUSHED = "bosonai/higgs-audio-v2-tokenizer", "someone/other", "someone/pushed"
+# Loads audio tokenizers, each with its options, and prints the hashes of their weights; then uploads the last one.
+PROGRAM = """
+import hashlib, json, sys
+from higgs_audio import HiggsAudioTokenizer
+for name, options in json.loads(sys.argv[1]):
+    tokenizer = HiggsAudioTokenizer.from_pretrained(name, **options)
+    state = tokenizer.state_dict()
+    weights = b"".join(name.encode() + state[name].numpy().tobytes() for name in sorted(state))
+    print(json.dumps(hashlib.sha256(weights).hexdigest()), flush=True)
+tokenizer.push_to_hub(sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def hub(stored, dac_tokenizer, folder):
+    """A hub after one process, which takes seconds to start, has used it."""
+    new = Path(shutil.copytree(stored["transformers"], folder / "new"))
+    shutil.copy(stored["boson"] / "model.pth", new)
+    shutil.copytree(stored["native"], folder / "other" / "inner")
+    shutil.copytree(stored["boson"], folder / "other" / "outer")
+    repositories = {PUBLISHED: {OLD: stored["boson"], NEW: new}, OTHER: {OLD: folder / "other", NEW: stored["native"]}}
+    options = {"revision": OLD, "cache_dir": str(folder / "cache"), "token": "y", "subfolder": "inner"}
+    loads = [(PUBLISHED, {"revision": OLD}), (PUBLISHED, {}), (OTHER, options)]
+    loads += [(OTHER, options | {"local_files_only": True}), (OTHER, options | {"force_download": True})]
+    state = dac_tokenizer.state_dict()
+    weights = b"".join(name.encode() + state[name].numpy().tobytes() for name in sorted(state))
+    with serve(repositories) as hub:
+        digests = hub.run(folder / "home", PROGRAM, json.dumps(loads), PUSHED)
+    assert digests == [hashlib.sha256(weights).hexdigest()] * len(loads)
+    return hub
+
+
+def downloaded(hub, repository, commit):
+    """Names of the downloaded files of a commit, each as often as it was downloaded."""
+    return sorted(name for place, other, name in hub.downloads if (place, other) == (repository, commit))
+
+
+def test_only_the_config_and_the_weights_of_its_layout_are_downloaded_from_a_repository(hub):
     """The published repository was rewritten in place: it has two layouts, and only one of them needs the pickle."""
-    requests = []
-
-    def snapshot_download(repository, revision, allow_patterns):
-        requests.append((repository, revision, tuple(allow_patterns)))
-        return str(stored["boson" if revision == "9d4988fb" else "transformers"])
-
-    monkeypatch.setattr("higgs_audio.checkpoint.find.snapshot_download", snapshot_download)
-    name = "bosonai/higgs-audio-v2-tokenizer"
-    for revision, weights in (("9d4988fb", ("model.pth",)), (None, layout.WEIGHT_PATTERNS["transformers"])):
-        requests.clear()
-        loaded = HiggsAudioTokenizer.from_pretrained(name, revision=revision)
-        assert same_bits(dac_tokenizer.state_dict(), loaded.state_dict())
-        assert requests == [(name, revision, ("*.json", "codec/*")), (name, revision, ("config.json", *weights))]
+    assert downloaded(hub, PUBLISHED, OLD) == ["config.json", "model.pth"]
+    assert downloaded(hub, PUBLISHED, NEW) == ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert not any("pth" in pattern for pattern in checkpoint.DOWNLOADED)
 
 
-def test_the_options_of_a_repository_are_passed_on(monkeypatch, stored, dac_tokenizer, tmp_path):
-    """`subfolder` becomes part of every pattern."""
+def test_the_options_of_a_repository_are_passed_on(hub, folder):
+    """`subfolder` becomes part of every pattern. Nothing is downloaded for `local_files_only`."""
+    first, forced = ["inner/config.json", "inner/model.safetensors"], ["inner/config.json"] * 2
+    assert downloaded(hub, OTHER, OLD) == sorted([*first, *forced, "inner/model.safetensors"])
+    assert downloaded(hub, OTHER, NEW) == []
+    assert hub.tokens == {"y"}
+    assert (folder / "cache" / "models--someone--other" / "snapshots" / OLD / "inner" / "model.safetensors").exists()
+
+
+def test_the_tokenizer_in_a_subfolder_is_loaded(stored, dac_tokenizer, tmp_path):
     shutil.copytree(stored["native"], tmp_path / "inner")
-    requests = []
-
-    def snapshot_download(repository, **options):
-        requests.append(options)
-        return str(tmp_path)
-
-    monkeypatch.setattr("higgs_audio.checkpoint.find.snapshot_download", snapshot_download)
-    hub = {"revision": "v1", "cache_dir": "x", "token": "y", "local_files_only": True, "force_download": False}
-    loaded = HiggsAudioTokenizer.from_pretrained("someone/tokenizer", **hub, subfolder="inner")
-    assert same_bits(dac_tokenizer.state_dict(), loaded.state_dict())
-    weights = [f"inner/{name}" for name in layout.WEIGHT_PATTERNS["native"]]
-    patterns = ["inner/*.json", "inner/codec/*"], ["inner/config.json", *weights]
-    assert requests == [{**hub, "allow_patterns": names} for names in patterns]
     local = HiggsAudioTokenizer.from_pretrained(tmp_path, subfolder="inner")
     assert same_bits(dac_tokenizer.state_dict(), local.state_dict())
     assert HiggsAudioTokenizer.from_pretrained("nano", subfolder="codec").config.body == "vocos"
@@ -107,15 +136,11 @@ def test_info_describes_a_tokenizer_of_every_layout(stored, dac_tokenizer, name)
     assert "other" not in counts
 
 
-def test_a_pushed_tokenizer_is_unchanged_when_loaded_from_the_repository(monkeypatch, dac_tokenizer, tmp_path):
-    def create_commit(self, repo_id, operations, **_):
-        for operation in operations:
-            shutil.copy(operation.path_or_fileobj, tmp_path / operation.path_in_repo)
-
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: type("Url", (), {"repo_id": repo_id}))
-    monkeypatch.setattr(HfApi, "create_commit", create_commit)
-    dac_tokenizer.push_to_hub("someone/tokenizer")
-    assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+def test_a_pushed_tokenizer_is_unchanged_when_loaded_from_the_repository(hub, dac_tokenizer, tmp_path):
+    files = hub.uploads[PUSHED].files
+    assert {"config.json", "model.safetensors"} <= set(files)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
     assert same_bits(dac_tokenizer.state_dict(), HiggsAudioTokenizer.from_pretrained(tmp_path).state_dict())
 
 
