@@ -1,8 +1,13 @@
-"""Training runs that are interrupted in the middle of a step."""
+"""Processes and training runs that are killed at a certain point."""
 
 import itertools
+import signal
+import subprocess
+import sys
 
 from higgs_audio.training import run
+
+KILL_AT_RENAME = "import os, signal, sys\nos.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
 
 
 class KilledError(BaseException):
@@ -20,3 +25,18 @@ def kill_at(monkeypatch, module, step):
         return original(*args)
 
     monkeypatch.setattr(module, name, apply_or_die)
+
+
+def run_until_rename(code, *arguments):
+    """Runs Python code in a new process, which is killed when it renames the first file: all is written, none is moved.
+
+    `sys.argv[1:]` are the arguments.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", KILL_AT_RENAME + code, *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+def hidden_names(folder):
+    """Names of the temporary files and folders in `folder`."""
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))

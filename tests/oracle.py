@@ -144,6 +144,30 @@ def silence(model, codebooks, id):
             weight[codebook, id] = weight[codebook, : config.audio_codebook_size].mean(0)
 
 
+def original_columns(script, num_codebooks=K):
+    """The rules of the original's audio mode: one list of K ids a step -> columns, and whether the segment ended.
+
+    Slow and obvious on purpose. `script[0]` is the step that opens the segment, where nothing is sampled.
+    """
+    columns, num_delay, remaining = [[BOS] * num_codebooks], 0, None
+    for sampled in script[1:]:
+        ids = list(sampled)
+        if num_delay + 1 < num_codebooks:
+            ids[num_delay + 1 :] = [BOS] * (num_codebooks - num_delay - 1)
+            num_delay += 1
+        if remaining is not None:
+            ids[: num_codebooks - remaining] = [EOS] * (num_codebooks - remaining)
+            remaining -= 1
+        elif EOS in ids:
+            first = ids.index(EOS)
+            ids[:first] = [EOS] * first
+            remaining = num_codebooks - first - 1
+        columns.append(ids)
+        if remaining is not None and remaining <= 0:
+            return columns, True
+    return columns, False
+
+
 # The audio tokenizer.
 
 RESIDUES = (0, 118, 119, 631, 632, 959)  # bounds of the lengths for which the acoustic branch has one frame less

@@ -56,16 +56,16 @@ def apply_delay(codes: Tensor, bos: int, eos: int) -> Tensor:
     return delayed
 
 
-def delay_labels(codes: Tensor, eos: int, ignore: int = IGNORE_INDEX) -> Tensor:
+def delay_labels(codes: Tensor, eos: int) -> Tensor:
     """Returns the training labels of a delayed segment: every code, and exactly one eos per codebook.
 
     Args:
         codes: [K, F] integers.
         eos: id of stream eos.
-        ignore: label of a cell that is not trained: every bos, and every eos after the first of its row.
 
     Returns:
-        [K, F + K + 1], aligned with `apply_delay(codes, ...)`: the label of a cell is that cell's own id.
+        [K, F + K + 1], aligned with `apply_delay(codes, ...)`: the label of a cell is that cell's own id, or
+        IGNORE_INDEX for every bos, and for every eos after the first of its row.
 
     Raises:
         CodesError: `codes` is not a matrix of integers.
@@ -75,7 +75,7 @@ def delay_labels(codes: Tensor, eos: int, ignore: int = IGNORE_INDEX) -> Tensor:
     """
     _check_matrix(codes, "codes [K, F]")
     num_codebooks, num_frames = codes.shape
-    labels = codes.new_full((num_codebooks, num_frames + num_codebooks + 1), ignore)  # [K, L]
+    labels = codes.new_full((num_codebooks, num_frames + num_codebooks + 1), IGNORE_INDEX)  # [K, L]
     for k in range(num_codebooks):
         labels[k, k + 1 : k + 1 + num_frames] = codes[k]
         labels[k, k + 1 + num_frames] = eos

@@ -22,6 +22,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+_MAX_LISTED = 20  # names in a message; files of the wrong layout would list 397 weights
+
 __all__ = [
     "AudioError",
     "CheckpointError",
@@ -42,6 +44,7 @@ __all__ = [
     "checkpoint_errors",
     "first_line",
     "is_number",
+    "join_names",
     "nearest",
     "wrap_error",
 ]
@@ -125,6 +128,17 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}allowed: {', '.join(names) or 'none'}"
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Returns the names for a message, in order: the first 20, and how many more there are.
+
+    >>> join_names(["norm", "bias"])
+    'bias, norm'
+    """
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _MAX_LISTED} more" if len(ordered) > _MAX_LISTED else ""
+    return ", ".join(ordered[:_MAX_LISTED]) + more
 
 
 def first_line(error: BaseException) -> str:

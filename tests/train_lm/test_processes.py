@@ -9,17 +9,12 @@ import sys
 
 import pytest
 import torch
-from runs import many_losses_recipe, read_metrics
+from runs import read_metrics
 
 from higgs_audio.errors import RecipeError
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.train_lm import lm
 from higgs_audio.train_lm.batches import CollatedWindows
-
-
-@pytest.fixture
-def recipe(tiny_checkpoint, tmp_path):
-    return many_losses_recipe(tmp_path, tiny_checkpoint)
 
 
 def free_port():

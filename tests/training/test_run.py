@@ -6,8 +6,9 @@ import os
 
 import pytest
 import torch
-from killing import KilledError
-from runs import TEXT, contents, read_metrics, teacher_recipe, tiny_model, write_timed_corpus
+from corpus import TEXT
+from killing import KilledError, hidden_names, run_until_rename
+from runs import contents, read_metrics, teacher_recipe, tiny_model, write_timed_corpus
 
 from higgs_audio.errors import CheckpointError, NumericsError, RecipeError
 from higgs_audio.prompt.processor import HiggsAudioProcessor
@@ -144,6 +145,46 @@ def test_a_run_killed_while_it_saves_keeps_the_last_checkpoint(tmp_path, monkeyp
             run.save(2, {"model": layer})
     assert Run(tmp_path).resume({"model": layer}) == 1
     assert torch.equal(layer.weight, first)
+
+
+SAVE = """
+import torch
+from higgs_audio.training.run import Run
+Run(sys.argv[1]).save(4, {"model": torch.nn.Linear(3, 3)})
+"""
+
+
+def test_a_killed_save_leaves_one_temporary_file_and_the_next_run_removes_it(tmp_path):
+    layer = torch.nn.Linear(3, 3)
+    before = tiny_run(tmp_path, {"model": layer})
+    run_until_rename(SAVE, tmp_path)
+    (leftover,) = hidden_names(tmp_path)
+    assert leftover.startswith(".state.pt.")
+    assert contents(tmp_path).items() >= before.items()
+    run = Run(tmp_path)
+    assert run.resume({"model": layer}) == 3
+    assert contents(tmp_path) == before
+    run.save(4, {"model": layer})
+    assert sorted(contents(tmp_path)) == ["recipe.yaml", "state.pt"]
+
+
+CONTINUE = """
+from higgs_audio.training.run import Run
+Run(sys.argv[1]).continue_from(1)
+"""
+
+
+def test_a_run_killed_while_it_removes_metrics_keeps_them_and_the_next_run_removes_its_temporary_file(tmp_path):
+    run = Run(tmp_path, log_every=1)
+    for step in (1, 2):
+        run.log(step, {"loss": step})
+    run_until_rename(CONTINUE, tmp_path)
+    (leftover,) = hidden_names(tmp_path)
+    assert leftover.startswith(".metrics.jsonl.")
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    Run(tmp_path).continue_from(1)
+    assert hidden_names(tmp_path) == []
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
 
 
 def test_a_resumed_run_removes_the_metrics_of_later_steps(tmp_path):

@@ -42,8 +42,15 @@ class HubOptions(TypedDict, total=False):
     force_download: bool
 
 
+class FolderOptions(HubOptions, total=False):
+    """Options of `open_checkpoint` that callers pass through: those of a download, and where the folder is."""
+
+    revision: str | None
+    subfolder: str | None
+
+
 HUB_OPTIONS = ("revision", *HubOptions.__annotations__)
-FOLDER_OPTIONS = (*HUB_OPTIONS, "subfolder")  # options of `open_checkpoint` that callers pass through
+FOLDER_OPTIONS = tuple(FolderOptions.__annotations__)
 
 
 def open_checkpoint(

@@ -11,16 +11,14 @@ from typing import Any
 
 from higgs_audio.audio.files import write
 from higgs_audio.errors import HiggsAudioError, OptionError, nearest
-from higgs_audio.generation.sampling import SAMPLING_NAMES
 from higgs_audio.prompt.prompt import Voice
-from higgs_audio.speech.request import REQUEST_OPTIONS, SpeechRequest
+from higgs_audio.speech.request import OPTION_NAMES, SpeechRequest
 from higgs_audio.speech.result import Speech
 from higgs_audio.speech.tts import HiggsAudio
 
 REPORT = "report.jsonl"
 _ID = re.compile(r"[\w][\w.-]{0,199}")
-_OPTIONS = (*REQUEST_OPTIONS, *SAMPLING_NAMES)
-KEYS = ("id", "text", "voice", "transcript", *_OPTIONS)
+KEYS = ("id", "text", "voice", "transcript", *OPTION_NAMES)
 
 
 @dataclass(frozen=True)
@@ -140,5 +138,5 @@ def _arguments(tts: HiggsAudio, job: Job) -> tuple[str, Voice | None, dict[str, 
     voice, transcript = job.fields.get("voice"), job.fields.get("transcript")
     if voice is None and transcript is not None:
         raise OptionError("a transcript requires a recording: give its path as voice")
-    options = {name: job.fields[name] for name in _OPTIONS if name in job.fields}
+    options = {name: job.fields[name] for name in OPTION_NAMES if name in job.fields}
     return job.fields["text"], None if voice is None else tts.voice(voice, transcript), options

@@ -9,8 +9,10 @@ from higgs_audio.cli.common import Device, Model, check_output, load_audio_token
 
 
 def encode(
-    recording: Annotated[Path, typer.Argument(metavar="IN.wav", help="An audio file.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .safetensors file.", show_default=False)],
+    recording: Annotated[
+        Path, typer.Argument(metavar="IN.wav", help="Audio file of any format and sample rate.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output file, .safetensors.", show_default=False)],
     model: Model = "nano",
     device: Device = None,
 ) -> None:
@@ -31,8 +33,12 @@ def encode(
 
 
 def decode(
-    codes: Annotated[Path, typer.Argument(metavar="CODES.safetensors", help="A file of `encode`.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".wav, .flac, .mp3 ...", show_default=False)],
+    codes: Annotated[
+        Path, typer.Argument(metavar="CODES.safetensors", help="File written by encode.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Output file: .wav, .flac, .mp3 ...", show_default=False)
+    ],
     model: Model = "nano",
     device: Device = None,
 ) -> None:

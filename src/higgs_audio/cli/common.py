@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 EXIT_CODE = 2  # for every error of this package
 stderr = Console(stderr=True)
 
-Model = Annotated[str, typer.Option(help="nano, the folder of a checkpoint, or a hub repository.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; default: a GPU if there is one.")]
+Model = Annotated[str, typer.Option(help="nano, a checkpoint folder, or a Hugging Face Hub repository.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; by default a GPU if there is one.")]
 
 
 def check_output(path: Path, formats: Collection[str] | None = None) -> None:
@@ -62,9 +62,10 @@ def load_audio_tokenizer(model: str, device: str | None) -> "HiggsAudioTokenizer
     """Loads the audio tokenizer of a checkpoint."""
     silence_libraries()
     _limit_threads()
-    from higgs_audio.speech.tts import load_codec
+    from higgs_audio.codec import HiggsAudioTokenizer
+    from higgs_audio.device import resolve_device
 
-    return load_codec(model, device)
+    return HiggsAudioTokenizer.from_pretrained(model, device_map=resolve_device(device))
 
 
 def _limit_threads() -> None:

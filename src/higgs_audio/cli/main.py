@@ -16,7 +16,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-train_app = typer.Typer(help="Train on your own recordings; recipes are YAML files.", no_args_is_help=True)
+train_app = typer.Typer(
+    help="Train models on your own recordings; each command takes a recipe, a YAML file.", no_args_is_help=True
+)
 app.add_typer(train_app, name="train")
 for command in (speak.speak, speak.batch, codec.encode, codec.decode, checkpoints.info, checkpoints.convert):
     app.command()(command)

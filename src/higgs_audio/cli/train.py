@@ -9,14 +9,14 @@ import typer
 from higgs_audio.errors import OptionError
 
 R = TypeVar("R")
-Recipe = Annotated[Path, typer.Argument(help="YAML file.", show_default=False)]
+Recipe = Annotated[Path, typer.Argument(help="A recipe: a YAML file.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override an entry of the recipe; repeatable.")
 ]
 
 
 def language_model(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Train a language model on prepared clips."""
+    """Train a language model on the output of train prepare."""
     from higgs_audio.train_lm.lm import train_language_model
     from higgs_audio.train_lm.recipe import LanguageModelRecipe
 
@@ -39,7 +39,7 @@ def semantic_teacher(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 def prepare_clips(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Prepare transcribed recordings for train lm: codes, phonemes, alignments."""
+    """Encode and align transcribed recordings, as input of train lm."""
     from higgs_audio.data.prepare import PrepareRecipe, prepare
 
     _run(prepare, PrepareRecipe, recipe, overrides)

@@ -10,7 +10,7 @@ The original implementation and transformers' encode differently: `boson` pads t
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from higgs_audio.checkpoint.names import INDEX_FILE, PICKLE_FILE, SINGLE_FILE
 from higgs_audio.checkpoint.weights import open_slices
 from higgs_audio.codec import boson, huggingface
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
-from higgs_audio.errors import CheckpointError, OptionError, first_line, nearest
+from higgs_audio.errors import CheckpointError, OptionError, first_line, join_names, nearest
 
 SAFETENSORS = ("*.safetensors", INDEX_FILE)
 # Layout -> patterns of the files that may hold its weights.
@@ -36,7 +36,6 @@ WEIGHT_PATTERNS = {
 }
 MODEL_TYPES = (huggingface.MODEL_TYPE, HiggsAudioTokenizerConfig.model_type)  # the original layout has none
 WRITABLE_LAYOUTS = ("boson", "transformers", "native")
-MAX_LISTED = 12  # names in an error message
 NATIVE_KEYS = ("num_codebooks", "acoustic_padding")  # keys of `config.json` that only the layout "native" has
 
 State = dict[str, Tensor]
@@ -157,16 +156,9 @@ def check_tensors(source: Path | str | Checkpoint, state: State, shapes: Shapes)
         ],
         "not floating-point": [name for name, value in state.items() if not value.is_floating_point()],
     }
-    found = [f"{len(names)} {problem} ({_join_names(names)})" for problem, names in problems.items() if names]
+    found = [f"{len(names)} {problem} ({join_names(names)})" for problem, names in problems.items() if names]
     if found:
         raise CheckpointError(f"{source} does not have the tensors of this audio tokenizer: {'; '.join(found)}")
-
-
-def _join_names(names: Iterable[str]) -> str:
-    """Returns the first `MAX_LISTED` names in order, and how many more there are."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - MAX_LISTED} more" if len(ordered) > MAX_LISTED else ""
-    return ", ".join(ordered[:MAX_LISTED]) + more
 
 
 def _from_boson(folder: Path, config: HiggsAudioTokenizerConfig, state: State, shapes: Shapes) -> State:

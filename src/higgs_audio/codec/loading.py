@@ -26,14 +26,10 @@ class TransformersOptions(TypedDict, total=False):
     use_safetensors: bool
 
 
-class LoadOptions(TransformersOptions, total=False):
+class LoadOptions(TransformersOptions, checkpoint.HubOptions, total=False):
     """Options of `HiggsAudioTokenizer.from_pretrained`: options of a folder or repository, and fields of the config."""
 
-    subfolder: str
-    cache_dir: str | Path
-    token: str | bool
-    local_files_only: bool
-    force_download: bool
+    subfolder: str | None
 
     acoustic_model_config: dict[str, Any]
     semantic_model_config: dict[str, Any] | PreTrainedConfig

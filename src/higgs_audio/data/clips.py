@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from higgs_audio.audio.files import read
+from higgs_audio.audio.waveform import PCM16_SCALE
 from higgs_audio.errors import RecipeError
-
-INT16_SCALE = 32_768  # as `audio.files.pcm16`: 16-bit files survive the round trip bit for bit
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,13 @@ class ClipAudio:
 
 
 def to_int16(waveform: torch.Tensor) -> torch.Tensor:
-    """Converts a waveform in [-1, 1] to 16-bit integers."""
-    return (waveform * INT16_SCALE).round().clamp(-INT16_SCALE, INT16_SCALE - 1).to(torch.int16)
+    """Converts a waveform in [-1, 1] to 16-bit integers; 16-bit files survive the round trip bit for bit."""
+    return (waveform * PCM16_SCALE).round().clamp(-PCM16_SCALE, PCM16_SCALE - 1).to(torch.int16)
 
 
 def to_float(waveform: torch.Tensor) -> torch.Tensor:
     """Converts 16-bit integers to a waveform in [-1, 1); the inverse of `to_int16`."""
-    return waveform.float() / INT16_SCALE
+    return waveform.float() / PCM16_SCALE
 
 
 def length_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int) -> list[list[int]]:

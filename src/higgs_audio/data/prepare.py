@@ -36,7 +36,7 @@ from higgs_audio.data.manifest import (
 from higgs_audio.data.phones import phones
 from higgs_audio.data.shards import Fingerprint, Part, check_fingerprint, codec_fingerprint, open_part, write_part
 from higgs_audio.errors import AudioError, HiggsAudioError, RecipeError, TextError
-from higgs_audio.files import write_atomic
+from higgs_audio.files import remove_leftovers, write_atomic
 from higgs_audio.text.markup import check_speakable
 from higgs_audio.text.phonemes import phonemize
 
@@ -305,9 +305,11 @@ def report(output: Path, paths: Sequence[Path], bad: Sequence[BadLine]) -> dict[
     counts = Counter({KEPT: sum(line[KEPT] == KEPT for part in parts for line in part.lines)})
     counts.update(line["reason"] for line in dropped)
     if len(parts) == len(paths):
-        write_atomic(output / "dropped.jsonl", json_lines(dropped))
         summary = {"counts": counts, "codec": common_fingerprint(parts)}
-        write_atomic(output / "prepared.json", json.dumps(summary, indent=1) + "\n")
+        reports = {"dropped.jsonl": json_lines(dropped), "prepared.json": json.dumps(summary, indent=1) + "\n"}
+        for name, content in reports.items():
+            remove_leftovers(output, name)
+            write_atomic(output / name, content)
     return dict(counts)
 
 

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.data.manifest import KEPT, json_lines
 from higgs_audio.errors import RecipeError
-from higgs_audio.files import replacing, write_atomic
+from higgs_audio.files import remove_leftovers, replacing, write_atomic
 
 FINGERPRINT_KEY = "audio_tokenizer"  # key in the metadata
 # Tensors of an audio tokenizer that do not affect codes: the decoders, and state that only training reads.
@@ -95,11 +95,14 @@ def metadata_of(fingerprint: Fingerprint) -> dict[str, str]:
 def write_part(
     path: Path, lines: Sequence[Mapping[str, Any]], codes: np.ndarray, phones: np.ndarray, fingerprint: Fingerprint
 ) -> None:
-    """Writes the arrays, then the index; raises RecipeError if they cannot be written."""
+    """Writes the arrays, then the index. Raises RecipeError if they cannot be written."""
+    tensors, index = path.with_suffix(".safetensors"), path.with_suffix(".jsonl")
     try:
-        with replacing(Path(f"{path}.safetensors")) as file:
-            file.write(save({"codes": codes, "phones": phones}, metadata_of(fingerprint)))
-        write_atomic(path.with_suffix(".jsonl"), json_lines(lines))
+        for file in (tensors, index):
+            remove_leftovers(path.parent, file.name)
+        with replacing(tensors) as output:
+            output.write(save({"codes": codes, "phones": phones}, metadata_of(fingerprint)))
+        write_atomic(index, json_lines(lines))
     except (OSError, SafetensorError) as error:
         raise RecipeError(
             f"{path.name} cannot be written to {str(path.parent)!r}: {error}. Earlier parts are complete: free disk "

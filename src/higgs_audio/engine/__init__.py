@@ -2,6 +2,6 @@
 
 from higgs_audio.engine.engine import Engine
 from higgs_audio.engine.handle import RequestHandle
-from higgs_audio.engine.request import FINISH_REASONS, Request
+from higgs_audio.engine.request import Request
 
-__all__ = ["FINISH_REASONS", "Engine", "Request", "RequestHandle"]
+__all__ = ["Engine", "Request", "RequestHandle"]

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from higgs_audio.engine.request import Column
+from higgs_audio.delay import Column
 
 
 class RequestHandle:
@@ -14,7 +14,8 @@ class RequestHandle:
         cancel: ends the request.
 
     Attributes:
-        finish_reason: one of `FINISH_REASONS`; None while the request runs and if it failed.
+        finish_reason: "stop", "length", "silence", "repetition" or "cancelled"; None while the request runs and if it
+            failed.
         error: the exception that ended the request, or None; iterating raises it after the columns sampled before.
     """
 

@@ -10,9 +10,7 @@ from higgs_audio.errors import OptionError, PromptError, check_count
 from higgs_audio.generation.checks import audio_mask, check_columns, check_ids
 from higgs_audio.generation.sampling import SamplingOptions
 
-FINISH_REASONS = ("stop", "length", "silence", "repetition", "cancelled")
 MAX_PRIORITY = 2**31
-Column = tuple[int, ...]  # [K] ids of one step: codes, stream bos, stream eos
 
 
 @dataclass(frozen=True, eq=False)

@@ -106,7 +106,7 @@ def last_text(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int
     Raises:
         PromptError: the prompt has no user turn.
     """
-    header = torch.tensor(user_header_ids(tokenizer), device=ids.device)
+    header = torch.tensor(_user_header_ids(tokenizer), device=ids.device)
     windows = ids.unfold(0, min(len(header), len(ids)), 1)
     headers = torch.eq(windows, header[: windows.shape[1]]).all(1).nonzero()
     if len(ids) < len(header) or not len(headers):
@@ -124,7 +124,7 @@ def _tag_length(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 @lru_cache
-def user_header_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _user_header_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Returns the token ids at the start of every user turn."""
     return tuple(tokenizer(USER_HEADER, add_special_tokens=False)["input_ids"])
 

@@ -3,11 +3,11 @@
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from higgs_audio.errors import CheckpointError
+from higgs_audio.files import temporary_folder
 from higgs_audio.listen.weights import package_file
 
 # Whisper base is split into two packages because a package index limits the size of a file.
@@ -42,8 +42,8 @@ def whisper_base_folder() -> Path:
     parts = [package_file(*part) for part in BASE_PARTS]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".joining-") as temporary:
-            joined = Path(temporary) / folder.name
+        with temporary_folder(folder.parent, folder.name) as temporary:
+            joined = temporary / folder.name
             join_parts(parts, joined)
             _move(joined, folder)
     except OSError as error:

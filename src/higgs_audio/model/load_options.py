@@ -11,20 +11,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.quantization_config import QuantizationConfigMixin
 from typing_extensions import TypedDict
 
-from higgs_audio.checkpoint import FOLDER_OPTIONS
+from higgs_audio.checkpoint import FOLDER_OPTIONS, FolderOptions
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import OptionError, nearest
-
-
-class FolderOptions(TypedDict, total=False):
-    """Options that select the folder, as in `checkpoint.open_checkpoint`."""
-
-    revision: str | None
-    cache_dir: str | os.PathLike[str] | None
-    token: str | bool | None
-    local_files_only: bool
-    force_download: bool
-    subfolder: str | None
 
 
 class PassedOptions(TypedDict, total=False):

@@ -16,15 +16,13 @@ from higgs_audio import checkpoint
 from higgs_audio.checkpoint import FOLDER_OPTIONS, Checkpoint, layouts, open_checkpoint
 from higgs_audio.checkpoint.weights import FLOATS, Weight, Weights, open_weights, read_dtype
 from higgs_audio.config import HiggsAudioConfig
-from higgs_audio.errors import CheckpointError, OptionError, checkpoint_errors, first_line
+from higgs_audio.errors import CheckpointError, OptionError, checkpoint_errors, first_line, join_names
 from higgs_audio.model.layers import AudioEmbeddings, RMSNorm, RotaryEmbedding
 from higgs_audio.model.load_options import PASSED_OPTIONS, LoadOptions, config_overrides
 from higgs_audio.model.quantize import with_exclusions
 from higgs_audio.model.tower import FrozenPositions, sinusoids
 
 M = TypeVar("M", bound=PreTrainedModel)
-
-MAX_LISTED = 20  # weights listed in an error message; files of the wrong layout have 397 wrong names
 
 
 class HiggsAudioPreTrainedModel(PreTrainedModel):
@@ -236,8 +234,7 @@ def _check_report(report: Mapping[str, Any], folder: str, kind: type) -> None:
 def _raise_problems(problems: Mapping[str, list[str]], folder: str, kind: type) -> None:
     """Raises CheckpointError if any list of `problems` (kind of problem -> weights) is not empty."""
     listed = [
-        f"{len(names)} {what} weights for {kind.__name__}: {', '.join(sorted(names)[:MAX_LISTED])}"
-        + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+        f"{len(names)} {what} weights for {kind.__name__}: {join_names(names)}"
         for what, names in problems.items()
         if names
     ]

@@ -6,11 +6,11 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import warnings
 from functools import lru_cache
 from pathlib import Path
 
+from higgs_audio.files import remove_leftovers, replacing_path
 from higgs_audio.native.structs import STRUCTS
 
 FOLDER = Path(__file__).parent  # contains the C files
@@ -89,13 +89,12 @@ def _compile_cached(compiler: str) -> Path:
     library = library_path(compiler)
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent, prefix=".compiling-") as temporary:
-            output = Path(temporary) / library.name
+        remove_leftovers(library.parent, library.name)
+        with replacing_path(library) as output:
             try:
                 _compile(compiler, (*FLAGS, "-fopenmp"), output)
             except subprocess.CalledProcessError:  # such as Apple's compiler, which has no OpenMP
                 _compile(compiler, FLAGS, output)
-            os.replace(output, library)
     return library
 
 

@@ -16,7 +16,6 @@ from higgs_audio import checkpoint
 from higgs_audio.audio.limits import AudioLimits
 from higgs_audio.checkpoint.upload import UPLOAD_OPTIONS, upload
 from higgs_audio.errors import CheckpointError, OptionError, nearest
-from higgs_audio.model.load_options import FolderOptions
 from higgs_audio.prompt.audio_tokenizer import check_audio_tokenizer
 from higgs_audio.prompt.config import ProcessorConfig, ProcessorFields, read_processor_config
 from higgs_audio.prompt.encoder import PromptEncoder
@@ -37,7 +36,7 @@ UNUSED_OPTIONS = ("dtype", "torch_dtype", "trust_remote_code", "_from_auto")
 OPTIONS = ("audio_tokenizer", "device_map", "limits", *checkpoint.FOLDER_OPTIONS, *UNUSED_OPTIONS)
 
 
-class ProcessorLoadOptions(FolderOptions, total=False):
+class ProcessorLoadOptions(checkpoint.FolderOptions, total=False):
     """Further keyword options of `from_pretrained`: they select the folder, or have no effect (dtype and the rest)."""
 
     dtype: torch.dtype | str | None

@@ -224,7 +224,7 @@ class PromptEncoder:
         """Adds delayed columns; the last K - 1 placeholders of an assistant segment are delay tokens."""
         bos, eos = self.bos_and_eos
         columns = apply_delay(codes, bos, eos).T  # [L, K]
-        labels = delay_labels(codes, eos, IGNORE_INDEX).T  # [L, K]
+        labels = delay_labels(codes, eos).T  # [L, K]
         draft.columns.append(columns)
         draft.column_labels.append(labels if piece.trained else torch.full_like(labels, IGNORE_INDEX))
         num_delay = self.num_codebooks - 1 if piece.content == special_tokens.AUDIO_OUT else 0

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -15,7 +14,6 @@ from higgs_audio import checkpoint
 from higgs_audio.checkpoint import CODEC_FOLDER, PROCESSOR_FILE, Checkpoint
 from higgs_audio.checkpoint.names import TOKENIZER_FILE
 from higgs_audio.checkpoint.tokenizer import read_tokenizer
-from higgs_audio.device import resolve_device
 from higgs_audio.errors import CheckpointError, InputError, first_line
 from higgs_audio.prompt.config import ProcessorConfig
 
@@ -78,13 +76,10 @@ def choose_codec(
     if isinstance(source, (str, Path)):
         return load_codec(source, device_map, **hub)
     if device_map is not None and isinstance(source, nn.Module):
-        return source.to(resolve_device(_whole_device(device_map), "device_map"))
+        from higgs_audio.codec.loading import single_device
+
+        return source.to(single_device(device_map))
     return source
-
-
-def _whole_device(device_map: Any) -> str | torch.device | None:
-    """Returns the device of a map that places the whole module on one device, such as {"": "cpu"}."""
-    return device_map.get("") if isinstance(device_map, dict) and len(device_map) == 1 else device_map
 
 
 def find_codec(folder: Checkpoint, name: str, device_map: Any = None, **hub: Any) -> AudioTokenizerSource:

@@ -27,14 +27,20 @@ SILENCE_FRAMES = 50  # number of silent frames that are encoded to find the code
 
 
 class SpeechOptions(SamplingKwargs, total=False):
-    """The options of a call: seed, max_seconds and scene, see `HiggsAudio.generate`, and sampling options."""
+    """The keyword options of `HiggsAudio.generate` and `stream`; `SamplingOptions` documents those of `SamplingKwargs`.
+
+    seed: equal seeds give equal audio on one machine; when None, every call gives a different result.
+    max_seconds: limit on the duration of the audio. Each utterance also has its own limit: 1 second plus 0.12 seconds
+        per phone, about twice the usual duration.
+    scene: a description of where the speech is recorded, for models that were trained with scenes.
+    """
 
     seed: int | None
     max_seconds: float | None
     scene: str | None
 
 
-REQUEST_OPTIONS = ("seed", "max_seconds", "scene")
+OPTION_NAMES = tuple(SpeechOptions.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,9 @@ class RequestBuilder:
         Raises:
             HiggsAudioError: as for `HiggsAudio.generate`.
         """
-        sampling = {name: value for name, value in options.items() if name not in REQUEST_OPTIONS}
-        if unknown := sorted(set(sampling) - set(SAMPLING_NAMES)):
-            raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], SAMPLING_NAMES)}")
+        if unknown := sorted(set(options) - set(OPTION_NAMES)):
+            raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], OPTION_NAMES)}")
+        sampling = {name: options[name] for name in SAMPLING_NAMES if name in options}
         rules = read_rules(self._model.config, getattr(self._model, "generation_config", None), sampling)
         with self._lock:
             parts = split_utterances(check_speakable(text), UTTERANCE_CHARS)

@@ -16,7 +16,6 @@ from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.device import resolve_device
 from higgs_audio.engine import Engine
 from higgs_audio.errors import CheckpointError, HiggsAudioError, OptionError, TextError
-from higgs_audio.generation.sampling import SamplingKwargs
 from higgs_audio.model import offload, quantize
 from higgs_audio.model.load_options import LoadOptions
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
@@ -157,24 +156,18 @@ class HiggsAudio:
         text: str,
         voice: Voice | str | None = None,
         *,
-        seed: int | None = None,
-        max_seconds: float | None = None,
-        scene: str | None = None,
         progress: Callable[[float], None] | None = None,
-        **sampling: Unpack[SamplingKwargs],
+        **options: Unpack[SpeechOptions],
     ) -> Speech:
         """Generates the speech of a text of any length: the concatenation of `stream`.
 
         Args:
             text: the text to speak.
             voice: a name of `voices`, or a `Voice` from `voice()`; the default voice when None.
-            seed: equal seeds give equal audio on one machine; when None, every call gives a different result.
-            max_seconds: limit on the duration of the audio. Each utterance also has its own limit: 1 second plus 0.12
-                seconds per phone, about twice the usual duration.
-            scene: a description of where the speech is recorded, for models that were trained with scenes.
             progress: called with the seconds of audio generated so far.
-            **sampling: `temperature`, `top_k`, `top_p` and the other fields of `SamplingOptions`; defaults come from
-                the checkpoint.
+            **options: `seed`, `max_seconds` and `scene`, which `SpeechOptions` documents; `temperature`, `top_k`,
+                `top_p` and the other fields of `SamplingOptions`, which documents them. Omitted sampling options have
+                the checkpoint's values.
 
         Raises:
             TextError: a text that is empty or contains nothing speakable, or a special token.
@@ -185,7 +178,7 @@ class HiggsAudio:
             QueueFullError: too many requests are waiting.
             EngineError, NumericsError: the generation failed.
         """
-        request = self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
+        request = self.request(text, voice, options)
         if progress is not None and not callable(progress):
             raise OptionError(f"progress={progress!r:.60}; give a function of seconds, or None")
         builder = SpeechBuilder(self.sample_rate)
@@ -196,20 +189,13 @@ class HiggsAudio:
         return builder.speech()
 
     def generate_batch(
-        self,
-        texts: Sequence[str],
-        voice: Voice | str | None = None,
-        *,
-        seed: int | None = None,
-        max_seconds: float | None = None,
-        scene: str | None = None,
-        **sampling: Unpack[SamplingKwargs],
+        self, texts: Sequence[str], voice: Voice | str | None = None, **options: Unpack[SpeechOptions]
     ) -> list[Speech]:
         """Generates the speech of several texts at once: the results of `generate` in a fraction of the time.
 
         Args:
             texts: the texts to speak.
-            voice, seed, max_seconds, scene, **sampling: as for `generate`; each text uses the same seed.
+            voice, **options: as for `generate`; each text uses the same seed.
 
         Returns:
             The speech of each text, in order.
@@ -220,7 +206,6 @@ class HiggsAudio:
         """
         if isinstance(texts, str):
             raise TextError(f"texts={texts!r:.60} is one text; give a list of texts, or call generate")
-        options = {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling}
         requests = [self.request(text, voice, options) for text in texts]
         speeches: dict[int, Speech] = {}
         with closing(self.generate_as_completed(requests)) as results:
@@ -295,18 +280,15 @@ class HiggsAudio:
         text: str,
         voice: Voice | str | None = None,
         *,
-        seed: int | None = None,
-        max_seconds: float | None = None,
-        scene: str | None = None,
         low_latency: bool = False,
-        **sampling: Unpack[SamplingKwargs],
+        **options: Unpack[SpeechOptions],
     ) -> Generator[Waveform, None, None]:
         """Generates the speech of a text in chunks, each as soon as it is final.
 
         Arguments are checked before the first chunk is requested. Closing the iterator cancels the generation.
 
         Args:
-            text, voice, seed, max_seconds, scene, **sampling: as for `generate`.
+            text, voice, **options: as for `generate`.
             low_latency: whether to yield each chunk some frames earlier, before all frames that it depends on are
                 known. The audio then differs slightly from `generate`; docs/measurements.md has the latency and the
                 difference.
@@ -314,7 +296,7 @@ class HiggsAudio:
         Raises:
             HiggsAudioError: as for `generate`.
         """
-        request = self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
+        request = self.request(text, voice, options)
         return self._waveforms(request, _look_ahead(low_latency))
 
     def _waveforms(self, request: SpeechRequest, look_ahead: int | None) -> Generator[Waveform, None, None]:
@@ -382,16 +364,3 @@ def _load_processor(checkpoint: Checkpoint, device: torch.device) -> HiggsAudioP
         raise CheckpointError(
             f"the tokenizer or processor files of {checkpoint} do not load: {error}; download them again"
         ) from error
-
-
-def load_codec(name: str | Path | Checkpoint, device: str | torch.device | None = None) -> HiggsAudioTokenizer:
-    """Loads the audio tokenizer of a checkpoint, or an audio tokenizer in its own folder or repository.
-
-    Args:
-        name, device: as in `HiggsAudio.from_pretrained`.
-
-    Raises:
-        CheckpointError: no such checkpoint, or invalid files.
-        OptionError: no such device.
-    """
-    return HiggsAudioTokenizer.from_pretrained(name, device_map=resolve_device(device))

@@ -19,11 +19,11 @@ from higgs_audio.data.align import SAMPLE_RATE, semantic_input
 from higgs_audio.data.clips import Clip, batch_order, read_samples
 from higgs_audio.data.manifest import read_manifests
 from higgs_audio.data.phones import PHONES, phone_ids, phones
+from higgs_audio.delay import IGNORE_INDEX
 from higgs_audio.training.recipe import save_recipe
 from higgs_audio.training.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
 
 TEACHER_RATE = 50  # HuBERT steps per second
-IGNORED = -100  # label without a loss
 
 DEFAULT_HUBERT = {
     "hidden_size": 192,
@@ -142,13 +142,13 @@ def batches(clips: list[Clip], recipe: TeacherRecipe, start: int) -> Iterator[li
 def timed_loss(teacher: HubertForCTC, inputs: dict[str, Tensor], batch: list[Clip]) -> Tensor:
     """Returns the cross-entropy with the synthesizer's phone at the time of each step; blank between phones."""
     logits = teacher(inputs["input_values"], attention_mask=inputs["attention_mask"]).logits  # [B, T, P + 1]
-    targets = torch.full(logits.shape[:2], IGNORED)
+    targets = torch.full(logits.shape[:2], IGNORE_INDEX)
     for row, clip in enumerate(batch):
         targets[row, : int(clip.seconds * TEACHER_RATE)] = 0
         for phone, start, end in clip.phones:
             first = round(start * TEACHER_RATE)
             targets[row, first : max(first + 1, round(end * TEACHER_RATE))] = phone_ids(phone)[0]
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
 
 
 def collate(
@@ -163,5 +163,5 @@ def collate(
         values[row, : len(waveform)] = waveform + level * torch.randn(len(waveform), generator=generator)
         mask[row, : len(waveform)] = 1
     ids = [torch.tensor(targets[clip.id]) for clip in batch]
-    labels = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=IGNORED)
+    labels = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=IGNORE_INDEX)
     return {"input_values": values, "attention_mask": mask, "labels": labels}

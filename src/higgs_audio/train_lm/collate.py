@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from higgs_audio.delay import IGNORE_INDEX, delay_labels
+from higgs_audio.delay import delay_labels
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.train_lm.examples import Dialogue
 from higgs_audio.train_lm.targets import alignment_targets, speaker_labels, turn_speakers
@@ -117,7 +117,7 @@ def with_reference_labels(
     for row, dialogue in enumerate(dialogues):
         start = 0
         for turn in dialogue.turns[: dialogue.first_trained]:
-            columns = delay_labels(torch.from_numpy(turn.codes.astype("int64")), eos, IGNORE_INDEX).T  # [L, K]
+            columns = delay_labels(torch.from_numpy(turn.codes.astype("int64")), eos).T  # [L, K]
             labels[row, start + after : start + len(columns)] = columns[after:]
             start += len(columns)
     return labels

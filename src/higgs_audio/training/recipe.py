@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 import yaml
 
 from higgs_audio.errors import RecipeError, nearest
-from higgs_audio.files import write_atomic
+from higgs_audio.files import remove_leftovers, write_atomic
 
 R = TypeVar("R")
 
@@ -92,4 +92,5 @@ def _typed(name: str, value: object, kind: Any, where: str) -> object:
 def save_recipe(recipe: Any, path: Path) -> None:
     """Writes the resolved recipe to `path`."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(recipe).items()}
+    remove_leftovers(path.parent, path.name, single_writer=True)
     write_atomic(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from higgs_audio.errors import CheckpointError, NumericsError, RecipeError
-from higgs_audio.files import replacing, write_atomic
+from higgs_audio.files import remove_leftovers, replacing, write_atomic
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -53,8 +53,7 @@ class Run:
             CheckpointError: the checkpoint cannot be read.
         """
         path = self.folder / STATE
-        for partial in self.folder.glob(f".{STATE}.*.part"):  # left by a run that was killed while saving
-            partial.unlink(missing_ok=True)
+        remove_leftovers(self.folder, STATE, single_writer=True)
         if not path.exists():
             return 0
         state = _load(path)
@@ -73,6 +72,7 @@ class Run:
         complete = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         self._lines = [line for line in map(json.loads, complete) if line["step"] <= step]
         if not self.quiet:
+            remove_leftovers(self.folder, METRICS, single_writer=True)
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in self._lines))
         return step
 
