@@ -70,7 +70,7 @@ def test_a_hugging_face_data_set_becomes_a_folder_with_a_manifest(tmp_path):
         from_huggingface(rows, out)
     with pytest.raises(RecipeError, match=r"no column 'speaker_id'; did you mean 'speaker'\?"):
         from_huggingface([{"audio": None, "text": "One.", "speaker": "a"}], tmp_path / "other")
-    with pytest.raises(RecipeError, match="nothing of 0 items"):
+    with pytest.raises(RecipeError, match="none of 0 items"):
         from_huggingface([], tmp_path / "empty")
 
 
