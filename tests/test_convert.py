@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import HiggsAudioV2ForConditionalGeneration
 
 from higgs_audio import HiggsAudio, HiggsAudioConfig, HiggsAudioForConditionalGeneration
-from higgs_audio import convert as package
 from higgs_audio.checkpoint.layouts import LAYOUTS
 from higgs_audio.checkpoint.weights import Weight, open_weights, save_weights
 from higgs_audio.convert import convert
@@ -134,9 +133,8 @@ def test_a_checkpoint_saved_by_transformers_loads_unchanged(source, tmp_path):
             assert getattr(loaded.config, name) == getattr(config, name), name
 
 
-def test_large_models_in_the_original_layout_are_written_in_shards(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(package, "SHARD_BYTES", 20_000)
-    folder = convert(source, tmp_path / "x", "boson")
+def test_large_models_in_the_original_layout_are_written_in_shards(source, tmp_path):
+    folder = convert(source, tmp_path / "x", "boson", max_shard_bytes=20_000)
     index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
     files = sorted(set(index["weight_map"].values()))
     assert len(files) > 2
@@ -148,7 +146,8 @@ def test_large_models_in_the_original_layout_are_written_in_shards(source, tmp_p
     assert held == index["weight_map"]
     assert index["metadata"]["total_size"] == sum(len(content) for _, content in bits(source).values())
     assert bits(folder) == bits(source)
-    assert (convert(source, tmp_path / "y", "native") / "model.safetensors").is_file()
+    single = convert(source, tmp_path / "y", "native", max_shard_bytes=20_000)
+    assert (single / "model.safetensors").is_file()
 
 
 def test_frozen_tables_are_joined(source, tmp_path):

@@ -33,9 +33,7 @@ from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.model.pretrained import check_weights, read_config
 from higgs_audio.prompt.config import ProcessorConfig
 
-SHARD_BYTES = (
-    5_000_000_000  # largest file in the original layouts (the published model has three); others have one file
-)
+SHARD_BYTES = 5_000_000_000  # largest weight file in the original layouts; the published model has three
 # Files that are the same in every layout.
 COPIED = (
     *(TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -43,7 +41,14 @@ COPIED = (
 )
 
 
-def convert(source: str | Path, destination: str | Path, to: str, revision: str | None = None) -> Path:
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    to: str,
+    revision: str | None = None,
+    *,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> Path:
     """Writes a checkpoint in another layout: language model, tokenizer, processor, and the audio tokenizer inside it.
 
     Tensors are preserved bit for bit; embeddings stored in a frozen and a trainable part are joined. Files that are the
@@ -59,6 +64,7 @@ def convert(source: str | Path, destination: str | Path, to: str, revision: str 
         destination: a folder that does not exist or is empty; may be ".".
         to: "boson", "early", "transformers" or "native".
         revision: branch, tag or commit of a repository.
+        max_shard_bytes: largest weight file of the original's layout; the other layouts have one file.
 
     Returns:
         `destination`.
@@ -79,13 +85,13 @@ def convert(source: str | Path, destination: str | Path, to: str, revision: str 
     checkpoint = open_checkpoint(source, revision)
     with atomic_folder(target) as part:
         if checkpoint.config.get("model_type") in MODEL_TYPES:
-            _convert_model(checkpoint, part, LAYOUTS[to], target)
+            _convert_model(checkpoint, part, LAYOUTS[to], target, max_shard_bytes)
         else:
             _convert_codec(checkpoint, part, LAYOUTS[to])
     return Path(destination)
 
 
-def _convert_model(checkpoint: Checkpoint, part: Path, layout: Layout, destination: Path) -> None:
+def _convert_model(checkpoint: Checkpoint, part: Path, layout: Layout, destination: Path, max_shard_bytes: int) -> None:
     """Writes every file of a language model's checkpoint into `part`, which becomes `destination`."""
     weights = open_weights(checkpoint)
     config = read_config(checkpoint, weights)
@@ -99,7 +105,7 @@ def _convert_model(checkpoint: Checkpoint, part: Path, layout: Layout, destinati
         shutil.copyfile(checkpoint.path(name), part / name)
     if checkpoint.codec is not None:
         _convert_codec(checkpoint.codec, part / CODEC_FOLDER, layout)
-    _write_weights(weights, part, layout)
+    _write_weights(weights, part, layout, max_shard_bytes)
 
 
 def _fields(config: HiggsAudioConfig) -> dict[str, Any]:
@@ -113,12 +119,12 @@ def _fields(config: HiggsAudioConfig) -> dict[str, Any]:
     }
 
 
-def _write_weights(weights: Weights, part: Path, layout: Layout) -> None:
-    """Writes one file, or in the original layouts an index and files of at most `SHARD_BYTES`."""
+def _write_weights(weights: Weights, part: Path, layout: Layout, max_shard_bytes: int) -> None:
+    """Writes one file, or in the original layouts an index and files of at most `max_shard_bytes`."""
     shards: list[dict[str, Weight]] = [{}]
     size = total = 0
     for name, weight in sorted(weights.items()):
-        if layout.sharded and shards[-1] and size + weight.num_bytes > SHARD_BYTES:
+        if layout.sharded and shards[-1] and size + weight.num_bytes > max_shard_bytes:
             shards.append({})
             size = 0
         shards[-1][layout.stored_name(name)] = weight

@@ -10,8 +10,8 @@ import sys
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from higgs_audio import NANO, HiggsAudio
-from higgs_audio.checkpoint import Checkpoint, as_checkpoint, find, open_checkpoint
+from higgs_audio import NANO
+from higgs_audio.checkpoint import Checkpoint, as_checkpoint, open_checkpoint
 from higgs_audio.checkpoint.tokenizer import read_tokenizer
 from higgs_audio.errors import CheckpointError
 
@@ -75,19 +75,6 @@ def test_loading_opens_each_file_once(expression, opened):
 
 def test_a_file_that_is_opened_twice_would_be_counted(opened):
     assert opened[TWICE] == dict.fromkeys(CODEC, 2)
-
-
-def test_a_repository_is_looked_up_once_for_all_parts(tiny_checkpoint, monkeypatch):
-    """Its name was once resolved six times. The two downloads are those of the small files and of the weights."""
-    downloads = []
-
-    def snapshot_download(repository, revision, allow_patterns):
-        downloads.append(tuple(allow_patterns))
-        return str(tiny_checkpoint)
-
-    monkeypatch.setattr(find, "snapshot_download", snapshot_download)
-    HiggsAudio.from_pretrained("someone/tiny", device="cpu")
-    assert downloads == [find.DOWNLOADED, ("model.safetensors",)]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import file_size_limit
 from killing import run_until_rename
 from safetensors import SafetensorError
 
@@ -84,17 +85,25 @@ def test_old_weights_are_removed_from_every_folder_that_gets_new_ones(tmp_path):
     assert set(contents(tmp_path / "x")) == {*old, "codec/model.safetensors", *(f"other/{name}" for name in old)}
 
 
-def test_config_json_is_moved_last(tmp_path, monkeypatch):
-    """A folder without config.json is no checkpoint, so that an incomplete one cannot be loaded."""
-    (tmp_path / "x").mkdir()
-    moved = []
-    replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda old, new: (moved.append(Path(new).name), replace(old, new)))
-    with atomic_folder(tmp_path / "x") as part:
-        for name in ("a.json", "config.json", "model.safetensors"):
-            (part / name).write_text(name)
-    assert moved[-1] == "config.json"
-    assert set(moved) == {"a.json", "config.json", "model.safetensors"}
+@pytest.mark.parametrize("name", ["a.json", "model.safetensors"])
+def test_config_json_is_moved_last(name, tmp_path):
+    """A folder without config.json is no checkpoint, so that an incomplete one cannot be loaded.
+
+    The move of one file fails here, because a folder has its name; config.json must come after it.
+    """
+    (tmp_path / "x" / name).mkdir(parents=True)
+
+    def save():
+        with atomic_folder(tmp_path / "x") as part:
+            for file in ("a.json", "config.json", "model.safetensors"):
+                (part / file).write_text(file)
+
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save()
+    assert not (tmp_path / "x" / "config.json").exists()
+    (tmp_path / "x" / name).rmdir()
+    save()
+    assert (tmp_path / "x" / "config.json").exists()
 
 
 # Failures.
@@ -130,19 +139,19 @@ def test_files_of_running_processes_and_of_other_machines_are_kept(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"x", foreign.name}
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: no space")])
+@pytest.mark.parametrize("num_bytes", [16, 20_000], ids=["no file fits", "small files fit"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_full_disk_raises_a_checkpoint_error_and_changes_nothing(kind, error, save, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise error
-
+def test_a_full_disk_raises_a_checkpoint_error_and_changes_nothing(kind, num_bytes, save, tmp_path):
+    """Python files raise OSError, safetensors its own error, and tokenizers a bare `Exception`, which was missed."""
     if kind != "convert":
         save[kind](tmp_path / "x")
     before = contents(tmp_path)
-    for module in ("transformers.modeling_utils.safe_", "higgs_audio.codec.layout.", "higgs_audio.checkpoint.weights."):
-        monkeypatch.setattr(f"{module}save_file", full)
-    with pytest.raises(CheckpointError, match=r"cannot be written.*(?i:no space)"):
+    with (
+        file_size_limit(num_bytes),
+        pytest.raises(CheckpointError, match=r"cannot be written.*File too large") as error,
+    ):
         save[kind](tmp_path / "x")
+    assert isinstance(error.value.__cause__, OSError | SafetensorError)
     assert contents(tmp_path) == before
 
 
@@ -161,7 +170,7 @@ def test_an_unusable_path_raises_a_checkpoint_error(kind, save, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS[:-1])
 def test_a_folder_without_write_permission_raises_a_checkpoint_error(kind, save, tmp_path, monkeypatch):
-    """Tests may run as root, who may write everywhere, so that the system's error is simulated."""
+    """Tests may run as root, who may write everywhere, so that a replaced function raises the system's error."""
     save[kind](tmp_path / "x")
     before = contents(tmp_path)
 
@@ -175,7 +184,7 @@ def test_a_folder_without_write_permission_raises_a_checkpoint_error(kind, save,
 
 
 def test_a_folder_with_a_read_only_parent_gets_its_temporary_folder_inside(tmp_path, monkeypatch):
-    """Such as a volume mounted into a container."""
+    """Such as a volume mounted into a container. Root may write everywhere, so that the system's answer is replaced."""
     (tmp_path / "x").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with atomic_folder(tmp_path / "x") as part:

@@ -1,6 +1,5 @@
 """The command line: each verb on a tiny checkpoint, and one line on stderr for each error."""
 
-import io
 import json
 import subprocess
 import sys
@@ -10,11 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
 from higgs_audio import HiggsAudioForConditionalGeneration, __version__
 from higgs_audio.checkpoint.weights import open_weights
 from higgs_audio.cli.describe import MODEL_PARTS, count_parts
-from higgs_audio.cli.main import main
+from higgs_audio.cli.main import app, main
 from higgs_audio.cli.train import parse_overrides
 
 
@@ -130,13 +130,13 @@ def test_batch_refuses_invalid_lists(fails, tiny_checkpoint, tmp_path, content, 
     assert "--format 'wave'" in fails("batch", "in.jsonl", "-o", "out", "--format", "wave", "--model", tiny_checkpoint)
 
 
-def test_speak_reads_its_text_from_stdin_or_a_file(run, tiny_checkpoint, monkeypatch, tmp_path):
+def test_speak_reads_its_text_from_stdin_or_a_file(run, tiny_checkpoint, tmp_path):
     (tmp_path / "text.txt").write_text("Hello.", encoding="utf-8")
-    options = ("--model", tiny_checkpoint, "--seed", 1)
+    options = ("--model", str(tiny_checkpoint), "--seed", "1")
     run("speak", "Hello.", "-o", "argument.flac", *options)
     run("speak", "--file", "text.txt", "-o", "file.flac", *options)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello.\n"))
-    run("speak", "-", "-o", "stdin.flac", *options)
+    result = CliRunner().invoke(app, ["speak", "-", "-o", "stdin.flac", *options], input="Hello.\n")
+    assert result.exit_code == 0
     assert Path("argument.flac").read_bytes() == Path("file.flac").read_bytes() == Path("stdin.flac").read_bytes()
 
 

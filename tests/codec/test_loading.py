@@ -1,12 +1,15 @@
 """`HiggsAudioTokenizer.from_pretrained`: names, repositories and options."""
 
+import hashlib
 import inspect
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from audio_tokenizers import LAYOUTS, same_bits
-from huggingface_hub import HfApi
+from hub import serve
 
 from higgs_audio import NANO, checkpoint
 from higgs_audio.cli.describe import describe
@@ -50,42 +53,59 @@ def test_the_tokenizer_inside_a_whole_checkpoint_is_loaded(tiny_checkpoint):
     assert checkpoint.open_checkpoint("nano").folder == NANO
 
 
-def test_only_the_config_and_the_weights_of_its_layout_are_downloaded_from_a_repository(
-    monkeypatch, stored, dac_tokenizer
-):
+# Loads audio tokenizers in one process, each with its options; prints the hash of their weights.
+LOAD = """
+import hashlib, json, sys
+from higgs_audio import HiggsAudioTokenizer
+for name, options in json.loads(sys.argv[1]):
+    state = HiggsAudioTokenizer.from_pretrained(name, **options).state_dict()
+    weights = b"".join(name.encode() + state[name].numpy().tobytes() for name in sorted(state))
+    print(json.dumps(hashlib.sha256(weights).hexdigest()), flush=True)
+"""
+OLD, NEW = "1" * 40, "2" * 40  # commits
+PUBLISHED = "bosonai/higgs-audio-v2-tokenizer"
+
+
+@pytest.fixture(scope="module")
+def digest(dac_tokenizer):
+    """What `LOAD` prints for this tokenizer."""
+    state = dac_tokenizer.state_dict()
+    weights = b"".join(name.encode() + state[name].numpy().tobytes() for name in sorted(state))
+    return hashlib.sha256(weights).hexdigest()
+
+
+def test_only_the_config_and_the_weights_of_its_layout_are_downloaded_from_a_repository(stored, digest, tmp_path):
     """The published repository was rewritten in place: it has two layouts, and only one of them needs the pickle."""
-    requests = []
-
-    def snapshot_download(repository, revision, allow_patterns):
-        requests.append((repository, revision, tuple(allow_patterns)))
-        return str(stored["boson" if revision == "9d4988fb" else "transformers"])
-
-    monkeypatch.setattr("higgs_audio.checkpoint.find.snapshot_download", snapshot_download)
-    name = "bosonai/higgs-audio-v2-tokenizer"
-    for revision, weights in (("9d4988fb", ("model.pth",)), (None, layout.WEIGHT_PATTERNS["transformers"])):
-        requests.clear()
-        loaded = HiggsAudioTokenizer.from_pretrained(name, revision=revision)
-        assert same_bits(dac_tokenizer.state_dict(), loaded.state_dict())
-        assert requests == [(name, revision, ("*.json", "codec/*")), (name, revision, ("config.json", *weights))]
+    new = Path(shutil.copytree(stored["transformers"], tmp_path / "new"))
+    shutil.copy(stored["boson"] / "model.pth", new)
+    with serve({PUBLISHED: {OLD: stored["boson"], NEW: new}}) as hub:
+        names = [(PUBLISHED, {"revision": OLD}), (PUBLISHED, {})]
+        assert hub.run(tmp_path / "cache", LOAD, json.dumps(names)) == [digest] * 2
+    assert hub.downloads == [
+        *((PUBLISHED, OLD, name) for name in ("config.json", "model.pth")),
+        *((PUBLISHED, NEW, name) for name in ("config.json", "model.safetensors")),
+    ]
     assert not any("pth" in pattern for pattern in checkpoint.DOWNLOADED)
 
 
-def test_the_options_of_a_repository_are_passed_on(monkeypatch, stored, dac_tokenizer, tmp_path):
+def test_the_options_of_a_repository_are_passed_on(stored, digest, tmp_path):
     """`subfolder` becomes part of every pattern."""
+    name, cache = "someone/tokenizer", tmp_path / "other cache"
+    shutil.copytree(stored["native"], tmp_path / "files" / "inner")
+    shutil.copytree(stored["boson"], tmp_path / "files" / "outer")
+    options = {"revision": OLD, "cache_dir": str(cache), "token": "y", "subfolder": "inner"}
+    again = ({"local_files_only": True}, {"force_download": True})
+    loads = [(name, options), *((name, options | more) for more in again)]
+    with serve({name: {OLD: tmp_path / "files", NEW: stored["native"]}}) as hub:
+        assert hub.run(tmp_path / "cache", LOAD, json.dumps(loads)) == [digest] * 3
+    files = [(name, OLD, f"inner/{file}") for file in ("config.json", "model.safetensors")]
+    assert hub.downloads == files * 2  # not for `local_files_only`, and again for `force_download`
+    assert hub.tokens == {"y"}
+    assert (cache / "models--someone--tokenizer" / "snapshots" / OLD / "inner" / "model.safetensors").exists()
+
+
+def test_the_tokenizer_in_a_subfolder_is_loaded(stored, dac_tokenizer, tmp_path):
     shutil.copytree(stored["native"], tmp_path / "inner")
-    requests = []
-
-    def snapshot_download(repository, **options):
-        requests.append(options)
-        return str(tmp_path)
-
-    monkeypatch.setattr("higgs_audio.checkpoint.find.snapshot_download", snapshot_download)
-    hub = {"revision": "v1", "cache_dir": "x", "token": "y", "local_files_only": True, "force_download": False}
-    loaded = HiggsAudioTokenizer.from_pretrained("someone/tokenizer", **hub, subfolder="inner")
-    assert same_bits(dac_tokenizer.state_dict(), loaded.state_dict())
-    weights = [f"inner/{name}" for name in layout.WEIGHT_PATTERNS["native"]]
-    patterns = ["inner/*.json", "inner/codec/*"], ["inner/config.json", *weights]
-    assert requests == [{**hub, "allow_patterns": names} for names in patterns]
     local = HiggsAudioTokenizer.from_pretrained(tmp_path, subfolder="inner")
     assert same_bits(dac_tokenizer.state_dict(), local.state_dict())
     assert HiggsAudioTokenizer.from_pretrained("nano", subfolder="codec").config.body == "vocos"
@@ -107,16 +127,22 @@ def test_info_describes_a_tokenizer_of_every_layout(stored, dac_tokenizer, name)
     assert "other" not in counts
 
 
-def test_a_pushed_tokenizer_is_unchanged_when_loaded_from_the_repository(monkeypatch, dac_tokenizer, tmp_path):
-    def create_commit(self, repo_id, operations, **_):
-        for operation in operations:
-            shutil.copy(operation.path_or_fileobj, tmp_path / operation.path_in_repo)
+PUSH = """
+import sys
+from higgs_audio import HiggsAudioTokenizer
+HiggsAudioTokenizer.from_pretrained(sys.argv[1]).push_to_hub("someone/tokenizer")
+"""
 
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: type("Url", (), {"repo_id": repo_id}))
-    monkeypatch.setattr(HfApi, "create_commit", create_commit)
-    dac_tokenizer.push_to_hub("someone/tokenizer")
-    assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
-    assert same_bits(dac_tokenizer.state_dict(), HiggsAudioTokenizer.from_pretrained(tmp_path).state_dict())
+
+def test_a_pushed_tokenizer_is_unchanged_when_loaded_from_the_repository(stored, dac_tokenizer, tmp_path):
+    with serve() as hub:
+        hub.run(tmp_path / "cache", PUSH, stored["native"])
+    files = hub.uploads["someone/tokenizer"].files
+    assert {"config.json", "model.safetensors"} <= set(files)
+    (tmp_path / "pushed").mkdir()
+    for name, content in files.items():
+        (tmp_path / "pushed" / name).write_bytes(content)
+    assert same_bits(dac_tokenizer.state_dict(), HiggsAudioTokenizer.from_pretrained(tmp_path / "pushed").state_dict())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from corpus import RATE, TEXTS, hum, write_corpus
+from full_disk import file_size_limit
 from killing import hidden_names, run_until_rename
 from runs import contents, manifest_line, prepare_recipe
 
@@ -246,18 +247,20 @@ def test_an_impossible_value_of_a_recipe_is_an_error(recipe, tmp_path, fields):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_an_error_and_the_parts_before_are_complete(recipe, encoded, tmp_path, monkeypatch):
-    replace = os.replace
-
-    def full(source, target):
-        if Path(target).name.startswith("part-0001"):
-            raise OSError(28, "No space left on device")
-        replace(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        with pytest.raises(RecipeError, match=r"part-0001 cannot be written .* No space left .* free disk space"):
-            prepare.prepare(dataclasses.replace(recipe, output=str(tmp_path)))
-    assert sorted(contents(tmp_path)) == ["part-0000.jsonl", "part-0000.safetensors"]
-    prepare.prepare(dataclasses.replace(recipe, output=str(tmp_path)))
-    assert contents(tmp_path) == contents(encoded)
+def test_a_full_disk_is_an_error_and_the_parts_before_are_complete(recipe, tmp_path):
+    """Each part is larger than the one before."""
+    (tmp_path / "corpus").mkdir()
+    texts = enumerate(sorted(TEXTS, key=len))
+    corpus = write_corpus(tmp_path / "corpus", [(f"clip-{number}", {"text": text}) for number, text in texts])
+    whole, broken = (dataclasses.replace(recipe, data=str(corpus), output=str(tmp_path / name)) for name in "ab")
+    prepare.prepare(whole)
+    sizes = {name: len(content) for name, content in contents(tmp_path / "a").items()}
+    assert sizes["part-0000.safetensors"] < sizes["part-0001.safetensors"]
+    with (
+        file_size_limit(sizes["part-0000.safetensors"]),
+        pytest.raises(RecipeError, match=r"part-0001 cannot be written .*File too large.* free disk space"),
+    ):
+        prepare.prepare(broken)
+    assert sorted(contents(tmp_path / "b")) == ["part-0000.jsonl", "part-0000.safetensors"]
+    prepare.prepare(broken)
+    assert contents(tmp_path / "b") == contents(tmp_path / "a")

@@ -7,12 +7,6 @@ from oracle import fill, make_config
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
 
-@pytest.fixture(autouse=True)
-def small_cache(monkeypatch):
-    """The KV cache begins small, so that it grows between and during steps."""
-    monkeypatch.setattr("higgs_audio.engine.kv_cache.INITIAL_POSITIONS", 8)
-
-
 @pytest.fixture(scope="session")
 def model():
     return fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()

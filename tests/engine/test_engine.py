@@ -7,11 +7,12 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from engines import CONTEXT, alone, make_engine, make_request
+from hooks import before_calls
 from oracle import K, make_codes
 
 from higgs_audio.engine import RequestHandle
 from higgs_audio.engine.decode_state import initial_state
-from higgs_audio.engine.kv_cache import KVCache
+from higgs_audio.engine.kv_cache import KVCache, slot_bytes
 from higgs_audio.engine.model_runner import ModelRunner
 from higgs_audio.engine.sampler import Sampler
 from higgs_audio.errors import EngineError
@@ -142,19 +143,25 @@ def test_a_thousand_requests_leak_no_memory(model):
     assert (engine.slots.decoding, engine.slots.prefilling) == ([], [])
 
 
-def test_memory_is_freed_at_the_end_and_that_of_a_preempted_request_is_counted(model, requests, monkeypatch):
+def test_memory_is_freed_at_the_end_and_that_of_a_preempted_request_is_counted(model, requests):
+    """A preempted request is saved with the positions that it has, and no other is saved."""
+
+    def num_saved_bytes():
+        return engine.num_bytes - engine.cache.num_bytes - engine.prefixes.num_bytes
+
     engine = make_engine(model, max_slots=1)
-    saved, save = [], engine.cache.save
-    monkeypatch.setattr(engine.cache, "save", lambda *args: saved.append(1) or save(*args))
     list(engine.submit(requests[0]))
-    assert not saved
-    engine.submit(replace(requests[2], priority=1))
+    preempted = engine.submit(replace(requests[2], priority=1))
     engine.step()
     engine.step()
-    before = engine.num_bytes
+    assert num_saved_bytes() == 0
+    before, num_columns = engine.num_bytes, 0
     urgent = engine.submit(requests[0])
     engine.step()
-    assert len(saved) == 1
+    while preempted.poll() is not None:
+        num_columns += 1
+    num_positions = len(requests[2].input_ids) + num_columns - 1
+    assert num_saved_bytes() == slot_bytes(model.model.text_config, num_positions, torch.float32)
     assert engine.num_bytes > before
     list(urgent)
 
@@ -237,18 +244,15 @@ def test_a_last_column_that_arrives_between_two_checks_is_not_lost():
     assert list(LateHandle(lambda: None, lambda: None)) == [(1,)]
 
 
-def test_many_threads_with_everything_at_once(model, requests, expected, monkeypatch):
+def test_many_threads_with_everything_at_once(own_model, requests, expected):
     """Cancellations, priorities, prefill in chunks and failing steps: no thread hangs, none gets another's columns."""
-    engine = make_engine(model, max_slots=4, prefill_chunk=5)
-    decode, counter, wrong = engine.runner.decode, [], []
+    engine = make_engine(own_model, max_slots=4, prefill_chunk=5)
+    counter, wrong = [], []
 
-    def failing_sometimes(*args):
+    def failing_sometimes(*_):
         counter.append(1)
         if len(counter) % 97 == 0:
-            raise RuntimeError("every 97th step")
-        return decode(*args)
-
-    monkeypatch.setattr(engine.runner, "decode", failing_sometimes)
+            raise RuntimeError("every 97th pass")
 
     def generate(seed):
         chance = random.Random(seed)
@@ -270,10 +274,12 @@ def test_many_threads_with_everything_at_once(model, requests, expected, monkeyp
                 wrong.append((seed, number))
 
     threads = [threading.Thread(target=generate, args=(seed,), daemon=True) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
+    with before_calls(own_model.model.embed_audio_tokens, failing_sometimes):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
     assert not wrong
+    assert len(counter) > 97
     assert (engine.num_running, engine.num_waiting, engine.num_requests) == (0, 0, 0)

@@ -7,12 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 from engines import CONTEXT, GREEDY, alone, make_engine, make_request
-from oracle import K, make_codes, make_prompt
+from hooks import after_calls, before_calls
+from oracle import K, fill, make_codes, make_config, make_prompt
 
 from higgs_audio.engine import Engine, Request, RequestHandle
+from higgs_audio.engine.engine import CPU_MEMORY
 from higgs_audio.engine.kv_cache import slot_bytes
 from higgs_audio.errors import EngineError, HiggsAudioError, NumericsError, OptionError, PromptError, QueueFullError
 from higgs_audio.generation.sampling import MAX_COUNT
+from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
 # Refused requests.
 
@@ -32,13 +35,19 @@ def test_an_engine_without_memory_for_a_slot_tells_how_much_it_needs(model):
     assert Engine(model, memory=3 * math.ceil(slot / 0.75), context=CONTEXT).max_slots == 3
 
 
-def test_the_default_memory_is_enough_for_one_guided_request(model, requests, expected, monkeypatch):
-    """Memory is allocated on demand and most requests need little, so a nearly full GPU must not be refused."""
-    monkeypatch.setattr("higgs_audio.engine.engine.free_memory", lambda device: 10)
-    engine = Engine(model)
+def test_the_default_memory_is_enough_for_one_guided_request(requests):
+    """Memory is allocated on demand and most requests need little, so a nearly full GPU must not be refused.
+
+    Here the slots are so large that two of them fill the default, of which cached prefixes get a share.
+    """
+    heads = {"num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 32}
+    model = fill(HiggsAudioForConditionalGeneration(make_config(heads)))
+    context = model.config.text_config.max_position_embeddings
+    assert 2 * slot_bytes(model.config.text_config, context, torch.float32) >= CPU_MEMORY
+    engine = Engine(model, context=context)
     assert engine.max_slots == 2
     handle = engine.submit(requests[5])
-    assert (list(handle), handle.finish_reason) == expected[5]
+    assert (list(handle), handle.finish_reason) == alone(model, requests[5])
 
 
 def test_inconsistent_prompts_are_refused(model):
@@ -113,36 +122,33 @@ def test_the_largest_options_work_and_do_not_change_other_requests(model, reques
 # Failures.
 
 
-def test_logits_with_nan_end_their_request_alone(model, requests, expected, monkeypatch):
-    engine = make_engine(model)
-    decode, broken = engine.runner.decode, engine.submit(requests[2])
-    healthy = engine.submit(requests[4])
+# A hook of the audio head sees every decode step, and no prefill; C does not run a head that has one.
 
-    def with_nan(*args):
-        logits = decode(*args).clone()
+
+def test_logits_with_nan_end_their_request_alone(model, requests, expected):
+    def with_nan(logits):  # [R, K * (V + 2)]
         own = next((sequence for sequence in engine.slots.decoding if sequence.handle is broken), None)
         if own is not None and len(engine.slots.decoding) == 2:
-            logits[own.slots[0], 3, 5] = float("nan")
+            logits = logits.clone()
+            logits[own.slots[0], 60] = float("nan")
         return logits
 
-    monkeypatch.setattr(engine.runner, "decode", with_nan)
-    assert (list(healthy), healthy.finish_reason) == expected[4]
-    with pytest.raises(NumericsError, match="NaN or infinity"):
-        list(broken)
+    with after_calls(model.audio_lm_head, with_nan):
+        engine = make_engine(model)
+        broken, healthy = engine.submit(requests[2]), engine.submit(requests[4])
+        assert (list(healthy), healthy.finish_reason) == expected[4]
+        with pytest.raises(NumericsError, match="NaN or infinity"):
+            list(broken)
 
 
-def test_nan_in_the_logits_of_the_negative_prompt_is_reported(model, requests, monkeypatch):
-    engine = make_engine(model)
-    handle, decode = engine.submit(requests[5]), engine.runner.decode
-
-    def with_nan(*args):
-        logits = decode(*args).clone()
-        logits[1, 0, 0] = float("nan")
+def test_nan_in_the_logits_of_the_negative_prompt_is_reported(model, requests):
+    def with_nan(logits):
+        logits = logits.clone()
+        logits[1, 0] = float("nan")
         return logits
 
-    monkeypatch.setattr(engine.runner, "decode", with_nan)
-    with pytest.raises(NumericsError, match="NaN or infinity"):
-        list(handle)
+    with after_calls(model.audio_lm_head, with_nan), pytest.raises(NumericsError, match="NaN or infinity"):
+        list(make_engine(model).submit(requests[5]))
 
 
 @pytest.fixture
@@ -182,7 +188,10 @@ def test_nan_does_not_stay_in_slots_that_were_moved(nan_model):
 
 @pytest.mark.parametrize("place", ["slots.free", "slots.start_decoding", "scheduler.schedule", "push"])
 def test_an_error_between_steps_leaves_an_engine_that_works(model, requests, expected, monkeypatch, place):
-    """A change that fails half-way leaves no valid state; a second error used to hide the first one."""
+    """A change that fails half-way leaves no valid state; a second error used to hide the first one.
+
+    Nothing from outside reaches code between two passes of the model, so that a method of the engine is replaced.
+    """
     engine = make_engine(model, max_slots=3)
     handles = [engine.submit(request) for request in requests[:6]]
     part, _, name = place.rpartition(".")
@@ -209,85 +218,84 @@ def test_an_error_between_steps_leaves_an_engine_that_works(model, requests, exp
     assert [(list(handle), handle.finish_reason) for handle in again] == expected
 
 
-def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(model, requests, expected, monkeypatch):
-    engine = make_engine(model)
-    handles = [engine.submit(request) for request in requests[:3]]
-
+def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(model, requests, expected):
     def failing(*_):
         raise RuntimeError("out of memory")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.runner, "decode", failing)
+    with before_calls(model.audio_lm_head, failing):
+        engine = make_engine(model)
+        handles = [engine.submit(request) for request in requests[:3]]
         for handle in handles:
             with pytest.raises(EngineError, match="out of memory"):
                 list(handle)
     assert list(engine.submit(requests[1])) == expected[1][0]
 
 
-def test_a_failed_step_spares_waiting_and_preempted_requests(model, requests, expected, monkeypatch):
-    engine = make_engine(model, max_slots=1)
-    preempted = engine.submit(replace(requests[2], priority=1))
-    for _ in range(6):
-        engine.step()
-    urgent, waiting = engine.submit(requests[0]), engine.submit(replace(requests[4], priority=2))
-    decode, calls = engine.runner.decode, []
+def test_a_failed_step_spares_waiting_and_preempted_requests(model, requests, expected):
+    steps, broken = [], []
 
-    def failing(*args):
-        calls.append(1)
-        if len(calls) == 3:
+    def failing(*_):
+        steps.append(1)
+        if len(steps) in broken:
             raise RuntimeError("out of memory")
-        return decode(*args)
 
-    monkeypatch.setattr(engine.runner, "decode", failing)
-    with pytest.raises(EngineError, match="out of memory"):
-        list(urgent)
-    assert list(preempted) == expected[2][0]
-    assert list(waiting) == expected[4][0]
+    with before_calls(model.audio_lm_head, failing):
+        engine = make_engine(model, max_slots=1)
+        preempted = engine.submit(replace(requests[2], priority=1))
+        for _ in range(6):
+            engine.step()
+        urgent, waiting = engine.submit(requests[0]), engine.submit(replace(requests[4], priority=2))
+        broken.append(len(steps) + 3)
+        with pytest.raises(EngineError, match="out of memory"):
+            list(urgent)
+        assert list(preempted) == expected[2][0]
+        assert list(waiting) == expected[4][0]
 
 
 @pytest.mark.parametrize("chunk", [4, 64])
-def test_a_failed_prefill_ends_its_request_alone(model, requests, expected, monkeypatch, chunk):
+def test_a_failed_prefill_ends_its_request_alone(model, requests, expected, chunk):
     """In chunks of its own, and in one batch with the prompt of another request."""
+
+    def failing(ids):
+        if 31 in ids:
+            raise RuntimeError("out of memory")
+
     engine = make_engine(model, prefill_chunk=chunk)
-    decoding, prefill = engine.submit(requests[2]), engine.runner.prefill
+    decoding = engine.submit(requests[2])
     next(decoding)
     broken, waiting = engine.submit(requests[0]), engine.submit(requests[4])
-
-    def failing(chunks):
-        if any(31 in chunk.ids for chunk in chunks):
-            raise RuntimeError("out of memory")
-        return prefill(chunks)
-
-    monkeypatch.setattr(engine.runner, "prefill", failing)
-    with pytest.raises(EngineError, match="out of memory"):
-        list(broken)
-    assert isinstance(broken.error.__cause__, RuntimeError)
-    assert list(decoding) == expected[2][0][1:]
-    assert list(waiting) == expected[4][0]
+    with before_calls(model.model.embed_tokens, failing):
+        with pytest.raises(EngineError, match="out of memory"):
+            list(broken)
+        assert isinstance(broken.error.__cause__, RuntimeError)
+        assert list(decoding) == expected[2][0][1:]
+        assert list(waiting) == expected[4][0]
 
 
 # Cancellations and interrupts.
 
 
-def test_a_request_cancelled_in_the_last_step_of_another_is_removed(model, requests, monkeypatch):
+def test_a_request_cancelled_in_the_last_step_of_another_is_removed(model, requests, expected):
     """The other request needed no further step, and only a step removed cancelled requests."""
-    engine = make_engine(model)
+    engine, columns = make_engine(model), []
     left, short = engine.submit(requests[2]), engine.submit(requests[7])
-    push = RequestHandle.push
 
-    def cancelling(handle, column, finish_reason):
-        push(handle, column, finish_reason)
-        if handle is short and finish_reason is not None:
+    def cancelling(*_):
+        if len(columns) == len(expected[7][0]) - 1:
             left.cancel()
 
-    monkeypatch.setattr(RequestHandle, "push", cancelling)
-    list(short)
+    with before_calls(model.model.embed_audio_tokens, cancelling):
+        for column in short:
+            assert left.is_done == (len(columns) == len(expected[7][0]) - 1)
+            columns.append(column)
+    assert columns == expected[7][0]
     assert (engine.num_running, left.finish_reason) == (0, "cancelled")
 
 
 def test_a_request_cancelled_by_the_garbage_collector_while_others_leave_ends_alone(
     model, requests, expected, monkeypatch
 ):
+    """The collector cannot be made to run while slots are freed, so that a method of the engine is replaced."""
     engine = make_engine(model)
     staying, leaving, left = (engine.submit(requests[number]) for number in (2, 3, 4))
     engine.step()
@@ -305,7 +313,7 @@ def test_a_request_cancelled_by_the_garbage_collector_while_others_leave_ends_al
     assert (list(staying), engine.num_running) == (expected[2][0], 0)
 
 
-def test_an_interrupt_is_raised_in_its_thread_and_the_engine_goes_on(model, requests, expected, monkeypatch):
+def test_an_interrupt_is_raised_in_its_thread_and_the_engine_goes_on(model, requests, expected):
     """The other thread waited and nothing woke it up."""
     engine = make_engine(model)
     first, second = engine.submit(requests[2]), engine.submit(requests[4])
@@ -328,8 +336,7 @@ def test_an_interrupt_is_raised_in_its_thread_and_the_engine_goes_on(model, requ
         except EngineError as error:
             found["waiting"] = error
 
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.runner, "decode", interrupted)
+    with before_calls(model.model.embed_audio_tokens, interrupted):
         threads = [threading.Thread(target=run_steps), threading.Thread(target=wait)]
         threads[0].start()
         entered.wait(10)
@@ -342,6 +349,7 @@ def test_an_interrupt_is_raised_in_its_thread_and_the_engine_goes_on(model, requ
 
 
 def test_an_interrupt_before_the_first_prefill_ends_no_request(model, requests, expected, monkeypatch):
+    """A signal cannot be timed to arrive there, so that a method of the engine is replaced."""
     engine = make_engine(model)
     handle = engine.submit(requests[2])
 
@@ -355,20 +363,17 @@ def test_an_interrupt_before_the_first_prefill_ends_no_request(model, requests, 
     assert list(handle) == expected[2][0]
 
 
-def test_a_cancellation_from_another_thread_does_not_disturb_a_step(model, requests, expected, monkeypatch):
+def test_a_cancellation_from_another_thread_does_not_disturb_a_step(model, requests, expected):
     engine = make_engine(model)
     left, other = engine.submit(requests[2]), engine.submit(requests[4])
     engine.step()
-    decode = engine.runner.decode
 
-    def cancelling(*args):
+    def cancelling(*_):
         thread = threading.Thread(target=left.cancel)
         thread.start()
         thread.join()
-        return decode(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.runner, "decode", cancelling)
+    with before_calls(model.model.embed_audio_tokens, cancelling):
         engine.step()
     assert (left.finish_reason, engine.num_running) == ("cancelled", 1)
     assert list(other) == expected[4][0]

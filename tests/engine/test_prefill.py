@@ -1,30 +1,53 @@
 """Prefill in chunks and batches, and the cache of prefixes."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from engines import CONTEXT, alone, make_engine, make_request
+from hooks import before_calls
 from oracle import make_codes
 
 from higgs_audio.engine.kv_cache import slot_bytes
-from higgs_audio.engine.model_runner import ModelRunner
 from higgs_audio.generation.sampling import SamplingOptions
 
 GUIDED = SamplingOptions(temperature=0.8, text_guidance_scale=2.0)
 
 
+@dataclass
+class Batch:
+    """Prompts that are prefilled together: the number of their positions, and how many of these are columns."""
+
+    num_positions: int
+    num_columns: int = 0
+
+
 @pytest.fixture
-def prefilled(monkeypatch):
-    """(start, stop) of each chunk that is prefilled."""
-    calls, prefill = [], ModelRunner.prefill
+def prefilled(model):
+    """The batches that are prefilled, seen at the embeddings.
 
-    def spy(runner, chunks):
-        calls.extend((chunk.start, chunk.stop) for chunk in chunks)
-        return prefill(runner, chunks)
+    In C they get the text of all prompts `[N]`, then the columns; in torch all positions `[B, T]`, padded.
+    """
+    batches, is_open = [], False
 
-    monkeypatch.setattr(ModelRunner, "prefill", spy)
-    return calls
+    def add_text(ids):
+        nonlocal is_open
+        is_open = ids.ndim == 1
+        batches.append(Batch(ids.numel()))
+
+    def add_columns(columns):
+        nonlocal is_open
+        if is_open:  # otherwise it is a decode step
+            batches[-1] = Batch(batches[-1].num_positions + len(columns), len(columns))
+        is_open = False
+
+    with before_calls(model.model.embed_tokens, add_text), before_calls(model.model.embed_audio_tokens, add_columns):
+        yield batches
+
+
+def sizes(batches):
+    """The number of positions of each batch."""
+    return [batch.num_positions for batch in batches]
 
 
 def hidden_start(request):
@@ -50,10 +73,10 @@ def test_a_prefix_is_prefilled_once(model, prefilled):
     first, again = list(engine.submit(request)), list(engine.submit(request))
     assert first == again
     length = len(request.input_ids)
-    assert prefilled == [(0, 18), (18, length), (18, length)]
+    assert sizes(prefilled) == [18, length - 18, length - 18]
     engine.reset_caches()
     assert list(engine.submit(request)) == first
-    assert prefilled[3:] == [(0, 18), (18, length)]
+    assert sizes(prefilled)[3:] == [18, length - 18]
 
 
 @pytest.mark.parametrize("chunk", [4, 64])
@@ -66,10 +89,12 @@ def test_a_prefix_of_several_requests_is_prefilled_by_one_of_them(model, request
     other = make_request(range(70, 75), [make_codes(4, 5)], [71] * 5, sampling=guided.sampling, prefix=prefix)
     engine = make_engine(model, prefill_chunk=chunk)
     handles = [engine.submit(replace(request, is_offline=is_offline)) for request in (*same, other)]
-    assert [(list(one), one.finish_reason) for one in handles] == [alone(model, one) for one in (*same, other)]
-    num_positions = sum(stop - start for start, stop in prefilled if stop <= prefix)
+    results = [(list(one), one.finish_reason) for one in handles]
+    num_columns, expected = sum(batch.num_columns for batch in prefilled), 2 * len(guided.columns)
+    assert results == [alone(model, one) for one in (*same, other)]
+    # all columns are in the prefix; two requests have another reference, and each has two slots
     # a request that is not offline begins with the rest of a chunk: then a part is prefilled twice
-    assert num_positions == 2 * prefix or (not is_offline and num_positions < 4 * prefix)
+    assert num_columns == expected or (not is_offline and num_columns < 2 * expected)
 
 
 def test_the_cached_part_of_a_hidden_text_is_not_prefilled_again(model, requests, prefilled):
@@ -80,8 +105,9 @@ def test_the_cached_part_of_a_hidden_text_is_not_prefilled_again(model, requests
     first, other = hidden_start(short), requests[6]
     for request, cached in ((long, 0), (short, first + 7), (long, first + 20), (other, 0), (short, first + 7)):
         prefilled.clear()
-        assert list(engine.submit(request)) == alone(model, request)[0]
-        assert [start for start, _ in prefilled] == [0, cached]
+        columns = list(engine.submit(request))
+        assert sizes(prefilled) == [2 * len(request.input_ids) - cached]
+        assert columns == alone(model, request)[0]
 
 
 def test_a_hidden_text_too_long_for_the_cache_is_not_shared(model):
@@ -119,8 +145,9 @@ def test_a_shorter_hidden_text_does_not_replace_a_longer_one(model, requests, pr
     for handle in [engine.submit(long), engine.submit(short)]:  # prefilled together: neither is cached
         list(handle)
     prefilled.clear()
-    assert list(engine.submit(long)) == alone(model, long)[0]
-    assert sorted(start for start, _ in prefilled) == [0, hidden_start(long) + 20]
+    columns = list(engine.submit(long))
+    assert sizes(prefilled) == [2 * len(long.input_ids) - (hidden_start(long) + 20)]
+    assert columns == alone(model, long)[0]
 
 
 @pytest.mark.usefixtures("without_native")
@@ -128,17 +155,17 @@ def test_a_hidden_text_is_prefilled_whole_where_results_depend_on_the_batch(mode
     engine = make_engine(model)
     for _ in range(2):
         list(engine.submit(requests[5]))
-    assert [start for start, _ in prefilled] == [0, 0] * 2
+    assert sizes(prefilled) == [2 * len(requests[5].input_ids)] * 2
 
 
-def test_several_prompts_are_prefilled_in_one_batch(model, requests, expected, monkeypatch):
-    engine, sizes = make_engine(model, prefill_chunk=100), []
-    decoding, prefill = engine.submit(requests[2]), engine.runner.prefill
+def test_several_prompts_are_prefilled_in_one_batch(model, requests, expected, prefilled):
+    engine = make_engine(model, prefill_chunk=100)
+    decoding = engine.submit(requests[2])
     next(decoding)
-    monkeypatch.setattr(engine.runner, "prefill", lambda chunks: sizes.append(len(chunks)) or prefill(chunks))
+    prefilled.clear()
     handles = [engine.submit(requests[number]) for number in (0, 1, 6)]
     assert [list(handle) for handle in handles] == [expected[number][0] for number in (0, 1, 6)]
-    assert sizes == [4]  # the last request is guided
+    assert sizes(prefilled) == [sum(len(requests[number].input_ids) for number in (0, 1, 6, 6))]  # the last is guided
     assert list(decoding) == expected[2][0][1:]
 
 
@@ -152,7 +179,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_between_decode_steps(model, reques
         pass
     while prefilling.poll() is None:
         engine.step()
-    assert prefilled == [(0, 4), (4, 8), (8, 12), (12, 14)]
+    assert sizes(prefilled) == [4, 4, 4, 2]
     num_columns = 0
     while decoding.poll() is not None:
         num_columns += 1
@@ -169,5 +196,5 @@ def test_prompts_are_prefilled_whole_where_all_requests_are_offline(model, reque
             next(handle)
     prefilled.clear()
     engine.step()
-    whole = [(0, len(requests[0].input_ids)), (0, len(requests[3].input_ids))]
-    assert prefilled == (whole if online is None else [(0, 4)])
+    whole = len(requests[0].input_ids) + len(requests[3].input_ids)  # in one batch
+    assert sizes(prefilled) == ([whole] if online is None else [4])

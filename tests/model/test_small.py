@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.functional import get_4bit_type
+from bitsandbytes.nn import Linear4bit
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 
 from higgs_audio import HiggsAudio, HiggsAudioConfig, HiggsAudioForConditionalGeneration
 from higgs_audio.cli.main import main
+from higgs_audio.codec import HiggsAudioTokenizer
+from higgs_audio.engine import Engine
 from higgs_audio.errors import MissingExtraError, OptionError
 from higgs_audio.model.offload import num_bytes, offload_text
 from higgs_audio.model.quantize import WEIGHTS, quantization_config, with_exclusions
+from higgs_audio.prompt.processor import HiggsAudioProcessor
 
 TEXT = "The sun sets."
 PLAIN = torch.nn.Parameter
@@ -115,13 +119,16 @@ def test_no_weight_changes_by_more_than_half_a_step(tiny_checkpoint, weights):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_logits_are_those_of_the_dequantized_weights(tiny_checkpoint, weights, monkeypatch):
+def test_logits_are_those_of_the_dequantized_weights(tiny_checkpoint, weights):
     """Quantized products add no error: the plain model with dequantized weights has the same logits.
 
     bitsandbytes multiplies in bfloat16 on CPUs that support it, which rounds once more; the test turns that off.
     """
-    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     fewer, model = quantized(tiny_checkpoint, weights), load(tiny_checkpoint)
+    for module in fewer.modules():
+        if isinstance(module, Linear4bit):
+            assert hasattr(module, "support_avx512bf16_for_cpu")
+            module.support_avx512bf16_for_cpu = False
     rounded = {name: plain(weight) for name, weight in matrices(fewer).items() if type(weight) is not PLAIN}
     for name, weight in rounded.items():
         model.get_submodule(name).weight.data = weight
@@ -264,21 +271,31 @@ def test_offloading_to_an_unknown_device_is_refused(tiny_checkpoint):
         offload_text(model, "gpu9")
 
 
-def test_the_audio_tokenizer_has_its_own_device_and_codes_are_moved_there(tiny_checkpoint, monkeypatch):
-    codes = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu").generate(TEXT, seed=1).codes
+class OnAnotherDevice(HiggsAudioTokenizer):
+    """An audio tokenizer on the CPU that is said to be elsewhere, and records where the codes are that it decodes.
+
+    The meta device has no numbers, so that zeros are decoded.
+    """
+
+    device = torch.device("meta")
+
+    def acoustic_features(self, audio_codes):
+        self.seen.add(audio_codes.device.type)
+        return super().acoustic_features(torch.zeros(audio_codes.shape, dtype=torch.long))
+
+
+def test_the_audio_tokenizer_has_its_own_device_and_codes_are_moved_there(tiny_checkpoint):
     tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", codec_device="meta")
     assert (tts.model.device.type, tts.codec.device.type) == ("cpu", "meta")
-    seen = set()
-
-    def push(decoders, codes, last):  # the meta device has no numbers to decode
-        seen.update(part.device.type for part in codes)
-        return [torch.zeros(960 * part.shape[1]) for part in codes]
-
-    monkeypatch.setattr("higgs_audio.speech.decode_queue.push_many", push)
-    monkeypatch.setattr("higgs_audio.speech.tts.silence_codes", lambda codec: frozenset())
-    speech = tts.generate(TEXT, seed=1)
-    assert seen == {"meta"}
-    assert (speech.codes == codes).all()
+    tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu")
+    voice = tts.voice("ava")
+    codes = tts.generate(TEXT, voice, seed=1).codes
+    codec = OnAnotherDevice.from_pretrained(tiny_checkpoint)
+    codec.seen = set()
+    other = HiggsAudio(tts.model, HiggsAudioProcessor(tts.processor.tokenizer, codec, text_frontend="phonemes"))
+    other.engine = Engine(tts.model)  # the default one encodes silence
+    assert (other.generate(TEXT, voice, seed=1).codes == codes).all()
+    assert codec.seen == {"meta"}
 
 
 # Invalid input.
@@ -297,7 +314,7 @@ def test_an_unknown_device_of_the_audio_tokenizer_is_refused(tiny_checkpoint):
 
 @pytest.mark.parametrize(("weights", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes"), ("nf4", "accelerate")])
 def test_a_missing_package_is_named_with_its_pip_line(tiny_checkpoint, monkeypatch, weights, package):
-    hide(monkeypatch, package)
+    monkeypatch.setitem(sys.modules, package, None)  # hides an installed package
     with pytest.raises(MissingExtraError, match=rf"'{package}' is needed .* pip install 'higgs-audio\[quantize\]'"):
         HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", weights=weights)
 
@@ -307,17 +324,9 @@ def test_a_quantized_checkpoint_without_its_package_is_refused(tiny_checkpoint, 
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "torchao"}
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
-    hide(monkeypatch, "torchao")
+    monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(MissingExtraError, match="'torchao' is needed"):
         HiggsAudio.from_pretrained(tmp_path / "saved", device="cpu")
-
-
-def hide(monkeypatch, package: str) -> None:
-    """Makes a package look uninstalled."""
-    from importlib import util
-
-    find = util.find_spec
-    monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
 
 
 def test_a_config_that_cannot_exclude_heads_is_refused():

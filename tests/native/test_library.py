@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from engines import alone, make_engine, many_requests
 from killing import hidden_names, run_until_rename
 from oracle import fill, make_config
 
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
-from higgs_audio.native import library, threads
+from higgs_audio.native import library, num_threads
 from higgs_audio.native.structs import STRUCTS
 
 COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
@@ -32,12 +33,9 @@ def cache_folder(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def sources(monkeypatch, tmp_path):
+def sources(tmp_path):
     """A copy of the C files that a test may change."""
-    folder = tmp_path / "sources"
-    shutil.copytree(library.FOLDER, folder)
-    monkeypatch.setattr(library, "FOLDER", folder)
-    return folder
+    return Path(shutil.copytree(library.FOLDER, tmp_path / "sources"))
 
 
 def generate(request):
@@ -57,9 +55,9 @@ def test_a_compiler_that_fails_leaves_the_work_to_torch(monkeypatch, cache_folde
 
 
 @pytest.mark.usefixtures("cache_folder")
-def test_without_a_compiler_torch_does_the_work(monkeypatch):
+def test_without_a_compiler_torch_does_the_work(monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(library.shutil, "which", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert library.native_library() is None
     assert generate(many_requests()[0]) == (False, True)
 
@@ -69,7 +67,7 @@ def test_without_a_compiler_torch_does_the_work(monkeypatch):
 def test_without_a_home_folder_torch_does_the_work(monkeypatch):
     """As in a container whose user is not in the list of users."""
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(library.Path, "home", lambda: Path("~nobody-here").expanduser())
+    monkeypatch.setenv("HOME", "~")  # stays what "~" stands for, as for a user whom the system does not know
     with pytest.warns(UserWarning, match="home directory"):
         assert library.native_library() is None
 
@@ -112,22 +110,22 @@ def test_threads_that_compile_at_the_same_time_all_load_the_library(cache_folder
 @pytest.mark.usefixtures("cache_folder")
 @pytest.mark.parametrize("name", sorted(file.name for file in library.FOLDER.glob("*.[ch]")))
 def test_the_cached_file_has_another_name_for_every_version_of_the_sources(sources, name):
-    before = library.library_path("cc")
-    assert library.library_path("cc") == before
+    before = library.library_path("cc", sources)
+    assert library.library_path("cc", sources) == before == library.library_path("cc")
     with (sources / name).open("a") as file:
         file.write("/* another version */\n")
-    assert library.library_path("cc") != before
+    assert library.library_path("cc", sources) != before
 
 
 @needs_compiler
 def test_the_library_of_another_version_is_not_loaded(cache_folder, sources):
     """The cached file of the old version is no library at all: to load it would warn."""
-    old = library.library_path(os.environ.get("CC", COMPILER))
+    old = library.library_path(os.environ.get("CC", COMPILER), sources)
     old.parent.mkdir(parents=True)
     old.write_text("not a library")
     with (sources / "export.h").open("a") as file:
         file.write("/* another version */\n")
-    assert library.native_library() is not None
+    assert library.load_library(sources) is not None
     assert len(list(cache_folder.rglob("*.so"))) == 2
 
 
@@ -188,6 +186,15 @@ def test_a_compiler_without_openmp_makes_a_library_of_one_thread(monkeypatch, tm
     assert generate(many_requests()[4]) == (True, True)
 
 
+@pytest.fixture
+def six_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("six_threads")
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -203,12 +210,8 @@ def test_a_compiler_without_openmp_makes_a_library_of_one_thread(monkeypatch, tm
     ],
     ids=str,
 )
-def test_the_number_of_threads_respects_the_quota_of_a_container(monkeypatch, tmp_path, files, expected):
+def test_the_number_of_threads_respects_the_quota_of_a_container(tmp_path, files, expected):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(threads, "CGROUP", tmp_path)
-    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 6)
-    threads.cpu_quota.cache_clear()
-    assert threads.num_threads() == expected
-    threads.cpu_quota.cache_clear()
+    assert num_threads(tmp_path) == expected

@@ -1,11 +1,13 @@
 """Arguments of the wrong type: the processor raises an error of the package that says what is allowed."""
 
 import base64
+import binascii
 import io
 
 import numpy as np
 import pytest
 import torch
+from hooks import after_calls
 
 from higgs_audio import audio as audio_io
 from higgs_audio.audio.limits import AudioLimits
@@ -156,12 +158,12 @@ def test_codes_may_be_arrays_tensors_or_lists(processor):
 # Responses.
 
 
-def test_the_decoded_sound_stays_within_full_scale(processor, monkeypatch):
-    from higgs_audio.codec.model import TokenizerDecoderOutput
+def test_the_decoded_sound_stays_within_full_scale(processor):
+    def loud(samples):
+        return torch.linspace(-1.5, 1.5, samples.shape[-1])[None, None]
 
-    loud = torch.linspace(-1.5, 1.5, 100)[None, None]
-    monkeypatch.setattr(processor.audio_tokenizer, "decode", lambda codes: TokenizerDecoderOutput(audio_values=loud))
-    sound = processor.decode([1], [make_segment()]).audio
+    with after_calls(processor.audio_tokenizer.acoustic_decoder, loud):
+        sound = processor.decode([1], [make_segment()]).audio
     assert (sound.min(), sound.max()) == (-1, 1)
 
 
@@ -333,9 +335,11 @@ def test_samples_bytes_and_dataset_features_are_one_audio_each(processor):
 
 
 @pytest.mark.parametrize("key", ["raw_audio", "url"])
-def test_the_size_of_base64_is_checked_before_decoding(monkeypatch, key):
-    monkeypatch.setattr(base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
-    text = "A" * 8000
+def test_the_size_of_base64_is_checked_before_decoding(key):
+    """The text cannot be decoded: it has one character too many."""
+    text = "A" * 8001
+    with pytest.raises(binascii.Error):
+        base64.b64decode(text)
     with pytest.raises(AudioError, match="more than 3,000 bytes"):
         read_source({key: text if key == "raw_audio" else f"data:;base64,{text}"}, 24000, AudioLimits(max_bytes=3000))
 

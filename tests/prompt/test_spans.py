@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conversations import K, V, clone, codes_item, make_codes, message
+from tracing import record_calls
 
 from higgs_audio import NANO
 from higgs_audio.errors import CodesError, HiggsAudioError, OptionError, PromptError, TextError
@@ -160,11 +161,16 @@ def test_the_check_accepts_what_can_be_rendered(any_processor):
     any_processor.check_conversation([message("user", "<SE>[Laughter]</SE>...")])
 
 
-def test_the_check_renders_no_text(phonemes, monkeypatch):
-    """Phonemizing and tokenizing are what takes time."""
-    monkeypatch.setattr("higgs_audio.prompt.frontend.phonemize", lambda text: pytest.fail("phonemized"))
-    monkeypatch.setattr(type(phonemes.tokenizer), "__call__", lambda *_, **__: pytest.fail("tokenized"))
-    phonemes.check_conversation([message("user", "The sun rises in the east.")])
+def test_the_check_renders_no_text(phonemes):
+    """Phonemizing and tokenizing, which the encoder does, are what takes time."""
+    conversation = [message("user", "The sun rises in the east.")]
+    with record_calls() as calls:
+        phonemes.check_conversation(conversation)
+    assert calls.indices_in("prompt.conversation")
+    assert not calls.indices_in("text.phonemes", "prompt.encoder")
+    with record_calls() as calls:
+        phonemes.apply_chat_template([message("user", "Seventeen herons, and no other text is equal to this.")])
+    assert calls.indices_in("text.phonemes") and calls.indices_in("prompt.encoder")
 
 
 # Options.

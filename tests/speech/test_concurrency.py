@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hooks import after_calls, before_calls
 from noise import LONG
 
-import higgs_audio.speech.decode_queue
-import higgs_audio.speech.tts
 from higgs_audio.engine import Engine
 from higgs_audio.errors import EngineError, NumericsError, OptionError, TextError
+from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.speech.decode_queue import DecodeQueue
 from higgs_audio.speech.request import RequestBuilder
-from higgs_audio.speech.stream import UTTERANCES_AHEAD, SpeechStream
+from higgs_audio.speech.stream import MAX_ACTIVE_TEXTS, UTTERANCES_AHEAD, SpeechStream
 from higgs_audio.speech.tts import HiggsAudio
 
 
@@ -43,9 +43,9 @@ def test_a_single_text_is_not_a_batch(tts):
     assert tts.generate_batch([]) == []
 
 
-def test_failing_texts_do_not_end_the_list(tts, monkeypatch):
+def test_failing_texts_do_not_end_the_list(tts, with_engine):
     """Sixteen errors in a row while nobody spoke were taken for the end."""
-    monkeypatch.setattr(tts, "engine", Engine(tts.model, context=200))
+    tts = with_engine(tts, context=200)
     long = "Many words of a length like these are too much for a small engine. "
     texts = [long] * 20 + ["Hello there."] * 3
     results = dict(tts.generate_as_completed(tts.request(text, None, {"seed": 3}) for text in texts))
@@ -53,16 +53,16 @@ def test_failing_texts_do_not_end_the_list(tts, monkeypatch):
     assert [isinstance(results[number], OptionError) for number in range(23)] == [True] * 20 + [False] * 3
 
 
-def test_many_long_texts_never_exceed_the_waiting_limit(tts, monkeypatch):
+def test_many_long_texts_never_exceed_the_waiting_limit(tts, with_engine):
     """Every utterance of a book was asked for at once, and the engine takes a thousand."""
     alone = tts.generate(LONG, seed=3)
-    monkeypatch.setattr(tts, "engine", Engine(tts.model, max_waiting=6 * UTTERANCES_AHEAD, max_slots=2))
-    monkeypatch.setattr("higgs_audio.speech.stream.MAX_ACTIVE_TEXTS", 6)
+    limit = MAX_ACTIVE_TEXTS * UTTERANCES_AHEAD
     book = "\n\n".join(["Hello, all."] * 40)
-    spoken = tts.generate_batch([LONG, *[book] * 2, *["Hello."] * 20, LONG], seed=3)
+    texts = [LONG, *[book] * 2, *["Hello."] * limit, LONG]
+    spoken = with_engine(tts, max_waiting=limit, max_slots=2).generate_batch(texts, seed=3)
     assert np.array_equal(spoken[0].codes, alone.codes)
     assert np.array_equal(spoken[-1].codes, alone.codes)
-    assert len(spoken) == 24
+    assert len(spoken) == len(texts)
 
 
 def test_asyncio_streams_equal_plain_ones(tts):
@@ -89,26 +89,25 @@ def test_an_asynchronous_stream_raises_what_a_stream_raises(tts):
     asyncio.run(listen(low_latency=True, seed=1, max_seconds=0.2))
 
 
-def test_threads_that_start_at_once_share_one_engine(tiny_checkpoint, monkeypatch):
-    made, make = [], higgs_audio.speech.tts.Engine
+def test_threads_that_start_at_once_share_one_engine(tiny_checkpoint):
+    """Creating one encodes silence, here slowly."""
+    tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu")
+    made = []
 
-    def slow(*args, **options):
+    def slow(_):
         made.append(1)
         time.sleep(0.2)
-        return make(*args, **options)
 
-    monkeypatch.setattr(higgs_audio.speech.tts, "Engine", slow)
-    tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu")
-    with ThreadPoolExecutor(4) as pool:
+    with before_calls(tts.codec.acoustic_encoder, slow), ThreadPoolExecutor(4) as pool:
         codes = [speech.codes for speech in pool.map(lambda _: tts.generate("Hello there.", seed=1), range(4))]
     assert len(made) == 1
     assert all(np.array_equal(codes[0], other) for other in codes)
-    tts.engine = make(tts.model, context=512, max_slots=2)
+    tts.engine = Engine(tts.model, context=512, max_slots=2)
     assert tts.engine.context == 512
 
 
-def test_a_text_too_long_for_the_engine_fails_alone(tts, monkeypatch):
-    monkeypatch.setattr(tts, "engine", Engine(tts.model, context=200))
+def test_a_text_too_long_for_the_engine_fails_alone(tts, with_engine):
+    tts = with_engine(tts, context=200)
     long = "Many words of a length like these are too much for a small engine. "
     requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", long, "Good night.")]
     results = dict(tts.generate_as_completed(requests))
@@ -118,111 +117,112 @@ def test_a_text_too_long_for_the_engine_fails_alone(tts, monkeypatch):
     assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
 
 
-def test_logits_with_nan_end_their_text_alone(tts, monkeypatch):
+def test_logits_with_nan_end_their_text_alone(tts):
     healthy = [tts.generate(text, seed=3).codes for text in ("Hello there.", "Good night.")]
-    decode = tts.engine.runner.decode
 
-    def spoiled(*args):
-        logits = decode(*args).clone()
+    def spoiled(rows):  # embeddings [R, D], one for each slot
         if len(tts.engine.slots.decoding) == 3:
-            logits[tts.engine.slots.decoding[1].slots[0]] = float("nan")
-        return logits
+            rows = rows.clone()
+            rows[tts.engine.slots.decoding[1].slots[0]] = float("nan")
+        return rows
 
-    monkeypatch.setattr(tts.engine.runner, "decode", spoiled)
     requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", "Bad luck.", "Good night.")]
-    results = dict(tts.generate_as_completed(requests))
+    with after_calls(tts.model.model.embed_audio_tokens, spoiled):
+        results = dict(tts.generate_as_completed(requests))
     first, broken, last = (results[number] for number in range(3))
     assert isinstance(broken, NumericsError)
     assert np.array_equal(first.codes, healthy[0])
     assert np.array_equal(last.codes, healthy[1])
 
 
-def test_a_failing_audio_tokenizer_ends_its_text_alone(tts, monkeypatch):
-    alone = tts.generate("Good night.", seed=3)
-    push, broken = higgs_audio.speech.decode_queue.push_many, []
+def test_a_failing_audio_tokenizer_ends_its_text_alone(tts):
+    """It fails with the first text, also where both are decoded together."""
+    first, alone = (tts.generate(text, seed=3) for text in ("Hello there.", "Good night."))
+    assert first.codes.shape != alone.codes.shape
 
-    def failing(decoders, *args):
-        broken[:] = broken or decoders[:1]
-        if broken[0] in decoders:
+    def failing(latent):  # [1, F, D]
+        if latent.shape[1] != alone.codes.shape[1]:
             raise RuntimeError("out of memory")
-        return push(decoders, *args)
 
-    monkeypatch.setattr(higgs_audio.speech.decode_queue, "push_many", failing)
     requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", "Good night.")]
-    results = dict(tts.generate_as_completed(requests))
-    assert isinstance(results[0], EngineError)
-    assert isinstance(results[0].__cause__, RuntimeError)
-    assert np.array_equal(results[1].codes, alone.codes)
-    broken.clear()
-    with pytest.raises(EngineError, match="out of memory"):
-        tts.generate("Hello there.", seed=3)
+    with before_calls(tts.codec.fc2, failing):
+        results = dict(tts.generate_as_completed(requests))
+        assert isinstance(results[0], EngineError)
+        assert isinstance(results[0].__cause__, RuntimeError)
+        assert np.array_equal(results[1].codes, alone.codes)
+        with pytest.raises(EngineError, match="out of memory"):
+            tts.generate("Hello there.", seed=3)
     assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
 
 
-def test_a_text_that_fails_to_start_frees_its_requests(tts, monkeypatch):
-    """Its first utterances have been submitted by then."""
-    build, calls = RequestBuilder.build, []
+class FailingThird(HiggsAudioProcessor):
+    """A processor that fails to encode a third conversation."""
 
-    def failing(*args):
-        calls.append(args)
-        if len(calls) == 3:
+    num_calls = 0
+
+    def encode_conversations(self, conversations, **options):
+        self.num_calls += 1
+        if self.num_calls == 3:
             raise RuntimeError("no memory")
-        return build(*args)
+        return super().encode_conversations(conversations, **options)
 
-    request = tts.request("One two three. " * 40, tts.voices[0], {"seed": 1})
+
+def test_a_text_that_fails_to_start_frees_its_requests(tts):
+    """Its first utterances have been submitted by then."""
+    processor = FailingThird(tts.processor.tokenizer, tts.codec, text_frontend="phonemes")
+    failing = HiggsAudio(tts.model, processor)
+    request = failing.request("One two three. " * 40, tts.voice("ava"), {"seed": 1})
     assert request.is_parallel
-    monkeypatch.setattr(RequestBuilder, "build", failing)
     with pytest.raises(RuntimeError, match="no memory"):
-        list(tts.generate_as_completed([request]))
-    assert (tts.engine.num_waiting, tts.engine.num_running) == (0, 0)
-    calls.clear()
-    builder, queue = RequestBuilder(tts.model, tts.processor), DecodeQueue(tts.codec)
+        list(failing.generate_as_completed([request]))
+    assert (failing.engine.num_waiting, failing.engine.num_running) == (0, 0)
+    processor.num_calls = 0
+    builder, queue = RequestBuilder(tts.model, processor), DecodeQueue(tts.codec)
     with pytest.raises(RuntimeError, match="no memory"):
         SpeechStream(request, tts.engine, builder, queue, num_ahead=UTTERANCES_AHEAD, is_offline=True).start()
     assert (len(queue), tts.engine.num_waiting, tts.engine.num_running) == (0, 0, 0)
 
 
-def test_an_abandoned_stream_frees_its_request(tts, bias_eos):
-    bias_eos(-100.0)
-    stream = tts.stream(LONG, seed=2)
+def test_an_abandoned_stream_frees_its_request(endless):
+    engine = endless.engine
+    stream = endless.stream(LONG, seed=2)
     next(stream)
-    assert tts.engine.num_running == 1
+    assert engine.num_running == 1
     stream.close()
-    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+    assert (engine.num_running, engine.num_waiting) == (0, 0)
 
     async def leave():
-        stream = tts.stream_async(LONG, seed=2)
+        stream = endless.stream_async(LONG, seed=2)
         async for _ in stream:
             break
         await stream.aclose()
 
     asyncio.run(leave())
-    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+    assert (engine.num_running, engine.num_waiting) == (0, 0)
 
 
-def test_an_interrupted_batch_frees_its_requests(tts, bias_eos, monkeypatch):
-    bias_eos(-100.0)
-    decode, steps = tts.engine.runner.decode, []
+def test_an_interrupted_batch_frees_its_requests(endless):
+    passes = []
 
-    def interrupted(*args):
-        steps.append(1)
-        if len(steps) == 20:
+    def interrupted(*_):
+        passes.append(1)
+        if len(passes) == 20:
             raise KeyboardInterrupt
-        return decode(*args)
 
-    monkeypatch.setattr(tts.engine.runner, "decode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        tts.generate_batch([LONG, LONG], seed=1)
-    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
-    assert tts.generate("Hello there.", seed=5).seconds > 0
+    with (
+        before_calls(endless.model.model.embed_audio_tokens, interrupted),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        endless.generate_batch([LONG, LONG], seed=1)
+    assert (endless.engine.num_running, endless.engine.num_waiting) == (0, 0)
+    assert endless.generate("Hello there.", seed=5).seconds > 0
 
 
-def test_cancelling_the_task_of_a_stream_frees_its_request(tts, bias_eos):
+def test_cancelling_the_task_of_a_stream_frees_its_request(endless):
     """Its generator was closed while a thread was still in it."""
-    bias_eos(-100.0)
 
     async def listen(begun):
-        async for _ in tts.stream_async(LONG * 5, seed=2):
+        async for _ in endless.stream_async(LONG * 5, seed=2):
             begun.set()
 
     async def cancel():
@@ -235,14 +235,12 @@ def test_cancelling_the_task_of_a_stream_frees_its_request(tts, bias_eos):
             await task
 
     asyncio.run(cancel())
-    assert (tts.engine.num_running, tts.engine.num_waiting) == (0, 0)
+    assert (endless.engine.num_running, endless.engine.num_waiting) == (0, 0)
 
 
-def test_a_waiting_stream_is_cancelled_at_once(tts, bias_eos, monkeypatch):
+def test_a_waiting_stream_is_cancelled_at_once(endless, with_engine):
     """It came back when it had been given room and had spoken."""
-    bias_eos(-100.0)
-    monkeypatch.setattr(tts, "engine", Engine(tts.model, max_slots=1))
-    made = []
+    tts, made = with_engine(endless, max_slots=1), []
 
     async def run():
         async def listen():
@@ -266,17 +264,17 @@ def test_a_waiting_stream_is_cancelled_at_once(tts, bias_eos, monkeypatch):
     assert not made
 
 
-def test_a_stream_cancelled_while_it_submits_frees_its_request(tts, monkeypatch):
+def test_a_stream_cancelled_while_it_submits_frees_its_request(tts, with_engine):
     """What a thread asked for when nobody waited for it any more kept its rows."""
-    submit = tts.engine.submit
     begun = threading.Event()
 
-    def slow(request):
-        begun.set()
-        time.sleep(0.2)
-        return submit(request)
+    class Slow(Engine):
+        def submit(self, request):
+            begun.set()
+            time.sleep(0.2)
+            return super().submit(request)
 
-    monkeypatch.setattr(tts.engine, "submit", slow)
+    tts = with_engine(tts, Slow)
 
     async def run():
         async def listen():

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from hooks import counted_calls
 from noise import LONG, TEXT
 
 from higgs_audio.errors import OptionError
@@ -34,49 +35,44 @@ def test_the_waveform_is_the_decoded_codes(tts):
     assert np.abs(decoded.numpy() - speech.waveform.samples).max() < 1e-4
 
 
-def test_generate_is_the_concatenation_of_the_stream(tts, bias_eos):
-    bias_eos(-100.0)
-    chunks = list(tts.stream(LONG, seed=2))
-    whole = tts.generate(LONG, seed=2)
+def test_generate_is_the_concatenation_of_the_stream(endless):
+    chunks = list(endless.stream(LONG, seed=2))
+    whole = endless.generate(LONG, seed=2)
     assert len(chunks) >= 6
     assert all(len(chunk.samples) for chunk in chunks)
     assert np.array_equal(np.concatenate([chunk.samples for chunk in chunks]), whole.waveform.samples)
 
 
-def test_the_first_chunk_comes_after_a_few_frames(tts, bias_eos):
+def test_the_first_chunk_comes_after_a_few_frames(endless):
     """4 frames and those that this decoder looks ahead, whatever the length of the text."""
-    bias_eos(-100.0)
-    first = next(tts.stream(LONG * 10, seed=2))
+    first = next(endless.stream(LONG * 10, seed=2))
     assert 4 / 25 <= first.seconds < 5 / 25
 
 
-def test_chunks_double_so_that_little_is_decoded_twice(tts, bias_eos):
-    bias_eos(-100.0)
-    lengths = [round(25 * chunk.seconds) for chunk in tts.stream("Many words of a length like these. " * 3, seed=2)]
+def test_chunks_double_so_that_little_is_decoded_twice(endless):
+    lengths = [round(25 * chunk.seconds) for chunk in endless.stream("Many words of a length like these. " * 3, seed=2)]
     assert lengths[:4] == [4, 8, 16, 32]
     assert max(lengths) <= 64 + 2
 
 
-def test_low_latency_needs_fewer_steps_for_nearly_the_same_sound(tts, bias_eos, monkeypatch):
-    bias_eos(-100.0)
-    decode, steps, waited, spoken = tts.engine.runner.decode, [], {}, {}
-    monkeypatch.setattr(tts.engine.runner, "decode", lambda *args: steps.append(1) or decode(*args))
+def test_low_latency_needs_fewer_steps_for_nearly_the_same_sound(endless):
+    waited, spoken = {}, {}
+    next(endless.stream("Hello there.", seed=2))  # prefills what precedes the text
     for low_latency in (False, True):
-        steps.clear()
-        stream = tts.stream("Hello there.", seed=2, low_latency=low_latency)
-        first = next(stream).samples
+        stream = endless.stream("Hello there.", seed=2, low_latency=low_latency)
+        with counted_calls(endless.model.model.embed_audio_tokens) as steps:
+            first = next(stream).samples
         waited[low_latency] = len(steps)
         spoken[low_latency] = np.concatenate([first, *(chunk.samples for chunk in stream)])
-    assert waited[False] - waited[True] == tts.codec.decoder_context[1] - LOW_LATENCY_FRAMES
+    assert waited[False] - waited[True] == endless.codec.decoder_context[1] - LOW_LATENCY_FRAMES
     assert spoken[True].shape == spoken[False].shape
     assert np.abs(spoken[True] - spoken[False]).max() < 0.1 * np.abs(spoken[False]).max()
     with pytest.raises(OptionError, match="low_latency='no'"):
-        tts.stream("Hello there.", low_latency="no")
+        endless.stream("Hello there.", low_latency="no")
 
 
-def test_a_repeated_utterance_has_other_codes(tts, bias_eos):
-    bias_eos(-100.0)
-    first, second = np.split(tts.generate("Hello.\n\nHello.", seed=1).codes, 2, axis=1)
+def test_a_repeated_utterance_has_other_codes(endless):
+    first, second = np.split(endless.generate("Hello.\n\nHello.", seed=1).codes, 2, axis=1)
     assert not np.array_equal(first, second)
 
 
@@ -100,38 +96,37 @@ def test_sampling_options_default_to_those_of_the_checkpoint(tiny_checkpoint, tm
     assert not np.array_equal(first, calm.generate("Hi there.", max_seconds=0.4, do_sample=True, seed=1).codes)
 
 
-def test_without_a_voice_later_utterances_continue_the_first(tts, monkeypatch):
+class Recording(HiggsAudioProcessor):
+    """A processor that keeps the conversations that it renders."""
+
+    def __init__(self, tts):
+        super().__init__(tts.processor.tokenizer, tts.codec, text_frontend=tts.processor.text_frontend)
+        self.rendered = []
+
+    def encode_conversations(self, conversations, **options):
+        self.rendered.extend(conversations)
+        return super().encode_conversations(conversations, **options)
+
+
+def test_without_a_voice_later_utterances_continue_the_first(tts):
     """Without a profile or reference each utterance would have another voice."""
-    nameless = HiggsAudio(tts.model, tts.processor)
-    conversations = record_rendered(monkeypatch)
-    speech = nameless.generate(LONG, seed=1)
-    turns = [turn for conversation in conversations for turn in conversation if turn["role"] == "assistant"]
+    processor = Recording(tts)
+    speech = HiggsAudio(tts.model, processor).generate(LONG, seed=1)
+    turns = [turn for conversation in processor.rendered for turn in conversation if turn["role"] == "assistant"]
     assert len(turns) == 2  # in the prompts of the second and the third utterance
     for turn in turns:
         codes = turn["content"][0]["codes"]
         assert np.array_equal(codes, speech.codes[:, : codes.shape[1]])
 
 
-def record_rendered(monkeypatch):
-    """A list to which every conversation is added when it is rendered."""
-    conversations, encode = [], HiggsAudioProcessor.encode_conversations
-
-    def recording(processor, rendered, **options):
-        conversations.extend(rendered)
-        return encode(processor, rendered, **options)
-
-    monkeypatch.setattr(HiggsAudioProcessor, "encode_conversations", recording)
-    return conversations
-
-
-def test_prompts_are_rendered_once_when_their_utterance_is_due(tts, monkeypatch):
-    conversations = record_rendered(monkeypatch)
-    stream = tts.stream(LONG, seed=1)
-    assert conversations == []
+def test_prompts_are_rendered_once_when_their_utterance_is_due(tts):
+    processor = Recording(tts)
+    stream = HiggsAudio(tts.model, processor).stream(LONG, tts.voice("ava"), seed=1)
+    assert processor.rendered == []
     next(stream)
-    assert len(conversations) == 1
+    assert len(processor.rendered) == 1
     list(stream)
-    texts = [conversation[-1]["content"] for conversation in conversations]
+    texts = [conversation[-1]["content"] for conversation in processor.rendered]
     assert texts == ["Hello, all.", "Good night.", "Bye now."]
 
 
@@ -154,28 +149,25 @@ def test_the_engine_request_is_that_of_the_plain_loop(tts, recording, scale):
         assert torch.equal(built.negative_ids, mask_last_text(built.input_ids, tts.processor.tokenizer))
 
 
-def test_an_utterance_that_reaches_its_limit_reports_length(tts, bias_eos):
-    bias_eos(-100.0)
+def test_an_utterance_that_reaches_its_limit_reports_length(endless):
     phones = count_phones("Hello there.", phonemes=True)
-    speech = tts.generate("Hello there.", seed=1)
+    speech = endless.generate("Hello there.", seed=1)
     assert speech.finish_reason == "length"
     assert speech.codes.shape[1] == frame_bounds(phones, 25)[1]
 
 
-def test_max_seconds_limits_all_utterances_together(tts, bias_eos):
-    bias_eos(-100.0)
-    whole = tts.generate(LONG, seed=1)
+def test_max_seconds_limits_all_utterances_together(endless):
+    whole = endless.generate(LONG, seed=1)
     for seconds in (whole.seconds - 0.4, 0.4):
-        speech = tts.generate(LONG, seed=1, max_seconds=seconds)
+        speech = endless.generate(LONG, seed=1, max_seconds=seconds)
         assert (speech.seconds, speech.finish_reason) == (pytest.approx(seconds), "length")
     first = frame_bounds(count_phones(LONG.split("\n")[0], phonemes=True), 25)[1] / 25
-    assert tts.generate(LONG, seed=1, max_seconds=first).seconds == first  # the others are left out
-    assert tts.generate(LONG, seed=1, max_seconds=0.04).codes.shape == (8, 1)
+    assert endless.generate(LONG, seed=1, max_seconds=first).seconds == first  # the others are left out
+    assert endless.generate(LONG, seed=1, max_seconds=0.04).codes.shape == (8, 1)
 
 
-def test_the_model_ends_an_utterance_but_not_below_its_minimum_length(tts, bias_eos):
-    bias_eos(100.0)
-    speech = tts.generate("Hello there.", seed=1)
+def test_the_model_ends_an_utterance_but_not_below_its_minimum_length(brief):
+    speech = brief.generate("Hello there.", seed=1)
     least, _ = frame_bounds(count_phones("Hello there.", phonemes=True), 25)
     assert (speech.codes.shape[1], speech.finish_reason) == (least, "stop")
 

@@ -133,9 +133,9 @@ def test_a_replaced_entry_is_a_vector_of_the_batch_and_is_not_dead_after_the_nex
     book = started_book(vectors)
     book.cluster_size[3], book.embed[3], book.embed_avg[3] = 0, 1e6, 0
     assert replace_dead_entries(book, vectors, torch.Generator().manual_seed(0)) == 1
-    revived = book.embed[3].clone()
-    assert bool((vectors == revived).all(1).any())
-    torch.testing.assert_close(book.embed_avg[3] / book.cluster_size[3], revived)
+    replaced = book.embed[3].clone()
+    assert bool((vectors == replaced).all(1).any())
+    torch.testing.assert_close(book.embed_avg[3] / book.cluster_size[3], replaced)
     update_codebook(book, vectors, book.nearest(vectors), decay=0.99)
     assert replace_dead_entries(book, vectors, torch.Generator().manual_seed(0)) == 0
     assert quantization_error(book, vectors) < 1

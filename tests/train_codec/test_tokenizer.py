@@ -35,7 +35,6 @@ def test_quantizers_are_fitted_before_their_first_step_and_again_in_the_first_sh
 def test_a_tokenizer_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(
     corpus, tiny_teacher, tmp_path, monkeypatch, deaths, head
 ):
-    monkeypatch.setattr(tokenizer, "REVIVE_EVERY", 3)
     recipe = TokenizerRecipe(
         data=str(corpus),
         teacher=str(tiny_teacher),
@@ -48,6 +47,7 @@ def test_a_tokenizer_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(
         warmup_unquantized=2,
         refit_every=3,
         refit_share=0.9,
+        replace_every=3,
         kmeans_batches=26,  # of 40 vectors each: just above the 1024 entries
         heard_weight=0.5,
         adversarial_weight=0.1,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from corpus import TEXT
 from runs import tiny_model
+from torch.overrides import TorchFunctionMode
 
-import higgs_audio.model.layers
 from higgs_audio.data.phones import PHONES
 from higgs_audio.delay import IGNORE_INDEX
 from higgs_audio.train_lm.collate import collate
@@ -13,27 +13,34 @@ from higgs_audio.train_lm.examples import Dialogue
 from higgs_audio.train_lm.guide import GUIDED_HEAD, VOICE_HEAD, Guide, has_earlier_turn
 
 
-def attention_weights(model, batch, monkeypatch):
-    """Attention weights `[B, N, T, T]` of each layer in one forward pass."""
-    weights_of_layers, eager_attention = [], higgs_audio.model.layers.eager_attention
+class RecordedSoftmax(TorchFunctionMode):
+    """A context that keeps the results of `Tensor.softmax`."""
 
-    def recorded(*args, **options):
-        out, weights = eager_attention(*args, **options)
-        weights_of_layers.append(weights)
-        return out, weights
+    def __init__(self):
+        super().__init__()
+        self.results = []
 
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.softmax:
+            self.results.append(result)
+        return result
+
+
+def attention_weights(model, batch):
+    """Attention weights `[B, N, T, T]` of each layer in one forward pass; eager attention has no other softmax."""
     model.set_attn_implementation("eager")
-    monkeypatch.setattr(higgs_audio.model.layers, "eager_attention", recorded)
-    model(**batch.inputs, only_loss=True)
-    return weights_of_layers
+    with RecordedSoftmax() as recorded:
+        model(**batch.inputs, only_loss=True)
+    return recorded.results
 
 
-def test_the_attention_loss_is_computed_from_the_weights_of_the_model(clips, processor, monkeypatch):
+def test_the_attention_loss_is_computed_from_the_weights_of_the_model(clips, processor):
     text = {**TEXT, "num_attention_heads": 4, "num_key_value_heads": 2}
     model = tiny_model(processor, text)
     guide = Guide(model, (0, 1), 1, len(PHONES) + 1)
     batch = collate([Dialogue((clips[0], clips[2])), Dialogue((clips[1],), "Joe")], processor)
-    layers = attention_weights(model, batch, monkeypatch)
+    layers = attention_weights(model, batch)
     rows, positions = (batch.attention_targets >= 0).nonzero(as_tuple=True)
     targets = batch.attention_targets[rows, positions]
     expected = [-weights[rows, GUIDED_HEAD, positions, targets].log().sum() for weights in layers]
@@ -47,13 +54,13 @@ def test_the_attention_loss_is_computed_from_the_weights_of_the_model(clips, pro
     )
 
 
-def test_the_voice_loss_is_computed_from_the_weights_on_earlier_turns_of_a_speaker(clips, processor, monkeypatch):
+def test_the_voice_loss_is_computed_from_the_weights_on_earlier_turns_of_a_speaker(clips, processor):
     text = {**TEXT, "num_attention_heads": 4, "num_key_value_heads": 2}
     model = tiny_model(processor, text)
     guide = Guide(model, (0,), 1, len(PHONES) + 1, voice_layers=(0, 1))
     several = Dialogue((clips[0], clips[1], clips[2], clips[4]), speakers=(0, 1, 1, 0))
     batch = collate([several, Dialogue((clips[1],), "Joe")], processor)
-    layers = attention_weights(model, batch, monkeypatch)
+    layers = attention_weights(model, batch)
     opening = processor.tokenizer.convert_tokens_to_ids("<|audio_out_bos|>")
     starts = (batch.inputs["input_ids"][0] == opening).nonzero().squeeze(1) + 1
     lengths = [turn.num_frames + 9 for turn in several.turns]

@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from corpus import TEXT
+from full_disk import file_size_limit
 from killing import KilledError, hidden_names, run_until_rename
 from runs import contents, read_metrics, teacher_recipe, tiny_model, write_timed_corpus
 
@@ -107,16 +108,12 @@ def test_the_error_of_a_damaged_state_names_the_file(tmp_path):
         Run(tmp_path).resume(parts)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("num_bytes", [100, 1500])
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, num_bytes):
     parts = layer_and_optimizer(3, 3)
     before = tiny_run(tmp_path, parts)
-
-    def save_half(state, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", save_half)
-    with pytest.raises(CheckpointError, match=r"step 4 cannot be saved .* No space left"):
+    assert len(before["state.pt"]) > 1500
+    with file_size_limit(num_bytes), pytest.raises(CheckpointError, match=r"step 4 cannot be saved .* File too large"):
         Run(tmp_path).save(4, parts)
     assert contents(tmp_path) == before
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from higgs_audio.engine.decode_state import initial_state
 from higgs_audio.engine.handle import RequestHandle
-from higgs_audio.engine.kv_cache import KVCache, slot_bytes
+from higgs_audio.engine.kv_cache import INITIAL_POSITIONS, KVCache, slot_bytes
 from higgs_audio.engine.loop_detector import LoopDetector
 from higgs_audio.engine.model_runner import ModelRunner
 from higgs_audio.engine.prefill import Prefiller
@@ -62,6 +62,7 @@ class Engine:
             and 4 on a GPU.
         silent: codes of codebook 0 that represent silence, for requests with `detect_loops`.
         fused: see `ModelRunner`.
+        initial_positions: of each slot, for which memory is allocated at first; it doubles on demand.
 
     Attributes:
         config: config of the model.
@@ -86,6 +87,7 @@ class Engine:
         num_steps: int | None = None,
         silent: Collection[int] = (),
         fused: bool | None = None,
+        initial_positions: int = INITIAL_POSITIONS,
     ) -> None:
         config = model.model.text_config
         max_context = config.max_position_embeddings
@@ -96,7 +98,8 @@ class Engine:
         self._positions = self.context + self._num_steps - 1  # per slot: steps after a last column write there too
         one_slot = math.ceil(slot_bytes(config, self._positions, model.dtype) / (1 - PREFIX_SHARE))
         memory = max(free_memory(model.device), 2 * one_slot) if memory is None else memory
-        for name, value in (("memory", memory), ("max_waiting", max_waiting), ("prefill_chunk", prefill_chunk)):
+        counts = {"memory": memory, "max_waiting": max_waiting, "prefill_chunk": prefill_chunk}
+        for name, value in (counts | {"initial_positions": initial_positions}).items():
             check_count(name, value, 1)
         num_slots = memory // one_slot
         if num_slots < 1:
@@ -107,7 +110,7 @@ class Engine:
         self.max_slots = min(num_slots, MAX_SLOTS) if max_slots is None else max_slots
         check_count("max_slots", self.max_slots, 1, num_slots)
         self.config, self._prefill_chunk, self._silent = model.config, prefill_chunk, frozenset(silent)
-        self._model, self._use_fused = model, fused
+        self._model, self._use_fused, self._initial_positions = model, fused, initial_positions
         self.prefixes = PrefixCache(int(memory * PREFIX_SHARE))
         self._build()
         self.scheduler = Scheduler(self.max_slots, max_waiting)
@@ -120,7 +123,8 @@ class Engine:
     def _build(self) -> None:
         """Creates the cache and the runner for the model as it is now."""
         model, self._is_stale = self._model, False
-        self.cache = KVCache(model.model.text_config, self.max_slots, self._positions, model.dtype, model.device)
+        size, initial = (self.max_slots, self._positions), self._initial_positions
+        self.cache = KVCache(model.model.text_config, *size, model.dtype, model.device, initial)
         self.runner = ModelRunner(model, self.cache, self._use_fused)
         self.prefixes.clear()
         self._reset_slots()

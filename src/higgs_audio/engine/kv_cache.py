@@ -66,12 +66,20 @@ class KVCache:
         config: config of the backbone.
         max_slots, max_positions: the maximum size.
         dtype, device: dtype and device of the model.
+        initial_positions: positions of each slot that are allocated at first.
     """
 
     def __init__(
-        self, config: LlamaConfig, max_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: LlamaConfig,
+        max_slots: int,
+        max_positions: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        initial_positions: int = INITIAL_POSITIONS,
     ) -> None:
         self.max_slots, self.max_positions = max_slots, max_positions
+        self._initial_positions = initial_positions
         heads = config.num_key_value_heads or config.num_attention_heads
         self._shape = (config.num_hidden_layers, 2, heads, head_width(config))  # L, 2, N_kv, H
         self._state = torch.empty(self._full_shape(0, 0), dtype=dtype, device=device)  # [L, 2, R, N_kv, T, H]
@@ -97,7 +105,7 @@ class KVCache:
         if num_slots <= slots and num_positions <= positions:
             return
         slots = min(self.max_slots, _doubled(slots or 1, num_slots))
-        positions = min(self.max_positions, _doubled(positions or INITIAL_POSITIONS, num_positions))
+        positions = min(self.max_positions, _doubled(positions or self._initial_positions, num_positions))
         old = self._state
         with torch.inference_mode(False):  # an inference tensor could not be modified outside of inference mode
             # zeros, because uninitialized memory may contain NaN; see `zero`

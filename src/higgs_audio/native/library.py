@@ -36,8 +36,14 @@ def native_library() -> ctypes.CDLL | None:
 
 
 @lru_cache(maxsize=1)
-def load_library() -> ctypes.CDLL | None:
+def load_library(folder: Path = FOLDER) -> ctypes.CDLL | None:
     """Loads the library, after compiling it if it is not in the cache; called once per process.
+
+    Args:
+        folder: folder of the C files.
+
+    Args:
+        folder: of the C files.
 
     Returns:
         None without a C compiler. Also None, with one UserWarning, if the compiler fails, if there is no folder for the
@@ -47,7 +53,7 @@ def load_library() -> ctypes.CDLL | None:
     if compiler is None:
         return None
     try:
-        library = ctypes.CDLL(str(_compile_cached(compiler)))
+        library = ctypes.CDLL(str(_compile_cached(compiler, folder)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
         reason = getattr(error, "stderr", None) or error
         warnings.warn(f"the C files cannot be compiled, so torch runs instead, slower: {reason}", stacklevel=3)
@@ -71,35 +77,35 @@ def size_mismatches(library: ctypes.CDLL) -> list[str]:
     return [f"{name} has {c} bytes in C and {ours} in Python" for name, (c, ours) in sizes.items() if c != ours]
 
 
-def library_path(compiler: str) -> Path:
-    """Returns the path of the library in the cache; its name is a hash of everything that it depends on."""
-    contents = [part for file in _c_files() for part in (file.name.encode(), file.read_bytes())]
+def library_path(compiler: str, folder: Path = FOLDER) -> Path:
+    """Returns the path in the cache of the library of the C files in `folder`; its name is a hash of everything that it
+    depends on."""
+    contents = [part for file in _c_files(folder) for part in (file.name.encode(), file.read_bytes())]
     key = (*contents, compiler.encode(), " ".join(FLAGS).encode(), _processor())
     name = hashlib.sha256(b"\0".join(key)).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "higgs-audio"
-    return folder / f"native-{name}.so"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "higgs-audio"
+    return cache / f"native-{name}.so"
 
 
-def _c_files() -> list[Path]:
-    return sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")])
+def _c_files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.c"), *folder.glob("*.h")])
 
 
-def _compile_cached(compiler: str) -> Path:
+def _compile_cached(compiler: str, folder: Path) -> Path:
     """Compiles the library unless it is in the cache. The file is written atomically."""
-    library = library_path(compiler)
+    library, sources = library_path(compiler, folder), [str(file) for file in sorted(folder.glob("*.c"))]
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(library.parent, library.name)
         with replacing_path(library) as output:
             try:
-                _compile(compiler, (*FLAGS, "-fopenmp"), output)
+                _compile(compiler, (*FLAGS, "-fopenmp"), sources, output)
             except subprocess.CalledProcessError:  # such as Apple's compiler, which has no OpenMP
-                _compile(compiler, FLAGS, output)
+                _compile(compiler, FLAGS, sources, output)
     return library
 
 
-def _compile(compiler: str, flags: tuple[str, ...], output: Path) -> None:
-    sources = [str(file) for file in _c_files() if file.suffix == ".c"]
+def _compile(compiler: str, flags: tuple[str, ...], sources: list[str], output: Path) -> None:
     command = [*compiler.split(), *flags, "-o", str(output), *sources, "-lm"]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 

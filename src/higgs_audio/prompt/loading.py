@@ -146,7 +146,7 @@ def write_processor(
 
     Without `save_codec` the config stores the folder or repository that the audio tokenizer was loaded from.
     """
-    tokenizer.save_pretrained(folder)
+    _save_tokenizer(tokenizer, folder)
     if codec is not None and save_codec:
         config = replace(config, codec=CODEC_FOLDER)
         codec.save_pretrained(folder / CODEC_FOLDER)
@@ -154,3 +154,17 @@ def write_processor(
         config = replace(config, codec=codec.name_or_path or config.codec)
     fields = {"processor_class": processor_class, **asdict(config)}
     (folder / PROCESSOR_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a text tokenizer's files.
+
+    Raises:
+        OSError: they cannot be written; tokenizers itself raises a bare `Exception`.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is Exception:
+            raise OSError(str(error)) from error
+        raise

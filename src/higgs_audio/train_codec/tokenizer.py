@@ -20,7 +20,6 @@ from higgs_audio.train_codec.spectral import spectral_losses
 from higgs_audio.train_codec.trainer import CodecTrainer
 from higgs_audio.training.run import seed_step
 
-REVIVE_EVERY = 50  # steps
 KMEANS_STEPS = 10
 
 
@@ -200,7 +199,7 @@ def update_codebooks(
     step: int,
     generator: torch.Generator,
 ) -> None:
-    """Updates every codebook's running averages; replaces dead entries every REVIVE_EVERY steps.
+    """Updates every codebook's running averages; replaces dead entries every `replace_every` steps.
 
     `step` is the number of finished steps, this one included.
     """
@@ -209,5 +208,5 @@ def update_codebooks(
     for number, quantizer in enumerate(tokenizer.quantizer.layers):
         vectors = output.quantized.projected[number].flatten(0, 1)  # [B * F, width]
         update_codebook(quantizer.codebook, vectors, output.quantized.codes[number].flatten(), recipe.decay)
-        if step % REVIVE_EVERY == 0:
+        if step % recipe.replace_every == 0:
             replace_dead_entries(quantizer.codebook, vectors, generator)

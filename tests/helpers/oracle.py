@@ -28,7 +28,7 @@ from higgs_audio.codec.resample import resample
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.delay import apply_delay
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 K, V = 8, 16
 BOS, EOS = V, V + 1
 AUDIO_IN, AUDIO_OUT, AUDIO_OUT_BOS, AUDIO_EOS, DELAY = 300, 301, 302, 303, 307

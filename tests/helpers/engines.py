@@ -60,4 +60,5 @@ def many_requests():
 
 
 def make_engine(model, **options):
-    return Engine(model, **{"context": CONTEXT, "max_slots": 8, **options})
+    """An engine whose KV cache starts small, so that it grows between and during steps."""
+    return Engine(model, **{"context": CONTEXT, "max_slots": 8, "initial_positions": 8, **options})
