@@ -1,4 +1,6 @@
-"""Hub repositories, served by this machine: the published one before and after it was rewritten, and uploads."""
+"""Tests of hub repositories, served by a local server: the published repository before and after it was rewritten, and
+uploads.
+"""
 
 import json
 import subprocess
@@ -101,7 +103,7 @@ def test_the_repository_loads_by_name_before_it_was_rewritten(hub, total, tmp_pa
     assert hub.weights_of(OLD) == SHARDS
 
 
-def test_a_killed_download_is_refused_offline_and_completed_online(hub, total, tmp_path):
+def test_an_interrupted_download_is_an_error_offline_and_completed_online(hub, total, tmp_path):
     hub.stalls_after = 10_000
     command = [sys.executable, "-W", "ignore", "-c", LOAD, json.dumps([(NAME, None, False)])]
     with subprocess.Popen(command, env=hub.environment(tmp_path), stderr=subprocess.DEVNULL) as process:
@@ -112,8 +114,8 @@ def test_a_killed_download_is_refused_offline_and_completed_online(hub, total, t
         process.kill()
     assert hub.weights_of(NEW)
     hub.stalls_after = None
-    refused, loaded = load(hub, tmp_path, (NAME, None, True), (NAME, None, False))
-    assert refused[0] == "error"
+    failed, loaded = load(hub, tmp_path, (NAME, None, True), (NAME, None, False))
+    assert failed[0] == "error"
     assert loaded == [NAME, pytest.approx(total)]
 
 
@@ -124,7 +126,7 @@ HiggsAudio.from_pretrained("someone/tiny", device="cpu")
 
 
 def test_a_repository_is_looked_up_once_for_all_parts(tiny_checkpoint, tmp_path):
-    """Its name was once resolved six times. The two lookups are those of the small files and of the weights."""
+    """Earlier, its name was resolved six times. The two lookups are for the small files and for the weights."""
     with serve({"someone/tiny": {OLD: tiny_checkpoint}}) as hub:
         hub.run(tmp_path, WHOLE)
     assert hub.lookups == [("someone/tiny", "main"), ("someone/tiny", OLD)]

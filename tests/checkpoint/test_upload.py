@@ -1,4 +1,4 @@
-"""Uploads of a processor to a hub on this machine."""
+"""Tests of uploads of a processor to a local hub."""
 
 import pytest
 from hub import serve
@@ -48,6 +48,6 @@ def test_upload_options_are_passed_on(hub):
     assert hub.tokens == {"t", "u"}
 
 
-def test_an_unknown_upload_option_is_refused_by_name(tiny_checkpoint):
+def test_an_unknown_upload_option_is_rejected_by_name(tiny_checkpoint):
     with pytest.raises(OptionError, match="did you mean 'private'"):
         HiggsAudioProcessor.from_pretrained(tiny_checkpoint).push_to_hub("org/voice", privat=True)
