@@ -124,7 +124,7 @@ def _reason(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class _ParsedURL:
-    """The checked parts of a URL; `str()` of it is for error messages and leaves out the query."""
+    """The checked parts of a URL; `str()` of it is for error messages and omits the query."""
 
     scheme: str
     host: str
