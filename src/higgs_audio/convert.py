@@ -64,7 +64,7 @@ def convert(
         destination: a folder that does not exist or is empty; may be ".".
         to: "boson", "early", "transformers" or "native".
         revision: branch, tag or commit of a repository.
-        max_shard_bytes: largest weight file of the original's layout; the other layouts have one file.
+        max_shard_bytes: maximum size of a weight file in the original layouts; the other layouts have one file.
 
     Returns:
         `destination`.

@@ -108,6 +108,10 @@ class MissingExtraError(HiggsAudioError, ImportError):
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package!r} is needed for this and is not installed: pip install 'higgs-audio[{extra}]'")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Restores the message without `__init__`, whose arguments subclasses change, as a worker process passes it."""
+        return MissingExtraError.__new__, (type(self), *self.args), {"msg": self.msg}
+
 
 def wrap_error(error: BaseException) -> HiggsAudioError:
     """Returns an error of this package unchanged; wraps any other in an `EngineError`, as its `__cause__`."""

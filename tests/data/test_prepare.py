@@ -141,6 +141,7 @@ def test_a_repeated_run_writes_only_missing_and_damaged_parts(recipe, encoded, c
     for name in ("part-0001.jsonl", "prepared.json"):  # as after a kill between the two files of a part
         (copy / name).unlink()
     (copy / "part-0001.safetensors").write_bytes(b"half")
+    (copy / "part-0001.safetensors.part").write_bytes(b"half")  # as an earlier version left it
     file = copy / "part-0002.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     complete = (copy / "part-0000.safetensors").stat()

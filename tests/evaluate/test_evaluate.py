@@ -106,7 +106,7 @@ def test_an_invalid_benchmark_is_rejected(tmp_path: Path) -> None:
         load(path, ["joe"])
     with pytest.raises(TextError, match="cannot be read"):
         load(tmp_path / "none.txt", ["joe"])
-    with pytest.raises(OptionError, match="each of them once"):
+    with pytest.raises(OptionError, match="each only once"):
         heldout(["joe", "joe"])
     with pytest.raises(OptionError, match="limit=0"):
         heldout(limit=0)

@@ -217,6 +217,7 @@ def test_resuming_removes_partial_files_and_loads_states_of_earlier_versions(tmp
     parts = layer_and_optimizer(3, 3)
     torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": 5}, tmp_path / "state.pt")
     (tmp_path / ".state.pt.0a1b2c3d.part").write_bytes(b"half")
+    (tmp_path / "state.pt.part").write_bytes(b"half")
     other = layer_and_optimizer(3, 3)
     assert Run(tmp_path).resume(other) == 5
     assert torch.equal(other["model"].weight, parts["model"].weight)

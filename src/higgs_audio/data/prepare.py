@@ -94,12 +94,15 @@ def prepare(recipe: PrepareRecipe) -> dict[str, int]:
     clips, bad = scan(recipe.data, recipe.split)
     check_not_empty(clips, recipe.data, recipe.split)
     parts = split_into_parts(recipe, clips)
-    Path(recipe.output).mkdir(parents=True, exist_ok=True)
+    output = Path(recipe.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for leftover in output.glob("part-*.safetensors.part"):  # of a killed worker of an earlier version
+        leftover.unlink(missing_ok=True)
     if recipe.worker == ALL_WORKERS and recipe.num_workers > 1:
         start_workers(recipe)
     else:
         prepare_parts(recipe, max(0, recipe.worker))
-    return report(Path(recipe.output), [path for path, _ in parts], bad)
+    return report(output, [path for path, _ in parts], bad)
 
 
 def check_recipe(recipe: PrepareRecipe) -> None:

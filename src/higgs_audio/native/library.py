@@ -42,9 +42,6 @@ def load_library(folder: Path = FOLDER) -> ctypes.CDLL | None:
     Args:
         folder: folder of the C files.
 
-    Args:
-        folder: of the C files.
-
     Returns:
         None without a C compiler. Also None, with one UserWarning, if the compiler fails, if there is no folder for the
         cache, or if a C structure and its ctypes mirror differ in size.
