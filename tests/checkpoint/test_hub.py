@@ -1,6 +1,4 @@
-"""Tests of hub repositories, served by a local server: the published repository before and after it was rewritten, and
-uploads.
-"""
+"""Tests of the published repository before and after it was rewritten, in a local hub."""
 
 import json
 import subprocess
@@ -14,7 +12,6 @@ import torch
 from hub import Hub, serve
 
 from higgs_audio import HiggsAudioForConditionalGeneration
-from higgs_audio.checkpoint import DOWNLOADED
 from higgs_audio.convert import convert
 
 NAME = "bosonai/higgs-audio-v2-generation-3B-base"
@@ -55,7 +52,8 @@ def hub(commits) -> Iterator[Hub]:
         yield hub
 
 
-# Loads several checkpoints in one process, which takes seconds to start.
+# Each program takes several checkpoints, because a process takes seconds to start: a name, a revision and a value of
+# `local_files_only`. It prints the name and the sum of the weights, or "error" and the message.
 LOAD = """
 import json, sys
 from higgs_audio import HiggsAudioForConditionalGeneration
@@ -69,12 +67,23 @@ for name, revision, here in json.loads(sys.argv[1]):
 """
 
 
-def load(hub: Hub, cache: Path, *checkpoints: tuple[str, str | None, bool]) -> list[list]:
-    """For each checkpoint its name and the sum of its weights, or "error" and the message.
+DOWNLOAD = """
+import json, sys
+from higgs_audio.checkpoint import open_checkpoint
+from higgs_audio.checkpoint.weights import open_weights
+from higgs_audio.errors import CheckpointError
+for name, revision, here in json.loads(sys.argv[1]):
+    try:
+        weights = open_weights(open_checkpoint(name, revision, local_files_only=here))
+        print(json.dumps([name, sum(float(w[...].double().sum()) for w in weights.values())]), flush=True)
+    except CheckpointError as error:
+        print(json.dumps(["error", str(error)]), flush=True)
+"""
 
-    A checkpoint is a name, a revision and a value of `local_files_only`.
-    """
-    return hub.run(cache, LOAD, json.dumps(checkpoints))
+
+def load(hub: Hub, cache: Path, *checkpoints: tuple[str, str | None, bool], program: str = LOAD) -> list[list]:
+    """Runs `program` with the checkpoints; returns the lines that it prints."""
+    return hub.run(cache, program, json.dumps(checkpoints))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +114,7 @@ def test_the_repository_loads_by_name_before_it_was_rewritten(hub, total, tmp_pa
 
 def test_an_interrupted_download_is_an_error_offline_and_completed_online(hub, total, tmp_path):
     hub.stalls_after = 10_000
-    command = [sys.executable, "-W", "ignore", "-c", LOAD, json.dumps([(NAME, None, False)])]
+    command = [sys.executable, "-W", "ignore", "-c", DOWNLOAD, json.dumps([(NAME, None, False)])]
     with subprocess.Popen(command, env=hub.environment(tmp_path), stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 300
         while not hub.weights_of(NEW) and time.monotonic() < deadline:
@@ -114,41 +123,6 @@ def test_an_interrupted_download_is_an_error_offline_and_completed_online(hub, t
         process.kill()
     assert hub.weights_of(NEW)
     hub.stalls_after = None
-    failed, loaded = load(hub, tmp_path, (NAME, None, True), (NAME, None, False))
+    failed, loaded = load(hub, tmp_path, (NAME, None, True), (NAME, None, False), program=DOWNLOAD)
     assert failed[0] == "error"
     assert loaded == [NAME, pytest.approx(total)]
-
-
-WHOLE = """
-from higgs_audio import HiggsAudio
-HiggsAudio.from_pretrained("someone/tiny", device="cpu")
-"""
-
-
-def test_a_repository_is_looked_up_once_for_all_parts(tiny_checkpoint, tmp_path):
-    """Earlier, its name was resolved six times. The two lookups are for the small files and for the weights."""
-    with serve({"someone/tiny": {OLD: tiny_checkpoint}}) as hub:
-        hub.run(tmp_path, WHOLE)
-    assert hub.lookups == [("someone/tiny", "main"), ("someone/tiny", OLD)]
-    names = [name for *_, name in hub.downloads]
-    small = {str(path.relative_to(tiny_checkpoint)) for pattern in DOWNLOADED for path in tiny_checkpoint.glob(pattern)}
-    assert sorted(names) == sorted({*small, "model.safetensors"})
-
-
-PUSH = """
-import sys
-from higgs_audio import HiggsAudioForConditionalGeneration
-model = HiggsAudioForConditionalGeneration.from_pretrained(sys.argv[1])
-model.push_to_hub("someone/tiny")
-model.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="someone/else")
-"""
-
-
-def test_push_to_hub_uploads_the_files_of_save_pretrained(tiny_checkpoint, tmp_path):
-    with serve() as hub:
-        hub.run(tmp_path, PUSH, tiny_checkpoint, tmp_path / "x")
-    pushed, saved = hub.uploads["someone/tiny"].files, hub.uploads["someone/else"].files
-    assert pushed == saved
-    written = {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()}
-    assert {"config.json", "model.safetensors"} <= set(written)
-    assert {name: pushed[name] for name in written} == written

@@ -1,15 +1,20 @@
-"""Tests of uploads of a processor to a local hub."""
+"""Tests of loading and uploading whole checkpoints with a local hub, in one process."""
 
 import pytest
 from hub import serve
 
+from higgs_audio.checkpoint import DOWNLOADED
 from higgs_audio.errors import OptionError
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 
-UPLOAD = """
+COMMIT = "1" * 40
+PROGRAM = """
 import json, sys
-from higgs_audio import HiggsAudioProcessor
-processor = HiggsAudioProcessor.from_pretrained(sys.argv[1])
+from higgs_audio import HiggsAudio
+tts = HiggsAudio.from_pretrained("someone/tiny", device="cpu")
+model, processor = tts.model, tts.processor
+model.push_to_hub("someone/pushed")
+model.save_pretrained(sys.argv[1], push_to_hub=True, repo_id="someone/saved")
 print(json.dumps(processor.push_to_hub("org/pushed", token="t", commit_message="A voice")))
 options = {"private": True, "token": "u", "commit_message": "Another voice"}
 processor.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="org/saved", **options)
@@ -17,14 +22,34 @@ processor.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="org/saved", **
 
 
 @pytest.fixture(scope="module")
-def hub(tiny_checkpoint, tmp_path_factory):
-    """A hub with the same processor in two repositories."""
-    folder = tmp_path_factory.mktemp("uploads")
-    with serve() as hub:
-        assert hub.run(folder / "cache", UPLOAD, tiny_checkpoint, folder / "saved") == [
-            f"{hub.address}/org/pushed/commit/1"
-        ]
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("uploads")
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_checkpoint, folder):
+    """Returns the hub after the process has finished."""
+    with serve({"someone/tiny": {COMMIT: tiny_checkpoint}}) as hub:
+        printed = hub.run(folder / "cache", PROGRAM, folder / "model", folder / "processor")
+    assert printed == [f"{hub.address}/org/pushed/commit/1"]
     return hub
+
+
+def test_a_repository_is_looked_up_once_for_all_parts(tiny_checkpoint, hub):
+    """Earlier, its name was resolved six times."""
+    assert [revision for name, revision in hub.lookups if name == "someone/tiny"] == ["main"]
+    small = {str(path.relative_to(tiny_checkpoint)) for pattern in DOWNLOADED for path in tiny_checkpoint.glob(pattern)}
+    names = [name for repository, _, name in hub.downloads if repository == "someone/tiny"]
+    assert sorted(names) == sorted({*small, "model.safetensors"})
+
+
+def test_push_to_hub_uploads_the_files_of_save_pretrained(folder, hub):
+    pushed, saved = hub.uploads["someone/pushed"].files, hub.uploads["someone/saved"].files
+    written = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+    assert {"config.json", "model.safetensors"} <= set(written)
+    for files in (pushed, saved):
+        assert {name: files[name] for name in written} == written
+    assert set(pushed) == set(saved)
 
 
 @pytest.mark.parametrize("name", ["org/pushed", "org/saved"])

@@ -53,55 +53,64 @@ def test_the_tokenizer_inside_a_whole_checkpoint_is_loaded(tiny_checkpoint):
     assert checkpoint.open_checkpoint("nano").folder == NANO
 
 
-# Loads audio tokenizers in one process, each with its options; prints the hash of their weights.
-LOAD = """
+OLD, NEW = "1" * 40, "2" * 40  # commits
+PUBLISHED, OTHER, PUSHED = "bosonai/higgs-audio-v2-tokenizer", "someone/other", "someone/pushed"
+# Loads audio tokenizers, each with its options, and prints the hashes of their weights; then uploads the last one.
+PROGRAM = """
 import hashlib, json, sys
 from higgs_audio import HiggsAudioTokenizer
 for name, options in json.loads(sys.argv[1]):
-    state = HiggsAudioTokenizer.from_pretrained(name, **options).state_dict()
+    tokenizer = HiggsAudioTokenizer.from_pretrained(name, **options)
+    state = tokenizer.state_dict()
     weights = b"".join(name.encode() + state[name].numpy().tobytes() for name in sorted(state))
     print(json.dumps(hashlib.sha256(weights).hexdigest()), flush=True)
+tokenizer.push_to_hub(sys.argv[2])
 """
-OLD, NEW = "1" * 40, "2" * 40  # commits
-PUBLISHED = "bosonai/higgs-audio-v2-tokenizer"
 
 
 @pytest.fixture(scope="module")
-def digest(dac_tokenizer):
-    """What `LOAD` prints for this tokenizer."""
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def hub(stored, dac_tokenizer, folder):
+    """Returns a hub after one process, which takes seconds to start, has used it."""
+    new = Path(shutil.copytree(stored["transformers"], folder / "new"))
+    shutil.copy(stored["boson"] / "model.pth", new)
+    shutil.copytree(stored["native"], folder / "other" / "inner")
+    shutil.copytree(stored["boson"], folder / "other" / "outer")
+    repositories = {PUBLISHED: {OLD: stored["boson"], NEW: new}, OTHER: {OLD: folder / "other", NEW: stored["native"]}}
+    options = {"revision": OLD, "cache_dir": str(folder / "cache"), "token": "y", "subfolder": "inner"}
+    loads = [(PUBLISHED, {"revision": OLD}), (PUBLISHED, {}), (OTHER, options)]
+    loads += [(OTHER, options | {"local_files_only": True}), (OTHER, options | {"force_download": True})]
     state = dac_tokenizer.state_dict()
     weights = b"".join(name.encode() + state[name].numpy().tobytes() for name in sorted(state))
-    return hashlib.sha256(weights).hexdigest()
+    with serve(repositories) as hub:
+        digests = hub.run(folder / "home", PROGRAM, json.dumps(loads), PUSHED)
+    assert digests == [hashlib.sha256(weights).hexdigest()] * len(loads)
+    return hub
 
 
-def test_only_the_config_and_the_weights_of_its_layout_are_downloaded_from_a_repository(stored, digest, tmp_path):
+def downloaded(hub, repository, commit):
+    """Names of the downloaded files of a commit, each as often as it was downloaded."""
+    return sorted(name for place, other, name in hub.downloads if (place, other) == (repository, commit))
+
+
+def test_only_the_config_and_the_weights_of_its_layout_are_downloaded_from_a_repository(hub):
     """The published repository was rewritten in place: it has two layouts, and only one of them needs the pickle."""
-    new = Path(shutil.copytree(stored["transformers"], tmp_path / "new"))
-    shutil.copy(stored["boson"] / "model.pth", new)
-    with serve({PUBLISHED: {OLD: stored["boson"], NEW: new}}) as hub:
-        names = [(PUBLISHED, {"revision": OLD}), (PUBLISHED, {})]
-        assert hub.run(tmp_path / "cache", LOAD, json.dumps(names)) == [digest] * 2
-    assert hub.downloads == [
-        *((PUBLISHED, OLD, name) for name in ("config.json", "model.pth")),
-        *((PUBLISHED, NEW, name) for name in ("config.json", "model.safetensors")),
-    ]
+    assert downloaded(hub, PUBLISHED, OLD) == ["config.json", "model.pth"]
+    assert downloaded(hub, PUBLISHED, NEW) == ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert not any("pth" in pattern for pattern in checkpoint.DOWNLOADED)
 
 
-def test_the_options_of_a_repository_are_passed_on(stored, digest, tmp_path):
-    """`subfolder` becomes part of every pattern."""
-    name, cache = "someone/tokenizer", tmp_path / "other cache"
-    shutil.copytree(stored["native"], tmp_path / "files" / "inner")
-    shutil.copytree(stored["boson"], tmp_path / "files" / "outer")
-    options = {"revision": OLD, "cache_dir": str(cache), "token": "y", "subfolder": "inner"}
-    again = ({"local_files_only": True}, {"force_download": True})
-    loads = [(name, options), *((name, options | more) for more in again)]
-    with serve({name: {OLD: tmp_path / "files", NEW: stored["native"]}}) as hub:
-        assert hub.run(tmp_path / "cache", LOAD, json.dumps(loads)) == [digest] * 3
-    files = [(name, OLD, f"inner/{file}") for file in ("config.json", "model.safetensors")]
-    assert hub.downloads == files * 2  # not for `local_files_only`, and again for `force_download`
+def test_the_options_of_a_repository_are_passed_on(hub, folder):
+    """`subfolder` becomes part of every pattern. Nothing is downloaded for `local_files_only`."""
+    first, forced = ["inner/config.json", "inner/model.safetensors"], ["inner/config.json"] * 2
+    assert downloaded(hub, OTHER, OLD) == sorted([*first, *forced, "inner/model.safetensors"])
+    assert downloaded(hub, OTHER, NEW) == []
     assert hub.tokens == {"y"}
-    assert (cache / "models--someone--tokenizer" / "snapshots" / OLD / "inner" / "model.safetensors").exists()
+    assert (folder / "cache" / "models--someone--other" / "snapshots" / OLD / "inner" / "model.safetensors").exists()
 
 
 def test_the_tokenizer_in_a_subfolder_is_loaded(stored, dac_tokenizer, tmp_path):
@@ -127,22 +136,12 @@ def test_info_describes_a_tokenizer_of_every_layout(stored, dac_tokenizer, name)
     assert "other" not in counts
 
 
-PUSH = """
-import sys
-from higgs_audio import HiggsAudioTokenizer
-HiggsAudioTokenizer.from_pretrained(sys.argv[1]).push_to_hub("someone/tokenizer")
-"""
-
-
-def test_a_pushed_tokenizer_is_unchanged_when_loaded_from_the_repository(stored, dac_tokenizer, tmp_path):
-    with serve() as hub:
-        hub.run(tmp_path / "cache", PUSH, stored["native"])
-    files = hub.uploads["someone/tokenizer"].files
+def test_a_pushed_tokenizer_is_unchanged_when_loaded_from_the_repository(hub, dac_tokenizer, tmp_path):
+    files = hub.uploads[PUSHED].files
     assert {"config.json", "model.safetensors"} <= set(files)
-    (tmp_path / "pushed").mkdir()
     for name, content in files.items():
-        (tmp_path / "pushed" / name).write_bytes(content)
-    assert same_bits(dac_tokenizer.state_dict(), HiggsAudioTokenizer.from_pretrained(tmp_path / "pushed").state_dict())
+        (tmp_path / name).write_bytes(content)
+    assert same_bits(dac_tokenizer.state_dict(), HiggsAudioTokenizer.from_pretrained(tmp_path).state_dict())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from typing import Any
 class Upload:
     """Files that a client has uploaded to a repository."""
 
-    private: bool | None
+    private: bool
     files: dict[str, bytes] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
 
@@ -148,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
         if parts[-1] == "create":
             fields = json.loads(body)
             name = "/".join(filter(None, (fields.get("organization"), fields["name"])))
-            self.hub.uploads[name] = Upload(fields.get("private"))
+            self.hub.uploads[name] = Upload(bool(fields.get("private")) or fields.get("visibility") == "private")
             self.send_json({"url": f"{self.hub.address}/{name}", "name": name})
         elif "preupload" in parts:
             paths = [file["path"] for file in json.loads(body)["files"]]
