@@ -1,4 +1,4 @@
-"""Hashes what the package generates and trains, to check that a change does not alter it.
+"""Hashes the results of generation and training, to check that a change of the code does not alter them.
 
     OMP_NUM_THREADS=1 python benchmarks/fingerprint.py before.json     # on the old commit
     OMP_NUM_THREADS=1 python benchmarks/fingerprint.py after.json --expect before.json
@@ -128,7 +128,7 @@ def fingerprints(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def speech(tts: HiggsAudio, folder: Path) -> Iterator[tuple[str, str]]:
-    """Speech of `HiggsAudio`. Writes the clips that cloning and training need."""
+    """Hashes speech of `HiggsAudio`. Writes the clips that cloning and training need."""
     lines = []
     for number in range(20):
         text, voice = TEXTS[number % 5], tts.voices[number % 4]
@@ -146,16 +146,16 @@ def speech(tts: HiggsAudio, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def programs(folder: Path) -> Iterator[tuple[str, str]]:
-    """`model.generate`, as in the documentation."""
+    """Hashes the results of `model.generate`, called as in the documentation."""
     model = HiggsAudioForConditionalGeneration.from_pretrained(NANO, dtype=torch.float32)
     processor = HiggsAudioProcessor.from_pretrained(NANO)
-    sounds = [{"type": "audio", "audio": str(folder / f"{number}.wav")} for number in (1, 2)]
+    recordings = [{"type": "audio", "audio": str(folder / f"{number}.wav")} for number in (1, 2)]
     dialogue = [
         {"role": "system", "content": "Generate audio following instruction."},
         {"role": "user", "content": f"[SPEAKER0] {TEXTS[1]}"},
-        {"role": "assistant", "content": [sounds[0]]},
+        {"role": "assistant", "content": [recordings[0]]},
         {"role": "user", "content": f"[SPEAKER1] {TEXTS[2]}"},
-        {"role": "assistant", "content": [sounds[1]]},
+        {"role": "assistant", "content": [recordings[1]]},
         {"role": "user", "content": f"[SPEAKER0] {TEXTS[3]}"},
     ]
     for name, messages in (("program", CONVERSATION), ("dialogue", dialogue)):
@@ -165,7 +165,7 @@ def programs(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def training(folder: Path) -> Iterator[tuple[str, str]]:
-    """Three steps of each training command."""
+    """Hashes the weights after three steps of each training command."""
     for name, recipe in RECIPES.items():
         output = folder / name
         filled = {
@@ -173,16 +173,16 @@ def training(folder: Path) -> Iterator[tuple[str, str]]:
         }
         path = folder / f"{name}.yaml"
         path.write_text(json.dumps({"data": str(folder), **filled, "output": str(output)}), encoding="utf-8")
-        verb = "tokenizer" if name == "decoder" else name.partition("-")[0]
-        command = [sys.executable, "-m", "higgs_audio", "train", verb, str(path)]
-        subprocess.run(command, check=True, capture_output=True)
+        command = "tokenizer" if name == "decoder" else name.partition("-")[0]
+        arguments = [sys.executable, "-m", "higgs_audio", "train", command, str(path)]
+        subprocess.run(arguments, check=True, capture_output=True)
         weights = sorted([*output.glob("model/*.safetensors"), *output.glob("*.safetensors")])
-        assert weights, f"train {verb} wrote no weights"
+        assert weights, f"train {command} wrote no weights"
         yield f"train {name}", hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
 
 
 def digest(*arrays: np.ndarray) -> str:
-    """The hash of arrays, with their types and shapes."""
+    """Returns the hash of arrays, their types and their shapes."""
     total = hashlib.sha256()
     for array in map(np.ascontiguousarray, arrays):
         total.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())

@@ -1,4 +1,4 @@
-"""Processes and training runs that are killed at a certain point."""
+"""Helpers that kill processes and training runs at a certain point."""
 
 import itertools
 import signal
@@ -19,24 +19,22 @@ def kill_at(monkeypatch, module, step):
     name = "apply_step" if hasattr(module, "apply_step") else "apply_gradients"
     calls, original = itertools.count(1), getattr(run, name)
 
-    def apply_or_die(*args):
+    def apply_or_kill(*args):
         if next(calls) == step:
             raise KilledError
         return original(*args)
 
-    monkeypatch.setattr(module, name, apply_or_die)
+    monkeypatch.setattr(module, name, apply_or_kill)
 
 
 def run_until_rename(code, *arguments):
-    """Runs Python code in a new process, which is killed when it renames the first file: all is written, none is moved.
-
-    `sys.argv[1:]` are the arguments.
-    """
+    """Runs Python code in a new process and kills it when it renames the first file: all files are written, none is
+    moved. `sys.argv[1:]` are the arguments."""
     command = [sys.executable, "-W", "ignore", "-c", KILL_AT_RENAME + code, *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
 def hidden_names(folder):
-    """Names of the temporary files and folders in `folder`."""
+    """Returns the names of the temporary files and folders in `folder`."""
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))

@@ -1,4 +1,4 @@
-"""Arguments of the wrong type: the processor raises an error of the package that says what is allowed."""
+"""Tests of arguments of the wrong type: the processor raises an error of the package that names the allowed values."""
 
 import base64
 import binascii
@@ -118,7 +118,7 @@ def test_a_prompt_is_a_string(processor, text):
         ("Yes.\n...\nYes.", "jˈɛs.\n.\njˈɛs."),
     ],
 )
-def test_a_sound_may_be_followed_by_punctuation(processor, text, expected):
+def test_a_sound_event_may_be_followed_by_punctuation(processor, text, expected):
     rendered = processor.apply_chat_template(user(text), tokenize=False)
     assert expected in rendered
     assert processor.apply_chat_template(user(text)).input_ids.shape[0] == 1
@@ -177,13 +177,13 @@ def test_codes_may_be_arrays_tensors_or_lists(processor):
 # Responses.
 
 
-def test_the_decoded_sound_stays_within_full_scale(processor):
+def test_decoded_audio_stays_within_full_scale(processor):
     def loud(samples):
         return torch.linspace(-1.5, 1.5, samples.shape[-1])[None, None]
 
     with after_calls(processor.audio_tokenizer.acoustic_decoder, loud):
-        sound = processor.decode([1], [make_segment()]).audio
-    assert (sound.min(), sound.max()) == (-1, 1)
+        samples = processor.decode([1], [make_segment()]).audio
+    assert (samples.min(), samples.max()) == (-1, 1)
 
 
 @pytest.mark.parametrize("num_codebooks", [1, 7, 9])
@@ -241,7 +241,7 @@ def test_a_batch_to_decode_has_a_list_of_segments_for_each_row(processor):
 
 
 @pytest.mark.parametrize("path", [None, 5, [5], {"a": 1}])
-def test_a_sound_is_saved_under_a_path(processor, path):
+def test_audio_is_saved_to_a_path(processor, path):
     with pytest.raises(OptionError, match="saving_path"):
         processor.save_audio(np.zeros(960, np.float32), path)
 

@@ -1,4 +1,4 @@
-"""Training of the audio tokenizer."""
+"""Tests of training the audio tokenizer."""
 
 import dataclasses
 from pathlib import Path
@@ -31,9 +31,9 @@ def test_quantizers_are_fitted_before_their_first_step_and_again_in_the_first_sh
 
 
 @pytest.mark.parametrize("head", ["spectrum", "harmonic"])
-@pytest.mark.parametrize("deaths", [(3,), (6, 1)], ids=["first quantized step", "later"])
+@pytest.mark.parametrize("kills", [(3,), (6, 1)], ids=["first quantized step", "later"])
 def test_a_tokenizer_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(
-    corpus, tiny_teacher, tmp_path, monkeypatch, deaths, head
+    corpus, tiny_teacher, tmp_path, monkeypatch, kills, head
 ):
     recipe = TokenizerRecipe(
         data=str(corpus),
@@ -47,7 +47,7 @@ def test_a_tokenizer_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(
         warmup_unquantized=2,
         refit_every=3,
         refit_share=0.9,
-        revive_every=3,
+        replace_every=3,
         kmeans_batches=26,  # of 40 vectors each: just above the 1024 entries
         heard_weight=0.5,
         adversarial_weight=0.1,
@@ -58,7 +58,7 @@ def test_a_tokenizer_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(
         save_every=2,
         log_every=2,
     )
-    check_resumed(monkeypatch, tmp_path, trainer, tokenizer.train_tokenizer, recipe, deaths)
+    check_resumed(monkeypatch, tmp_path, trainer, tokenizer.train_tokenizer, recipe, kills)
     trained = HiggsAudioTokenizer.from_pretrained(tmp_path / "whole" / "model")
     assert all(float(layer.codebook.inited) == 1 for layer in trained.quantizer.layers)
     assert trained.encode(torch.zeros(1, 1, 4800)).audio_codes.shape == (1, 8, 5)
