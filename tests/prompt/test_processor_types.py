@@ -38,9 +38,9 @@ def user(content):
     return [{"role": "user", "content": content}]
 
 
-@pytest.mark.parametrize("role", ["system", "user", "assistant"])
-def test_half_of_a_character_is_refused_in_every_role(processor, role):
-    """The tokenizers library raised a TypeError that named its own types."""
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_half_of_a_character_is_refused(processor, role):
+    """The tokenizers library raised a TypeError that named its own types. In user turns, the phoneme front end drops it."""
     with pytest.raises(PromptError, match="half of a character"):
         processor.apply_chat_template([{"role": role, "content": "A \ud800 b"}])
 
