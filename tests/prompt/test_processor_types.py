@@ -40,7 +40,7 @@ def user(content):
 
 @pytest.mark.parametrize("role", ["system", "assistant"])
 def test_half_of_a_character_is_refused(processor, role):
-    """The tokenizers library raised a TypeError that named its own types. In user turns, the phoneme front end drops it."""
+    """The tokenizers library raised a TypeError of its own. In user turns the phoneme front end drops it."""
     with pytest.raises(PromptError, match="half of a character"):
         processor.apply_chat_template([{"role": role, "content": "A \ud800 b"}])
 
