@@ -82,7 +82,7 @@ def test_imports_from_the_documentation_of_an_earlier_version_work():
 
 
 def test_a_pickled_processor_of_an_earlier_version_is_rejected():
-    with pytest.raises(CheckpointError, match="load models, processors and tokenizers from folders that were written by save_pretrained"):
+    with pytest.raises(CheckpointError, match="from folders that were written by save_pretrained"):
         pickle.loads(b"chiggs_audio.processor\nHiggsAudioProcessor\n.")
 
 
