@@ -1,22 +1,28 @@
 """Training runs that are interrupted in the middle of a step."""
 
-import itertools
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from higgs_audio.training import run
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
 class KilledError(BaseException):
     """Simulates a signal: no handler catches it."""
 
 
-def kill_at(monkeypatch, module, step):
-    """Interrupts the training run of `module` before optimizer step `step`, counted from 1."""
-    name = "apply_step" if hasattr(module, "apply_step") else "apply_gradients"
-    calls, original = itertools.count(1), getattr(run, name)
+@contextmanager
+def killed_at(step: int) -> Iterator[None]:
+    """Interrupts a training run before the update number `step` of an optimizer, counted from 1."""
+    counts = Counter()
 
-    def apply_or_die(*args):
-        if next(calls) == step:
+    def die(optimizer, *_):
+        counts[optimizer] += 1
+        if counts[optimizer] == step:
             raise KilledError
-        return original(*args)
 
-    monkeypatch.setattr(module, name, apply_or_die)
+    handle = register_optimizer_step_pre_hook(die)
+    try:
+        yield
+    finally:
+        handle.remove()
