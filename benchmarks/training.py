@@ -29,7 +29,7 @@ from higgs_audio.train_lm.composer import Composer, usable
 from higgs_audio.train_lm.lm import build_module, micro_batcher, train_step
 from higgs_audio.train_lm.recipe import LanguageModelRecipe, example_mix
 from higgs_audio.train_lm.start import initial_model
-from higgs_audio.training.parallel import World, join_world
+from higgs_audio.training.parallel import World, init_distributed
 from higgs_audio.training.recipe import load_recipe
 from higgs_audio.training.run import apply_step, decay_groups
 
@@ -52,7 +52,7 @@ def main() -> None:
     recipe = replace(
         load_recipe(args.recipe, LanguageModelRecipe, dict(entry.split("=", 1) for entry in args.set)), **COMPARABLE
     )
-    world = join_world(recipe.device)
+    world = init_distributed(recipe.device)
     processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
     batches, seconds = prepare(recipe, processor, world, args.steps)
     rows = steppers(recipe, processor, world)

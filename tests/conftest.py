@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads ea
 
 import pytest
 import torch
-from corpus import HUBERT
+from corpus import HUBERT, TEXT
 from oracle import nano_tokenizer
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
@@ -22,14 +22,6 @@ VOICES = {
     "ava": {"profile": "Ava", "description": "an American woman"},
     "joe": {"profile": "Joe", "description": "an American man"},
 }
-TINY_TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
 TINY_BODY = {
     "body": "vocos",
     "hidden_size": 16,
@@ -37,15 +29,6 @@ TINY_BODY = {
     "encoder_depths": [1, 1],
     "decoder_widths": [16, 16],
     "decoder_depths": [1, 1],
-}
-TINY_HUBERT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": (8,) * 7,
-    "num_conv_pos_embeddings": 4,
-    "num_conv_pos_embedding_groups": 2,
 }
 
 
@@ -56,14 +39,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokenizer = nano_tokenizer().build()
     codec = HiggsAudioTokenizer(
-        HiggsAudioTokenizerConfig(acoustic_model_config=TINY_BODY, semantic_model_config=TINY_HUBERT, codebook_dim=8)
+        HiggsAudioTokenizerConfig(acoustic_model_config=TINY_BODY, semantic_model_config=HUBERT, codebook_dim=8)
     ).eval()
     for layer in codec.quantizer.modules():  # new codebooks are empty until training fills them
         for name, table in layer.named_buffers(recurse=False):
             if table.is_floating_point() and table.ndim == 2:
                 setattr(layer, name, torch.randn(table.shape))
     processor = HiggsAudioProcessor(tokenizer, codec, text_frontend="phonemes")
-    recipe = LanguageModelRecipe(data="", heldout="", processor="", output="", text_config=TINY_TEXT)
+    recipe = LanguageModelRecipe(data="", heldout="", processor="", output="", text_config=TEXT)
     new_model(recipe, processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "voices.json").write_text(json.dumps(VOICES), encoding="utf-8")

@@ -238,7 +238,7 @@ def test_a_damaged_source_leaves_no_destination(source, tmp_path):
     with pytest.raises(CheckpointError, match=r"1 missing weights .*norm\.weight"):
         convert(broken, tmp_path / "x", "native")
     (broken / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         convert(broken, tmp_path / "x", "native")
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 

@@ -6,8 +6,16 @@ import sys
 import threading
 
 import pytest
+from killing import hidden_names, run_until_rename
 
-from higgs_audio.files import remove_leftovers, replacing, replacing_path, temporary_path, write_atomic
+from higgs_audio.files import (
+    remove_leftovers,
+    replacing,
+    replacing_path,
+    temporary_folder,
+    temporary_path,
+    write_atomic,
+)
 
 OLD, NEW = b"old content", b"new content" * 1000
 
@@ -34,6 +42,12 @@ def interrupt_file(path):
 def interrupt_path(path):
     with replacing_path(path) as temporary:
         temporary.write_bytes(NEW[:5000])
+        raise KeyboardInterrupt
+
+
+def interrupt_folder(parent, name):
+    with temporary_folder(parent, name) as temporary:
+        (temporary / "config.json").write_text("{")
         raise KeyboardInterrupt
 
 
@@ -112,6 +126,44 @@ def test_leftover_folders_are_removed_and_temporary_files_of_running_processes_a
     (leftover / "config.json").write_text("{}")
     remove_leftovers(tmp_path, "model [1]")
     assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_leftovers_of_other_machines_are_kept_unless_there_is_a_single_writer(tmp_path):
+    foreign = tmp_path / ".file.elsewhere.1.0a1b2c3d.part"
+    foreign.write_bytes(NEW)
+    (tmp_path / "file.part").write_bytes(OLD)
+    remove_leftovers(tmp_path, "file")
+    assert foreign.exists()
+    remove_leftovers(tmp_path, "other", single_writer=True)
+    assert foreign.exists()
+    remove_leftovers(tmp_path, "file", single_writer=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.part"]
+
+
+def test_a_temporary_folder_is_renamed_or_deleted(tmp_path):
+    with temporary_folder(tmp_path, "model") as temporary:
+        (temporary / "config.json").write_text("{}")
+        temporary.rename(tmp_path / "model")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "config.json"]
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_folder(tmp_path, "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_killed_process_leaves_one_temporary_folder_and_the_next_removes_it(tmp_path):
+    code = """
+from pathlib import Path
+from higgs_audio.files import temporary_folder
+with temporary_folder(Path(sys.argv[1]), "model") as temporary:
+    (temporary / "config.json").write_text("{}")
+    os.replace(temporary, Path(sys.argv[1], "model"))
+"""
+    run_until_rename(code, tmp_path)
+    (leftover,) = hidden_names(tmp_path)
+    assert leftover.startswith(".model.")
+    with temporary_folder(tmp_path, "model") as temporary:
+        assert hidden_names(tmp_path) == [temporary.name]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["folder", "missing/file", "file/file", "", "x" * 300])

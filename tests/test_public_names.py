@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import pickle
 import re
 from importlib import import_module
 from pathlib import Path
@@ -69,6 +70,22 @@ def test_the_error_tree_in_the_documentation_is_the_real_one():
     assert {name for name, _ in drawn} | {"HiggsAudioError"} == classes
     for name, standard in drawn:
         assert not standard or standard in [base.__name__ for base in getattr(errors, name).__mro__], name
+
+
+def test_errors_pass_between_processes():
+    """`multiprocessing` pickles an error of a worker; an error that did not load again ended the whole pool."""
+    errors = load("errors")
+    plain = [
+        getattr(errors, name)("no.") for name in errors.__all__ if name.endswith("Error") and "Missing" not in name
+    ]
+    missing = [
+        errors.MissingExtraError("peft", "train"),
+        load("listen.weights").MissingWeightsError("resemblyzer"),
+        load("evaluate.requirements").MissingPackagesError(["jiwer"]),
+    ]
+    for error in (*plain, *missing):
+        loaded = pickle.loads(pickle.dumps(error))
+        assert (type(loaded), str(loaded)) == (type(error), str(error))
 
 
 def test_the_documentation_imports_only_public_names():

@@ -16,11 +16,11 @@ import torch
 from higgs_audio import NANO, HiggsAudio
 from higgs_audio.audio.files import read, write
 from higgs_audio.audio.waveform import Waveform
+from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.evaluate.benchmark import heldout
 from higgs_audio.evaluate.item import Synthesis
 from higgs_audio.evaluate.plots import plot_mel_spectrograms
 from higgs_audio.evaluate.run import run
-from higgs_audio.speech.tts import load_codec
 
 VOICES = {"heart": "ava", "joe": "joe", "slt": "sally", "awb": "angus"}  # of the recordings -> of nano
 PICTURED = ("heart", 4)  # voice and sentence of the spectrograms
@@ -82,7 +82,7 @@ def speak(checkpoint: str, text: str, voice: str, seed: int) -> Synthesis:
 
 @lru_cache
 def codec_of(checkpoint: str):
-    return load_codec(checkpoint)
+    return HiggsAudioTokenizer.from_pretrained(checkpoint, device_map="auto")
 
 
 @lru_cache

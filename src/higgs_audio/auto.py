@@ -2,8 +2,8 @@
 
 `import higgs_audio` imports neither transformers nor torch. Nevertheless the Auto classes of transformers resolve our
 model types, whichever of the two packages is imported first: `install` adds a finder to `sys.meta_path` that resolves
-imports of the two packages as Python does, and after each of them registers our classes with those of the four modules
-of Auto classes that have been imported. It waits for the outermost import to end, because the modules around a nested
+imports of the two packages as Python does. After each import it registers our classes with the modules of Auto classes
+that have been imported; there are four. It waits for the outermost import to end, because the modules around a nested
 one are not initialised yet, and it removes itself after the fourth registration.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 class AutoProcessor:
     """Loads the processor of a checkpoint: a `HiggsAudioProcessor` for every layout of Higgs Audio (ours, the original
-    one without processor_config.json, transformers' `higgs_audio_v2`), that of transformers for any other model.
+    one without processor_config.json, transformers' `higgs_audio_v2`), the processor of transformers for other models.
 
     >>> processor = AutoProcessor.from_pretrained("nano", device_map="cpu", torch_dtype="auto")
     >>> type(processor).__name__
@@ -35,7 +35,8 @@ class AutoProcessor:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "HiggsAudioProcessor":
-        """Options and errors are those of `HiggsAudioProcessor.from_pretrained` or `transformers.AutoProcessor`."""
+        """Loads a processor, with the options and errors of `HiggsAudioProcessor.from_pretrained` or
+        `transformers.AutoProcessor.from_pretrained`."""
         source = _open_folder(pretrained_model_name_or_path)
         if is_higgs_audio(source, **_folder_options(options)):
             from higgs_audio.prompt.processor import HiggsAudioProcessor
@@ -47,7 +48,7 @@ class AutoProcessor:
 
 
 class AutoTokenizer:
-    """Loads the text tokenizer of a checkpoint: the fast one for Higgs Audio, that of transformers for any other model.
+    """Loads the text tokenizer of a checkpoint: a fast one for Higgs Audio, that of transformers for any other model.
 
     >>> AutoTokenizer.from_pretrained("nano").decode([0])
     '<|begin_of_text|>'
@@ -55,11 +56,11 @@ class AutoTokenizer:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "PreTrainedTokenizerBase":
-        """Options are those of `transformers.AutoTokenizer`.
+        """Loads a tokenizer, with the options of `transformers.AutoTokenizer.from_pretrained`.
 
         Raises:
-            CheckpointError: a Higgs Audio checkpoint whose tokenizer does not load. Errors of other models are those of
-                transformers.
+            CheckpointError: a Higgs Audio checkpoint whose tokenizer does not load. For other models, transformers
+                raises its own errors.
         """
         source = _open_folder(pretrained_model_name_or_path)
         if is_higgs_audio(source, **_folder_options(options)):
@@ -72,14 +73,14 @@ class AutoTokenizer:
 
 
 def _folder_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that select the folder."""
+    """Returns the options that select the folder."""
     from higgs_audio.checkpoint import FOLDER_OPTIONS
 
     return {name: options[name] for name in FOLDER_OPTIONS if name in options}
 
 
 def _open_folder(name_or_path: str | Path) -> "str | Path | Checkpoint":
-    """The checkpoint in an existing folder, so that its files are read once; any other name as it is."""
+    """Returns the checkpoint in an existing folder, so that its files are read once; other names unchanged."""
     from higgs_audio.checkpoint import NAMES, as_checkpoint
 
     is_folder = str(name_or_path) not in NAMES and os.path.isdir(name_or_path)
@@ -94,7 +95,7 @@ def is_higgs_audio(name_or_path: "str | Path | Checkpoint", **options: Any) -> b
         **options: any of `checkpoint.FOLDER_OPTIONS`.
 
     Returns:
-        False for a repository that cannot be reached, whose error is then reported by transformers.
+        False also for a repository that cannot be reached; transformers then reports the error.
     """
     from higgs_audio.checkpoint import CONFIG_FILE, NAMES, PROCESSOR_FILE
     from higgs_audio.checkpoint.layouts import MODEL_TYPES
@@ -106,7 +107,7 @@ def is_higgs_audio(name_or_path: "str | Path | Checkpoint", **options: Any) -> b
 
 
 def _read(name_or_path: "str | Path | Checkpoint", file: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The object in a JSON file of a folder or repository; empty where there is none."""
+    """Returns the object in a JSON file of a folder or repository; an empty dict if there is none."""
     from transformers.utils import cached_file
 
     from higgs_audio.checkpoint import as_checkpoint
@@ -185,8 +186,8 @@ class _Finder:
         self._nesting = threading.local()  # number of imports that are under way in a thread
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The spec from Python's path-based finder, with a loader that calls `register` afterwards; None for other
-        packages."""
+        """Returns the spec of Python's path-based finder, with a loader that calls `register` after the import; None
+        for other packages."""
         if name.partition(".")[0] not in ("transformers", "higgs_audio"):
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -222,15 +223,15 @@ class _Finder:
         if self._depth:
             return
         with self._nested():  # registering imports modules, which must not call this method again
-            # Again until nothing is left to do: a registration may import another of the four modules.
+            # Repeat until nothing is left to do: a registration may import another of the four modules.
             while any(self._register_with(module) for module in list(self._pending) if module in sys.modules):
                 pass
         if not self._pending and self in sys.meta_path:
             sys.meta_path.remove(self)
 
     def _register_with(self, module: str) -> bool:
-        """Registers with one module. Returns False if an import fails because a library that transformers needs is only
-        half imported itself; the next import tries again."""
+        """Registers with one module. Returns False if an import fails because a library that transformers needs is
+        itself only partially imported; the next import tries again."""
         registration = self._pending.pop(module)
         try:
             registration()

@@ -18,7 +18,7 @@ class HiggsAudioEncoderConfig(PreTrainedConfig):
 
     Args:
         num_mel_bins: mel bands of a frame of 10 ms.
-        d_model, encoder_layers, encoder_attention_heads, encoder_ffn_dim: its sizes.
+        d_model, encoder_layers, encoder_attention_heads, encoder_ffn_dim: sizes of the encoder, as in `WhisperConfig`.
         max_source_positions: positions of 20 ms after the convolutions; 1500 for windows of 30 seconds.
         activation_function: of the layers; the convolutions use GELU.
         dropout, attention_dropout, activation_dropout, encoder_layerdrop: used in training only.
@@ -66,21 +66,21 @@ class HiggsAudioConfig(PreTrainedConfig):
     """Configuration of `HiggsAudioModel` and `HiggsAudioForConditionalGeneration`.
 
     Args:
-        text_config: the Llama trunk, a `LlamaConfig` or a dict of its fields; the published 3B trunk when None.
+        text_config: config of the Llama backbone, a `LlamaConfig` or a dict of its fields; the published one when None.
         audio_adapter_type: "dual_ffn_fast_forward" or "dual_ffn" gives each of the `audio_dual_ffn_layers` a second
             feed-forward network and second norms for audio positions; "stack" has one feed-forward network for both.
         audio_dual_ffn_layers: indices of the layers with a DualFFN; all layers when None.
         audio_num_codebooks: codebooks of a frame, K.
         audio_codebook_size: codes of a codebook, V (1024). Embeddings and heads have V + 2 rows.
-        audio_stream_bos_id, audio_stream_eos_id: the two marker ids of a codebook's stream, V and V + 1.
+        audio_stream_bos_id, audio_stream_eos_id: ids of stream bos and stream eos of every codebook, V and V + 1.
         audio_bos_token_id, audio_eos_token_id, audio_out_bos_token_id: text tokens before and after audio.
         audio_in_token_idx, audio_out_token_idx, audio_delay_token_id: placeholders, each replaced by one column.
         skip_audio_tower: whether the model has no audio tower; only the understanding variant has one.
         encode_whisper_embed: whether audio in user and system turns is encoded as features of the tower.
         encode_audio_in_tokens: whether it is encoded as codes; they follow the features if both are set.
-        audio_encoder_config: of the tower, a `HiggsAudioEncoderConfig` or a dict of its fields; stored but unused with
-            `skip_audio_tower`.
-        codec: folder or repository of the audio tokenizer, relative to the checkpoint ("codec" is the folder inside).
+        audio_encoder_config: config of the tower, a `HiggsAudioEncoderConfig` or a dict of its fields; stored but
+            unused with `skip_audio_tower`.
+        codec: the audio tokenizer, a repository or a folder relative to the checkpoint; "codec" is the folder inside.
         use_text_head: whether the model has a head for text; without one it generates audio only.
 
     `from_pretrained` reads the config.json of every layout in `checkpoint.layouts`.
@@ -131,7 +131,7 @@ class HiggsAudioConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The fields in the config.json of any layout, and the keyword arguments that transformers does not consume.
+        """Returns the fields of a config.json of any layout, and the keyword arguments that transformers does not use.
 
         Args:
             pretrained_model_name_or_path: as in transformers, or a `Checkpoint`, whose config.json is not read again.
@@ -151,7 +151,7 @@ class HiggsAudioConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """A config with the given fields; transformers calls it with those of a file.
+        """Returns a config with the given fields; transformers calls this with the fields of a file.
 
         Raises:
             CheckpointError: a field of another type. OptionError: fields that contradict one another.
@@ -163,9 +163,9 @@ class HiggsAudioConfig(PreTrainedConfig):
         if not isinstance(self.text_config, LlamaConfig):
             given = self.text_config or {}
             given = given.to_dict() if isinstance(given, PreTrainedConfig) else given
-            self.text_config = LlamaConfig(**{**(given or layouts.PUBLISHED_TRUNK), "tie_word_embeddings": False})
+            self.text_config = LlamaConfig(**{**(given or layouts.PUBLISHED_TEXT_CONFIG), "tie_word_embeddings": False})
         if self.text_config.num_hidden_layers > MAX_LAYERS:
-            raise OptionError(f"num_hidden_layers={self.text_config.num_hidden_layers}; at most {MAX_LAYERS}")
+            raise OptionError(f"num_hidden_layers={self.text_config.num_hidden_layers}; allowed: at most {MAX_LAYERS}")
         if self.audio_dual_ffn_layers is None:
             dual = self.audio_adapter_type != "stack"
             self.audio_dual_ffn_layers = list(range(self.text_config.num_hidden_layers)) if dual else []
@@ -177,16 +177,16 @@ class HiggsAudioConfig(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        """Raises OptionError where the fields contradict one another."""
+        """Raises OptionError if fields contradict one another."""
         if self.audio_adapter_type not in ADAPTERS:
             raise OptionError(
                 f"audio_adapter_type={self.audio_adapter_type!r}; {nearest(self.audio_adapter_type, ADAPTERS)}"
             )
-        markers = (self.audio_stream_bos_id, self.audio_stream_eos_id)
+        stream_ids = (self.audio_stream_bos_id, self.audio_stream_eos_id)
         required = (self.audio_codebook_size, self.audio_codebook_size + 1)
-        if markers != required:
+        if stream_ids != required:
             raise OptionError(
-                f"audio_stream_bos_id and audio_stream_eos_id are {markers}; with audio_codebook_size="
+                f"audio_stream_bos_id and audio_stream_eos_id are {stream_ids}; with audio_codebook_size="
                 f"{self.audio_codebook_size} they must be {required}"
             )
         if not isinstance(self.audio_encoder_config, HiggsAudioEncoderConfig | None):
@@ -201,8 +201,8 @@ class HiggsAudioConfig(PreTrainedConfig):
             )
         if not self.encode_whisper_embed and not self.encode_audio_in_tokens:
             raise OptionError(
-                "encode_whisper_embed and encode_audio_in_tokens are both False, which leaves no encoding for audio in "
-                "user turns; set one of them to True"
+                "encode_whisper_embed and encode_audio_in_tokens are both False, so that audio in user turns cannot be "
+                "encoded; set one of them to True"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Converts a checkpoint to another layout. Every tensor keeps its bits."""
+"""Converts a checkpoint to another layout. Every tensor is preserved bit for bit."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.model.pretrained import check_weights, read_config
 from higgs_audio.prompt.config import ProcessorConfig
 
-SHARD_BYTES = 5_000_000_000  # largest file of the original, which has three
+SHARD_BYTES = 5_000_000_000  # largest file in the original layouts; the published model has three
 # Files that are the same in every layout.
 COPIED = (
     *(TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -51,17 +51,17 @@ def convert(
 ) -> Path:
     """Writes a checkpoint in another layout: language model, tokenizer, processor, and the audio tokenizer inside it.
 
-    Tensors keep their bits; tables stored in a frozen and a trainable part are joined. Of the other files, those that
-    every layout has are copied (`COPIED`). The folder appears when it is complete, so that a killed conversion can be
-    repeated. An audio tokenizer whose body only this package supports, such as nano's, is written in our layout.
+    Tensors are preserved bit for bit; embeddings stored in a frozen and a trainable part are joined. Files that are the
+    same in every layout are copied (`COPIED`). The folder appears when it is complete, so that a killed conversion can
+    be repeated. An audio tokenizer that only this package supports, such as nano's, is written in our layout.
 
     transformers does not support paths relative to a checkpoint: in its layout, processor_config.json holds the
-    absolute path of the audio tokenizer inside. If the folder moves, change `audio_tokenizer_name_or_path` there; the
+    absolute path of the audio tokenizer. If the folder moves, change `audio_tokenizer_name_or_path` there; the
     processor of this package finds the audio tokenizer in any case.
 
     Args:
         source: as in `checkpoint.open_checkpoint`; a language model or an audio tokenizer.
-        destination: a folder that does not exist or is empty, "." for instance.
+        destination: a folder that does not exist or is empty; may be ".".
         to: "boson", "early", "transformers" or "native".
         revision: branch, tag or commit of a repository.
         max_shard_bytes: largest weight file of the original's layout; the other layouts have one file.
@@ -96,7 +96,7 @@ def _convert_model(checkpoint: Checkpoint, part: Path, layout: Layout, destinati
     weights = open_weights(checkpoint)
     config = read_config(checkpoint, weights)
     if getattr(config, "quantization_config", None):
-        raise CheckpointError(f"{checkpoint} is quantized; convert the checkpoint that it was made from")
+        raise CheckpointError(f"{checkpoint} is quantized; convert the checkpoint that it was quantized from")
     check_weights(HiggsAudioForConditionalGeneration, config, weights, checkpoint)
     _write_json(part / CONFIG_FILE, write_fields(_fields(config), layout, str(checkpoint)))
     _write_generation_config(checkpoint, part, config, layout)
@@ -120,7 +120,7 @@ def _fields(config: HiggsAudioConfig) -> dict[str, Any]:
 
 
 def _write_weights(weights: Weights, part: Path, layout: Layout, max_shard_bytes: int) -> None:
-    """Writes one file, or in the original's layouts an index and files of at most `max_shard_bytes`."""
+    """Writes one file, or in the original layouts an index and files of at most `max_shard_bytes`."""
     shards: list[dict[str, Weight]] = [{}]
     size = total = 0
     for name, weight in sorted(weights.items()):
@@ -140,8 +140,8 @@ def _write_weights(weights: Weights, part: Path, layout: Layout, max_shard_bytes
 
 
 def _write_generation_config(checkpoint: Checkpoint, part: Path, config: HiggsAudioConfig, layout: Layout) -> None:
-    """Writes the sampling options. transformers also reads the ids that end generation from there, not from the config
-    as this package and the original code do."""
+    """Writes the sampling options, and for transformers the ids that end generation, which it reads from this file;
+    this package and the original code read them from the config."""
     fields = checkpoint.read_if_present(GENERATION_FILE)
     fields.pop("use_text_head", None)
     if layout is TRANSFORMERS:
@@ -154,7 +154,7 @@ def _write_generation_config(checkpoint: Checkpoint, part: Path, config: HiggsAu
 def _write_processor_config(
     checkpoint: Checkpoint, part: Path, config: HiggsAudioConfig, layout: Layout, destination: Path
 ) -> None:
-    """Writes our fields, and those of transformers beside them in its layout; each package ignores the other's."""
+    """Writes the fields of this package, and in transformers' layout its own too; each package ignores the other's."""
     sizes = {"audio_num_codebooks": config.audio_num_codebooks, "audio_codebook_size": config.audio_codebook_size}
     ours = ProcessorConfig.from_dict(checkpoint.read(PROCESSOR_FILE) if checkpoint.has(PROCESSOR_FILE) else sizes)
     inside = checkpoint.codec is not None
@@ -166,7 +166,7 @@ def _write_processor_config(
 
 
 def _processor_of_transformers(config: HiggsAudioConfig, sampling_rate: int, codec: str) -> dict[str, Any]:
-    """The fields of transformers' processor_config.json; `codec` is a path or repository."""
+    """Returns the fields of transformers' processor_config.json; `codec` is a path or repository."""
     return {
         "processor_class": PROCESSOR_CLASS_OF_TRANSFORMERS,
         "audio_token": special_tokens.AUDIO_OUT,
@@ -192,8 +192,8 @@ def _processor_of_transformers(config: HiggsAudioConfig, sampling_rate: int, cod
 
 
 def _convert_codec(checkpoint: Checkpoint, part: Path, layout: Layout) -> None:
-    """Writes the audio tokenizer: early checkpoints use that of the next layout, and bodies other than "dac" have none
-    but ours."""
+    """Writes the audio tokenizer. The early layout shares the audio tokenizer layout of transformers; architectures
+    other than "dac" exist in our layout only."""
     config, state = codec_layout.read(HiggsAudioTokenizer, checkpoint)
     name = TRANSFORMERS.name if layout is EARLY else layout.name
     codec_layout.write(HiggsAudioTokenizer, config, state, part, name if config.body == "dac" else NATIVE.name)

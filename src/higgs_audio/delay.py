@@ -10,7 +10,7 @@ K - k stream eos, so the code of frame f, codebook k, is in column f + 1 + k (he
 
 A generated segment differs in two ways: the model may sample its first eos in a codebook k > 0, and the cells on the
 diagonal after that eos are sampled freely. One rule covers every case: the codes of a segment are its complete frames
-before the first frame that contains a marker (bos or eos). `revert_delay` and `FrameAligner` both follow it.
+before the first frame that contains a special id (bos or eos). `revert_delay` and `FrameAligner` both follow it.
 """
 
 from collections import deque
@@ -22,19 +22,19 @@ from torch import Tensor
 
 from higgs_audio.errors import CodesError
 
-Column = tuple[int, ...]  # [K] ids of one step, markers included
+Column = tuple[int, ...]  # [K] ids of one step: codes, stream bos, stream eos
 IGNORE_INDEX = -100  # label of a position that is not trained; the default `ignore_index` of torch's cross-entropy
 
 
 def apply_delay(codes: Tensor, bos: int, eos: int) -> Tensor:
-    """Returns the delayed segment of complete codes, markers included.
+    """Returns the delayed segment of complete codes, with stream bos and stream eos.
 
     Args:
         codes: [K, F] integers in [0, bos). F may be 0.
         bos, eos: ids of stream bos and stream eos.
 
     Returns:
-        [K, F + K + 1], same type and device.
+        [K, F + K + 1], of the same dtype and device.
 
     Raises:
         CodesError: `codes` is not a matrix of integers, or an id is outside [0, bos).
@@ -56,23 +56,26 @@ def apply_delay(codes: Tensor, bos: int, eos: int) -> Tensor:
     return delayed
 
 
-def delay_labels(codes: Tensor, eos: int, ignore: int = IGNORE_INDEX) -> Tensor:
+def delay_labels(codes: Tensor, eos: int) -> Tensor:
     """Returns the training labels of a delayed segment: every code, and exactly one eos per codebook.
 
     Args:
         codes: [K, F] integers.
         eos: id of stream eos.
-        ignore: label of a cell that is not trained: every bos, and every eos after the first of its row.
 
     Returns:
-        [K, F + K + 1], aligned with `apply_delay(codes, ...)`: the label of a cell is that cell's own id.
+        [K, F + K + 1], aligned with `apply_delay(codes, ...)`: the label of a cell is that cell's own id, or
+        IGNORE_INDEX for every bos, and for every eos after the first of its row.
+
+    Raises:
+        CodesError: `codes` is not a matrix of integers.
 
     >>> delay_labels(torch.tensor([[1, 2], [3, 4]]), eos=9).tolist()
     [[-100, 1, 2, 9, -100], [-100, -100, 3, 4, 9]]
     """
     _check_matrix(codes, "codes [K, F]")
     num_codebooks, num_frames = codes.shape
-    labels = codes.new_full((num_codebooks, num_frames + num_codebooks + 1), ignore)  # [K, L]
+    labels = codes.new_full((num_codebooks, num_frames + num_codebooks + 1), IGNORE_INDEX)  # [K, L]
     for k in range(num_codebooks):
         labels[k, k + 1 : k + 1 + num_frames] = codes[k]
         labels[k, k + 1 + num_frames] = eos
@@ -82,14 +85,14 @@ def delay_labels(codes: Tensor, eos: int, ignore: int = IGNORE_INDEX) -> Tensor:
 def revert_delay(delayed: Tensor) -> Tensor:
     """Returns the codes of a delayed segment, whether it is complete or cut off.
 
-    The result holds the complete frames before the first frame that contains a marker. A segment whose first eos is in
+    The result holds the complete frames before the first one with a special id. A segment whose first eos is in
     codebook k of column t yields t - k - 1 frames; a segment of L columns cut off before any eos yields L - K frames.
 
     Args:
-        delayed: [K, L] integers whose column 0 is the segment's bos column. Every id from bos on is a marker.
+        delayed: [K, L] integers whose column 0 is the segment's bos column. Every id from bos on is special.
 
     Returns:
-        [K, F] codes without markers; F = L - K - 1 for the complete result of `apply_delay`. F may be 0.
+        [K, F] codes without special ids; F = L - K - 1 for the complete result of `apply_delay`. F may be 0.
 
     Raises:
         CodesError: `delayed` is not a matrix of integers, has no columns, or its column 0 holds different ids.
@@ -104,7 +107,7 @@ def revert_delay(delayed: Tensor) -> Tensor:
     num_complete = max(length - num_codebooks, 0)
     rows = [delayed[k, k + 1 : k + 1 + num_complete] for k in range(num_codebooks)]
     frames = torch.stack(rows)  # [K, num_complete]
-    ended = (frames >= delayed[0, 0]).any(dim=0).nonzero()  # [n, 1] frames with a marker
+    ended = (frames >= delayed[0, 0]).any(dim=0).nonzero()  # [n, 1] frames with a special id
     return frames[:, : int(ended[0])] if len(ended) else frames
 
 
@@ -114,22 +117,29 @@ def _check_matrix(values: Tensor, name: str) -> None:
 
 
 class FrameAligner:
-    """The incremental `revert_delay` of one segment: takes columns and returns each frame as soon as it is final.
+    """Incremental `revert_delay` of one segment: takes columns and returns each frame as soon as it is final.
 
     Frame f has its cells in columns f + 1 (codebook 0) to f + K (codebook K - 1), so it is complete when column f + K
     arrives. It is final at the same moment: later columns hold none of its cells, and the segment is cut at the first
-    frame with a marker, whose cells are all known before those of any later frame. For example, an eos in codebook 0
+    frame with a special id, whose cells are all known before those of a later frame. For example, an eos in codebook 0
     of column t belongs to frame t - 1, which completes in column t - 1 + K; all earlier frames are returned before
     that. A first eos in codebook k belongs to frame t - 1 - k: the k later frames that have cells in the lower
     codebooks never complete. A frame is therefore returned at most K columns after its first cell.
 
     The returned frames, in order, equal `revert_delay` of all pushed columns, wherever the segment stops. Use one
     aligner per segment.
+
+    Args:
+        num_codebooks: K.
+        bos, eos: ids of stream bos and stream eos, greater than every code.
+
+    Attributes:
+        ended: whether a frame with a special id has completed; no frame is returned after it.
     """
 
     def __init__(self, num_codebooks: int, bos: int, eos: int) -> None:
         self.num_codebooks = num_codebooks
-        self.first_marker = min(bos, eos)
+        self.first_special_id = min(bos, eos)
         self.ended = False
         self._recent: deque[Sequence[int]] = deque(maxlen=num_codebooks)
         self._num_columns = 0
@@ -147,7 +157,7 @@ class FrameAligner:
         if self.ended or self._num_columns <= self.num_codebooks:
             return None
         frame = [int(cells[k]) for k, cells in enumerate(self._recent)]
-        self.ended = max(frame) >= self.first_marker
+        self.ended = max(frame) >= self.first_special_id
         return None if self.ended else frame
 
 
@@ -155,8 +165,8 @@ class FrameAligner:
 class DelayState:
     """The progress of a segment that is being generated.
 
-    `push` writes the markers that the delay pattern requires into a sampled column. It depends on the segment alone:
-    a reference recording just before the segment, or a prompt of one token, changes nothing.
+    `push` writes the bos and eos that the delay pattern requires into a sampled column. They depend on the segment
+    alone: neither a reference recording just before it nor a prompt of one token has an effect.
 
     Attributes:
         num_codebooks: K.
@@ -192,7 +202,7 @@ class DelayState:
             sampled: the K ids sampled for the column.
 
         Returns:
-            The column [K] with its forced markers, and the state after it.
+            The column [K] with its forced bos and eos, and the state after it.
         """
         num_started = min(self.num_columns, self.num_codebooks)
         column = [*sampled[:num_started], *[self.bos] * (self.num_codebooks - num_started)]

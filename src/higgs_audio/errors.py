@@ -11,7 +11,7 @@
     ├── CheckpointError (ValueError) unknown model, or files that do not fit the architecture
     ├── RecipeError (ValueError)     a training recipe with unknown keys or impossible values
     ├── QueueFullError               the engine accepts no more requests now
-    ├── EngineError                  a failure below this package, such as out of memory
+    ├── EngineError                  a failure in torch or the system, such as out of memory
     ├── NumericsError (ArithmeticError)  a NaN or an infinity in logits, losses or gradients
     └── MissingExtraError (ImportError)  an optional dependency that is not installed
 
@@ -21,6 +21,8 @@ A message states the given value, the allowed values and the remedy.
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+_MAX_LISTED = 20  # names in a message; files of the wrong layout would list 397 weights
 
 __all__ = [
     "AudioError",
@@ -42,8 +44,9 @@ __all__ = [
     "checkpoint_errors",
     "first_line",
     "is_number",
+    "join_names",
     "nearest",
-    "typed",
+    "wrap_error",
 ]
 
 
@@ -92,7 +95,7 @@ class QueueFullError(HiggsAudioError):
 
 
 class EngineError(HiggsAudioError):
-    """A failure below this package while a request ran, such as an allocation; `__cause__` is the original error."""
+    """torch or the system failed while a request ran, out of memory for example; `__cause__` is the original error."""
 
 
 class NumericsError(HiggsAudioError, ArithmeticError):
@@ -105,9 +108,13 @@ class MissingExtraError(HiggsAudioError, ImportError):
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package!r} is needed for this and is not installed: pip install 'higgs-audio[{extra}]'")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Restores the message without `__init__`, whose arguments subclasses change, as a worker process passes it."""
+        return MissingExtraError.__new__, (type(self), *self.args), {"msg": self.msg}
 
-def typed(error: BaseException) -> HiggsAudioError:
-    """Returns an error of this package unchanged, and any other wrapped in an `EngineError` as its `__cause__`."""
+
+def wrap_error(error: BaseException) -> HiggsAudioError:
+    """Returns an error of this package unchanged; wraps any other in an `EngineError`, as its `__cause__`."""
     if isinstance(error, HiggsAudioError):
         return error
     wrapped = EngineError(f"the engine failed with {type(error).__name__}: {error}; try again with fewer requests")
@@ -127,8 +134,19 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     return f"{hint}allowed: {', '.join(names) or 'none'}"
 
 
+def join_names(names: Iterable[str]) -> str:
+    """Returns the names for a message, in order: the first 20, and how many more there are.
+
+    >>> join_names(["norm", "bias"])
+    'bias, norm'
+    """
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _MAX_LISTED} more" if len(ordered) > _MAX_LISTED else ""
+    return ", ".join(ordered[:_MAX_LISTED]) + more
+
+
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an exception's message, without the advice and traces below; its type if it is empty.
+    """Returns the first line of an exception's message, without advice and traces after it; its type if it is empty.
 
     >>> first_line(KeyError()), first_line(ValueError("no.\\nTry this."))
     ('KeyError', 'no.')
@@ -138,10 +156,11 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def checkpoint_errors(prefix: str) -> Iterator[None]:
-    """Turns any exception of the block into a `CheckpointError`: a config field of a wrong type fails in many ways.
+    """Converts exceptions of the block to `CheckpointError`: a config field of a wrong type fails in many ways.
 
     Raises:
-        CheckpointError: its message begins with `prefix`. Errors of this package are raised unchanged.
+        CheckpointError: any exception but an error of this package, which is raised unchanged; the message begins
+            with `prefix`.
     """
     try:
         yield
@@ -153,7 +172,7 @@ def checkpoint_errors(prefix: str) -> Iterator[None]:
 
 
 def check_count(name: str, value: object, least: int, most: int | None = None, otherwise: str = "") -> None:
-    """Raises OptionError unless `value` is a whole number from `least` to `most`."""
+    """Raises OptionError unless `value` is a whole number from `least` to `most`; the message adds `otherwise`."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     valid = is_whole and least <= value and (most is None or value <= most)  # type: ignore[operator]
     span = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"

@@ -1,7 +1,8 @@
 """Atomic writes: a file appears complete under its name, or not at all.
 
 A new file is written under a temporary name in the same folder and then renamed. This protects readers and earlier
-files from errors, interrupts and kills of the process; it does not flush to the disk, as a power failure would need.
+files from errors, interrupts and kills of the process; it does not flush to the disk, so it does not protect from a
+power failure.
 """
 
 import glob
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["remove_leftovers", "replacing", "replacing_path", "temporary_path", "write_atomic"]
+__all__ = ["remove_leftovers", "replacing", "replacing_path", "temporary_folder", "temporary_path", "write_atomic"]
 
 
 @contextmanager
@@ -59,6 +60,24 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         file.write(data)
 
 
+@contextmanager
+def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Creates a hidden folder in `parent`, which the block may rename to `name`; deletes it at the end otherwise.
+
+    Leftovers of killed processes for `name` are removed before, see `remove_leftovers`.
+
+    Raises:
+        OSError: `parent` cannot be written.
+    """
+    remove_leftovers(parent, name)
+    temporary = temporary_path(parent, name)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def temporary_path(folder: Path, name: str) -> Path:
     """Returns a new hidden name in `folder` for a file or folder that will be renamed to `name`.
 
@@ -67,13 +86,19 @@ def temporary_path(folder: Path, name: str) -> Path:
     return folder / f"{_prefix(name)}.{os.getpid()}.{secrets.token_hex(4)}.part"
 
 
-def remove_leftovers(folder: Path, name: str) -> None:
+def remove_leftovers(folder: Path, name: str, *, single_writer: bool = False) -> None:
     """Deletes the temporary files and folders for `name` that killed processes of this machine left in `folder`.
 
     Lists the whole folder: call it once per run, or where the folder is small.
+
+    Args:
+        folder: holds the leftovers.
+        name: of the file or folder that the killed processes were writing.
+        single_writer: no other process writes `name` at the moment, so leftovers of other machines are deleted too.
     """
-    for leftover in folder.glob(f"{glob.escape(_prefix(name))}.*.*.part"):
-        if _is_running(leftover.name.split(".")[-3]):
+    start = f".{name:.30}" if single_writer else _prefix(name)
+    for leftover in folder.glob(f"{glob.escape(start)}.*.part"):
+        if not single_writer and _is_running(leftover.name.split(".")[-3]):
             continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)

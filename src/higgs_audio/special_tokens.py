@@ -31,7 +31,7 @@ SPECIAL_TOKENS = (
 
 USER_HEADER = f"{HEADER_START}user{HEADER_END}\n\n"  # precedes the text of a user turn
 
-# Any string of this shape is refused in text from users, whether or not the tokenizer has such a token.
-SPECIAL_SHAPE = re.compile(r"<\|[^<>|\s]+\|>")
-# An ordinary text, at the beginning of a speaker's text in a conversation of several.
+# User text that matches is rejected, whether or not the tokenizer has such a token.
+SPECIAL_TOKEN_PATTERN = re.compile(r"<\|[^<>|\s]+\|>")
+# Ordinary text, not a special token; begins each speaker's text in a conversation of several speakers.
 SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")

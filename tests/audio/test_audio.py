@@ -173,11 +173,11 @@ def damaged_flac():
     ("content", "message"),
     [
         (b"", "empty"),
-        (b"RIFF", "cannot be read as sound"),
-        (b"<html>not found</html>" * 50, "cannot be read as sound"),
+        (b"RIFF", "cannot be read as audio"),
+        (b"<html>not found</html>" * 50, "cannot be read as audio"),
         (encode(tone())[:44], "no samples"),
         (encode(tone(), "flac")[:60], "flac|samples|sound"),
-        (damaged_flac(), "cannot be read as sound"),
+        (damaged_flac(), "cannot be read as audio"),
     ],
 )
 def test_a_broken_file_is_rejected_by_name(tmp_path, content, message):
@@ -204,12 +204,12 @@ def test_missing_files_folders_pipes_and_invalid_names_are_rejected(tmp_path):
         bytes(1000)
     )  # without a header, soundfile needs the sample rate as an argument
     for name, message in {
-        "missing.wav": "no file",
+        "missing.wav": "does not exist",
         "": "not a file",
         "pipe.wav": "not a file",
-        "notes.txt": "cannot be read as sound",
-        "noise.raw": "cannot be read as sound",
-        "a\0b": "cannot be opened|no file",
+        "notes.txt": "cannot be read as audio",
+        "noise.raw": "cannot be read as audio",
+        "a\0b": "cannot be opened|does not exist",
         "x" * 5000: "cannot be opened",
     }.items():
         with pytest.raises(AudioError, match=message):

@@ -276,13 +276,13 @@ def test_a_redirect_to_a_file_and_a_redirect_loop_are_rejected(server):
 @pytest.mark.parametrize("path", ["stalled", "trickle"])
 def test_a_slow_server_times_out(server, path):
     began = time.monotonic()
-    with pytest.raises(AudioError, match=r"within 0.4 seconds"):
+    with pytest.raises(AudioError, match=r"longer than 0.4 seconds"):
         fetch(f"{server.url}/{path}", AudioLimits(allow_private_urls=True, timeout_seconds=0.4))
     assert time.monotonic() - began < 3
 
 
 def test_a_slow_resolver_times_out():
-    with pytest.raises(AudioError, match=r"within 0.2 seconds"):
+    with pytest.raises(AudioError, match=r"longer than 0.2 seconds"):
         fetch("http://slow.example/", AudioLimits(timeout_seconds=0.2), SSRFGuard(resolve=lambda *_: time.sleep(5)))
 
 
@@ -300,7 +300,7 @@ def test_a_body_with_a_too_large_content_length_is_not_read(server):
 
 
 def test_a_truncated_body_is_rejected(server):
-    with pytest.raises(AudioError, match=r"broke off .* before its end"):
+    with pytest.raises(AudioError, match=r"ended \d+ bytes early"):
         fetch(f"{server.url}/truncated", LOCAL)
 
 

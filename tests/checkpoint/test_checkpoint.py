@@ -107,7 +107,7 @@ def test_an_open_checkpoint_is_not_opened_again(folder):
     checkpoint = open_checkpoint(folder)
     assert open_checkpoint(checkpoint) is as_checkpoint(checkpoint) is checkpoint
     with pytest.raises(CheckpointError, match=r"without tokenizer\.json"):
-        open_checkpoint(checkpoint, needs="tokenizer.json")
+        open_checkpoint(checkpoint, required_file="tokenizer.json")
 
 
 def test_the_folder_of_the_audio_tokenizer_is_a_checkpoint_of_its_own(folder):

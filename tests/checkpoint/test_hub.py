@@ -103,7 +103,7 @@ def test_the_new_revision_downloads_its_single_file_and_an_old_one_its_shards(hu
     assert hub.weights_of(NEW) == {"model.safetensors"}
     assert hub.weights_of(OLD) == SHARDS
     assert "has no revision 'v9'" in unknown[1]
-    assert "neither a folder here nor a repository" in elsewhere[1]
+    assert "neither a local folder nor a repository" in elsewhere[1]
 
 
 def test_the_repository_loads_by_name_before_it_was_rewritten(hub, total, tmp_path):

@@ -43,8 +43,8 @@ def refuses(folder: Path, match: str, kind: type[HiggsAudioError] = CheckpointEr
         ({"audio_decoder_proj_num_layers": 2}, "audio_decoder_proj_num_layers=2"),
         ({"use_delay_pattern": False}, "use_delay_pattern=False"),
         ({"audio_dual_ffn_layers": [1]}, "1 of 2 layers"),
-        ({"audio_codebook_size": 17}, "codebooks of 17 with markers 16 and 17"),
-        ({"audio_stream_eos_id": 18}, "codebooks of 16 with markers 16 and 18"),
+        ({"audio_codebook_size": 17}, "codebooks of 17 with stream bos 16 and stream eos 17"),
+        ({"audio_stream_eos_id": 18}, "codebooks of 16 with stream bos 16 and stream eos 18"),
         ({"text_config": None}, "no text_config"),
         ({"audio_adapter_type": "dual_fnn"}, "did you mean 'dual_ffn'"),
     ],
@@ -134,18 +134,18 @@ def claims_more(folder):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (truncated, "model-00002-of-00003.safetensors is not a whole safetensors file"),
-        (overwritten, "model-00001-of-00003.safetensors is not a whole safetensors file"),
+        (truncated, "model-00002-of-00003.safetensors is not a complete safetensors file"),
+        (overwritten, "model-00001-of-00003.safetensors is not a complete safetensors file"),
         (lambda folder: (folder / "model-00003-of-00003.safetensors").unlink(), "lacks model-00003-of-00003"),
         (lambda folder: (folder / "model.safetensors.index.json").unlink(), "neither model.safetensors nor"),
         (indexed("{"), "cannot be read as JSON"),
-        (indexed('{"weight_map": {"norm.weight": "../model.safetensors"}}'), "must hold"),
-        (indexed('{"weight_map": []}'), "must hold"),
-        (indexed('{"weight_map": {}}'), "must hold"),
-        (indexed('{"weight_map": {"norm.weight": ""}}'), "must hold"),
-        (indexed(json.dumps({"weight_map": {"norm.weight": "x" * 300}})), "must hold"),
-        (indexed(json.dumps({"weight_map": {"norm.weight": "a\0b"}})), "must hold"),
-        (claims_more, "names 1 weights that no file has: norm.bias"),
+        (indexed('{"weight_map": {"norm.weight": "../model.safetensors"}}'), "must contain"),
+        (indexed('{"weight_map": []}'), "must contain"),
+        (indexed('{"weight_map": {}}'), "must contain"),
+        (indexed('{"weight_map": {"norm.weight": ""}}'), "must contain"),
+        (indexed(json.dumps({"weight_map": {"norm.weight": "x" * 300}})), "must contain"),
+        (indexed(json.dumps({"weight_map": {"norm.weight": "a\0b"}})), "must contain"),
+        (claims_more, "lists 1 weights that no file has: norm.bias"),
         (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object"),
     ],
 )
@@ -158,7 +158,7 @@ def test_damaged_files_are_refused(damage, said, model, tmp_path):
 def test_half_of_a_frozen_table_is_refused(model, tmp_path):
     folder = split(write_layout(tmp_path / "x", model, "boson"))
     change(folder, embed_tokens__embedding_trainable__weight=None)
-    refuses(folder, "embed_tokens.embedding_frozen.weight do not make one embed_tokens.weight")
+    refuses(folder, "embed_tokens.embedding_frozen.weight are not one complete embed_tokens.weight")
 
 
 def test_parts_of_a_table_that_do_not_fit_together_are_refused(model, tmp_path):
@@ -197,13 +197,13 @@ def test_an_invalid_generation_config_raises_a_checkpoint_error(content, model, 
 def test_a_config_of_one_layout_and_weights_of_another_are_refused(model, tmp_path):
     folder = write_layout(tmp_path / "x", model, "boson")
     write_json(folder / "config.json", FLAT_CONFIG)
-    refuses(folder, "model_type 'higgs_audio_v2', the weights are of boson; give the files of one layout")
+    refuses(folder, "model_type 'higgs_audio_v2', but the layout of the weights is boson; give files of one layout")
 
 
 def test_weights_of_no_layout_are_refused(model, tmp_path):
     folder = write_layout(tmp_path / "x", model, "native")
     save_file({"lm_head.weight": torch.zeros(2)}, folder / "model.safetensors")
-    refuses(folder, "the weights are of no known layout")
+    refuses(folder, "the layout of the weights is unknown")
 
 
 @pytest.mark.parametrize("dual", [None, [0, 1]])

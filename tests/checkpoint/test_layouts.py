@@ -44,10 +44,10 @@ def test_the_base_model_loads_from_every_layout_without_the_heads(form, model, t
 
 
 def test_a_base_model_that_was_saved_alone_does_not_load_as_a_whole_model(model, tmp_path):
-    model.model.save_pretrained(tmp_path / "trunk")
-    assert_same_weights(HiggsAudioModel.from_pretrained(tmp_path / "trunk"), model.model.state_dict())
+    model.model.save_pretrained(tmp_path / "backbone")
+    assert_same_weights(HiggsAudioModel.from_pretrained(tmp_path / "backbone"), model.model.state_dict())
     with pytest.raises(CheckpointError, match=r"2 missing weights .*audio_lm_head\.weight, text_lm_head\.weight"):
-        HiggsAudioForConditionalGeneration.from_pretrained(tmp_path / "trunk")
+        HiggsAudioForConditionalGeneration.from_pretrained(tmp_path / "backbone")
 
 
 @torch.no_grad()

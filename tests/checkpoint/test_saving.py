@@ -4,13 +4,12 @@ import json
 import os
 import platform
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from full_disk import file_size_limit
+from killing import run_until_rename
 from safetensors import SafetensorError
 
 from higgs_audio import HiggsAudioForConditionalGeneration, HiggsAudioProcessor, HiggsAudioTokenizer
@@ -109,10 +108,8 @@ def test_config_json_is_moved_last(name, tmp_path):
 
 # Failures.
 
-KILLED = """
-import os, sys
+SAVE = """
 from higgs_audio import HiggsAudioProcessor, HiggsAudioTokenizer
-os.replace = lambda *_: os._exit(9)  # files are written, none is moved
 kind = {"codec": HiggsAudioTokenizer, "processor": HiggsAudioProcessor}[sys.argv[1]]
 kind.from_pretrained(sys.argv[2]).save_pretrained(sys.argv[3])
 """
@@ -123,8 +120,7 @@ def test_a_killed_save_changes_nothing_and_the_next_one_removes_its_files(kind, 
     save[kind](tmp_path / "x")
     (tmp_path / "x" / "config.json").write_text("old")
     before = contents(tmp_path / "x")
-    run = [sys.executable, "-W", "ignore", "-c", KILLED, kind, str(tiny_checkpoint), str(tmp_path / "x")]
-    assert subprocess.run(run, env=os.environ, check=False, capture_output=True).returncode == 9
+    run_until_rename(SAVE, kind, tiny_checkpoint, tmp_path / "x")
     assert contents(tmp_path / "x") == before
     assert len(list(tmp_path.iterdir())) == 2  # the folder, and the files of the killed process
     save[kind](tmp_path / "x")

@@ -79,7 +79,7 @@ def test_speak_reports_the_number_of_tries_and_the_transcript(run, fails, tiny_c
     assert (code, out) == (0, "hello.wav\n")
     assert "word errors after 2 of 2 tries; transcript:" in err
     for other in (["--tries", 2], ["-o", "hello.wav"]):
-        assert "leave one of them out" in fails("speak", "Hello.", "--model", tiny_checkpoint, "--stream", *other)
+        assert "omit one of them" in fails("speak", "Hello.", "--model", tiny_checkpoint, "--stream", *other)
     assert "give it with --stream" in fails("speak", "Hello.", "--model", tiny_checkpoint, "--low-latency")
 
 

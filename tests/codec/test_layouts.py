@@ -50,7 +50,7 @@ def test_codes_and_samples_are_the_same_from_every_layout_and_after_all_conversi
 def test_a_layout_is_recognised_by_its_config_whatever_the_name_of_its_folder(folder, tmp_path):
     for name in (*LAYOUTS, "early"):
         path = folder(name).rename(tmp_path / f"no-{name}-higgs_audio_v2_tokenizer")
-        assert layout.recognise(read_json(path / "config.json")) == name
+        assert layout.detect_layout(read_json(path / "config.json")) == name
 
 
 def test_the_padding_is_that_of_the_layouts_implementation_and_survives_saving(stored, tmp_path):
@@ -67,7 +67,7 @@ def test_a_tokenizer_saved_over_its_own_file_is_native_and_unchanged(folder):
     tokenizer = HiggsAudioTokenizer.from_pretrained(path)
     expected = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     tokenizer.save_pretrained(path)
-    assert layout.recognise(read_json(path / "config.json")) == "native"
+    assert layout.detect_layout(read_json(path / "config.json")) == "native"
     assert same_bits(expected, tokenizer.state_dict())
     assert same_bits(expected, layout.read(HiggsAudioTokenizer, path)[1])
 

@@ -16,7 +16,7 @@ from higgs_audio.cli.describe import describe
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig, layout
 from higgs_audio.codec.loading import LoadOptions, TransformersOptions
 from higgs_audio.errors import CheckpointError, OptionError
-from higgs_audio.speech.tts import load_codec
+from higgs_audio.prompt.loading import load_codec
 
 
 def test_a_tokenizer_is_float32_unless_another_dtype_is_given(dac_tokenizer, tmp_path):

@@ -15,6 +15,7 @@ import soundfile
 import torch
 from corpus import RATE, TEXTS, hum, write_corpus
 from full_disk import file_size_limit
+from killing import hidden_names, run_until_rename
 from runs import contents, manifest_line, prepare_recipe
 
 from higgs_audio.codec import HiggsAudioTokenizer
@@ -140,6 +141,7 @@ def test_a_repeated_run_makes_only_missing_and_damaged_parts(recipe, encoded, co
     for name in ("part-0001.jsonl", "prepared.json"):  # as after a kill between the two files of a part
         (copy / name).unlink()
     (copy / "part-0001.safetensors").write_bytes(b"half")
+    (copy / "part-0001.safetensors.part").write_bytes(b"half")  # as an earlier version left it
     file = copy / "part-0002.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     complete = (copy / "part-0000.safetensors").stat()
@@ -154,7 +156,7 @@ def test_an_output_folder_with_other_clips_or_codes_is_an_error_and_is_not_chang
 ):
     write_corpus(tmp_path, [(f"clip-{n}", {"text": text}) for n, text in enumerate(TEXTS[1:])])
     other_clips = dataclasses.replace(recipe, data=str(tmp_path), output=str(copy), clips_per_part=3)
-    with pytest.raises(RecipeError, match="has other clips: the manifests have changed"):
+    with pytest.raises(RecipeError, match="has other clips, because the manifests have changed"):
         prepare.prepare(other_clips)
     codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec")
     with torch.no_grad():
@@ -206,6 +208,25 @@ def test_the_next_run_makes_the_parts_of_a_killed_worker(recipe, encoded, tmp_pa
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.stdout == "{'kept': 6}\n"
     assert contents(output) == contents(encoded)
+
+
+REPORT = """
+from pathlib import Path
+from higgs_audio.data.prepare import report
+report(Path(sys.argv[1]), [Path(sys.argv[1], f"part-000{number}") for number in range(3)], [])
+"""
+
+
+@pytest.mark.parametrize("missing", [("dropped.jsonl", "prepared.json"), ()], ids=["new report", "existing report"])
+def test_the_next_run_writes_the_report_of_a_killed_one_and_removes_its_temporary_file(recipe, encoded, copy, missing):
+    for name in missing:
+        (copy / name).unlink()
+    run_until_rename(REPORT, copy)
+    (leftover,) = hidden_names(copy)
+    assert leftover.startswith(".dropped.jsonl.")
+    assert contents(copy).keys() == contents(encoded).keys() - {*missing} | {leftover}
+    assert prepare.prepare(dataclasses.replace(recipe, output=str(copy))) == {"kept": 6}
+    assert contents(copy) == contents(encoded)
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").rglob("prepare*.yaml")), ids=str)

@@ -1,4 +1,4 @@
-"""Encoded clips on disk: parts, damage, and the stamp of the audio tokenizer."""
+"""Encoded clips on disk: parts, damage, and the fingerprint of the audio tokenizer."""
 
 import json
 import os
@@ -6,10 +6,12 @@ import os
 import numpy as np
 import pytest
 import torch
+from killing import hidden_names, run_until_rename
+from runs import contents
 from safetensors.numpy import load_file, save_file
 
 from higgs_audio.codec import HiggsAudioTokenizer
-from higgs_audio.data.shards import metadata_of, read_encoded_clips, stamp_of
+from higgs_audio.data.shards import codec_fingerprint, metadata_of, open_part, read_encoded_clips, write_part
 from higgs_audio.errors import RecipeError
 
 
@@ -68,16 +70,16 @@ def test_the_error_of_damaged_parts_names_all_of_them(copy, damage):
 
 
 def test_the_stamp_depends_on_the_encoder_and_not_on_the_decoder(tiny_checkpoint):
-    stamps = []
+    fingerprints = []
     for part in (None, "acoustic_decoder", "fc2", "acoustic_encoder", "semantic_model", "quantizer", "fc"):
         codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec")
         with torch.no_grad():
             for weight in codec.get_submodule(part).parameters() if part else ():
                 weight.add_(0.01)
-        stamps.append(stamp_of(codec)["codec"])
-    assert stamps[0] == stamps[1] == stamps[2]
-    assert len(set(stamps)) == 5
-    assert {n: v for n, v in stamp_of(codec).items() if n != "codec"} == {
+        fingerprints.append(codec_fingerprint(codec)["codec"])
+    assert fingerprints[0] == fingerprints[1] == fingerprints[2]
+    assert len(set(fingerprints)) == 5
+    assert {n: v for n, v in codec_fingerprint(codec).items() if n != "codec"} == {
         "num_codebooks": "8",
         "codebook_size": "1024",
         "frame_rate": "25",
@@ -87,8 +89,8 @@ def test_the_stamp_depends_on_the_encoder_and_not_on_the_decoder(tiny_checkpoint
 
 def test_parts_of_different_audio_tokenizers_are_an_error(encoded, copy):
     file = copy / "part-0001.safetensors"
-    stamp = {**json.loads((encoded / "prepared.json").read_text())["codec"], "codec": "another"}
-    save_file(load_file(file), file, metadata_of(stamp))
+    fingerprint = {**json.loads((encoded / "prepared.json").read_text())["codec"], "codec": "another"}
+    save_file(load_file(file), file, metadata_of(fingerprint))
     with pytest.raises(RecipeError, match="part-0001' has codes of another audio tokenizer: codec is another there"):
         read_encoded_clips(copy)
 
@@ -97,8 +99,27 @@ def test_parts_without_a_stamp_are_read(encoded, copy):
     """Earlier versions wrote none."""
     for file in copy.glob("*.safetensors"):
         save_file(load_file(file), file)
-    stamp = json.loads((encoded / "prepared.json").read_text())["codec"]
-    found, expected = (read_encoded_clips(folder, stamp) for folder in (copy, encoded))
+    fingerprint = json.loads((encoded / "prepared.json").read_text())["codec"]
+    found, expected = (read_encoded_clips(folder, fingerprint) for folder in (copy, encoded))
     assert [clip.id for clip in found] == [clip.id for clip in expected]
     with pytest.raises(RecipeError, match="num_codebooks is 8 there and 4 here"):
-        read_encoded_clips(copy, {**stamp, "num_codebooks": "4"})
+        read_encoded_clips(copy, {**fingerprint, "num_codebooks": "4"})
+
+
+WRITE = """
+from pathlib import Path
+import numpy as np
+from higgs_audio.data.shards import write_part
+write_part(Path(sys.argv[1]), [], np.zeros((8, 0), np.uint16), np.zeros(0, np.uint16), {})
+"""
+
+
+def test_a_killed_write_keeps_the_part_and_the_next_one_removes_its_temporary_file(encoded, copy):
+    path, before = copy / "part-0001", contents(copy)
+    part = open_part(path.with_suffix(".jsonl"))
+    run_until_rename(WRITE, path)
+    (leftover,) = hidden_names(copy)
+    assert leftover.startswith(".part-0001.safetensors.")
+    assert [clip.id for clip in read_encoded_clips(copy)] == [clip.id for clip in read_encoded_clips(encoded)]
+    write_part(path, part.lines, part.codes.copy(), part.phones.copy(), part.fingerprint)
+    assert contents(copy) == before

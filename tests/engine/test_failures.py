@@ -22,7 +22,7 @@ from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
 def test_a_request_that_the_cache_cannot_hold_is_refused(model, requests):
     engine = make_engine(model, context=30)
-    with pytest.raises(OptionError, match="a prompt of 14 positions and 12 frames need 35; this engine has 30"):
+    with pytest.raises(OptionError, match="a prompt of 14 positions and 12 frames may need 35; this engine has 30"):
         engine.submit(make_request(range(20, 32)))
     with pytest.raises(OptionError, match="guidance needs 2 slots"):
         make_engine(model, max_slots=1).submit(requests[5])
@@ -30,7 +30,7 @@ def test_a_request_that_the_cache_cannot_hold_is_refused(model, requests):
 
 def test_an_engine_without_memory_for_a_slot_tells_how_much_it_needs(model):
     slot = slot_bytes(model.model.text_config, CONTEXT, torch.float32)
-    with pytest.raises(OptionError, match=rf"needs {math.ceil(slot / 0.75)}"):
+    with pytest.raises(OptionError, match=rf"requires {math.ceil(slot / 0.75)}"):
         Engine(model, memory=slot, context=CONTEXT)
     assert Engine(model, memory=3 * math.ceil(slot / 0.75), context=CONTEXT).max_slots == 3
 
@@ -54,9 +54,9 @@ def test_inconsistent_prompts_are_refused(model):
     engine, good = make_engine(model), make_request(range(20, 32), [make_codes(5, 1)])
     with pytest.raises(PromptError, match="must end in"):
         engine.submit(replace(good, input_ids=good.input_ids[:-1]))
-    with pytest.raises(PromptError, match=r"14 placeholders and columns \(13, 8\)"):
+    with pytest.raises(PromptError, match=r"14 placeholders, but columns have the shape \(13, 8\)"):
         engine.submit(replace(good, columns=good.columns[1:]))
-    with pytest.raises(OptionError, match="guidance needs both"):
+    with pytest.raises(OptionError, match="guidance requires both"):
         replace(good, sampling=replace(GREEDY, text_guidance_scale=2.0))
     assert engine.num_waiting == 0
 
@@ -64,7 +64,7 @@ def test_inconsistent_prompts_are_refused(model):
 def test_a_full_queue_refuses_a_request_and_keeps_the_others(model, requests, expected):
     engine = make_engine(model, max_slots=1, max_waiting=2)
     handles = [engine.submit(requests[0]), engine.submit(requests[1])]
-    with pytest.raises(QueueFullError, match="2 requests wait"):
+    with pytest.raises(QueueFullError, match="2 requests are waiting"):
         engine.submit(requests[2])
     assert [(list(handle), handle.finish_reason) for handle in handles] == expected[:2]
     assert list(engine.submit(requests[2])) == expected[2][0]
@@ -75,11 +75,11 @@ def test_a_full_queue_refuses_a_request_and_keeps_the_others(model, requests, ex
     [
         ({"input_ids": torch.tensor([999, 302])}, "token ids from 302 to 999"),
         ({"input_ids": torch.tensor([[20, 302]])}, r"input_ids is \(1, 2\)"),
-        ({"input_ids": torch.tensor([20.0, 302.0])}, "must hold integers"),
+        ({"input_ids": torch.tensor([20.0, 302.0])}, "must contain integers"),
         ({"negative_ids": torch.tensor([20])}, r"negative_ids is \(1,\)"),
         ({"negative_ids": torch.tensor([999, 302])}, "token ids from 302 to 999"),
         ({"negative_ids": torch.tensor([301, 302])}, "negative_ids must have its audio placeholders where"),
-        ({"input_ids": torch.tensor([301, 302]), "columns": torch.full((1, K), 99)}, "allowed are 0 to 17"),
+        ({"input_ids": torch.tensor([301, 302]), "columns": torch.full((1, K), 99)}, "allowed: 0 to 17"),
         ({"input_ids": torch.tensor([301, 302]), "columns": torch.zeros(1, K)}, "expected integers"),
         ({"prefix": 2}, "prefix=2"),
         ({"prefix": -1}, "prefix=-1"),

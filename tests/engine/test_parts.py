@@ -1,4 +1,4 @@
-"""The parts of the engine by themselves: scheduler, KV cache, prefix cache, guard, sampling."""
+"""The parts of the engine by themselves: scheduler, KV cache, prefix cache, loop detection, sampling."""
 
 import ast
 import random
@@ -13,8 +13,8 @@ from oracle import BOS, K, make_config
 from higgs_audio import errors
 from higgs_audio.engine import scheduler as scheduler_module
 from higgs_audio.engine.decode_state import DecodeState, initial_state, sample_ids
-from higgs_audio.engine.guard import NUM_FRAMES, Guard
 from higgs_audio.engine.kv_cache import KVCache, slot_bytes
+from higgs_audio.engine.loop_detector import NUM_FRAMES, LoopDetector
 from higgs_audio.engine.prefix_cache import PrefixCache, prefix_key
 from higgs_audio.engine.scheduler import Scheduler
 from higgs_audio.generation.sampling import SamplingOptions, filter_logits, sample
@@ -92,13 +92,13 @@ def test_the_least_recently_used_prefix_is_evicted_first():
     assert prefixes.get(keys[1]) is None
 
 
-# Guard.
+# Loop detection.
 
 
 def test_a_model_in_a_loop_is_stopped_within_a_second(own_model):
     with torch.no_grad():
         own_model.audio_lm_head.weight.zero_()  # all codes are equally likely: greedy sampling takes the first
-    request = make_request(range(20, 32), sampling=GREEDY, max_frames=150, guarded=True)
+    request = make_request(range(20, 32), sampling=GREEDY, max_frames=150, detect_loops=True)
     handle = make_engine(own_model).submit(request)
     columns = list(handle)
     assert handle.finish_reason == "repetition"
@@ -115,22 +115,22 @@ def test_a_model_in_a_loop_is_stopped_within_a_second(own_model):
 def test_loops_are_detected_and_varied_codes_are_not(period):
     chance = random.Random(period)
     loop = [[chance.randrange(1024) for _ in range(K)] for _ in range(period)]
-    guard, varied = Guard((), 1024), Guard((), 1024)
-    reasons = [guard.push(loop[index % period]) for index in range(NUM_FRAMES + 1)]
+    detector, varied = LoopDetector((), 1024), LoopDetector((), 1024)
+    reasons = [detector.push(loop[index % period]) for index in range(NUM_FRAMES + 1)]
     assert reasons == [None] * NUM_FRAMES + ["repetition"]
     assert all(varied.push([chance.randrange(1024) for _ in range(K)]) is None for _ in range(500))
 
 
 def test_a_pause_is_not_endless_silence():
-    guard = Guard({3}, BOS + 10**6)
+    detector = LoopDetector({3}, BOS + 10**6)
     for frame in range(300):
         is_quiet = frame % NUM_FRAMES < NUM_FRAMES - 2
-        assert guard.push([3 if is_quiet else 5, frame, *[0] * (K - 2)]) is None
+        assert detector.push([3 if is_quiet else 5, frame, *[0] * (K - 2)]) is None
 
 
 def test_a_single_codebook_is_guarded_too():
-    guard = Guard((), 1024)
-    assert [guard.push([5]) for _ in range(NUM_FRAMES)] == [None] * (NUM_FRAMES - 1) + ["repetition"]
+    detector = LoopDetector((), 1024)
+    assert [detector.push([5]) for _ in range(NUM_FRAMES)] == [None] * (NUM_FRAMES - 1) + ["repetition"]
 
 
 # Sampling.

@@ -74,7 +74,7 @@ def test_a_prefix_is_prefilled_once(model, prefilled):
     assert first == again
     length = len(request.input_ids)
     assert sizes(prefilled) == [18, length - 18, length - 18]
-    engine.forget()
+    engine.reset_caches()
     assert list(engine.submit(request)) == first
     assert sizes(prefilled)[3:] == [18, length - 18]
 

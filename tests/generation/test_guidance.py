@@ -103,7 +103,7 @@ def test_guidance_without_a_tokenizer_or_negative_prompts_is_an_error(model, pro
     inputs = prompt(processor, "Good morning.")
     with pytest.raises(OptionError, match=r"text_guidance_scale=1\.5 needs tokenizer="):
         generate(model, **inputs, text_guidance_scale=1.5)
-    with pytest.raises(PromptError, match="must be of the shape of input_ids"):
+    with pytest.raises(PromptError, match="must have the shape of input_ids"):
         generate(model, **inputs, text_guidance_scale=1.5, negative_prompt_ids=inputs.input_ids[:, 1:])
 
 

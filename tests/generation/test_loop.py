@@ -362,11 +362,11 @@ def test_nan_from_the_model_is_a_typed_error():
     broken = fill(BiasedModel(make_config()), seed=0)
     with torch.no_grad():
         broken.audio_lm_head.weight[5] = float("nan")
-    with pytest.raises(HiggsAudioError, match=r"step 1, audio: the model gave"):
+    with pytest.raises(HiggsAudioError, match=r"step 1, audio: the model returned"):
         generate(broken, **collate([make_prompt([20])]), max_new_tokens=5, seed=0)
     with torch.no_grad():
         broken.text_lm_head.weight[5] = float("nan")
-    with pytest.raises(HiggsAudioError, match=r"step 0, text: the model gave"):
+    with pytest.raises(HiggsAudioError, match=r"step 0, text: the model returned"):
         generate(broken, **collate([make_prompt([20], end=())]), max_new_tokens=5, seed=0)
 
 
@@ -413,16 +413,16 @@ def test_inputs_that_do_not_fit_are_refused_before_the_first_step(model):
     with pytest.raises(PromptError, match="at least one token"):
         stream(model, [1, 2, 3])
     for strange in (320, -1):
-        with pytest.raises(PromptError, match="this model knows 0 to 319: use its own tokenizer"):
+        with pytest.raises(PromptError, match=r"allowed: 0 to 319\. Use the model's own tokenizer"):
             stream(model, torch.tensor([[BEGIN, strange, AUDIO_OUT_BOS]]))
     for kind in (torch.float32, torch.bool):
-        with pytest.raises(PromptError, match="must hold integers"):
+        with pytest.raises(PromptError, match="must contain integers"):
             stream(model, ids.to(kind))
     with pytest.raises(PromptError, match="without audio tower"):
         stream(model, ids, input_features=torch.zeros(1, 8, 100), feature_positions=torch.zeros_like(ids))
-    with pytest.raises(PromptError, match="belong together"):
+    with pytest.raises(PromptError, match="pass input_features and feature_positions together"):
         stream(model, ids, feature_positions=torch.ones_like(ids))
-    with pytest.raises(PromptError, match="padded on the left"):
+    with pytest.raises(PromptError, match="pad shorter prompts on the left"):
         stream(model, ids, torch.tensor([[1, 1, 0]]))
     with pytest.raises(PromptError, match="does not fit"):
         stream(model, ids, torch.ones(1, 2))

@@ -233,7 +233,7 @@ def test_only_a_top_k_of_the_call_can_be_too_large():
 def test_logits_with_nan_or_infinity_are_a_typed_error(bad):
     logits = make_logits(8, 20)
     logits[3, 4] = bad
-    with pytest.raises(HiggsAudioError, match="row 2: the model gave"):
+    with pytest.raises(HiggsAudioError, match="row 2: the model returned"):
         check_finite(logits, "row 2")
 
 

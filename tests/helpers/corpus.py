@@ -19,6 +19,14 @@ HUBERT = {
     "num_conv_pos_embeddings": 4,
     "num_conv_pos_embedding_groups": 2,
 }
+TEXT = {  # of a tiny language model
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
 TEXTS = (
     "The sun rises in the east.",
     "Nobody knows the answer.",

@@ -1,10 +1,15 @@
-"""Training runs that are interrupted in the middle of a step."""
+"""Processes and training runs that are killed at a certain point."""
 
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+KILL_AT_RENAME = "import os, signal, sys\nos.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
 
 
 class KilledError(BaseException):
@@ -26,3 +31,18 @@ def killed_at(step: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def run_until_rename(code, *arguments):
+    """Runs Python code in a new process, which is killed when it renames the first file: all is written, none is moved.
+
+    `sys.argv[1:]` are the arguments.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", KILL_AT_RENAME + code, *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+def hidden_names(folder):
+    """Names of the temporary files and folders in `folder`."""
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import import_utils
 
-from higgs_audio.checkpoint.layouts import PUBLISHED_TRUNK
+from higgs_audio.checkpoint.layouts import PUBLISHED_TEXT_CONFIG
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 from higgs_audio.codec.resample import resample
 from higgs_audio.config import HiggsAudioConfig
@@ -34,7 +34,7 @@ BOS, EOS = V, V + 1
 AUDIO_IN, AUDIO_OUT, AUDIO_OUT_BOS, AUDIO_EOS, DELAY = 300, 301, 302, 303, 307
 PAD, BEGIN, EOT = 304, 305, 308
 TEXT = {
-    **PUBLISHED_TRUNK,
+    **PUBLISHED_TEXT_CONFIG,
     "vocab_size": 320,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -142,6 +142,30 @@ def silence(model, codebooks, id):
         weight = model.audio_lm_head.weight.view(config.audio_num_codebooks, config.codebook_rows, -1)
         for codebook in codebooks:
             weight[codebook, id] = weight[codebook, : config.audio_codebook_size].mean(0)
+
+
+def original_columns(script, num_codebooks=K):
+    """The rules of the original's audio mode: one list of K ids a step -> columns, and whether the segment ended.
+
+    Slow and obvious on purpose. `script[0]` is the step that opens the segment, where nothing is sampled.
+    """
+    columns, num_delay, remaining = [[BOS] * num_codebooks], 0, None
+    for sampled in script[1:]:
+        ids = list(sampled)
+        if num_delay + 1 < num_codebooks:
+            ids[num_delay + 1 :] = [BOS] * (num_codebooks - num_delay - 1)
+            num_delay += 1
+        if remaining is not None:
+            ids[: num_codebooks - remaining] = [EOS] * (num_codebooks - remaining)
+            remaining -= 1
+        elif EOS in ids:
+            first = ids.index(EOS)
+            ids[:first] = [EOS] * first
+            remaining = num_codebooks - first - 1
+        columns.append(ids)
+        if remaining is not None and remaining <= 0:
+            return columns, True
+    return columns, False
 
 
 # The audio tokenizer.

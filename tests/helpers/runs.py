@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from corpus import HUBERT, TEXTS, write_corpus, write_samples
+from corpus import HUBERT, TEXT, TEXTS, write_corpus, write_samples
 from killing import KilledError, killed_at
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
@@ -30,14 +30,6 @@ VOCOS = {
     "encoder_depths": [1, 1],
     "decoder_widths": [8, 8],
     "decoder_depths": [1, 1],
-}
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
 }
 GROUPED_TEXT = {
     **TEXT,

@@ -40,7 +40,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
 }
-READ = tuple(name for name in SIZES if "token" not in name)  # nothing reads the trunk's own token ids
+READ = tuple(name for name in SIZES if "token" not in name)  # nothing reads the backbone's own token ids
 # config.json of the original layout, with small sizes. It has no fields for some of the token ids.
 BOSON_CONFIG = {
     "_name_or_path": "model_initialization/x",

@@ -5,9 +5,9 @@ from typing import get_type_hints
 import pytest
 
 from higgs_audio import NANO, HiggsAudioConfig, HiggsAudioForConditionalGeneration
-from higgs_audio.checkpoint import FOLDER_OPTIONS
+from higgs_audio.checkpoint import FOLDER_OPTIONS, FolderOptions
 from higgs_audio.errors import OptionError
-from higgs_audio.model.load_options import ConfigFields, FolderOptions, LoadOptions, config_overrides
+from higgs_audio.model.load_options import ConfigFields, LoadOptions, config_overrides
 
 
 def test_every_typed_option_is_accepted():

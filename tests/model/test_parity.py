@@ -257,7 +257,7 @@ def test_a_marker_among_codes_is_an_index_error_in_transformers_and_a_codes_erro
     codes = torch.full((1, K, 3), CODES)
     with pytest.raises(IndexError):
         stack.their_processor.audio_tokenizer.decode(codes)
-    with pytest.raises(CodesError, match="stream markers must be removed"):
+    with pytest.raises(CodesError, match="Remove stream bos and stream eos"):
         stack.codec.decode(codes)
 
 

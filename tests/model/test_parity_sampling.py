@@ -12,10 +12,7 @@ from oracle import (
     K,
     V,
     collate,
-    fill,
-    language_twin,
     make_codes,
-    make_config,
     make_prompt,
     twin_columns,
 )
@@ -24,19 +21,8 @@ from torch.overrides import TorchFunctionMode
 from higgs_audio.errors import PromptError
 from higgs_audio.generation.loop import generate
 from higgs_audio.generation.sampling import draw, uniforms
-from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # transformers' own
-
-
-@pytest.fixture(scope="module")
-def model():
-    return fill(HiggsAudioForConditionalGeneration(make_config()))
-
-
-@pytest.fixture(scope="module")
-def twin(model):
-    return language_twin(model)
 
 
 # Sampling

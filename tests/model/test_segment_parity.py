@@ -11,6 +11,7 @@ from oracle import (
     collate,
     make_config,
     make_prompt,
+    original_columns,
     twin_columns,
 )
 from parity import CODES, scripted
@@ -24,30 +25,6 @@ from higgs_audio.generation.sampling import SamplingOptions
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # transformers' own
 
 # The state machines, on scripted ids
-
-
-def original_columns(script, limit=100):
-    """The rules of the original's audio mode: one list of K ids a step -> columns, and whether the segment ended.
-
-    Slow and obvious on purpose. `script[0]` is the step that opens the segment, where nothing is sampled.
-    """
-    columns, num_delay, remaining = [[BOS] * K], 0, None
-    for sampled in script[1:limit]:
-        ids = list(sampled)
-        if num_delay + 1 < K:
-            ids[num_delay + 1 :] = [BOS] * (K - num_delay - 1)
-            num_delay += 1
-        if remaining is not None:
-            ids[: K - remaining] = [EOS] * (K - remaining)
-            remaining -= 1
-        elif EOS in ids:
-            first = ids.index(EOS)
-            ids[:first] = [EOS] * first
-            remaining = K - first - 1
-        columns.append(ids)
-        if remaining is not None and remaining <= 0:
-            return columns, True
-    return columns, False
 
 
 def original_frames(columns):
@@ -105,7 +82,7 @@ ENDS = pytest.mark.parametrize("ends", [(0,), (3,), (7,), (2, 5), ()], ids=str)
 def test_columns_and_frames_are_those_of_the_original(ends):
     script = write_script(ends)
     columns, ended = our_columns(script, limit=30)
-    assert (columns, ended) == original_columns(script, limit=30)
+    assert (columns, ended) == original_columns(script[:30])
     ours, theirs = revert_delay(torch.tensor(columns).T), torch.tensor(original_frames(columns))
     if ends == (2, 5):  # ours drops the frame in which codebook 5 ends, the original clips its eos to code 1023
         assert (ours.shape[1], theirs.shape[1]) == (12 - 5 - 1, 12 - 2 - 1)
@@ -126,7 +103,7 @@ def test_columns_are_those_of_the_original_on_random_scripts():
             for codebook in torch.nonzero(torch.rand(K, generator=generator) < 0.01).flatten().tolist():
                 row[codebook] = EOS
         result = our_columns(script, limit=40)
-        assert result == original_columns(script, limit=40)
+        assert result == original_columns(script[:40])
         endings.add(result[1])
     assert endings == {True, False}
 
@@ -138,7 +115,7 @@ def test_both_loops_follow_their_rules_from_end_to_end(model, twin, ends):
         ours = generate(model, **batch, max_new_tokens=30, do_sample=False)[1][0].T.tolist()
     with scripted(twin, script):
         theirs = twin_columns(twin, batch, 30)[0].tolist()
-    assert ours == original_columns(script, limit=30)[0]
+    assert ours == original_columns(script[:30])[0]
     assert theirs == transformers_columns(script, limit=30)
 
 

@@ -143,19 +143,19 @@ def test_a_bfloat16_model_takes_float32_features(tokenizer, processor):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda i: i.pop("feature_positions"), "belong together"),
-        (lambda i: i.pop("input_features"), "belong together"),
+        (lambda i: i.pop("feature_positions"), "must be passed together"),
+        (lambda i: i.pop("input_features"), "must be passed together"),
         (lambda i: i.update(input_features=i["input_features"][:1]), "whole windows"),
         (lambda i: i.update(input_features=i["input_features"].flip(0).repeat(2, 1, 1)), "does not fit"),
         (lambda i: i.update(feature_attention_mask=i["feature_attention_mask"].flip(0)), "whole windows"),
         (lambda i: i.update(feature_attention_mask=i["feature_attention_mask"].flip(1)), "before real ones"),
-        (lambda i: i.update(feature_attention_mask=i["feature_attention_mask"] * 0), "3 real ones"),
+        (lambda i: i.update(feature_attention_mask=i["feature_attention_mask"] * 0), "at least 3 real frames"),
         (lambda i: i.update(input_features=i["input_features"][:, 1:]), r"\[windows, 8"),
         (lambda i: i.update(input_features=i["input_features"].repeat(1, 1, 2)), "at most 200 frames"),
         (lambda i: i.update(feature_positions=~i["feature_positions"]), "audio in"),
-        (lambda i: i.update(input_ids=None), "belong together"),
-        (lambda i: i.update(input_features=i["input_features"][:0]), "one window at least"),
-        (lambda i: i.update(input_features=i["input_features"][:, :, :0]), "one window at least"),
+        (lambda i: i.update(input_ids=None), "must be passed together"),
+        (lambda i: i.update(input_features=i["input_features"][:0]), "at least one window"),
+        (lambda i: i.update(input_features=i["input_features"][:, :, :0]), "at least one window"),
         (lambda i: i.update(feature_positions=i["feature_positions"].roll(1, 1)), "audio in"),
         (lambda i: i.update(feature_positions=i["feature_positions"].roll(-1, 1)), "audio in"),
         (lambda i: i.update(feature_positions=i["feature_positions"] & False), "whole windows"),
@@ -177,7 +177,7 @@ def test_features_shifted_into_the_codes_of_their_audio_are_refused(shift, model
     model(**inputs)
     inputs["feature_positions"] = inputs["feature_positions"].roll(shift, 1)
     assert (inputs["input_ids"][inputs["feature_positions"]] == model.config.audio_in_token_idx).all()
-    with pytest.raises(PromptError, match="features behind codes of the same audio"):
+    with pytest.raises(PromptError, match="features after codes of the same audio"):
         model(**inputs)
 
 

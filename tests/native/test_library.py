@@ -6,11 +6,13 @@ import re
 import shutil
 import subprocess
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from engines import alone, make_engine, many_requests
+from killing import hidden_names, run_until_rename
 from oracle import fill, make_config
 
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
@@ -78,6 +80,31 @@ def test_the_library_is_compiled_once(cache_folder):
     library.load_library.cache_clear()
     assert library.native_library() is not None
     assert compiled.stat().st_mtime_ns == time
+
+
+LOAD = """
+from higgs_audio.native import library
+library.native_library()
+"""
+
+
+@needs_compiler
+def test_a_killed_compilation_leaves_no_library_and_the_next_one_removes_its_temporary_file(cache_folder):
+    run_until_rename(LOAD)
+    (leftover,) = hidden_names(cache_folder)
+    assert leftover.startswith(".native-") and list(cache_folder.glob("*.so")) == []
+    assert library.native_library() is not None
+    (compiled,) = cache_folder.iterdir()
+    assert compiled == library.library_path(os.environ.get("CC", Path(COMPILER).name))
+
+
+@needs_compiler
+def test_threads_that_compile_at_the_same_time_all_load_the_library(cache_folder):
+    with ThreadPoolExecutor(3) as pool:
+        libraries = list(pool.map(lambda _: library.native_library(), range(3)))
+    assert all(isinstance(loaded, ctypes.CDLL) for loaded in libraries)
+    (compiled,) = cache_folder.iterdir()
+    assert compiled.suffix == ".so"
 
 
 @pytest.mark.usefixtures("cache_folder")

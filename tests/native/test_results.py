@@ -236,11 +236,11 @@ def test_changed_weights_are_packed_again(model):
 
 
 @needs_compiler
-def test_weights_changed_through_data_are_packed_again_after_forget(model):
+def test_weights_changed_through_data_are_packed_again_after_reset_caches(model):
     engine, request = make_engine(model), many_requests()[4]
     before = list(engine.submit(request))
     model.model.layers[0].self_attn.v_proj.weight.data.mul_(-3)
-    engine.forget()
+    engine.reset_caches()
     handle = engine.submit(request)
     assert (list(handle), handle.finish_reason) == alone(model, request)
     assert alone(model, request)[0] != before

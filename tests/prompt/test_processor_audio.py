@@ -104,7 +104,7 @@ def test_save_audio_needs_one_file_for_each_sound(processor, tmp_path):
     sound = np.zeros(960, np.float32)
     processor.save_audio([sound, torch.zeros(960)], [tmp_path / "a.wav", tmp_path / "b.flac"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b.flac"]
-    with pytest.raises(PromptError, match="2 sounds and 1 files"):
+    with pytest.raises(PromptError, match="2 waveforms and 1 files"):
         processor.save_audio([sound, sound], tmp_path / "c.wav")
 
 

@@ -117,14 +117,14 @@ def copy(tiny_checkpoint, tmp_path):
 def test_an_invalid_tokenizer_is_rejected(copy, content):
     (copy / "tokenizer.json").write_bytes(content)
     for kind in (HiggsAudioProcessor, AutoTokenizer):
-        with pytest.raises(CheckpointError, match="has no tokenizer that loads"):
+        with pytest.raises(CheckpointError, match=r"the tokenizer in .* does not load"):
             kind.from_pretrained(copy)
 
 
 @pytest.mark.parametrize("content", ["[]", "5", '{"added_tokens_decoder": 5}', '{"bos_token": 5}'])
 def test_invalid_settings_of_a_tokenizer_are_rejected(copy, content):
     (copy / "tokenizer_config.json").write_text(content)
-    with pytest.raises(CheckpointError, match="has no tokenizer that loads"):
+    with pytest.raises(CheckpointError, match=r"the tokenizer in .* does not load"):
         HiggsAudioProcessor.from_pretrained(copy)
 
 

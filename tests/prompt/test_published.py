@@ -284,7 +284,7 @@ def test_audio_of_a_published_scene_takes_the_placeholders_of_an_answer_and_is_n
         ([SYSTEM, turn("assistant", [AUDIO, AUDIO])], "not one audio item"),
         ([SYSTEM, turn("user", [AUDIO])], "message 1 .user. has audio"),
         ([SYSTEM, turn("assistant", [AUDIO], recipient="bob")], "recipient"),
-        ([SYSTEM, USER, turn("scene", "Late.")], "a scene is message 2"),
+        ([SYSTEM, USER, turn("scene", "Late.")], "message 2 is a scene"),
     ],
 )
 def test_content_that_the_published_template_rejects_or_drops_is_rejected(processor, conversation, expected):
@@ -303,7 +303,7 @@ def test_there_are_two_styles(processor):
 
 def test_two_audio_items_need_two_recordings(processor):
     conversation = [turn("user", [AUDIO, {"type": "audio"}])]
-    with pytest.raises(PromptError, match=r"1 recordings for 2 audio items: item 1 has none.*audio_url"):
+    with pytest.raises(PromptError, match=r"1 recordings for 2 audio items: there is no audio in item 1.*audio_url"):
         processor.apply_chat_template(conversation)
     with pytest.raises(PromptError, match="1 audios for 2 placeholders; give one for each"):
         processor(render(processor, conversation), audio=[{"codes": np.zeros((8, 2), int)}])

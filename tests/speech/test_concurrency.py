@@ -27,7 +27,7 @@ def test_a_batch_equals_its_texts_generated_alone(tts):
         alone = tts.generate(text, seed=3)
         assert np.array_equal(speech.codes, alone.codes)
         assert np.abs(speech.waveform.samples - alone.waveform.samples).max() < 1e-4
-        assert 0 < speech.first_sound_seconds < 60
+        assert 0 < speech.first_audio_seconds < 60
     assert tts.engine.num_running == 0
 
 
@@ -248,7 +248,7 @@ def test_a_waiting_stream_is_cancelled_at_once(endless, with_engine):
                 made.append(1)
 
         written = RequestBuilder(tts.model, tts.processor).build(tts.request("Hello there.", None, {"seed": 1}), 0)
-        other = tts.engine.submit(replace(written, min_frames=1500, max_frames=1500, guarded=False))
+        other = tts.engine.submit(replace(written, min_frames=1500, max_frames=1500, detect_loops=False))
         next(other)
         task = asyncio.create_task(listen())
         while not tts.engine.num_waiting:

@@ -1,6 +1,7 @@
 """Invalid arguments of HiggsAudio, and damaged checkpoints: each has an error of the package."""
 
 import shutil
+from typing import get_type_hints
 
 import pytest
 
@@ -14,7 +15,13 @@ from higgs_audio.errors import (
     TextError,
     VoiceError,
 )
+from higgs_audio.speech.request import SpeechOptions
 from higgs_audio.speech.tts import HiggsAudio
+
+
+@pytest.mark.parametrize("name", ["generate", "generate_async", "generate_batch", "stream", "stream_async"])
+def test_every_method_takes_the_same_options(name):
+    assert get_type_hints(getattr(HiggsAudio, name))["options"].__args__ == (SpeechOptions,)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +36,7 @@ from higgs_audio.speech.tts import HiggsAudio
         ("Hello there.\n\n你好。", "English"),
     ],
 )
-def test_unspeakable_text_is_rejected_before_the_first_sound(tts, text, message):
+def test_unspeakable_text_is_rejected_before_any_audio(tts, text, message):
     with pytest.raises(TextError, match=message.replace("|", r"\|")):
         tts.stream(text)
 
@@ -50,7 +57,7 @@ def test_unspeakable_text_is_rejected_before_the_first_sound(tts, text, message)
         ({"max_new_tokens": 5}, "no option 'max_new_tokens'"),
     ],
 )
-def test_invalid_options_are_rejected_before_the_first_sound(tts, options, message):
+def test_invalid_options_are_rejected_before_any_audio(tts, options, message):
     with pytest.raises(OptionError, match=message):
         tts.stream("Hello.", **options)
 
@@ -85,7 +92,7 @@ def test_the_arguments_of_the_constructor_are_checked(tts, voices):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nanno", "did you mean 'nano'"), ("", "allowed: nano"), ("org/no-such-model", "neither a folder here nor")],
+    [("nanno", "did you mean 'nano'"), ("", "allowed: nano"), ("org/no-such-model", "neither a local folder nor")],
 )
 def test_an_unknown_model_suggests_the_nearest_name(name, message):
     with pytest.raises(CheckpointError, match=message):

@@ -10,7 +10,14 @@ from torch.nn import functional as F
 
 from higgs_audio.codec import HiggsAudioTokenizerConfig
 from higgs_audio.codec.quantizer import Codebook, ResidualVectorQuantizer
-from higgs_audio.train_codec.codebook import DEAD_SHARE, kmeans, perplexity, revive, start_codebooks, update_codebook
+from higgs_audio.train_codec.codebook import (
+    DEAD_SHARE,
+    init_codebooks,
+    kmeans,
+    perplexity,
+    replace_dead_entries,
+    update_codebook,
+)
 
 
 def blobs(count, num_centres, seed=0):
@@ -21,7 +28,7 @@ def blobs(count, num_centres, seed=0):
 
 
 def started_book(vectors, size=64, scale=1.0):
-    """A codebook with the means, sums and counts of k-means, as `start_codebooks` sets them."""
+    """A codebook with the means, sums and counts of k-means, as `init_codebooks` sets them."""
     means, counts = kmeans(vectors, size, 10, torch.Generator().manual_seed(1))
     book = Codebook(size, vectors.shape[1])
     book.embed.copy_(means)
@@ -96,7 +103,7 @@ def test_started_codebooks_are_consistent_and_each_layer_reduces_the_residual():
     )
     quantizer = ResidualVectorQuantizer(config)
     latents = torch.randn(1500, config.hidden_size, generator=torch.Generator().manual_seed(0))
-    start_codebooks(quantizer, latents, 10, 0.1, torch.Generator().manual_seed(1))
+    init_codebooks(quantizer, latents, 10, 0.1, torch.Generator().manual_seed(1))
     energies, residual = [float(latents.pow(2).mean())], latents
     for layer in quantizer.layers:
         book = layer.codebook
@@ -114,10 +121,10 @@ def test_entries_are_dead_relative_to_the_mean_usage():
     book = started_book(vectors, size=1024)
     assert 1.5 < float(book.cluster_size.mean()) < 1.6
     assert float((book.cluster_size < 2).float().mean()) > 0.5
-    assert revive(book, vectors, torch.Generator()) == 0
+    assert replace_dead_entries(book, vectors, torch.Generator()) == 0
     limit = DEAD_SHARE * float(book.cluster_size.mean())
     book.cluster_size[:100], book.cluster_size[100:200] = 0.5 * limit, 1.5 * limit
-    assert revive(book, vectors, torch.Generator().manual_seed(0)) == 100
+    assert replace_dead_entries(book, vectors, torch.Generator().manual_seed(0)) == 100
 
 
 def test_a_replaced_entry_is_a_vector_of_the_batch_and_is_not_dead_after_the_next_update():
@@ -125,12 +132,12 @@ def test_a_replaced_entry_is_a_vector_of_the_batch_and_is_not_dead_after_the_nex
     vectors = blobs(500, 50)
     book = started_book(vectors)
     book.cluster_size[3], book.embed[3], book.embed_avg[3] = 0, 1e6, 0
-    assert revive(book, vectors, torch.Generator().manual_seed(0)) == 1
+    assert replace_dead_entries(book, vectors, torch.Generator().manual_seed(0)) == 1
     revived = book.embed[3].clone()
     assert bool((vectors == revived).all(1).any())
     torch.testing.assert_close(book.embed_avg[3] / book.cluster_size[3], revived)
     update_codebook(book, vectors, book.nearest(vectors), decay=0.99)
-    assert revive(book, vectors, torch.Generator().manual_seed(0)) == 0
+    assert replace_dead_entries(book, vectors, torch.Generator().manual_seed(0)) == 0
     assert quantization_error(book, vectors) < 1
 
 

@@ -60,7 +60,7 @@ def test_short_clips_are_left_out_and_wrong_lengths_in_a_manifest_are_an_error(d
     assert f"1 of {len(clips) + 1} clips are shorter than a crop" in capsys.readouterr().err
     wrong = [dataclasses.replace(clip, seconds=100.0) for clip in clips]
     long = dataclasses.replace(decoder_recipe, crop_seconds=50.0)
-    with pytest.raises(RecipeError, match=r"frames, and its manifest says 100\.0 s"):
+    with pytest.raises(RecipeError, match=r"frames, but 100\.0 s in the manifest"):
         EncodedClipAudio(wrong, codec, long).random_crops(1, torch.Generator().manual_seed(0))
 
 

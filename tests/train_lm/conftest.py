@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from corpus import TEXTS
+from runs import encode_corpus, many_losses_recipe
 
 from higgs_audio.data.phones import phones
-from higgs_audio.data.shards import EncodedClip
+from higgs_audio.data.shards import EncodedClip, read_encoded_clips
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.text.phonemes import phonemize
 from higgs_audio.train_lm.composer import Composer, ExampleMix
@@ -46,6 +47,22 @@ def mix():
 @pytest.fixture(scope="session")
 def processor(tiny_checkpoint):
     return HiggsAudioProcessor.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def encoded(tiny_teacher, tiny_checkpoint, tmp_path_factory):
+    """The folder of the timed corpus, encoded and aligned. Tests must not change it."""
+    return encode_corpus(tmp_path_factory.mktemp("corpus"), tiny_checkpoint, tiny_teacher)
+
+
+@pytest.fixture(scope="session")
+def clips(encoded):
+    return read_encoded_clips(encoded)
+
+
+@pytest.fixture
+def recipe(tiny_checkpoint, tmp_path):
+    return many_losses_recipe(tmp_path, tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")

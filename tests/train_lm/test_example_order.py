@@ -3,18 +3,10 @@
 import itertools
 from collections import Counter
 
-import pytest
 import torch
-from runs import encode_corpus
 
-from higgs_audio.data.shards import read_encoded_clips
 from higgs_audio.train_lm.batches import BatchOrder, dialogue_batches
 from higgs_audio.train_lm.composer import Composer, ExampleMix
-
-
-@pytest.fixture(scope="module")
-def clips(tiny_teacher, tiny_checkpoint, tmp_path_factory):
-    return read_encoded_clips(encode_corpus(tmp_path_factory.mktemp("corpus"), tiny_checkpoint, tiny_teacher))
 
 
 def test_a_reference_is_another_clip_of_the_same_speaker(clips):

@@ -2,20 +2,15 @@
 
 import pytest
 import torch
-from runs import TEXT, encode_corpus, tiny_model
+from corpus import TEXT
+from runs import tiny_model
 from torch.overrides import TorchFunctionMode
 
 from higgs_audio.data.phones import PHONES
-from higgs_audio.data.shards import read_encoded_clips
 from higgs_audio.delay import IGNORE_INDEX
 from higgs_audio.train_lm.collate import collate
 from higgs_audio.train_lm.examples import Dialogue
 from higgs_audio.train_lm.guide import GUIDED_HEAD, VOICE_HEAD, Guide, has_earlier_turn
-
-
-@pytest.fixture(scope="module")
-def clips(tiny_teacher, tiny_checkpoint, tmp_path_factory):
-    return read_encoded_clips(encode_corpus(tmp_path_factory.mktemp("corpus"), tiny_checkpoint, tiny_teacher))
 
 
 class RecordedSoftmax(TorchFunctionMode):

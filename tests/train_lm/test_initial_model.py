@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from runs import GROUPED_TEXT, encode_corpus, lm_recipe, many_losses_recipe
+from runs import GROUPED_TEXT, lm_recipe
 from safetensors.numpy import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -14,16 +14,6 @@ from higgs_audio.errors import RecipeError
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.train_lm import lm
 from higgs_audio.train_lm.start import initial_model
-
-
-@pytest.fixture(scope="module")
-def encoded(tiny_teacher, tiny_checkpoint, tmp_path_factory):
-    return encode_corpus(tmp_path_factory.mktemp("corpus"), tiny_checkpoint, tiny_teacher)
-
-
-@pytest.fixture
-def recipe(tiny_checkpoint, tmp_path):
-    return many_losses_recipe(tmp_path, tiny_checkpoint)
 
 
 def test_a_llama_initialises_the_layers_for_text_and_audio(recipe, processor, tmp_path):

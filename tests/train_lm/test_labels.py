@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 from corpus import TEXTS
-from runs import encode_corpus
 
 from higgs_audio.data.phones import phone_ids, phones
-from higgs_audio.data.shards import read_encoded_clips
 from higgs_audio.delay import IGNORE_INDEX
 from higgs_audio.prompt.prompt import Prompt, Turn, to_messages
 from higgs_audio.text.phonemes import phonemize
@@ -15,11 +13,6 @@ from higgs_audio.train_lm.collate import collate
 from higgs_audio.train_lm.corruption import corrupt
 from higgs_audio.train_lm.examples import Dialogue
 from higgs_audio.train_lm.heldout import with_reversed_texts
-
-
-@pytest.fixture(scope="module")
-def clips(tiny_teacher, tiny_checkpoint, tmp_path_factory):
-    return read_encoded_clips(encode_corpus(tmp_path_factory.mktemp("corpus"), tiny_checkpoint, tiny_teacher))
 
 
 @pytest.mark.parametrize("kind", ["reference", "profile", "plain"])

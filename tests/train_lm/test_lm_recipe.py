@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import GROUPED_TEXT, encode_corpus, lm_recipe, many_losses_recipe
+from runs import GROUPED_TEXT, lm_recipe
 from safetensors.numpy import load_file, save_file
 
 from higgs_audio.data.shards import metadata_of
@@ -13,16 +13,6 @@ from higgs_audio.errors import RecipeError
 from higgs_audio.train_lm import lm
 from higgs_audio.train_lm.recipe import LanguageModelRecipe, example_mix, loss_weights
 from higgs_audio.training.recipe import load_recipe
-
-
-@pytest.fixture(scope="module")
-def encoded(tiny_teacher, tiny_checkpoint, tmp_path_factory):
-    return encode_corpus(tmp_path_factory.mktemp("corpus"), tiny_checkpoint, tiny_teacher)
-
-
-@pytest.fixture
-def recipe(tiny_checkpoint, tmp_path):
-    return many_losses_recipe(tmp_path, tiny_checkpoint)
 
 
 @pytest.mark.parametrize("name", ["precision", "frozen_precision"])
@@ -70,15 +60,15 @@ def test_every_language_model_recipe_of_the_repository_is_valid(path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"guide_layers": (0, 2)}, "guide_layers names layer 2; the model has the layers 0 to 1"),
-        ({"guide_layers": (-1,)}, "guide_layers names layer -1"),
-        ({"guide_layers": ("0",)}, "guide_layers names layer 0"),
-        ({"guide_layers": ()}, "guide_layers names no layer"),
-        ({"phone_layer": 2}, "phone_layer names layer 2; the model has the layers 0 to 1"),
+        ({"guide_layers": (0, 2)}, "guide_layers has layer 2; the model has the layers 0 to 1"),
+        ({"guide_layers": (-1,)}, "guide_layers has layer -1"),
+        ({"guide_layers": ("0",)}, "guide_layers has layer 0"),
+        ({"guide_layers": ()}, "guide_layers is empty"),
+        ({"phone_layer": 2}, "phone_layer has layer 2; the model has the layers 0 to 1"),
         ({"codebook_weights": (1.0,) * 7}, "codebook_weights has 7 numbers and the model 8"),
-        ({"codebook_weights": (0.0,) * 8}, "one of them above 0"),
+        ({"codebook_weights": (0.0,) * 8}, "at least one above 0"),
         ({"codebook_weights": (1.0,) * 7 + (-1.0,)}, "must be 0 or more"),
-        ({"reference_frames": (3,)}, "least and the most"),
+        ({"reference_frames": (3,)}, "must be a minimum and a maximum"),
     ],
     ids=str,
 )
@@ -103,5 +93,5 @@ def test_codes_of_another_audio_tokenizer_are_an_error_before_training(encoded, 
 def test_a_state_of_another_model_is_a_recipe_error(recipe):
     lm.train_language_model(dataclasses.replace(recipe, num_steps=3))
     wider = {**GROUPED_TEXT, "hidden_size": 64}
-    with pytest.raises(RecipeError, match=r"another recipe.s run: .* there and .* here"):
+    with pytest.raises(RecipeError, match=r"a run of another recipe: .* there and .* here"):
         lm.train_language_model(dataclasses.replace(recipe, text_config=wider))

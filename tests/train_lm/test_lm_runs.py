@@ -12,15 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from corpus import write_samples
+from corpus import TEXT, write_samples
 from runs import (
     OVERFIT,
-    TEXT,
     check_resumed,
     encode_corpus,
     generated_codes,
     lm_recipe,
-    many_losses_recipe,
     random_clips,
     read_metrics,
     steps_of,
@@ -32,16 +30,6 @@ from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.train_lm import lm
 from higgs_audio.train_lm.recipe import LanguageModelRecipe
 from higgs_audio.training.recipe import load_recipe, save_recipe
-
-
-@pytest.fixture(scope="module")
-def encoded(tiny_teacher, tiny_checkpoint, tmp_path_factory):
-    return encode_corpus(tmp_path_factory.mktemp("corpus"), tiny_checkpoint, tiny_teacher)
-
-
-@pytest.fixture
-def recipe(tiny_checkpoint, tmp_path):
-    return many_losses_recipe(tmp_path, tiny_checkpoint)
 
 
 def test_a_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(encoded, tiny_checkpoint, tmp_path):

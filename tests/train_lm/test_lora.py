@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from killing import KilledError, killed_at
-from runs import many_losses_recipe, random_dialogues, tiny_model
+from runs import random_dialogues, tiny_model
 from transformers import HiggsAudioV2ForConditionalGeneration
 
 from higgs_audio.convert import convert
@@ -20,11 +20,6 @@ from higgs_audio.train_lm.start import initial_model
 @pytest.fixture(scope="module")
 def dialogues():
     return random_dialogues()
-
-
-@pytest.fixture
-def recipe(tiny_checkpoint, tmp_path):
-    return many_losses_recipe(tmp_path, tiny_checkpoint)
 
 
 def trained_names(model):

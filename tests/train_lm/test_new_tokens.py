@@ -72,9 +72,9 @@ def test_a_grown_vocabulary_keeps_its_rows_and_initialises_new_ones_with_their_m
 @pytest.mark.parametrize(
     ("tokens", "fields", "message"),
     [
-        (("<|eot_id|>",), {}, "in a shape that texts may hold"),
-        (("[a]", "[a]"), {}, "give each once"),
-        ((" ",), {}, "' '; give each once"),
+        (("<|eot_id|>",), {}, "in a form that texts may contain"),
+        (("[a]", "[a]"), {}, "give each token once"),
+        ((" ",), {}, "' '; give each token once"),
         (("[a]",), {"train": ("audio",)}, r"\['\[a\]'\] are not trained"),
     ],
 )
@@ -88,5 +88,5 @@ def test_invalid_new_tokens_are_a_recipe_error(plain_checkpoint, tmp_path, token
 def test_new_tokens_with_a_phoneme_front_end_are_a_recipe_error(tiny_checkpoint, tmp_path):
     data = write_samples(tmp_path, random_clips(["Hello there."]))
     recipe = lm_recipe(data, tiny_checkpoint, output=str(tmp_path / "run"), new_tokens=("[a]",))
-    with pytest.raises(RecipeError, match="turns texts into phonemes"):
+    with pytest.raises(RecipeError, match="converts texts to phonemes"):
         lm.train_language_model(recipe)

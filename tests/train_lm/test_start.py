@@ -29,7 +29,7 @@ def test_the_shares_of_a_recipe_are_those_of_the_mix():
 
 @pytest.mark.parametrize("frames", [[60], [0, 60], [80, 60]])
 def test_reference_frames_must_be_a_minimum_and_a_maximum(frames):
-    with pytest.raises(RecipeError, match="least and the most"):
+    with pytest.raises(RecipeError, match="must be a minimum and a maximum"):
         example_mix(LanguageModelRecipe("", "", "", "", reference_frames=tuple(frames)))
 
 
@@ -58,7 +58,7 @@ def test_a_checkpoint_with_another_vocabulary_is_refused(tiny_checkpoint, proces
 
 def test_a_teacher_from_a_tokenizer_keeps_its_hubert_and_trains_only_the_head(tiny_checkpoint):
     codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec").eval()
-    new_teacher = teacher.teacher_of(str(tiny_checkpoint / "codec"), seed=0).eval()
+    new_teacher = teacher.teacher_from_tokenizer(str(tiny_checkpoint / "codec"), seed=0).eval()
     trained = [name for name, weight in new_teacher.named_parameters() if weight.requires_grad]
     assert trained == ["lm_head.weight", "lm_head.bias"]
     sound = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@
 
 import pytest
 from corpus import HUBERT
+from killing import hidden_names, run_until_rename
 from runs import VOCOS
 
 from higgs_audio.data.prepare import PrepareRecipe
@@ -31,7 +32,7 @@ def test_a_dotted_override_replaces_one_entry_of_a_mapping(tmp_path):
     path.write_text("{data: a, heldout: b, processor: c, output: d, text_config: {hidden_size: 8, head_dim: 4}}")
     recipe = load_recipe(path, LanguageModelRecipe, {"text_config.hidden_size": 16, "text_config.mlp.bias": True})
     assert recipe.text_config == {"hidden_size": 16, "head_dim": 4, "mlp": {"bias": True}}
-    with pytest.raises(RecipeError, match="holds nothing by name"):
+    with pytest.raises(RecipeError, match="has no keys"):
         load_recipe(path, LanguageModelRecipe, {"output.here": 1})
 
 
@@ -58,7 +59,7 @@ def test_a_value_of_another_type_is_a_recipe_error(tmp_path, line):
 def test_a_missing_key_or_file_or_mapping_is_a_recipe_error(tmp_path, text):
     with pytest.raises(RecipeError):
         read_recipe(tmp_path, text)
-    with pytest.raises(RecipeError, match="no recipe at"):
+    with pytest.raises(RecipeError, match="is not a file"):
         load_recipe(tmp_path / "none.yaml", TokenizerRecipe)
 
 
@@ -75,3 +76,22 @@ def test_a_missing_key_or_file_or_mapping_is_a_recipe_error(tmp_path, text):
 def test_a_saved_recipe_loads_as_it_was(tmp_path, recipe):
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml", type(recipe)) == recipe
+
+
+SAVE = """
+from pathlib import Path
+from higgs_audio.data.prepare import PrepareRecipe
+from higgs_audio.training.recipe import save_recipe
+save_recipe(PrepareRecipe("a", "b", "c", "new"), Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_save_keeps_the_recipe_and_the_next_one_removes_its_temporary_file(tmp_path):
+    path, recipe = tmp_path / "recipe.yaml", PrepareRecipe("a", "b", "c", "old")
+    save_recipe(recipe, path)
+    run_until_rename(SAVE, path)
+    (leftover,) = hidden_names(tmp_path)
+    assert leftover.startswith(".recipe.yaml.")
+    assert load_recipe(path, PrepareRecipe) == recipe
+    save_recipe(recipe, path)
+    assert list(tmp_path.iterdir()) == [path]

@@ -5,9 +5,10 @@ import itertools
 
 import pytest
 import torch
+from corpus import TEXT
 from full_disk import file_size_limit
-from killing import KilledError
-from runs import TEXT, contents, read_metrics, teacher_recipe, tiny_model, write_timed_corpus
+from killing import KilledError, hidden_names, run_until_rename
+from runs import contents, read_metrics, teacher_recipe, tiny_model, write_timed_corpus
 
 from higgs_audio.errors import CheckpointError, NumericsError, RecipeError
 from higgs_audio.prompt.processor import HiggsAudioProcessor
@@ -88,7 +89,7 @@ def test_the_state_of_another_recipe_is_not_resumed(tmp_path, change, difference
     tiny_run(tmp_path, layer_and_optimizer(3, 3))
     parts = change(layer_and_optimizer(3, 3))
     before = {name: value.clone() for name, value in parts["model"].state_dict().items()}
-    with pytest.raises(RecipeError, match=f"another recipe's run: {difference}"):
+    with pytest.raises(RecipeError, match=f"a run of another recipe: {difference}"):
         Run(tmp_path).resume(parts)
     assert all(torch.equal(value, before[name]) for name, value in parts["model"].state_dict().items())
 
@@ -119,7 +120,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, num_bytes):
 def test_a_run_does_not_change_the_folder_of_another_recipe(tmp_path, tmp_path_factory):
     corpus = write_timed_corpus(tmp_path_factory.mktemp("corpus"))
     before = tiny_run(tmp_path, layer_and_optimizer(3, 3))
-    with pytest.raises(RecipeError, match="another recipe's run"):
+    with pytest.raises(RecipeError, match="a run of another recipe"):
         train_teacher(dataclasses.replace(teacher_recipe(corpus), output=str(tmp_path)))
     assert contents(tmp_path) == before
 
@@ -146,6 +147,46 @@ def test_a_run_killed_while_it_saves_keeps_the_last_checkpoint(tmp_path):
     assert torch.equal(layer.weight, first)
 
 
+SAVE = """
+import torch
+from higgs_audio.training.run import Run
+Run(sys.argv[1]).save(4, {"model": torch.nn.Linear(3, 3)})
+"""
+
+
+def test_a_killed_save_leaves_one_temporary_file_and_the_next_run_removes_it(tmp_path):
+    layer = torch.nn.Linear(3, 3)
+    before = tiny_run(tmp_path, {"model": layer})
+    run_until_rename(SAVE, tmp_path)
+    (leftover,) = hidden_names(tmp_path)
+    assert leftover.startswith(".state.pt.")
+    assert contents(tmp_path).items() >= before.items()
+    run = Run(tmp_path)
+    assert run.resume({"model": layer}) == 3
+    assert contents(tmp_path) == before
+    run.save(4, {"model": layer})
+    assert sorted(contents(tmp_path)) == ["recipe.yaml", "state.pt"]
+
+
+CONTINUE = """
+from higgs_audio.training.run import Run
+Run(sys.argv[1]).continue_from(1)
+"""
+
+
+def test_a_run_killed_while_it_removes_metrics_keeps_them_and_the_next_run_removes_its_temporary_file(tmp_path):
+    run = Run(tmp_path, log_every=1)
+    for step in (1, 2):
+        run.log(step, {"loss": step})
+    run_until_rename(CONTINUE, tmp_path)
+    (leftover,) = hidden_names(tmp_path)
+    assert leftover.startswith(".metrics.jsonl.")
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    Run(tmp_path).continue_from(1)
+    assert hidden_names(tmp_path) == []
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+
+
 def test_a_resumed_run_removes_the_metrics_of_later_steps(tmp_path):
     run = Run(tmp_path, log_every=1)
     layer = torch.nn.Linear(1, 1)
@@ -164,14 +205,14 @@ def test_a_run_is_stale_after_patience_checks_without_an_improvement(tmp_path):
     seen = []
     for step, value in enumerate([3.0, 2.0, 2.5, 2.0, 1.5, 1.6, 1.7], start=1):
         run.record(step, {"heldout": value})
-        seen.append((run.is_best("heldout"), run.is_stale("heldout", 2), run.is_stale("heldout", 0)))
+        seen.append((run.is_best("heldout"), run.has_plateaued("heldout", 2), run.has_plateaued("heldout", 0)))
     assert [best for best, *_ in seen] == [True, True, False, False, True, False, False]
     assert [stale for _, stale, _ in seen] == [False, False, False, True, False, False, True]
     assert not any(without_patience for *_, without_patience in seen)
     again = Run(tmp_path)
     again.continue_from(5)
     assert again.is_best("heldout")
-    assert not again.is_stale("heldout", 2)
+    assert not again.has_plateaued("heldout", 2)
 
 
 def test_resuming_removes_partial_files_and_loads_states_of_earlier_versions(tmp_path):
@@ -179,6 +220,7 @@ def test_resuming_removes_partial_files_and_loads_states_of_earlier_versions(tmp
     parts = layer_and_optimizer(3, 3)
     torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": 5}, tmp_path / "state.pt")
     (tmp_path / ".state.pt.0a1b2c3d.part").write_bytes(b"half")
+    (tmp_path / "state.pt.part").write_bytes(b"half")
     other = layer_and_optimizer(3, 3)
     assert Run(tmp_path).resume(other) == 5
     assert torch.equal(other["model"].weight, parts["model"].weight)

@@ -69,7 +69,7 @@ def is_public(address: str) -> bool:
 
 @dataclass(frozen=True)
 class SSRFGuard:
-    """What stands between a URL and the network.
+    """The name resolution, address check and TLS context of downloads.
 
     Attributes:
         resolve: host name and port -> all addresses of the host.
@@ -102,15 +102,17 @@ def fetch(url: str, limits: AudioLimits | None = None, guard: SSRFGuard | None =
             response = _get(parsed, limits, guard, deadline)
         except TimeoutError as error:
             seconds = f"{limits.timeout_seconds:g} seconds"
-            raise AudioError(f"{parsed} did not arrive within {seconds}; download it and give its path") from error
+            raise AudioError(f"{parsed} took longer than {seconds}; download it and give the path") from error
         except ssl.SSLError as error:
-            raise AudioError(f"{parsed} has no valid certificate ({error.reason}); download it yourself") from error
+            raise AudioError(
+                f"{parsed} has no valid certificate ({error.reason}); download it and give the path"
+            ) from error
         except (HTTPException, OSError, UnicodeError) as error:
             raise AudioError(f"{parsed} cannot be fetched: {_reason(error)}. Check the URL, or try again") from error
         if isinstance(response, bytes):
             return response
         url = urljoin(url, response)
-    raise AudioError(f"{parsed} follows more than {limits.max_redirects} redirects; give the URL that they lead to")
+    raise AudioError(f"{parsed} is behind more than {limits.max_redirects} redirects; give the URL that they lead to")
 
 
 def _reason(error: BaseException) -> str:
@@ -183,7 +185,7 @@ def _resolve_allowed(url: _ParsedURL, limits: AudioLimits, guard: SSRFGuard, dea
         allow_private = os.environ.get(ALLOW_PRIVATE_URLS_ENV, "") == "1"
     if not addresses or not (allow_private or all(guard.is_allowed(str(address[0])) for _, address in addresses)):
         raise AudioError(
-            f"{url} is not at a public address; download it and give its path, or allow private addresses with "
+            f"{url} is not at a public address; download it and give the path, or allow private addresses with "
             f"allow_private_urls=True or {ALLOW_PRIVATE_URLS_ENV}=1"
         )
     return addresses
@@ -218,7 +220,7 @@ def _connect(url: _ParsedURL, addresses: Sequence[Address], guard: SSRFGuard, de
     """Connects to the first address that accepts, with TLS for https: SNI and certificate check use the host name.
 
     Raises:
-        OSError: no address accepts a connection; the error of the last one.
+        OSError: no address accepts a connection; this is the error of the last address.
     """
     last_error: OSError = OSError()
     for family, address in addresses:
@@ -246,7 +248,7 @@ def _remaining_seconds(deadline: float) -> float:
 
 
 class _DeadlineReader(io.RawIOBase):
-    """Reads a socket until a deadline, so that a server that sends a byte a minute cannot block the download."""
+    """Reads a socket until a deadline, so that a server that sends one byte per minute cannot block the download."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._deadline = sock, deadline
@@ -279,11 +281,11 @@ class _DeadlineSocket:
 
 
 def _read_body(response: HTTPResponse, url: _ParsedURL, limits: AudioLimits) -> bytes:
-    """Reads the body of a response, in blocks, so that no more than `limits.max_bytes` are ever held."""
+    """Reads the body of a response in blocks, so that memory never holds more than `limits.max_bytes` of it."""
     if response.status != 200:
         raise AudioError(f"{url} returned HTTP status {response.status}; check the URL")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise AudioError(f"{url} is compressed, although the request refused that; download it and give its path")
+        raise AudioError(f"{url} is sent compressed, although the request refuses that; download it and give the path")
     if response.length is not None and response.length > limits.max_bytes:
         raise size_error(url, limits.max_bytes)
     body = bytearray()
@@ -292,5 +294,5 @@ def _read_body(response: HTTPResponse, url: _ParsedURL, limits: AudioLimits) -> 
         if len(body) > limits.max_bytes:
             raise size_error(url, limits.max_bytes)
     if response.length:  # bytes of Content-Length that did not arrive
-        raise AudioError(f"{url} broke off {response.length} bytes before its end; try again")
+        raise AudioError(f"{url} ended {response.length} bytes early; try again")
     return bytes(body)

@@ -44,13 +44,13 @@ def read(
         check_sample_rate(sample_rate)
     name, file = _open(source, max_bytes)
     try:
-        with soundfile.SoundFile(file) as sound:
-            samples, file_rate = _read_mono(sound, name, max_seconds), sound.samplerate
+        with soundfile.SoundFile(file) as opened:
+            samples, file_rate = _read_mono(opened, name, max_seconds), opened.samplerate
     except AudioError:
         raise
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
         raise AudioError(
-            f"{name} cannot be read as sound: {_reason(error)}. Give a wav, flac, mp3, ogg or opus file"
+            f"{name} cannot be read as audio: {_reason(error)}. Give a wav, flac, mp3, ogg or opus file"
         ) from error
     if not MIN_RATE <= file_rate <= MAX_RATE:
         raise AudioError(f"{name} has {file_rate} samples per second; allowed: {MIN_RATE} to {MAX_RATE}")
@@ -83,7 +83,7 @@ def _check_path(source: str | Path, max_bytes: int | None) -> str:
     path = Path(source).expanduser()
     try:
         if not path.exists():
-            raise AudioError(f"there is no file {str(source)!r}; give the path of an audio file")
+            raise AudioError(f"{str(source)!r} does not exist; give the path of an audio file")
         if not path.is_file():
             raise AudioError(f"{str(source)!r} is not a file; give the path of an audio file")
         num_bytes = path.stat().st_size
@@ -97,14 +97,14 @@ def _check_path(source: str | Path, max_bytes: int | None) -> str:
     return str(path)
 
 
-def _read_mono(sound: soundfile.SoundFile, name: str, max_seconds: float | None) -> NDArray[np.float32]:
+def _read_mono(file: soundfile.SoundFile, name: str, max_seconds: float | None) -> NDArray[np.float32]:
     """Reads an open file block by block and returns its mono samples [S]."""
     blocks: list[NDArray[np.float32]] = []
     num_samples = 0
-    while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):  # [S, C]
+    while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):  # [S, C]
         blocks.append(block.mean(axis=1))
         num_samples += len(block)
-        if max_seconds is not None and num_samples > max_seconds * sound.samplerate:
+        if max_seconds is not None and num_samples > max_seconds * file.samplerate:
             raise AudioError(f"{name} is longer than {max_seconds:g} seconds; shorten it")
     return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
 
@@ -167,9 +167,9 @@ def encode(waveform: Waveform, format: str = "wav") -> bytes:
     try:
         with soundfile.SoundFile(
             buffer, "w", waveform.sample_rate, 1, format=chosen.container, subtype=chosen.subtype
-        ) as sound:
+        ) as file:
             for start in range(0, len(samples), BLOCK_FRAMES):
-                sound.write(samples[start : start + BLOCK_FRAMES])
+                file.write(samples[start : start + BLOCK_FRAMES])
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
         raise AudioError(f"{waveform.sample_rate} Hz cannot be written as {kind}: {_reason(error)}") from error
     return buffer.getvalue()
@@ -206,7 +206,7 @@ def _check_format(format: str) -> str:
 
 
 def _resample_to_supported(waveform: Waveform, rates: tuple[int, ...]) -> Waveform:
-    """Resamples to the next higher of `rates`, or the highest; an empty tuple supports every rate."""
+    """Resamples to the next higher of `rates`, or the highest; an empty tuple means that every rate is supported."""
     if not rates or waveform.sample_rate in rates:
         return waveform
     higher = [rate for rate in rates if rate > waveform.sample_rate]

@@ -1,6 +1,6 @@
 """Reads the audio items of chat messages: paths, URLs (file:, data:, http:, https:), base64, bytes, arrays.
 
-All audio of callers is read by `read_source`, so its limits apply to every kind of source.
+All audio from callers is read by `read_source`, so its limits apply to every kind of source.
 """
 
 import base64

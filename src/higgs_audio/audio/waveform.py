@@ -68,7 +68,7 @@ def from_array(samples: ArrayLike, sample_rate: int, *, name: str = "the array")
         samples: [S], [S, C] or [C, S], where the shorter side is the channels; floats in [-1, 1], or int16, int32 or
             uint8 over their full range.
         sample_rate: samples per second.
-        name: what error messages call the samples.
+        name: name of the samples in error messages.
 
     Raises:
         AudioError: empty, not finite, another type or shape, or floats on an integer scale.
@@ -155,6 +155,6 @@ def to_int16(waveform: Waveform) -> NDArray[np.int16]:
     """
     samples = waveform.samples
     if not np.isfinite(samples).all():
-        raise AudioError("the waveform has samples that are NaN or infinite; it cannot be encoded")
+        raise AudioError("the waveform has samples that are NaN or infinite; replace them, by 0 for example")
     scaled: NDArray[np.float32] = np.rint(samples * np.float32(PCM16_SCALE))
     return np.clip(scaled, -PCM16_SCALE, PCM16_SCALE - 1).astype("<i2")

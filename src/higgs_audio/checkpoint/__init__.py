@@ -7,6 +7,8 @@ from higgs_audio.checkpoint.find import (
     HUB_OPTIONS,
     NAMES,
     NANO,
+    FolderOptions,
+    HubOptions,
     open_checkpoint,
     read_generation_config,
 )
@@ -23,6 +25,8 @@ __all__ = [
     "NANO",
     "PROCESSOR_FILE",
     "Checkpoint",
+    "FolderOptions",
+    "HubOptions",
     "as_checkpoint",
     "atomic_folder",
     "open_checkpoint",

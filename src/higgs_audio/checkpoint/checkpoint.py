@@ -1,4 +1,4 @@
-"""Checkpoint: a checkpoint's folder on this machine. Each JSON file in it is read at most once."""
+"""`Checkpoint`: the local folder of a checkpoint. Each JSON file in it is read at most once."""
 
 import copy
 import json
@@ -14,16 +14,16 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's folder on this machine and the contents of the JSON files read from it.
+    """The local folder of a checkpoint, with the contents of the JSON files that have been read from it.
 
-    `open_checkpoint` makes one. Functions that take the name or folder of a checkpoint take a `Checkpoint` as well, so
-    that the parts loaded from it (model, processor, audio tokenizer, voices) share what has been read. It is a path
-    (`os.PathLike`) and prints as one.
+    `open_checkpoint` creates one. Functions that take the name or folder of a checkpoint also take a `Checkpoint`, so
+    that model, processor, audio tokenizer and voices are loaded from one set of contents. It is a path (`os.PathLike`),
+    and `str()` returns the folder.
 
-    Contents are those of the first read: open the folder again after writing to it.
+    A file is not read again when it changes: after writing to the folder, open it again.
 
     Attributes:
-        folder: which holds the files.
+        folder: the folder that holds the files.
 
     >>> from higgs_audio.checkpoint import open_checkpoint
     >>> nano = open_checkpoint("nano")
@@ -42,15 +42,15 @@ class Checkpoint:
         return str(self.folder)
 
     def path(self, name: str) -> Path:
-        """The path of a file or folder of the checkpoint, whether it exists or not."""
+        """Returns the path of a file or folder of the checkpoint, whether it exists or not."""
         return self.folder / name
 
     def has(self, name: str) -> bool:
-        """Whether the folder holds a file of this name now."""
+        """Whether the folder contains a file of this name now."""
         return self.path(name).is_file()
 
     def read(self, name: str) -> Fields:
-        """The object in a JSON file; a copy, which the caller may change.
+        """Returns a copy of the object in a JSON file.
 
         Raises:
             CheckpointError: no such file, or no JSON object in it.
@@ -60,7 +60,11 @@ class Checkpoint:
         return copy.deepcopy(self._contents[name])
 
     def read_if_present(self, name: str) -> Fields:
-        """The object in a JSON file, as `read` returns it; empty where there is no such file."""
+        """Returns a copy of the object in a JSON file, or an empty dict if there is no such file.
+
+        Raises:
+            CheckpointError: no JSON object in the file.
+        """
         return self.read(name) if self.has(name) else {}
 
     @property
@@ -74,26 +78,26 @@ class Checkpoint:
 
     @property
     def voices(self) -> Fields:
-        """The object in voices.json; empty where there is no such file. `speech.voices.read_voices` checks it."""
+        """The object in voices.json; empty without such a file. `speech.voices.read_voices` checks it."""
         return self.read_if_present(VOICES_FILE)
 
     @property
     def codec(self) -> "Checkpoint | None":
-        """The audio tokenizer's folder in this one; None where there is none."""
+        """The audio tokenizer inside this checkpoint; None if it has none."""
         return self.inside(CODEC_FOLDER) if self.path(CODEC_FOLDER).is_dir() else None
 
     def inside(self, subfolder: str | None) -> "Checkpoint":
-        """The checkpoint in a folder of this one, whether it exists or not; this one for None and ""."""
+        """Returns the checkpoint in a subfolder, whether it exists or not; this checkpoint for None and ""."""
         return self._inside.setdefault(subfolder, Checkpoint(self.path(subfolder))) if subfolder else self
 
 
 def as_checkpoint(folder: "str | Path | Checkpoint") -> Checkpoint:
-    """The checkpoint in an existing folder, or the same `Checkpoint`."""
+    """Converts the path of an existing folder to a `Checkpoint`; returns a `Checkpoint` unchanged."""
     return folder if isinstance(folder, Checkpoint) else Checkpoint(Path(folder))
 
 
 def read_json(file: Path) -> Fields:
-    """The object in a JSON file.
+    """Returns the object in a JSON file.
 
     Raises:
         CheckpointError: no such file, or no JSON object in it.
@@ -103,5 +107,5 @@ def read_json(file: Path) -> Fields:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds {type(content).__name__}; expected a JSON object")
+        raise CheckpointError(f"{file} contains a value of type {type(content).__name__}; expected a JSON object")
     return content

@@ -27,9 +27,9 @@ from higgs_audio.checkpoint.names import (
 from higgs_audio.checkpoint.weights import prefers_index, read_index
 from higgs_audio.errors import CheckpointError, checkpoint_errors, first_line, nearest
 
-NANO = Path(__file__).parents[1] / "nano"  # the checkpoint in the package
+NANO = Path(__file__).parents[1] / "nano"  # the included checkpoint
 NAMES = {"nano": NANO}
-DOWNLOADED = ("*.json", "*.jinja", f"{CODEC_FOLDER}/*")  # of every repository; weights are requested by name
+DOWNLOADED = ("*.json", "*.jinja", f"{CODEC_FOLDER}/*")  # from every repository; weights are downloaded by name
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -42,8 +42,15 @@ class HubOptions(TypedDict, total=False):
     force_download: bool
 
 
+class FolderOptions(HubOptions, total=False):
+    """Options of `open_checkpoint` that callers pass through: those of a download, and where the folder is."""
+
+    revision: str | None
+    subfolder: str | None
+
+
 HUB_OPTIONS = ("revision", *HubOptions.__annotations__)
-FOLDER_OPTIONS = (*HUB_OPTIONS, "subfolder")  # options of `open_checkpoint` that callers pass through
+FOLDER_OPTIONS = tuple(FolderOptions.__annotations__)
 
 
 def open_checkpoint(
@@ -51,22 +58,22 @@ def open_checkpoint(
     revision: str | None = None,
     patterns: Sequence[str] | None = None,
     subfolder: str | None = None,
-    needs: str = CONFIG_FILE,
+    required_file: str = CONFIG_FILE,
     **hub: Unpack[HubOptions],
 ) -> Checkpoint:
     """Finds a checkpoint, and downloads it if it is in a hub repository.
 
     Args:
-        name_or_path: "nano", an existing folder, a hub repository "org/name", or a `Checkpoint`, which is returned. Of
-            a repository the small files are downloaded, then the weights that its config.json asks for.
+        name_or_path: "nano", an existing folder, a hub repository "org/name", or a `Checkpoint`, which is returned.
+            From a repository, small files are downloaded first, then the weights that its config.json requires.
         revision: branch, tag or commit of a repository; ignored for folders.
-        patterns: glob patterns of the files to download from a repository instead of those.
+        patterns: glob patterns of the files to download from a repository, in place of small files and weights.
         subfolder: the checkpoint's folder inside `name_or_path`.
-        needs: a file that the folder must hold.
-        **hub: options of the download, those of `HubOptions`.
+        required_file: a file that the folder must contain.
+        **hub: options of the download, see `HubOptions`.
 
     Raises:
-        CheckpointError: `name_or_path` is none of these, the folder lacks the file `needs`, or the repository cannot be
+        CheckpointError: `name_or_path` is none of these, the folder lacks `required_file`, or the repository cannot be
             downloaded.
 
     >>> open_checkpoint("nano").folder == NANO
@@ -74,24 +81,31 @@ def open_checkpoint(
     """
     name, inside = str(name_or_path), subfolder or ""
     if isinstance(name_or_path, Checkpoint):
-        return _check_folder(name_or_path.inside(inside), needs)
+        return _check_folder(name_or_path.inside(inside), required_file)
     if name in NAMES:
-        return _check(Checkpoint(NAMES[name] / inside), needs, "this installation lacks the checkpoint of the package")
+        return _check(
+            Checkpoint(NAMES[name] / inside),
+            required_file,
+            "this installation lacks the included checkpoint; install the package again",
+        )
     if name and os.path.isdir(name):
-        return _check_folder(Checkpoint(Path(name) / inside), needs)
+        return _check_folder(Checkpoint(Path(name) / inside), required_file)
     if isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name):
         found = _download(name, revision, patterns, inside, hub)
-        return _check(found, needs, f"the repository {name!r} holds no {os.path.join(inside, needs)}")
+        missing = os.path.join(inside, required_file)
+        return _check(
+            found, required_file, f"the repository {name!r} has no {missing}; give the repository of a checkpoint"
+        )
     raise CheckpointError(f"no model {name!r:.300}; {nearest(name, NAMES)}, a folder, or a hub repository 'org/name'")
 
 
-def _check_folder(checkpoint: Checkpoint, needs: str) -> Checkpoint:
-    message = f"{str(checkpoint)!r} is a folder without {needs}; give the folder of a checkpoint"
-    return _check(checkpoint, needs, message)
+def _check_folder(checkpoint: Checkpoint, required_file: str) -> Checkpoint:
+    message = f"{str(checkpoint)!r} is a folder without {required_file}; give the folder of a checkpoint"
+    return _check(checkpoint, required_file, message)
 
 
-def _check(checkpoint: Checkpoint, needs: str, message: str) -> Checkpoint:
-    if not checkpoint.has(needs):
+def _check(checkpoint: Checkpoint, required_file: str, message: str) -> Checkpoint:
+    if not checkpoint.has(required_file):
         raise CheckpointError(message)
     return checkpoint
 
@@ -117,13 +131,13 @@ def _download(
         ) from error
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{repository!r} is neither a folder here nor a repository that can be downloaded now "
+            f"{repository!r} is neither a local folder nor a repository that can be downloaded now "
             f"({first_line(error)}); without a network: {nearest(repository, NAMES)}"
         ) from error
 
 
 def _weight_sets(checkpoint: Checkpoint) -> list[list[str]]:
-    """Sets of weight files that may hold the weights of a downloaded config.json, the preferred one first."""
+    """Returns the sets of files that may hold the weights of a downloaded config.json, the preferred set first."""
     config = checkpoint.read_if_present(CONFIG_FILE)
     shards = [sorted(set(read_index(checkpoint).values()))] if checkpoint.has(INDEX_FILE) else []
     if shards and prefers_index(config):
@@ -132,7 +146,7 @@ def _weight_sets(checkpoint: Checkpoint) -> list[list[str]]:
 
 
 def read_generation_config(folder: str | Path | Checkpoint) -> GenerationConfig | None:
-    """A checkpoint's sampling options; None without generation_config.json.
+    """Returns the sampling options of a checkpoint; None without generation_config.json.
 
     Raises:
         CheckpointError: the file does not load.
@@ -145,5 +159,5 @@ def read_generation_config(folder: str | Path | Checkpoint) -> GenerationConfig 
 
 
 def num_bytes(folder: str | Path) -> int:
-    """Bytes of all files in a folder and in the folders below it."""
+    """Returns the size of all files in a folder and its subfolders, in bytes."""
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -8,7 +8,7 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 VOICES_FILE = "voices.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-PICKLE_FILE = "model.pth"  # weights of the original audio tokenizer, and of nothing else
+PICKLE_FILE = "model.pth"  # weights of the original audio tokenizer; all other weights are safetensors
 CODEC_FOLDER = "codec"  # the audio tokenizer of a checkpoint
 
 PROCESSOR_CLASS = "HiggsAudioProcessor"

@@ -1,10 +1,6 @@
 """Writes the folder of a checkpoint atomically: it holds all of the new files or none of them."""
 
-import glob
 import os
-import platform
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +11,14 @@ from transformers import GenerationConfig
 
 from higgs_audio.checkpoint.names import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, SINGLE_FILE
 from higgs_audio.errors import CheckpointError, first_line
+from higgs_audio.files import temporary_folder
 
 PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder, and moves the files written there, subfolders included, into `folder` at the end.
+    """Yields a temporary folder; at the end, moves the files written there, subfolders included, into `folder`.
 
     If the block fails or the process is killed, `folder` is unchanged. Other files in it are kept, except the weights
     of an earlier save. Files get the permissions of newly created ones.
@@ -36,15 +33,13 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     if os.path.isfile(folder):
         raise CheckpointError(f"{folder} is a file; give a folder")
     try:
-        part = _new_part(folder)
-        try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(_temporary_parent(folder), folder.name) as part:
             yield part
             _move_in(part, folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder} cannot be written: {first_line(error)}; give another folder, or room"
+            f"{folder} cannot be written: {first_line(error)}; give another folder, or free disk space"
         ) from error
 
 
@@ -55,7 +50,8 @@ def saved_model(model: Any, folder: str | Path, push_to_hub: bool, options: dict
     Args:
         model: the model to save.
         folder: as in `atomic_folder`.
-        push_to_hub: whether to upload the model to `repo_id` of the options, by default the folder's name.
+        push_to_hub: whether to upload the model to the repository `repo_id` of the options, the folder's name by
+            default.
         options: keyword arguments of `save_pretrained`; those of `PUSH_OPTIONS` are removed.
     """
     hub = {name: options.pop(name) for name in PUSH_OPTIONS if name in options}
@@ -65,36 +61,12 @@ def saved_model(model: Any, folder: str | Path, push_to_hub: bool, options: dict
         model.push_to_hub(hub.pop("repo_id", Path(os.path.abspath(folder)).name), **hub)
 
 
-def _new_part(folder: Path) -> Path:
-    """Creates a hidden folder beside `folder`, or inside it if its parent is on another disk or is not writable.
-
-    The name ends in the host, the process and a random token, so that no two saves share one. Folders left behind by
-    killed processes of this host are removed.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def _temporary_parent(folder: Path) -> Path:
+    """Returns where new files for `folder` are written: beside it, or inside it if its parent is on another disk or is
+    not writable."""
     parent = folder.parent
-    if folder.exists() and (folder.stat().st_dev != parent.stat().st_dev or not os.access(parent, os.W_OK)):
-        parent = folder
-    prefix = f".{folder.name:.30}.{platform.node():.30}"  # up to four bytes a character; names are limited to 255
-    for abandoned in parent.glob(f"{glob.escape(prefix)}.*.*.part"):
-        if not _is_running(abandoned.name.split(".")[-3]):
-            shutil.rmtree(abandoned, ignore_errors=True)
-    part = parent / f"{prefix}.{os.getpid()}.{secrets.token_hex(4)}.part"
-    part.mkdir()
-    return part
-
-
-def _is_running(process: str) -> bool:
-    """Whether a process of this id runs on this host; True where the system cannot tell without side effects."""
-    if os.name != "posix" or not process.isdecimal():
-        return True
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
+    is_inside = folder.exists() and (folder.stat().st_dev != parent.stat().st_dev or not os.access(parent, os.W_OK))
+    return folder if is_inside else parent
 
 
 def _move_in(part: Path, folder: Path) -> None:
@@ -116,7 +88,7 @@ def _move_in(part: Path, folder: Path) -> None:
 
 
 def _remove_old_weights(folder: Path, new: set[str]) -> None:
-    """Removes weight files of an earlier save, which are not among the new ones."""
+    """Removes weight files of an earlier save, those not in `new`."""
     for file in (*folder.glob("model-*-of-*.safetensors"), folder / SINGLE_FILE, folder / INDEX_FILE):
         if file.name not in new:
             file.unlink(missing_ok=True)

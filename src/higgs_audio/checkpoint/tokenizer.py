@@ -11,7 +11,7 @@ from higgs_audio.checkpoint.checkpoint import Checkpoint
 from higgs_audio.checkpoint.names import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 
 _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
-# Fields of tokenizer_config.json: those that transformers hands to the class as they are, and those that it replaces.
+# Fields of tokenizer_config.json: those that transformers passes to the class unchanged, and those that it replaces.
 _KEPT = {
     *("backend", "clean_up_tokenization_spaces", "model_input_names", "model_max_length", "padding_side"),
     *_TOKENS,
@@ -25,15 +25,15 @@ _MERGED = (
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast:
-    """The fast tokenizer in a checkpoint's folder, equal to that of `PreTrainedTokenizerFast.from_pretrained`.
+    """Returns the same fast tokenizer as `PreTrainedTokenizerFast.from_pretrained` does for the checkpoint's folder.
 
-    transformers opens tokenizer.json and tokenizer_config.json twice each. This function opens them once, if they are
-    in the form that transformers 5 writes for a tokenizer without a chat template; it leaves any other to transformers,
-    which knows the forms of its earlier versions.
+    transformers opens tokenizer.json and tokenizer_config.json twice each. This function opens them once if they are
+    in the form that transformers 5 writes for a tokenizer without a chat template. transformers loads all other forms,
+    such as those of its earlier versions.
 
     Raises:
-        CheckpointError: tokenizer_config.json holds no JSON object.
-        Exception: whatever the two libraries raise for a damaged file; tokenizers raises a bare `Exception`.
+        CheckpointError: tokenizer_config.json contains no JSON object.
+        Exception: any error of transformers or tokenizers for a damaged file; tokenizers raises a bare `Exception`.
     """
     fields = checkpoint.read_if_present(TOKENIZER_CONFIG_FILE)
     if not _is_plain(checkpoint, fields):

@@ -1,4 +1,4 @@
-"""Weights: the tensors in a checkpoint's safetensors files by the names of our module tree, read on first access."""
+"""Weights: tensors in the safetensors files of a checkpoint, under the names of our module tree, read when accessed."""
 
 import math
 import re
@@ -31,7 +31,7 @@ class Weight:
     accepts it in a state dict.
 
     Attributes:
-        parts: slices of safetensors, in order.
+        parts: safetensors slices, in order.
     """
 
     parts: tuple[Any, ...]
@@ -42,36 +42,36 @@ class Weight:
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """Its shape; dimension 0 is the sum of those of its parts."""
+        """Shape of the joined tensor."""
         first, *rest = (tuple(part.get_shape()) for part in self.parts)
         return (first[0] + sum(shape[0] for shape in rest), *first[1:]) if rest else first
 
     def get_shape(self) -> list[int]:
-        """`shape` as a list, as safetensors returns it."""
+        """Returns `shape` as a list, as safetensors does."""
         return list(self.shape)
 
     def get_dtype(self) -> str:
-        """Its type as safetensors writes it: "BF16", "F32" ..."""
+        """Returns the dtype by its safetensors name: "BF16", "F32", ..."""
         return str(self.parts[0].get_dtype())
 
     @property
     def numel(self) -> int:
-        """Its number of elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def num_bytes(self) -> int:
-        """Its bytes in the file: 2 for each element of "BF16", 1 of "F8_E4M3" and of "BOOL"."""
+        """Size in the file: 2 bytes per element of "BF16", 1 of "F8_E4M3" and "BOOL"."""
         bits = re.search(r"\d+", self.get_dtype())
         return self.numel * (int(bits[0]) // 8 if bits else 1)
 
 
 @dataclass(frozen=True)
 class Weights(Mapping[str, Weight]):
-    """A language model's weights: name in our module tree -> `Weight`.
+    """The weights of a language model: name in our module tree -> `Weight`.
 
     Attributes:
-        layout: of the files.
+        layout: layout of the files.
         by_name: the mapping.
         unknown: names in the files that have no counterpart in our module tree.
     """
@@ -91,16 +91,16 @@ class Weights(Mapping[str, Weight]):
 
 
 def open_weights(folder: str | Path | Checkpoint) -> Weights:
-    """The weights of a language model in any layout; only the headers of the files are read.
+    """Opens the weights of a language model in any layout; reads only the headers of the files.
 
     Raises:
-        CheckpointError: no config.json, no weights, damaged files, files of more than one layout, or parts of a table
+        CheckpointError: no config.json, no weights, damaged files, files of more than one layout, or parts of a weight
             that do not fit together.
     """
     checkpoint = as_checkpoint(folder)
     layouts.check_model_type(checkpoint.config, str(checkpoint))
     slices = open_slices(checkpoint)
-    layout = layouts.recognise(checkpoint.config, slices, str(checkpoint))
+    layout = layouts.detect_layout(checkpoint.config, slices, str(checkpoint))
     sources, unknown = layouts.match_names(slices, layout)
     for names in sources.values():
         _check_parts({name: slices[name] for name in names})
@@ -109,24 +109,24 @@ def open_weights(folder: str | Path | Checkpoint) -> Weights:
 
 
 def _check_parts(parts: Mapping[str, Any]) -> None:
-    """Raises CheckpointError where the parts of a table differ in type, which joining would convert, or in width."""
+    """Raises CheckpointError if parts of a weight differ in width, or in dtype, which joining would convert."""
     kinds = [(name, part.get_dtype(), list(part.get_shape())) for name, part in parts.items()]
     rows = {(dtype, len(shape), *shape[1:]) for _, dtype, shape in kinds}
     if len(kinds) > 1 and (len(rows) > 1 or not kinds[0][2]):
         listed = ", ".join(f"{name} {dtype} {shape}" for name, dtype, shape in kinds)
-        raise CheckpointError(f"the parts of a table do not fit together: {listed}; they need one type and one width")
+        raise CheckpointError(f"the parts of a weight do not fit together: {listed}; give parts of one dtype and width")
 
 
 def save_weights(weights: Mapping[str, Weight], file: Path) -> None:
-    """Copies tensors into one safetensors file; only tables that are joined from two parts are held in memory."""
+    """Copies tensors into one safetensors file; only weights that are joined from parts are loaded into memory."""
     save_file({name: weight[...] for name, weight in weights.items()}, file, metadata={"format": "pt"})
 
 
 def open_slices(folder: str | Path | Checkpoint) -> dict[str, Any]:
-    """Name in the files -> unread slice, of every tensor in the weight files of a folder.
+    """Opens the weight files of a folder: stored name of every tensor -> its slice, not read yet.
 
     Raises:
-        CheckpointError: no weights, or damaged ones.
+        CheckpointError: no weights, or damaged files.
     """
     checkpoint = as_checkpoint(folder)
     slices: dict[str, Any] = {}
@@ -136,50 +136,52 @@ def open_slices(folder: str | Path | Checkpoint) -> dict[str, Any]:
             tensors = safe_open(file, framework="pt")
             slices |= {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} is not a whole safetensors file: {error}; fetch it again") from error
+            raise CheckpointError(f"{file} is not a complete safetensors file: {error}; download it again") from error
     if files[0].name != SINGLE_FILE and (missing := sorted(set(read_index(checkpoint)) - set(slices))):
         index = checkpoint.path(INDEX_FILE)
-        raise CheckpointError(f"{index} names {len(missing)} weights that no file has: {', '.join(missing)}")
+        listed = ", ".join(missing)
+        raise CheckpointError(f"{index} lists {len(missing)} weights that no file has: {listed}; download it again")
     return slices
 
 
 def weight_files(folder: str | Path | Checkpoint) -> list[Path]:
-    """The safetensors files that hold a model's weights.
+    """Returns the safetensors files that hold a model's weights.
 
-    Where a folder holds both a single file and the index of several, as the published repository does since April 2026,
-    a config.json of the original belongs to the several files, and any other to the single one.
+    A folder may contain both a single file and an index of several, as the published repository does since April 2026.
+    Then an original config.json belongs to the several files, and any other to the single one.
 
     Raises:
-        CheckpointError: no weights, or a file that the index names is missing.
+        CheckpointError: no weights, or a file in the index is missing.
     """
     checkpoint = as_checkpoint(folder)
     has_index = checkpoint.has(INDEX_FILE)
     if checkpoint.has(SINGLE_FILE) and not (has_index and prefers_index(checkpoint.config)):
         return [checkpoint.path(SINGLE_FILE)]
     if not has_index:
-        raise CheckpointError(f"{checkpoint} holds neither {SINGLE_FILE} nor {INDEX_FILE}; fetch or train its weights")
+        raise CheckpointError(f"{checkpoint} has neither {SINGLE_FILE} nor {INDEX_FILE}; download or train the weights")
     names = sorted(set(read_index(checkpoint).values()))
     if missing := [name for name in names if not checkpoint.has(name)]:
-        raise CheckpointError(f"{checkpoint} lacks {', '.join(missing)}, which {INDEX_FILE} names; fetch them again")
+        raise CheckpointError(f"{checkpoint} lacks {', '.join(missing)}, which {INDEX_FILE} lists; download them again")
     return [checkpoint.path(name) for name in names]
 
 
 def prefers_index(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of the layout that was published in several files."""
+    """Whether a config.json has the layout that was published in several files."""
     return config.get("model_type") == layouts.BOSON.model_type
 
 
 def read_index(folder: str | Path | Checkpoint) -> dict[str, str]:
-    """Name of a weight -> name of its file, which is beside the index.
+    """Reads the index: name of a weight -> name of its file, which is beside the index.
 
     Raises:
-        CheckpointError: not an index, or one that names a file outside the folder.
+        CheckpointError: not an index, or an index that lists a file outside the folder.
     """
     checkpoint = as_checkpoint(folder)
     names = checkpoint.read(INDEX_FILE).get("weight_map")
     if isinstance(names, dict) and names and all(map(_is_file_name, names.values())):
         return names
-    raise CheckpointError(f'{checkpoint.path(INDEX_FILE)} must hold {{"weight_map": {{weight: file beside it, ...}}}}')
+    index = checkpoint.path(INDEX_FILE)
+    raise CheckpointError(f'{index} must contain {{"weight_map": {{weight: file beside it, ...}}}}; download it again')
 
 
 def _is_file_name(name: Any) -> bool:
@@ -193,10 +195,10 @@ def _is_file_name(name: Any) -> bool:
 
 
 def read_dtype(given: Any) -> torch.dtype:
-    """A floating-point type of weights, from its name or the type itself.
+    """Converts the name of a floating-point dtype to the dtype; returns a dtype unchanged.
 
     Raises:
-        OptionError: any other type or name.
+        OptionError: another type or name.
     """
     dtype = getattr(torch, given, None) if isinstance(given, str) else given
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

@@ -1,4 +1,4 @@
-"""Batch generation: a JSON Lines list of texts to a folder of audio files, several at once and resumable."""
+"""Batch generation: reads a JSON Lines list of texts and writes a folder of audio files; resumable."""
 
 import json
 import re
@@ -11,16 +11,14 @@ from typing import Any
 
 from higgs_audio.audio.files import write
 from higgs_audio.errors import HiggsAudioError, OptionError, nearest
-from higgs_audio.generation.sampling import SAMPLING_NAMES
 from higgs_audio.prompt.prompt import Voice
-from higgs_audio.speech.request import REQUEST_OPTIONS, SpeechRequest
+from higgs_audio.speech.request import OPTION_NAMES, SpeechRequest
 from higgs_audio.speech.result import Speech
 from higgs_audio.speech.tts import HiggsAudio
 
 REPORT = "report.jsonl"
 _ID = re.compile(r"[\w][\w.-]{0,199}")
-_OPTIONS = (*REQUEST_OPTIONS, *SAMPLING_NAMES)
-KEYS = ("id", "text", "voice", "transcript", *_OPTIONS)
+KEYS = ("id", "text", "voice", "transcript", *OPTION_NAMES)
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ def read_jobs(path: Path) -> list[Job]:
     path of a recording with its `transcript`), `seed`, `max_seconds`, `scene` and the fields of `SamplingOptions`.
 
     Raises:
-        OptionError: the list cannot be read or is empty, a line is not such an object, or an id occurs twice or cannot
-            be the name of a file.
+        OptionError: the list cannot be read or is empty, a line is not such an object, or an id occurs twice or is not
+            a valid file name.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON strings may contain U+2028
@@ -52,7 +50,7 @@ def read_jobs(path: Path) -> list[Job]:
         raise OptionError(f'{str(path)!r} is empty; give lines like {{"id": "one", "text": "Hello."}}')
     most_common, count = Counter(job.id for job in jobs).most_common(1)[0]
     if count > 1:
-        raise OptionError(f"the id {most_common!r} occurs {count} times; give every text its own")
+        raise OptionError(f"the id {most_common!r} occurs {count} times; give every text a unique id")
     return jobs
 
 
@@ -60,7 +58,7 @@ def _parse_job(line: str, number: int) -> Job:
     try:
         given = json.loads(line)
     except ValueError as error:
-        raise OptionError(f"line {number} is not JSON: {error}") from error
+        raise OptionError(f'line {number} is not JSON: {error}; give an object like {{"text": "Hello."}}') from error
     if not isinstance(given, dict) or not isinstance(given.get("text"), str):
         raise OptionError(f'line {number} is {line:.60}; give an object like {{"text": "Hello."}}')
     if unknown := sorted(set(given) - set(KEYS)):
@@ -72,7 +70,7 @@ def _parse_job(line: str, number: int) -> Job:
 
 
 def missing_jobs(jobs: list[Job], folder: Path, suffix: str = ".wav") -> list[Job]:
-    """Returns the jobs whose audio file is not in `folder`."""
+    """Returns the jobs whose audio file is missing in `folder`."""
     return [job for job in jobs if not (folder / f"{job.id}{suffix}").exists()]
 
 
@@ -89,7 +87,7 @@ def generate_all(
         tts: the model.
         jobs: from `read_jobs`.
         folder: folder of the files `{id}{suffix}` and of report.jsonl; created if missing.
-        suffix: extension of the audio files, one of those of `audio.write`.
+        suffix: extension of the audio files, see `audio.write`.
         on_done: called with each finished job and its error message, None if it succeeded.
 
     Returns:
@@ -139,6 +137,6 @@ def _arguments(tts: HiggsAudio, job: Job) -> tuple[str, Voice | None, dict[str, 
     """Returns the arguments of `HiggsAudio.request`."""
     voice, transcript = job.fields.get("voice"), job.fields.get("transcript")
     if voice is None and transcript is not None:
-        raise OptionError("a transcript belongs to a recording: give its path as voice")
-    options = {name: job.fields[name] for name in _OPTIONS if name in job.fields}
+        raise OptionError("a transcript requires a recording: give its path as voice")
+    options = {name: job.fields[name] for name in OPTION_NAMES if name in job.fields}
     return job.fields["text"], None if voice is None else tts.voice(voice, transcript), options

@@ -8,7 +8,9 @@ import typer
 from higgs_audio.cli.common import silence_libraries
 
 
-def info(model: Annotated[str, typer.Argument(help="nano, a folder, or a hub repository.")] = "nano") -> None:
+def info(
+    model: Annotated[str, typer.Argument(help="nano, a checkpoint folder, or a Hugging Face Hub repository.")] = "nano",
+) -> None:
     """Describe a checkpoint: parameters, size, audio tokenizer, special tokens, voices."""
     from higgs_audio.checkpoint import open_checkpoint
     from higgs_audio.cli.describe import describe
@@ -23,13 +25,18 @@ def info(model: Annotated[str, typer.Argument(help="nano, a folder, or a hub rep
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="nano, a folder, or a hub repository.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SRC", help="nano, a checkpoint folder, or a Hugging Face Hub repository.", show_default=False
+        ),
     ],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new or empty folder.", show_default=False)],
-    to: Annotated[str, typer.Option(help="boson, early, transformers or native.", show_default=False)],
-    revision: Annotated[str | None, typer.Option(help="Of a hub repository.", show_default=False)] = None,
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", help="Output: a new or empty folder.", show_default=False)
+    ],
+    to: Annotated[str, typer.Option(help="Layout: boson, early, transformers or native.", show_default=False)],
+    revision: Annotated[str | None, typer.Option(help="Revision of the Hub repository.", show_default=False)] = None,
 ) -> None:
-    """Convert a checkpoint to another layout; the values of all tensors stay bit-equal."""
+    """Convert a checkpoint to another layout; the values of the tensors do not change."""
     from higgs_audio.convert import convert
 
     print(convert(source, destination, to, revision))

@@ -9,12 +9,14 @@ from higgs_audio.cli.common import Device, Model, check_output, load_audio_token
 
 
 def encode(
-    recording: Annotated[Path, typer.Argument(metavar="IN.wav", help="Any format and rate.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .safetensors file.", show_default=False)],
+    recording: Annotated[
+        Path, typer.Argument(metavar="IN.wav", help="Audio file of any format and sample rate.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output file, .safetensors.", show_default=False)],
     model: Model = "nano",
     device: Device = None,
 ) -> None:
-    """Encode a recording into codes."""
+    """Encode a recording as codes."""
     import torch
 
     from higgs_audio.audio import read
@@ -31,12 +33,16 @@ def encode(
 
 
 def decode(
-    codes: Annotated[Path, typer.Argument(metavar="CODES.safetensors", help="From encode.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".wav, .flac, .mp3 ...", show_default=False)],
+    codes: Annotated[
+        Path, typer.Argument(metavar="CODES.safetensors", help="File written by encode.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Output file: .wav, .flac, .mp3 ...", show_default=False)
+    ],
     model: Model = "nano",
     device: Device = None,
 ) -> None:
-    """Decode codes into audio."""
+    """Decode codes to audio."""
     from higgs_audio.audio import Waveform, write
     from higgs_audio.codec.file import load_codes
 

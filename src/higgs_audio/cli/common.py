@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from higgs_audio.codec import HiggsAudioTokenizer
     from higgs_audio.speech.tts import HiggsAudio
 
-EXIT_CODE = 2  # of every error of this package
+EXIT_CODE = 2  # for every error of this package
 stderr = Console(stderr=True)
 
-Model = Annotated[str, typer.Option(help="nano, the folder of a checkpoint, or a hub repository.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; default: a GPU if there is one.")]
+Model = Annotated[str, typer.Option(help="nano, a checkpoint folder, or a Hugging Face Hub repository.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0 ...; by default a GPU if there is one.")]
 
 
 def check_output(path: Path, formats: Collection[str] | None = None) -> None:
@@ -26,7 +26,7 @@ def check_output(path: Path, formats: Collection[str] | None = None) -> None:
 
     Args:
         path: the output file.
-        formats: known extensions; None for those of audio files.
+        formats: known extensions; None for the extensions of audio files.
     """
     if formats is None:
         from higgs_audio.audio import FORMATS
@@ -62,9 +62,10 @@ def load_audio_tokenizer(model: str, device: str | None) -> "HiggsAudioTokenizer
     """Loads the audio tokenizer of a checkpoint."""
     silence_libraries()
     _limit_threads()
-    from higgs_audio.speech.tts import load_codec
+    from higgs_audio.codec import HiggsAudioTokenizer
+    from higgs_audio.device import resolve_device
 
-    return load_codec(model, device)
+    return HiggsAudioTokenizer.from_pretrained(model, device_map=resolve_device(device))
 
 
 def _limit_threads() -> None:
@@ -77,9 +78,9 @@ def _limit_threads() -> None:
 
 
 def silence_libraries() -> None:
-    """Turns off transformers' progress bars and load reports, and the warnings of torchao.
+    """Disables transformers' progress bars and load reports, and the warnings of torchao.
 
-    transformers imports torchao if it is installed, which warns about kernels for other machines.
+    If torchao is installed, transformers imports it, and torchao warns about kernels for other machines.
     """
     import logging
 

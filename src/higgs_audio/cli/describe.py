@@ -1,4 +1,4 @@
-"""Description of a checkpoint from its configs, its tokenizer and the headers of its weights."""
+"""Describes a checkpoint from its configs, its tokenizer and the headers of its weights."""
 
 import re
 from collections import Counter
@@ -45,7 +45,7 @@ def describe(folder: str | Path | Checkpoint) -> dict[str, Section]:
     """Describes the folder of a language model or an audio tokenizer, in any layout: title -> name -> value.
 
     Raises:
-        CheckpointError: it is another kind of model, or files are missing or damaged.
+        CheckpointError: another kind of model, or missing or damaged files.
     """
     checkpoint = as_checkpoint(folder)
     kind = checkpoint.config.get("model_type")
@@ -86,8 +86,8 @@ def _model_sections(checkpoint: Checkpoint) -> dict[str, Section]:
 def _codec_sections(checkpoint: Checkpoint) -> dict[str, Section]:
     config, state = codec_layout.read(HiggsAudioTokenizer, checkpoint)
     rows = {
-        "layout": codec_layout.recognise(checkpoint.config),
-        "body": config.body,
+        "layout": codec_layout.detect_layout(checkpoint.config),
+        "acoustic model": config.body,
         "sample rate": f"{config.sample_rate} Hz",
         "frames": f"{config.frame_rate:g} per second, of {config.hop_length} samples",
         "codebooks": f"{config.num_codebooks} of {config.codebook_size}",
@@ -106,8 +106,8 @@ def count_parts(sizes: Mapping[str, int], parts: Mapping[str, str]) -> dict[str,
 
     Args:
         sizes: name of a weight -> number of its elements.
-        parts: regular expression -> name of the part; the first one that matches a weight's name counts. Weights
-            without a match count as "other".
+        parts: regular expression -> name of the part; the first match with a weight's name counts. Weights without a
+            match count as "other".
     """
     counts: Counter[str] = Counter(dict.fromkeys(parts.values(), 0))
     for name, size in sizes.items():

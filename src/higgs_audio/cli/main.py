@@ -1,4 +1,4 @@
-"""The command `higgs-audio`: registers one function per verb. Results go to stdout, messages to stderr."""
+"""The command `higgs-audio`: registers one function per subcommand. Results go to stdout, messages to stderr."""
 
 import sys
 from collections.abc import Sequence
@@ -16,18 +16,20 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-train_app = typer.Typer(help="Train on your own recordings; recipes are YAML files.", no_args_is_help=True)
+train_app = typer.Typer(
+    help="Train models on your own recordings; each command takes a recipe, a YAML file.", no_args_is_help=True
+)
 app.add_typer(train_app, name="train")
-for verb in (speak.speak, speak.batch, codec.encode, codec.decode, checkpoints.info, checkpoints.convert):
-    app.command()(verb)
+for command in (speak.speak, speak.batch, codec.encode, codec.decode, checkpoints.info, checkpoints.convert):
+    app.command()(command)
 train_app.command("lm")(train.language_model)
 train_app.command("tokenizer")(train.audio_tokenizer)
 train_app.command("teacher")(train.semantic_teacher)
-train_app.command("prepare")(train.prepared_clips)
+train_app.command("prepare")(train.prepare_clips)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; an error of the package becomes one line on stderr and exit code 2."""
+    """Runs the command; for an error of the package, prints one line to stderr and exits with code 2."""
     try:
         app(args=None if arguments is None else list(arguments), prog_name="higgs-audio")
     except HiggsAudioError as error:

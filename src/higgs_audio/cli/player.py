@@ -1,4 +1,4 @@
-"""Playback during generation: to a program that plays raw samples, or as raw samples to stdout."""
+"""Playback during generation: sends raw samples to a player program, or to stdout."""
 
 import shutil
 import subprocess
@@ -47,7 +47,7 @@ def play(chunks: Iterable[Waveform], sample_rate: int, player: str | None = None
         _write_chunks(chunks, process.stdin)
         process.stdin.close()
     if process.returncode:
-        raise AudioError(f"{player} ended with code {process.returncode}; it may have no device to play on")
+        raise AudioError(f"{player} failed with code {process.returncode}; check that there is an audio device")
 
 
 def _write_chunks(chunks: Iterable[Waveform], pipe: IO[bytes]) -> None:
@@ -56,4 +56,4 @@ def _write_chunks(chunks: Iterable[Waveform], pipe: IO[bytes]) -> None:
             pipe.write(pcm16(chunk))
             pipe.flush()
     except (BrokenPipeError, ConnectionResetError) as error:
-        raise AudioError("the program that reads the audio closed the pipe; start it again") from error
+        raise AudioError("the program that reads the audio closed the pipe; run both again") from error

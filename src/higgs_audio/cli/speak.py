@@ -21,25 +21,46 @@ if TYPE_CHECKING:
 
 
 def speak(
-    text: Annotated[str | None, typer.Argument(help="The text; - reads it from stdin.", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="speech.wav; or .flac, .mp3, .ogg ...")] = None,
-    voice: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A named voice, or a recording.")] = None,
-    transcript: Annotated[str | None, typer.Option(help="The exact words of the recording.")] = None,
+    text: Annotated[
+        str | None, typer.Argument(help="Text to speak; - reads it from stdin.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Audio file: .wav, .flac, .mp3, .ogg ...; by default speech.wav."),
+    ] = None,
+    voice: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Voice: a name, or a recording to clone.")
+    ] = None,
+    transcript: Annotated[str | None, typer.Option(help="Words spoken in the recording.")] = None,
     model: Model = "nano",
-    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal audio.", show_default=False)] = None,
-    temperature: Annotated[float | None, typer.Option(help="Below 1: less variation.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed; the same seed gives the same audio.", show_default=False)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; lower varies less.", show_default=False)
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="Read the text from this file.", show_default=False)] = None,
     device: Device = None,
-    codec_device: Annotated[str | None, typer.Option(help="For the audio tokenizer; default: --device.")] = None,
-    weights: Annotated[str | None, typer.Option(metavar="int8|nf4", help="Quantize to 8 or 4 bits per weight.")] = None,
-    offload_text: Annotated[bool, typer.Option("--offload-text", help="Keep text weights in host memory.")] = False,
-    tries: Annotated[int, typer.Option(help="Maximum tries until an ASR model recognizes it.")] = 1,
-    stream: Annotated[bool, typer.Option("--stream", help="Play during generation; raw 16-bit into a pipe.")] = False,
+    codec_device: Annotated[
+        str | None, typer.Option(help="Device of the audio tokenizer; by default --device.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="int8|nf4", help="Quantize the weights to 8 or 4 bits.")
+    ] = None,
+    offload_text: Annotated[
+        bool, typer.Option("--offload-text", help="Keep the weights for text in host memory.")
+    ] = False,
+    tries: Annotated[
+        int, typer.Option(help="Generate up to this many times, until an ASR model recognizes every word.")
+    ] = 1,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Play while generating; into a pipe, write raw 16-bit samples.")
+    ] = False,
     low_latency: Annotated[
-        bool, typer.Option("--low-latency", help="With --stream: start sooner, nearly exact.")
+        bool, typer.Option("--low-latency", help="With --stream: start sooner; the audio differs slightly.")
     ] = False,
 ) -> None:
-    """Generate speech from a text, to a file or aloud."""
+    """Generate speech from text: write it to a file, or play it."""
     from higgs_audio.cli.player import find_player, play
     from higgs_audio.text import check_speakable
 
@@ -63,13 +84,15 @@ def speak(
 
 
 def batch(
-    texts: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="One JSON object with a text per line.")],
+    texts: Annotated[
+        Path, typer.Argument(metavar="IN.jsonl", help="JSON Lines file: one object with a text per line.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the audio files.")],
     model: Model = "nano",
     device: Device = None,
-    format: Annotated[str, typer.Option(help="wav, flac, mp3, ogg ...")] = "wav",
+    format: Annotated[str, typer.Option(help="Audio format: wav, flac, mp3, ogg ...")] = "wav",
 ) -> None:
-    """Generate speech from many texts, several at once; existing files are kept."""
+    """Generate speech from many texts, several at once; texts whose output exists are skipped."""
     from higgs_audio.audio import FORMATS
     from higgs_audio.cli.batch import REPORT, generate_all, missing_jobs, read_jobs
 
@@ -85,21 +108,21 @@ def batch(
     print(output)
     if failed:
         raise OptionError(
-            f"{len(failed)} of {len(jobs)} texts failed, {failed[0].id!r} first; {output / REPORT} gives the reasons"
+            f"{len(failed)} of {len(jobs)} texts failed, {failed[0].id!r} first; {output / REPORT} lists the reasons"
         )
 
 
 def _check_options(
     output: Path | None, voice: str | None, transcript: str | None, tries: int, stream: bool, low_latency: bool
 ) -> None:
-    """Raises OptionError or VoiceError for options of `speak` that exclude or need each other."""
+    """Raises OptionError or VoiceError for options of `speak` that exclude or require each other."""
     if stream and (tries > 1 or output is not None):
         other = "--tries transcribes the complete audio" if tries > 1 else "-o writes a file"
-        raise OptionError(f"--stream plays the audio during generation, and {other}: leave one of them out")
+        raise OptionError(f"--stream plays the audio during generation, but {other}: omit one of them")
     if low_latency and not stream:
         raise OptionError("--low-latency only affects streams: give it with --stream")
     if transcript is not None and voice is None:
-        raise VoiceError("--transcript belongs to a recording: give it with --voice")
+        raise VoiceError("--transcript requires a recording: give it with --voice")
 
 
 def _read_text(text: str | None, file: Path | None) -> str:
@@ -136,7 +159,7 @@ def _speak_to_file(
     write(speech.waveform, path)
     report(
         f"{speech.seconds:.2f} s of audio in {seconds:.2f} s, real-time factor {seconds / speech.seconds:.2f}, first "
-        f"audio after {speech.first_sound_seconds:.2f} s; {load_seconds:.2f} s to load"
+        f"audio after {speech.first_audio_seconds:.2f} s; {load_seconds:.2f} s to load"
     )
     if speech.finish_reason != "stop":
         report(f"at least one utterance did not end by itself ({speech.finish_reason}); try another --seed")

@@ -9,14 +9,14 @@ import typer
 from higgs_audio.errors import OptionError
 
 R = TypeVar("R")
-Recipe = Annotated[Path, typer.Argument(help="YAML file.", show_default=False)]
+Recipe = Annotated[Path, typer.Argument(help="A recipe: a YAML file.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override an entry of the recipe; repeatable.")
 ]
 
 
 def language_model(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Train a language model on prepared clips."""
+    """Train a language model on the output of train prepare."""
     from higgs_audio.train_lm.lm import train_language_model
     from higgs_audio.train_lm.recipe import LanguageModelRecipe
 
@@ -38,15 +38,15 @@ def semantic_teacher(recipe: Recipe, overrides: Overrides = None) -> None:
     _run(train_teacher, TeacherRecipe, recipe, overrides)
 
 
-def prepared_clips(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Prepare transcribed recordings for train lm: codes, phonemes, alignments."""
+def prepare_clips(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Encode and align transcribed recordings, as input of train lm."""
     from higgs_audio.data.prepare import PrepareRecipe, prepare
 
     _run(prepare, PrepareRecipe, recipe, overrides)
 
 
 def _run(function: Callable[[R], object], kind: type[R], path: Path, overrides: Sequence[str] | None) -> None:
-    """Reads the recipe, runs `function` on it and prints the result: a path, or counts."""
+    """Reads the recipe, calls `function` with it and prints the result: a path, or counts."""
     from higgs_audio.training.recipe import load_recipe
 
     print(function(load_recipe(path, kind, parse_overrides(overrides or ()))))
@@ -57,6 +57,9 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
 
     >>> parse_overrides(["num_steps=20", "body={body: dac}"])
     {'num_steps': 20, 'body': {'body': 'dac'}}
+
+    Raises:
+        OptionError: a string without "=", or a value that is not YAML.
     """
     import yaml
 
@@ -68,5 +71,5 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
         try:
             overrides[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise OptionError(f"--set {item!r}: the value is not YAML") from error
+            raise OptionError(f"--set {item!r}: the value is not YAML; quote it") from error
     return overrides

@@ -1,4 +1,4 @@
-"""The audio tokenizer: waveforms to codes and back. It depends on neither text nor the language model."""
+"""The audio tokenizer: waveforms to codes and back. It imports neither text processing nor the language model."""
 
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.codec.model import HiggsAudioTokenizer

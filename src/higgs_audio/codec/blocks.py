@@ -1,6 +1,6 @@
 """The ConvNeXt blocks of a decoder on packed rows, in torch or in C.
 
-Rows are the positions of several streams, one after another. Chunks of a stream are small and torch's overhead per
+Rows are the positions of several streams, concatenated in time. Chunks of a stream are small and torch's overhead per
 call is large, so a decoder in float32 on a CPU runs its blocks in C (`native/convnext.c`).
 """
 
@@ -28,7 +28,7 @@ class ConvNeXtBlocks:
     """The blocks of one decoder, run in torch.
 
     Args:
-        blocks: in the order in which the decoder runs them.
+        blocks: the blocks, in the order in which the decoder runs them.
     """
 
     def __init__(self, blocks: Sequence[ConvNeXt]) -> None:
@@ -38,9 +38,9 @@ class ConvNeXtBlocks:
         """Runs one block.
 
         Args:
-            index: of the block.
-            padded: rows `[W, D]` with the context of the convolution around them.
-            starts: `[N]`, the first of the `kernel` rows of `padded` that each output row depends on.
+            index: index of the block.
+            padded: rows `[W, D]`, with the convolution's context before and after them.
+            starts: `[N]`, index of the first of the `kernel` rows of `padded` that each output row depends on.
 
         Returns:
             Rows `[N, D]`.
@@ -55,11 +55,11 @@ class NativeConvNeXtBlocks(ConvNeXtBlocks):
     """The blocks of one decoder, run in C. The result of a row does not depend on the other rows.
 
     Args:
-        blocks: for which `are_supported` is true.
+        blocks: blocks for which `are_supported` returns True.
         library: from `native_library`.
 
     Attributes:
-        is_half: whether all large weights are exact in bfloat16, and stored so.
+        is_half: whether all large weights are exact in bfloat16 and therefore packed in it.
     """
 
     def __init__(self, blocks: Sequence[ConvNeXt], library: ctypes.CDLL) -> None:
@@ -69,7 +69,7 @@ class NativeConvNeXtBlocks(ConvNeXtBlocks):
         )
         self._library = library
         self._pack = MatrixPacker(library, self.is_half)
-        # [kernel, D] of each block; C holds pointers to them
+        # [kernel, D] of each block; the structs hold pointers to them
         self._depthwise = [block.depthwise.weight.detach()[:, 0].T.contiguous() for block in blocks]
         self._structs = [self._struct(block, kernel) for block, kernel in zip(blocks, self._depthwise, strict=True)]
 
@@ -102,7 +102,7 @@ _CACHE: WeakKeyDictionary[VocosDecoder, tuple[ModuleSnapshot, ConvNeXtBlocks]] =
 
 
 def decoder_blocks(decoder: VocosDecoder) -> ConvNeXtBlocks:
-    """The blocks of a decoder, in C where possible. Cached until the decoder's modules or weights change."""
+    """Returns the blocks of a decoder, in C where possible, cached until the decoder's modules or weights change."""
     cached = _CACHE.get(decoder)
     if cached is None or not cached[0].is_current:
         blocks = [module for module in (*decoder.coarse, *decoder.fine) if isinstance(module, ConvNeXt)]

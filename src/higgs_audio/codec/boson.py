@@ -1,7 +1,7 @@
 """The audio tokenizer's original layout: nine numbers in `config.json`, and `model.pth` with weights `v * g / |v|`.
 
 The nine numbers do not determine all sizes: the rest are constants of the original program. A tokenizer with other
-sizes stores them under the key "sizes", which the original program refuses, as it could not run such a tokenizer.
+sizes stores them under the key "sizes", which the original program rejects: it could not run such a tokenizer.
 """
 
 import io
@@ -21,7 +21,7 @@ from higgs_audio.errors import CheckpointError, first_line
 # Keys that no other layout has. The published file misspells "teacher".
 REQUIRED_KEYS = ("D", "ratios", "semantic_techer")
 PADDING = 320  # samples on each side, 160 for each of the two HuBERT frames in a frame
-TEACHERS = ("hubert_base_general", "hubert_base")  # both of HuBERT base's sizes, with their weights in model.pth
+TEACHERS = ("hubert_base_general", "hubert_base")  # both have the sizes of HuBERT base, and weights in model.pth
 SIZES_KEY = "sizes"
 N_FILTERS = 32  # in the published file; no implementation reads it
 # Our field -> key among the nine numbers. A missing key stands for the field's default.
@@ -40,7 +40,7 @@ HUBERT_FIELDS = (
 )
 # Published tensors that no implementation uses.
 UNUSED_TENSORS = re.compile(r"semantic_model\.masked_spec_embed|fc1\..*")
-RESIDUAL_UNIT = ("snake1", "conv1", "snake2", "conv2")  # its layers in order
+RESIDUAL_UNIT = ("snake1", "conv1", "snake2", "conv2")  # layers in order
 RENAMES = (
     (r"^(encoder_semantic\.conv|decoder_semantic\.conv[12])\.", r"\1.conv."),
     (r"^((?:en|de)coder_semantic\.conv_blocks\.\d+\.(?:res_units\.\d+\.conv1|conv))\.", r"\1.conv."),
@@ -53,10 +53,10 @@ RENAMES = (
 
 
 def read_config(config: Mapping[str, Any]) -> HiggsAudioTokenizerConfig:
-    """Converts the nine numbers, and "sizes" if present.
+    """Converts the nine numbers, and "sizes" if present, to a config.
 
     Raises:
-        CheckpointError: a semantic teacher or a quantizer that this package cannot build.
+        CheckpointError: an unsupported semantic teacher or quantizer.
     """
     if config["semantic_techer"] not in TEACHERS:
         known = ", ".join(TEACHERS)
@@ -70,30 +70,30 @@ def read_config(config: Mapping[str, Any]) -> HiggsAudioTokenizerConfig:
     fields["acoustic_padding"] = PADDING
     ratios = list(config["ratios"])
     sizes = dict(config.get(SIZES_KEY) or {})
-    body = {"hidden_size": config["D"], "downsampling_ratios": ratios, "upsampling_ratios": ratios}
-    body |= sizes.pop("acoustic_model_config", {})
-    return HiggsAudioTokenizerConfig(acoustic_model_config=body, **(fields | sizes))
+    acoustic = {"hidden_size": config["D"], "downsampling_ratios": ratios, "upsampling_ratios": ratios}
+    acoustic |= sizes.pop("acoustic_model_config", {})
+    return HiggsAudioTokenizerConfig(acoustic_model_config=acoustic, **(fields | sizes))
 
 
 def write_config(config: HiggsAudioTokenizerConfig) -> dict[str, Any]:
-    """The content of `config.json`.
+    """Returns the content of `config.json`.
 
     Raises:
-        CheckpointError: a body that this layout does not have, or ratios that differ between encoder and decoder.
+        CheckpointError: an acoustic model other than "dac", or ratios that differ between encoder and decoder.
     """
-    body = config.acoustic
-    if config.body != "dac" or body["downsampling_ratios"] != body["upsampling_ratios"]:
+    acoustic = config.acoustic
+    if config.body != "dac" or acoustic["downsampling_ratios"] != acoustic["upsampling_ratios"]:
         raise CheckpointError(
             f"an audio tokenizer with body {config.body!r} does not fit the layout 'boson', which supports only 'dac' "
             "with equal downsampling_ratios and upsampling_ratios: write it as 'native'"
         )
     nine = {
         "n_filters": N_FILTERS,
-        "D": body["hidden_size"],
+        "D": acoustic["hidden_size"],
         "codebook_dim": config.codebook_dim,
-        # As published: the last bandwidth is that of twice as many codebooks as there are.
+        # As published: the last entry is the bandwidth of twice as many codebooks as there are.
         "target_bandwidths": [*bandwidths(config), 2 * bandwidths(config)[-1]],
-        "ratios": list(body["downsampling_ratios"]),
+        "ratios": list(acoustic["downsampling_ratios"]),
         **{key: getattr(config, field) for field, key in NUMBERS.items()},
         "semantic_techer": TEACHERS[0],
     }
@@ -102,37 +102,37 @@ def write_config(config: HiggsAudioTokenizerConfig) -> dict[str, Any]:
 
 
 def bandwidths(config: HiggsAudioTokenizerConfig) -> list[float]:
-    """Kilobits per second of 2, 4, 6, ... and all codebooks; 0.5, 1, 1.5, 2 at the published sizes."""
+    """Returns the kbit/s of 2, 4, 6, ... and all codebooks; 0.5, 1, 1.5, 2 at the published sizes."""
     one = (config.codebook_size - 1).bit_length() * -(-config.sample_rate // config.hop_length) / 1000
     rates = [count * one for count in (*range(2, config.num_codebooks, 2), config.num_codebooks)]
     return [int(rate) if rate == int(rate) else rate for rate in rates]
 
 
 def _different_sizes(config: HiggsAudioTokenizerConfig, base: HiggsAudioTokenizerConfig) -> dict[str, Any]:
-    """The fields of `config` that differ from `base`, the config that the nine numbers alone give."""
+    """Returns the fields of `config` that differ from `base`, the config that the nine numbers alone determine."""
     sizes = {name: getattr(config, name) for name in OTHER_FIELDS if _field(config, name) != _field(base, name)}
-    body = {name: value for name, value in config.acoustic.items() if value != base.acoustic[name]}
+    acoustic = {name: value for name, value in config.acoustic.items() if value != base.acoustic[name]}
     hubert = {
         name: getattr(config.semantic, name)
         for name in HUBERT_FIELDS
         if _field(config.semantic, name) != _field(base.semantic, name)
     }
-    parts = {"acoustic_model_config": body, "semantic_model_config": hubert}
+    parts = {"acoustic_model_config": acoustic, "semantic_model_config": hubert}
     return sizes | {name: part for name, part in parts.items() if part}
 
 
 def _field(config: object, name: str) -> object:
-    """A field for comparison: tuples, which defaults can be, become lists, as a file holds them."""
+    """Returns a field for comparison: defaults may be tuples, values from a file are lists."""
     value = getattr(config, name)
     return list(value) if isinstance(value, tuple) else value
 
 
 def stored_names(names: Iterable[str], num_blocks: int) -> dict[str, tuple[str, ...]]:
-    """Our name -> names in model.pth: `weight_g` and `weight_v` for convolutions of the acoustic body, else one.
+    """Returns our name -> names in model.pth: `weight_g` and `weight_v` of acoustic convolutions, else one name.
 
     Args:
-        names: of the tensors of a `HiggsAudioTokenizer`.
-        num_blocks: of the acoustic encoder and decoder each.
+        names: names of the tensors of a `HiggsAudioTokenizer`.
+        num_blocks: number of blocks of the acoustic encoder, and of the acoustic decoder.
     """
     return {name: _stored_name(name, num_blocks) for name in names}
 
@@ -140,7 +140,7 @@ def stored_names(names: Iterable[str], num_blocks: int) -> dict[str, tuple[str, 
 def stored_shapes(
     shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """Name in model.pth -> shape; that of `weight_g` is `[C, 1, 1]`.
+    """Returns name in model.pth -> shape; `weight_g` is `[C, 1, 1]`.
 
     Args:
         shapes: our name -> shape.
@@ -169,7 +169,7 @@ def _stored_name(name: str, num_blocks: int) -> tuple[str, ...]:
 
 
 def _layer_path(path: list[str], is_encoder: bool, num_blocks: int) -> list[int | str]:
-    """The path of a layer of the acoustic body in the original's nested `nn.Sequential` modules."""
+    """Returns the path of an acoustic layer in the original's nested `nn.Sequential` modules."""
     if path[0] != "block":  # before or after the blocks
         return [{"conv1": 0, "snake1": num_blocks + 1, "conv2": num_blocks + 2}[path[0]]]
     block: list[int | str] = [int(path[1]) + 1, "block"]
@@ -180,16 +180,16 @@ def _layer_path(path: list[str], is_encoder: bool, num_blocks: int) -> list[int 
 
 
 def fuse_weight_norm(g: Tensor, v: Tensor) -> Tensor:
-    """The weight `v * (g / |v|)` of `g [C, 1, 1]` and `v [C, D, T]`, with |v| over all dimensions but the first.
+    """Returns the weight `v * (g / |v|)` of `g [C, 1, 1]` and `v [C, D, T]`; |v| is over all dimensions but the first.
 
-    The norm is computed in fp64 and rounded once, so that it is the same on every machine, whatever the order of the
-    sum. torch's own kernel sums in fp32 and differs by up to 4.3e-7 of a weight (for sums of 6,144 numbers).
+    The norm is computed in fp64 and rounded once, so that it is the same on every machine and for any order of
+    summation. torch's own kernel sums in fp32 and differs by up to 4.3e-7 of a weight (for sums of 6,144 numbers).
     """
     return v * (g / _norm(v))
 
 
 def split_weight_norm(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`g, v` from which `fuse_weight_norm` restores `weight`, bit by bit: v is the weight and g its norm.
+    """Returns `g, v` from which `fuse_weight_norm` restores `weight` bit for bit: v is the weight and g its norm.
 
     Rows of zeros have no direction; they get g = 0 and the first axis as v.
     """
@@ -204,16 +204,16 @@ def _norm(v: Tensor) -> Tensor:
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of `model.pth`. Other entries, such as byte buffers in the published file, are left out.
+    """Returns the tensors of `model.pth`, without other entries such as the byte buffers in the published file.
 
-    Only tensors, plain containers and `io.BytesIO` are unpickled. A file that contains anything else is refused before
+    Only tensors, plain containers and `io.BytesIO` are unpickled. A file that contains anything else is rejected before
     any of it is executed.
 
     Raises:
         CheckpointError: the file does not exist, is damaged or contains anything else.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path.parent} has the original tokenizer's config.json, but no {path.name}")
+        raise CheckpointError(f"{path.parent} has the original config.json but no {path.name}; download it again")
     try:
         with torch.serialization.safe_globals([io.BytesIO]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -221,11 +221,12 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         match = re.search(r"GLOBAL ([\w.]+)", str(error))
         found = f"more than tensors ({match[1]})" if match else "more than tensors"
         raise CheckpointError(  # without torch's message, which explains how to execute the file
-            f"{path} is damaged or contains {found}; none of it was executed. Download it again, or use a safetensors "
-            "form of it"
+            f"{path} is damaged or contains {found}; none of it was executed. Download it again, or use a checkpoint "
+            "in safetensors"
         ) from None
     except Exception as error:  # torch, zipfile and the unpickler raise a dozen types for damaged files
-        raise CheckpointError(f"{path} does not load: {type(error).__name__}: {first_line(error)}") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(f"{path} does not load: {reason}; download it again") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} contains a {type(content).__name__}; expected a mapping from names to tensors")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}

@@ -8,8 +8,8 @@ from transformers import HubertConfig, PreTrainedConfig
 
 from higgs_audio.errors import OptionError, nearest
 
-# The acoustic body of the published tokenizer.
-DAC_BODY: dict[str, Any] = {
+# The acoustic model of the published tokenizer.
+DAC_DEFAULTS: dict[str, Any] = {
     "body": "dac",
     "encoder_hidden_size": 64,
     "decoder_hidden_size": 1024,
@@ -17,8 +17,8 @@ DAC_BODY: dict[str, Any] = {
     "upsampling_ratios": [8, 5, 4, 2, 3],
     "hidden_size": 256,
 }
-# A body that trains and runs on two CPU cores: STFT front end, ConvNeXt, inverse-STFT head.
-VOCOS_BODY: dict[str, Any] = {
+# An acoustic model that trains and runs on two CPU cores: STFT front end, ConvNeXt, inverse-STFT head.
+VOCOS_DEFAULTS: dict[str, Any] = {
     "body": "vocos",
     "n_fft": 960,
     "stft_hop": 240,  # 100 spectra per second
@@ -29,11 +29,11 @@ VOCOS_BODY: dict[str, Any] = {
     "decoder_widths": [384, 256],  # at 25 Hz, at 100 Hz
     "decoder_depths": [6, 2],
     "kernel_size": 7,
-    "decoder_lookahead": 1,  # positions to the right that each decoder convolution sees
+    "decoder_lookahead": 1,  # later positions that each convolution of the decoder depends on
     "decoder_head": "spectrum",  # or "harmonic"
 }
 HEADS = ("spectrum", "harmonic")
-BODIES = {"dac": DAC_BODY, "vocos": VOCOS_BODY}
+ACOUSTIC_DEFAULTS = {"dac": DAC_DEFAULTS, "vocos": VOCOS_DEFAULTS}  # value of "body" -> default fields
 
 
 @strict
@@ -41,22 +41,22 @@ class HiggsAudioTokenizerConfig(PreTrainedConfig):
     """Configuration of `HiggsAudioTokenizer`. The defaults are the published sizes.
 
     Args:
-        acoustic_model_config: fields of the acoustic body; its key "body" is "dac" (default) or "vocos". Missing
-            fields come from `DAC_BODY` or `VOCOS_BODY`.
+        acoustic_model_config: fields of the acoustic model; its key "body" selects the architecture, "dac" (default)
+            or "vocos". Missing fields come from `DAC_DEFAULTS` or `VOCOS_DEFAULTS`.
         semantic_model_config: a `HubertConfig` or its fields; HuBERT base when None. HuBERT is built from it and never
             downloaded.
         sample_rate, semantic_sample_rate: in Hz; 24000 and 16000.
         num_codebooks, codebook_size, codebook_dim: 8 residual codebooks of 1024 entries of 64 numbers.
-        downsample_factor: samples of one HuBERT frame at `semantic_sample_rate`, 320.
-        kernel_size, unit_kernel_size, block_dilations, num_blocks: of the convolutions of the semantic branch; kernel
-            sizes are odd, in frames.
-        acoustic_padding: samples added on each side when the `dac` encoder gives one frame too few: 320 in the
+        downsample_factor: samples per HuBERT frame at `semantic_sample_rate`, 320.
+        kernel_size, unit_kernel_size, block_dilations, num_blocks: sizes of the convolutions in the semantic branch;
+            kernel sizes are odd, in frames.
+        acoustic_padding: samples added on each side where the `dac` encoder would return one frame too few: 320 in the
             original inference code, 480 in transformers. Loading a tokenizer of either layout sets it, and saving keeps
             it.
         initializer_range: standard deviation of the initial weights of linear layers.
 
     Raises:
-        OptionError: an unknown body or decoder head, or a field that the body does not have.
+        OptionError: an unknown acoustic model or decoder head, or a field that the acoustic model does not have.
 
     Source: `config.json` of bosonai/higgs-audio-v2-tokenizer, before and after April 2026.
 
@@ -88,11 +88,12 @@ class HiggsAudioTokenizerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         given = dict(self.acoustic_model_config or {})
         body = str(given.get("body", "dac"))
-        if body not in BODIES:
-            raise OptionError(f"acoustic_model_config['body']={body!r}; {nearest(body, BODIES)}")
-        if unknown := set(given) - set(BODIES[body]):
-            raise OptionError(f"acoustic_model_config key {min(unknown)!r}; {nearest(min(unknown), BODIES[body])}")
-        self.acoustic_model_config = {**BODIES[body], **given}
+        if body not in ACOUSTIC_DEFAULTS:
+            raise OptionError(f"acoustic_model_config['body']={body!r}; {nearest(body, ACOUSTIC_DEFAULTS)}")
+        defaults = ACOUSTIC_DEFAULTS[body]
+        if unknown := set(given) - set(defaults):
+            raise OptionError(f"acoustic_model_config key {min(unknown)!r}; {nearest(min(unknown), defaults)}")
+        self.acoustic_model_config = {**defaults, **given}
         head = str(self.acoustic_model_config.get("decoder_head", HEADS[0]))
         if head not in HEADS:
             raise OptionError(f"acoustic_model_config['decoder_head']={head!r}; {nearest(head, HEADS)}")
@@ -104,12 +105,12 @@ class HiggsAudioTokenizerConfig(PreTrainedConfig):
 
     @property
     def body(self) -> str:
-        """The name of the acoustic body."""
+        """Architecture of the acoustic model: "dac" or "vocos"."""
         return str(self.acoustic["body"])
 
     @property
     def acoustic(self) -> dict[str, Any]:
-        """All fields of the acoustic body."""
+        """All fields of the acoustic model."""
         assert self.acoustic_model_config is not None
         return self.acoustic_model_config
 
@@ -133,7 +134,7 @@ class HiggsAudioTokenizerConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """The width of the quantizer's input and output: acoustic plus semantic."""
+        """Width of the quantizer's input and output: acoustic plus semantic."""
         return int(self.acoustic["hidden_size"] + self.semantic.hidden_size)
 
     @property

@@ -1,4 +1,4 @@
-"""The `dac` body: strided convolutions with Snake activations, the published tokenizer's acoustic branch."""
+"""The acoustic model "dac" of the published tokenizer: strided convolutions with Snake activations."""
 
 import math
 
@@ -104,7 +104,7 @@ class DacDecoder(nn.Module):
 
 
 def encoder_frames(config: HiggsAudioTokenizerConfig, num_samples: int) -> int:
-    """The number of frames that `DacEncoder` gives for a waveform, 0 if it is too short."""
+    """Returns the number of frames that `DacEncoder` outputs for a waveform, 0 if it is too short."""
     length = num_samples
     for stride in config.acoustic["downsampling_ratios"]:
         length = (length + 2 * -(-stride // 2) - 2 * stride) // stride + 1
@@ -112,7 +112,7 @@ def encoder_frames(config: HiggsAudioTokenizerConfig, num_samples: int) -> int:
 
 
 def decoder_context(config: HiggsAudioTokenizerConfig) -> tuple[int, int]:
-    """Frames to the left and right of a frame that its samples depend on: 10 each at the published sizes.
+    """Returns how many frames before and after a frame its samples depend on: 10 each at the published sizes.
 
     Computed exactly, from the first and last sample of frame 0 back through every convolution.
     """
@@ -121,6 +121,6 @@ def decoder_context(config: HiggsAudioTokenizerConfig) -> tuple[int, int]:
     for stride in reversed(ratios):
         reach = sum(EDGE_KERNEL // 2 * dilation for dilation in DILATIONS)  # the residual units
         padding = -(-stride // 2)
-        # Input j of a transposed convolution gives output j * stride - padding and the 2 * stride - 1 after it.
+        # Input j of a transposed convolution affects output j * stride - padding and the 2 * stride - 1 after it.
         first, last = (first - reach + padding) // stride - 1, (last + reach + padding) // stride
     return EDGE_KERNEL // 2 - first, last + EDGE_KERNEL // 2

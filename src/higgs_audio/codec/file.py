@@ -1,4 +1,4 @@
-"""Files of codes: safetensors with one tensor `codes [K, F]`, and the tokenizer's rates as metadata."""
+"""Code files: safetensors with one tensor `codes [K, F]`; sample rate and hop length are metadata."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ KEY = "codes"
 
 
 def save_codes(codes: Tensor, path: str | Path, config: HiggsAudioTokenizerConfig) -> None:
-    """Writes codes `[K, F]` of a tokenizer with this config. The file appears when it is complete.
+    """Writes codes `[K, F]` of a tokenizer with this config, atomically.
 
     Raises:
         CodesError: `codes` are not integers of two dimensions, or the file cannot be written.
@@ -26,23 +26,25 @@ def save_codes(codes: Tensor, path: str | Path, config: HiggsAudioTokenizerConfi
     try:
         write_atomic(Path(path), content)
     except OSError as error:
-        raise CodesError(f"{str(path)!r} cannot be written: {error.strerror}; give a file in a folder") from error
+        raise CodesError(
+            f"{str(path)!r} cannot be written: {error.strerror}; give a file name in an existing folder"
+        ) from error
 
 
 def load_codes(path: str | Path, config: HiggsAudioTokenizerConfig) -> Tensor:
-    """Reads codes `[K, F]`, int64, from a file of `save_codes` or of any other program.
+    """Reads codes `[K, F]` as int64 from a file of `save_codes` or of another program.
 
     Raises:
-        CodesError: the file does not exist, is not safetensors or has no tensor `codes`; its rates are not those of
-            `config`; or the codes are not integers `[K, F]` within the codebooks' size.
+        CodesError: the file does not exist, is not safetensors or has no tensor `codes`; its sample rate or hop length
+            differs from `config`; or the codes are not integers `[K, F]` below the codebook size.
     """
     codes, metadata = _read(path)
     rates = _rates(config)
     if different := {name: value for name, value in metadata.items() if rates.get(name, value) != value}:
-        raise CodesError(f"{path} has codes of {different}; this audio tokenizer has {rates}")
+        raise CodesError(f"{path} has {different}, this audio tokenizer {rates}; use the one that encoded the file")
     if codes.ndim != 2 or codes.is_floating_point() or not 1 <= len(codes) <= config.num_codebooks or not codes.numel():
         raise CodesError(
-            f"{path} holds {KEY!r} of shape {tuple(codes.shape)}, {codes.dtype}: expected integers "
+            f"{path} contains {KEY!r} of shape {tuple(codes.shape)}, {codes.dtype}: expected integers "
             f"[1 to {config.num_codebooks} codebooks, frames]"
         )
     low, high = int(codes.min()), int(codes.max())
@@ -56,14 +58,14 @@ def _rates(config: HiggsAudioTokenizerConfig) -> dict[str, str]:
 
 
 def _read(path: str | Path) -> tuple[Tensor, dict[str, str]]:
-    """The tensor and the metadata of a file."""
+    """Returns the tensor and the metadata of a file."""
     if not Path(path).is_file():
-        raise CodesError(f"no file {str(path)!r}; `higgs-audio encode` writes one")
+        raise CodesError(f"{str(path)!r} is not a file; `higgs-audio encode` writes code files")
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             if KEY not in names:
-                raise CodesError(f"{path} holds {', '.join(names) or 'nothing'}; expected a tensor {KEY!r}")
+                raise CodesError(f"{path} contains {', '.join(names) or 'nothing'}; expected a tensor {KEY!r}")
             return file.get_tensor(KEY), file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise CodesError(f"{path} is not a safetensors file: {error}") from error
+        raise CodesError(f"{path} is not a safetensors file: {error}. `higgs-audio encode` writes one") from error

@@ -1,19 +1,19 @@
-"""The configs of transformers' implementations of the audio tokenizer. Their tensors have the names of this package."""
+"""Configs of the audio tokenizer in transformers' two layouts. Tensors have the same names there as in this package."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from higgs_audio.codec import boson
-from higgs_audio.codec.config import DAC_BODY, HiggsAudioTokenizerConfig
+from higgs_audio.codec.config import DAC_DEFAULTS, HiggsAudioTokenizerConfig
 from higgs_audio.errors import CheckpointError
 
 MODEL_TYPE = "higgs_audio_v2_tokenizer"
-# Keys that tell the early form from the layout "native", which has the same model type.
+# Keys that distinguish the layout "early" from "native", which has the same model type.
 EARLY_KEYS = ("num_quantizers", "target_bandwidths")
 UNUSED_TENSOR = "semantic_model.masked_spec_embed"  # present if mask_time_prob > 0, used in training only
 PADDING = 480  # samples on each side
-# The early implementation adds 160 samples on each side and then fails on a fifth of all lengths, for which it has no
-# codes. Its weights are those of the original, and so are the codes of this package.
+# The early implementation adds 160 samples on each side and then fails on a fifth of all lengths, so that it has no
+# codes for them. Its weights equal the original's, so this package encodes as the original does.
 EARLY_PADDING = boson.PADDING
 SHARED_KEYS = (
     *("sample_rate", "semantic_sample_rate", "codebook_size", "codebook_dim", "downsample_factor"),
@@ -22,25 +22,25 @@ SHARED_KEYS = (
 
 
 def read_config(config: Mapping[str, Any], num_codebooks: int) -> HiggsAudioTokenizerConfig:
-    """Converts the config of either form.
+    """Converts a config of the layout "early" or "transformers".
 
     Args:
         config: content of config.json.
-        num_codebooks: in the weights. The config need not contain it: the published list of bandwidths ends with that
-            of 16 codebooks, of which 8 were trained.
+        num_codebooks: number of codebooks in the weights. The config may not contain it: the published list of
+            bandwidths ends with the bandwidth of 16 codebooks, of which 8 were trained.
 
     Raises:
-        CheckpointError: the config has another number of codebooks, or something that this package cannot build.
+        CheckpointError: the config has another number of codebooks, or an unsupported architecture.
     """
     _check_codebooks(config, num_codebooks)
     acoustic, semantic = (_part(config, name, kind) for name, kind in (("acoustic", "dac"), ("semantic", "hubert")))
     for key in ("strides", "channel_ratios"):
         if set(config.get(key) or [1]) != {1}:
-            raise CheckpointError(f"config.json has {key} {config[key]!r}; this package supports only ones")
+            raise CheckpointError(f"config.json has {key} {config[key]!r}; this package supports only 1 in every place")
     fields = {key: config[key] for key in SHARED_KEYS if config.get(key) is not None}
     fields["block_dilations"] = list(fields.get("block_dilations", HiggsAudioTokenizerConfig.block_dilations))
     return HiggsAudioTokenizerConfig(
-        acoustic_model_config={key: acoustic[key] for key in DAC_BODY if key in acoustic and key != "body"},
+        acoustic_model_config={key: acoustic[key] for key in DAC_DEFAULTS if key in acoustic and key != "body"},
         semantic_model_config={**semantic, "mask_time_prob": 0.0, "mask_feature_prob": 0.0},
         num_codebooks=num_codebooks,
         num_blocks=len(config["strides"]) if config.get("strides") else HiggsAudioTokenizerConfig.num_blocks,
@@ -50,15 +50,15 @@ def read_config(config: Mapping[str, Any], num_codebooks: int) -> HiggsAudioToke
 
 
 def _check_codebooks(config: Mapping[str, Any], num_codebooks: int) -> None:
-    """Compares the number of codebooks that the config contains or implies with that of the weights."""
+    """Raises CheckpointError unless the config contains or implies the number of codebooks of the weights."""
     given = config.get("num_quantizers")
     if given is not None and given != num_codebooks:
         raise CheckpointError(f"config.json has num_quantizers {given}, but the weights have {num_codebooks} codebooks")
     if given is not None or not config.get("target_bandwidths"):
         return
-    body = DAC_BODY | dict(config.get("acoustic_model_config") or {})
+    acoustic = DAC_DEFAULTS | dict(config.get("acoustic_model_config") or {})
     single = HiggsAudioTokenizerConfig(
-        acoustic_model_config={"downsampling_ratios": body["downsampling_ratios"]},
+        acoustic_model_config={"downsampling_ratios": acoustic["downsampling_ratios"]},
         num_codebooks=1,
         **{key: config[key] for key in ("sample_rate", "codebook_size") if key in config},
     )
@@ -67,12 +67,12 @@ def _check_codebooks(config: Mapping[str, Any], num_codebooks: int) -> None:
     if num_codebooks not in (implied, HiggsAudioTokenizerConfig.num_codebooks):
         raise CheckpointError(
             f"config.json has target_bandwidths up to {largest}, which is {implied} codebooks, but the weights have "
-            f"{num_codebooks}"
+            f"{num_codebooks}; use files of one checkpoint"
         )
 
 
 def _part(config: Mapping[str, Any], name: str, kind: str) -> dict[str, Any]:
-    """The fields of the acoustic or semantic model inside."""
+    """Returns the fields of the acoustic or semantic model inside a config."""
     part = dict(config.get(f"{name}_model_config") or {})
     if part.get("model_type", kind) != kind:
         raise CheckpointError(
@@ -82,10 +82,10 @@ def _part(config: Mapping[str, Any], name: str, kind: str) -> dict[str, Any]:
 
 
 def write_config(config: HiggsAudioTokenizerConfig, dtype: str) -> dict[str, Any]:
-    """The content of transformers' `config.json`.
+    """Returns the content of transformers' `config.json`.
 
     Raises:
-        CheckpointError: transformers does not have the acoustic body.
+        CheckpointError: transformers does not have the acoustic model.
     """
     if config.body != "dac":
         raise CheckpointError(
@@ -93,7 +93,7 @@ def write_config(config: HiggsAudioTokenizerConfig, dtype: str) -> dict[str, Any
             "'dac': write it as 'native'"
         )
     ones = [1] * config.num_blocks
-    body = {key: value for key, value in config.acoustic.items() if key != "body"}
+    acoustic = {key: value for key, value in config.acoustic.items() if key != "body"}
     return {
         "architectures": ["HiggsAudioV2TokenizerModel"],
         "model_type": MODEL_TYPE,
@@ -102,13 +102,13 @@ def write_config(config: HiggsAudioTokenizerConfig, dtype: str) -> dict[str, Any
         "channel_ratios": ones,
         "strides": ones,
         **{key: getattr(config, key) for key in SHARED_KEYS},
-        "acoustic_model_config": {"model_type": "dac", **body, "hop_length": config.hop_length},
+        "acoustic_model_config": {"model_type": "dac", **acoustic, "hop_length": config.hop_length},
         "semantic_model_config": {**config.semantic.to_dict(), "model_type": "hubert", "dtype": dtype},
     }
 
 
 def feature_extractor(config: HiggsAudioTokenizerConfig) -> dict[str, Any]:
-    """The content of `preprocessor_config.json`, which transformers reads beside the tokenizer."""
+    """Returns the content of `preprocessor_config.json`, which transformers reads beside the tokenizer."""
     return {
         "feature_extractor_type": "DacFeatureExtractor",
         "feature_size": 1,

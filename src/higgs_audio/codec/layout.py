@@ -1,16 +1,16 @@
-"""Reads and writes stored audio tokenizers. The content of `config.json` determines the layout, never a name.
+"""Reads and writes stored audio tokenizers. The content of `config.json` determines the layout, not a file name.
 
-    boson         the original: nine numbers, and model.pth with weight-normalized weights under names of its own
-    early         the first Hugging Face form: `higgs_audio_tokenizer` with `num_quantizers`; read only
-    transformers  the current Hugging Face form: `higgs_audio_v2_tokenizer`, safetensors
-    native        this package's form
+    boson         the original: nine numbers, and model.pth with weight-normalized weights under other names
+    early         the first transformers layout: `higgs_audio_tokenizer` with `num_quantizers`; read only
+    transformers  the current one: `higgs_audio_v2_tokenizer`, safetensors
+    native        the layout of this package
 
-A layout stands for an implementation, and the implementations give different codes: `boson` pads the acoustic branch
-by 320 samples, `transformers` by 480 (`HiggsAudioTokenizerConfig.acoustic_padding`, which only `native` stores).
+The original implementation and transformers' encode differently: `boson` pads the acoustic branch by 320 samples,
+`transformers` by 480 (`HiggsAudioTokenizerConfig.acoustic_padding`, which only `native` stores).
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from higgs_audio.checkpoint.names import INDEX_FILE, PICKLE_FILE, SINGLE_FILE
 from higgs_audio.checkpoint.weights import open_slices
 from higgs_audio.codec import boson, huggingface
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
-from higgs_audio.errors import CheckpointError, OptionError, first_line, nearest
+from higgs_audio.errors import CheckpointError, OptionError, first_line, join_names, nearest
 
 SAFETENSORS = ("*.safetensors", INDEX_FILE)
-# Layout -> patterns of the files that can hold its weights.
+# Layout -> patterns of the files that may hold its weights.
 WEIGHT_PATTERNS = {
     "boson": (PICKLE_FILE,),
     "early": SAFETENSORS,
@@ -36,7 +36,6 @@ WEIGHT_PATTERNS = {
 }
 MODEL_TYPES = (huggingface.MODEL_TYPE, HiggsAudioTokenizerConfig.model_type)  # the original layout has none
 WRITABLE_LAYOUTS = ("boson", "transformers", "native")
-MAX_LISTED = 12  # names in an error message
 NATIVE_KEYS = ("num_codebooks", "acoustic_padding")  # keys of `config.json` that only the layout "native" has
 
 State = dict[str, Tensor]
@@ -44,16 +43,16 @@ TokenizerClass = type[nn.Module]  # HiggsAudioTokenizer, whose module imports th
 Shapes = dict[str, tuple[int, ...]]
 
 
-def recognise(config: Mapping[str, Any]) -> str:
-    """The layout that a `config.json` with this content belongs to.
+def detect_layout(config: Mapping[str, Any]) -> str:
+    """Returns the layout of a `config.json` with this content.
 
-    >>> recognise({"n_filters": 32, "D": 256, "ratios": [8, 5, 4, 2, 3], "semantic_techer": "hubert_base_general"})
+    >>> detect_layout({"n_filters": 32, "D": 256, "ratios": [8, 5, 4, 2, 3], "semantic_techer": "hubert_base_general"})
     'boson'
-    >>> recognise({"model_type": "higgs_audio_v2_tokenizer"})
+    >>> detect_layout({"model_type": "higgs_audio_v2_tokenizer"})
     'transformers'
 
     Raises:
-        CheckpointError: the config is not that of an audio tokenizer, for example that of a language model.
+        CheckpointError: the config is not of an audio tokenizer but, for example, of a language model.
     """
     model_type = config.get("model_type")
     if model_type is None and all(key in config for key in boson.REQUIRED_KEYS):
@@ -64,8 +63,8 @@ def recognise(config: Mapping[str, Any]) -> str:
         is_early = any(key in config for key in huggingface.EARLY_KEYS)
         return "early" if is_early and not any(key in config for key in NATIVE_KEYS) else "native"
     raise CheckpointError(
-        f"config.json with model_type {model_type!r} is not that of an audio tokenizer; known: "
-        f"{', '.join(MODEL_TYPES)}, and the original layout without a model_type, with {', '.join(boson.REQUIRED_KEYS)}"
+        f"config.json with model_type {model_type!r} is not of an audio tokenizer; known: {', '.join(MODEL_TYPES)}, "
+        f"and the original layout without a model_type, with {', '.join(boson.REQUIRED_KEYS)}"
     )
 
 
@@ -73,20 +72,20 @@ def read(kind: TokenizerClass, folder: str | Path | Checkpoint) -> tuple[HiggsAu
     """Reads a stored audio tokenizer of any layout.
 
     Args:
-        kind: HiggsAudioTokenizer, whose tensors are expected.
-        folder: with `config.json` and weights.
+        kind: HiggsAudioTokenizer, which determines the expected tensors.
+        folder: the folder of `config.json` and weights.
 
     Returns:
-        The config, and the tensors under the names of `HiggsAudioTokenizer`. Tensors from safetensors stay mapped from
+        The config, and the tensors under the names of `HiggsAudioTokenizer`. Tensors from safetensors stay mapped to
         their file.
 
     Raises:
-        CheckpointError: the config is of something else or has impossible values, a file is damaged, or tensors are
-            missing, unexpected, of another shape or not floating-point. The message lists those tensors.
+        CheckpointError: the config is not of an audio tokenizer or has impossible values, a file is damaged, or tensors
+            are missing, unexpected, of another shape or not floating-point. The message lists these tensors.
     """
     stored = as_checkpoint(folder)
     folder, content = stored.folder, stored.config
-    layout = recognise(content)
+    layout = detect_layout(content)
     state = boson.read_pickle(folder / PICKLE_FILE) if layout == "boson" else _read_safetensors(stored)
     with _config_errors(folder):
         config = _parse_config(content, layout, state)
@@ -105,7 +104,7 @@ def _read_safetensors(folder: Checkpoint) -> State:
 
 @contextmanager
 def _config_errors(folder: Path) -> Iterator[None]:
-    """Converts every error into a CheckpointError about `config.json`: wrong types and sizes raise many kinds."""
+    """Converts every exception to a CheckpointError about `config.json`: wrong types and sizes raise many kinds."""
     try:
         yield
     except Exception as error:
@@ -126,7 +125,7 @@ def _count_codebooks(state: State) -> int:
 
 
 def expected_shapes(kind: TokenizerClass, config: HiggsAudioTokenizerConfig) -> Shapes:
-    """Name -> shape of every tensor of a tokenizer with this config. Allocates no memory for the tensors.
+    """Returns name -> shape of every tensor of a tokenizer with this config; allocates no memory for the tensors.
 
     >>> from higgs_audio.codec import HiggsAudioTokenizer
     >>> len(expected_shapes(HiggsAudioTokenizer, HiggsAudioTokenizerConfig()))
@@ -140,7 +139,7 @@ def check_tensors(source: Path | str | Checkpoint, state: State, shapes: Shapes)
     """Checks that `state` has exactly the tensors of `shapes`.
 
     Args:
-        source: of the tensors, for the message.
+        source: where the tensors come from, for the message.
         state: name -> tensor.
         shapes: name -> expected shape.
 
@@ -150,23 +149,16 @@ def check_tensors(source: Path | str | Checkpoint, state: State, shapes: Shapes)
     problems = {
         "missing": shapes.keys() - state.keys(),
         "unexpected": state.keys() - shapes.keys(),
-        "misshapen": [
+        "of another shape": [
             f"{name} {list(state[name].shape)} instead of {list(shape)}"
             for name, shape in shapes.items()
             if name in state and tuple(state[name].shape) != shape
         ],
         "not floating-point": [name for name, value in state.items() if not value.is_floating_point()],
     }
-    found = [f"{len(names)} {problem} ({_join_names(names)})" for problem, names in problems.items() if names]
+    found = [f"{len(names)} {problem} ({join_names(names)})" for problem, names in problems.items() if names]
     if found:
-        raise CheckpointError(f"{source} does not hold the tensors of this audio tokenizer: {'; '.join(found)}")
-
-
-def _join_names(names: Iterable[str]) -> str:
-    """The first `MAX_LISTED` names in order, and how many more there are."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - MAX_LISTED} more" if len(ordered) > MAX_LISTED else ""
-    return ", ".join(ordered[:MAX_LISTED]) + more
+        raise CheckpointError(f"{source} does not have the tensors of this audio tokenizer: {'; '.join(found)}")
 
 
 def _from_boson(folder: Path, config: HiggsAudioTokenizerConfig, state: State, shapes: Shapes) -> State:
@@ -192,10 +184,10 @@ def write(
     folder: str | Path,
     layout: str = "native",
 ) -> None:
-    """Stores an audio tokenizer; `read` returns the same tensors, bit by bit.
+    """Stores an audio tokenizer; `read` returns the same tensors, bit for bit.
 
     Args:
-        kind: HiggsAudioTokenizer, whose tensors are expected.
+        kind: HiggsAudioTokenizer, which determines the expected tensors.
         config, state: as `read` returns them, or a tokenizer's `config` and `state_dict()`.
         folder: created if missing. Its files appear when all of them are complete, `config.json` last.
         layout: "native", "transformers" or "boson". "transformers" and "boson" do not store `acoustic_padding`;
@@ -209,17 +201,17 @@ def write(
     if layout not in WRITABLE_LAYOUTS:
         raise OptionError(f"layout={layout!r}; {nearest(layout, WRITABLE_LAYOUTS)}")
     check_tensors("the state to write", state, expected_shapes(kind, config))
-    documents = _documents(kind, config, state, layout)
+    json_files = _json_files(kind, config, state, layout)
     with atomic_folder(folder) as part:
         _write_weights(config, state, part, layout)
-        for name, content in documents.items():
+        for name, content in json_files.items():
             (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _documents(
+def _json_files(
     kind: TokenizerClass, config: HiggsAudioTokenizerConfig, state: State, layout: str
 ) -> dict[str, dict[str, Any]]:
-    """File name -> content of the JSON files of a layout."""
+    """Returns file name -> content of the JSON files of a layout."""
     if layout == "boson":
         return {CONFIG_FILE: boson.write_config(config)}
     dtype = str(state["fc.weight"].dtype).removeprefix("torch.")
@@ -242,4 +234,4 @@ def _write_weights(config: HiggsAudioTokenizerConfig, state: State, folder: Path
     try:
         torch.save(stored, folder / PICKLE_FILE)
     except RuntimeError as error:  # torch's error for a full disk
-        raise CheckpointError(f"{PICKLE_FILE} cannot be written: {first_line(error)}") from error
+        raise CheckpointError(f"{PICKLE_FILE} cannot be written: {first_line(error)}; free disk space") from error

@@ -1,4 +1,4 @@
-"""The options of `HiggsAudioTokenizer.from_pretrained`, and what it resolves before it builds the model."""
+"""The options of `HiggsAudioTokenizer.from_pretrained`, and how it finds the folder, the config and the device."""
 
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,10 @@ class TransformersOptions(TypedDict, total=False):
     use_safetensors: bool
 
 
-class LoadOptions(TransformersOptions, total=False):
+class LoadOptions(TransformersOptions, checkpoint.HubOptions, total=False):
     """Options of `HiggsAudioTokenizer.from_pretrained`: those of a folder or repository, and fields of the config."""
 
-    subfolder: str
-    cache_dir: str | Path
-    token: str | bool
-    local_files_only: bool
-    force_download: bool
+    subfolder: str | None
 
     acoustic_model_config: dict[str, Any]
     semantic_model_config: dict[str, Any] | PreTrainedConfig
@@ -52,13 +48,13 @@ class LoadOptions(TransformersOptions, total=False):
 
 
 def open_tokenizer(name: str | Path | Checkpoint, **hub: Any) -> Checkpoint:
-    """The folder of an audio tokenizer, or of the one inside a whole checkpoint.
+    """Returns the checkpoint of an audio tokenizer, which may be inside the checkpoint of a language model.
 
     From a repository it downloads `config.json` first, and then only the weights of the layout of that config.
 
     Args:
         name: "nano", a folder, a hub repository "org/name", or a `Checkpoint`.
-        **hub: the options `checkpoint.FOLDER_OPTIONS`.
+        **hub: any of `checkpoint.FOLDER_OPTIONS`.
 
     Raises:
         CheckpointError: there is no such folder or repository, or it contains no audio tokenizer.
@@ -66,13 +62,16 @@ def open_tokenizer(name: str | Path | Checkpoint, **hub: Any) -> Checkpoint:
     found = checkpoint.open_checkpoint(name, patterns=("*.json", f"{checkpoint.CODEC_FOLDER}/*"), **hub)
     if found.codec is not None and found.codec.has(checkpoint.CONFIG_FILE):
         return found.codec
-    weights = layout.WEIGHT_PATTERNS[layout.recognise(found.config)]
+    weights = layout.WEIGHT_PATTERNS[layout.detect_layout(found.config)]
     downloaded = checkpoint.open_checkpoint(name, patterns=(checkpoint.CONFIG_FILE, *weights), **hub)
     return found if found == downloaded else downloaded  # the same folder, unless the repository has changed
 
 
 def apply_options(config: HiggsAudioTokenizerConfig, options: dict[str, Any]) -> HiggsAudioTokenizerConfig:
-    """The config with the options that are its fields, which are removed from `options`.
+    """Applies the options that are fields of the config, and removes them from `options`.
+
+    Returns:
+        The new config, or `config` itself if none of the options is a field.
 
     Raises:
         OptionError: an option that neither the config nor transformers has, or a value that does not fit its field.
@@ -90,7 +89,7 @@ def apply_options(config: HiggsAudioTokenizerConfig, options: dict[str, Any]) ->
 
 
 def single_device(device_map: str | torch.device | dict[str, Any] | None) -> torch.device:
-    """The device of a `device_map`: a device, "auto" for a GPU if there is one, {"": device}, or None for the CPU.
+    """Resolves a `device_map`: a device, "auto" for a GPU if there is one, {"": device}, or None for the CPU.
 
     Raises:
         OptionError: a map over several devices, or a device that this machine does not have.

@@ -1,4 +1,4 @@
-"""HiggsAudioTokenizer: waveforms to codes and back, 25 frames a second of 8 codebooks."""
+"""HiggsAudioTokenizer: waveforms to codes and back, 25 frames per second of 8 codebooks."""
 
 import os
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from higgs_audio.codec.semantic import SemanticDecoder, SemanticEncoder
 from higgs_audio.errors import AudioError, CodesError, OptionError, first_line
 
 SEMANTIC_PADDING = 160  # samples at 16 kHz on each side, half a HuBERT frame
-MIN_SAMPLES = 119  # fewer give HuBERT no frame
+MIN_SAMPLES = 119  # HuBERT returns no frame for fewer
 
 
 @dataclass
@@ -56,22 +56,22 @@ class TokenizerTrainingOutput(ModelOutput):
 
 
 class HiggsAudioTokenizer(PreTrainedModel):
-    """The audio tokenizer: a semantic and an acoustic branch before one residual quantizer.
+    """The audio tokenizer: a semantic and an acoustic branch, quantized jointly by one residual quantizer.
 
-    The semantic branch is a frozen HuBERT whose features enter before the quantizer and are reconstructed after it in
-    training. The config names the acoustic body, "dac" or "vocos". Use fp32: in bf16 the nearest entries change.
+    The semantic branch is a frozen HuBERT; training also reconstructs its features from the quantized latent. The
+    config selects the acoustic model, "dac" or "vocos". Use fp32: in bf16 the nearest entries change.
 
-    Waveforms are float32 `[B, 1, S]`, mono, 24,000 samples a second, in [-1, 1]. Codes are int64 `[B, K, F]`: a frame
+    Waveforms are float32 `[B, 1, S]`, mono, 24,000 samples per second, in [-1, 1]. Codes are int64 `[B, K, F]`: a frame
     is 960 samples, 1/25 s, and has one code in 0..1023 from each of 8 codebooks, 2 kbit/s. These are the published
-    sizes; `config` has those of this tokenizer. `encode` and `decode` convert between the two, `StreamDecoder` decodes
-    a stream in chunks, and `forward` is the training pass.
+    sizes; `config` has the sizes of this tokenizer. `encode` and `decode` convert between waveforms and codes,
+    `StreamDecoder` decodes a stream in chunks, and `forward` is the training pass.
 
     Args:
         config: the sizes. A new tokenizer has random weights and empty codebooks, which training fills;
             `from_pretrained` loads a trained one.
 
-    Source: the tokenizer of Higgs Audio V2, bosonai/higgs-audio-v2-tokenizer. Its architecture is that of X-codec
-    (arXiv 2408.17175), its acoustic body "dac" that of the Descript Audio Codec (arXiv 2306.06546).
+    Source: the tokenizer of Higgs Audio V2, bosonai/higgs-audio-v2-tokenizer. Its architecture is X-codec
+    (arXiv 2408.17175), and its acoustic model "dac" is the Descript Audio Codec (arXiv 2306.06546).
 
     >>> tokenizer = HiggsAudioTokenizer.from_pretrained("nano")
     >>> codes = tokenizer.encode(torch.zeros(1, 1, 24000)).audio_codes
@@ -89,8 +89,8 @@ class HiggsAudioTokenizer(PreTrainedModel):
 
     def __init__(self, config: HiggsAudioTokenizerConfig) -> None:
         super().__init__(config)
-        bodies = {"dac": (dac.DacEncoder, dac.DacDecoder), "vocos": (vocos.VocosEncoder, vocos.VocosDecoder)}
-        encoder, decoder = bodies[config.body]
+        classes = {"dac": (dac.DacEncoder, dac.DacDecoder), "vocos": (vocos.VocosEncoder, vocos.VocosDecoder)}
+        encoder, decoder = classes[config.body]
         self.acoustic_encoder = encoder(config)
         self.acoustic_decoder = decoder(config)
         self.encoder_semantic = SemanticEncoder(config)
@@ -117,20 +117,20 @@ class HiggsAudioTokenizer(PreTrainedModel):
         """Loads an audio tokenizer from any of the layouts of `higgs_audio.codec.layout`, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: "nano", a folder, or a hub repository "org/name", of a tokenizer or of a
-                whole checkpoint with a tokenizer in its `codec/`.
+            pretrained_model_name_or_path: "nano", a folder, or a hub repository "org/name", of an audio tokenizer or of
+                a language model with an audio tokenizer in its folder `codec/`.
             revision: branch, tag or commit of a repository.
-            dtype: of the weights, such as torch.float32 (when None) or "bfloat16", or "auto" for the stored one. In
-                bfloat16 the nearest entries, and with them the codes, change.
+            dtype: dtype of the weights, such as torch.float32 (when None) or "bfloat16", or "auto" for the stored
+                dtype. In bfloat16 the nearest entries, and with them the codes, change.
             torch_dtype: the older name of `dtype`.
-            device_map: "cpu", "cuda:0", ..., or "auto" for a GPU if there is one; the tokenizer is never split.
-            config: used instead of the stored one.
+            device_map: "cpu", "cuda:0", ..., or "auto" for a GPU if there is one; one device holds all weights.
+            config: replaces the stored config.
             **options: `subfolder` of a folder or repository; `cache_dir`, `token`, `local_files_only` and
                 `force_download` of a repository; fields of the config, such as `acoustic_padding`; and
                 `attn_implementation`, `quantization_config` and `output_loading_info` of transformers.
 
         Returns:
-            The tokenizer; with `output_loading_info=True` a pair of it and the loading report, as in transformers.
+            The tokenizer; with `output_loading_info=True`, a pair of tokenizer and loading report, as in transformers.
 
         Raises:
             CheckpointError: no such tokenizer, or files that are damaged or do not fit one another.
@@ -168,7 +168,7 @@ class HiggsAudioTokenizer(PreTrainedModel):
         Args:
             save_directory: a folder; created if missing.
             push_to_hub: whether to upload it as well, to `repo_id` or a repository with the folder's name.
-            **options: of transformers' `save_pretrained`, such as `max_shard_size`.
+            *args, **options: arguments of transformers' `save_pretrained`, such as `max_shard_size`.
 
         Raises:
             CheckpointError: `save_directory` is a file, or cannot be written.
@@ -178,7 +178,7 @@ class HiggsAudioTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Small normal weights for linear layers, torch's defaults for convolutions; codebooks stay empty."""
+        """Initializes linear layers with small normal weights, convolutions as torch does; codebooks stay empty."""
         if isinstance(module, (nn.Linear, VectorQuantizer)):
             super()._init_weights(module)
         elif isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.LayerNorm)):
@@ -190,7 +190,7 @@ class HiggsAudioTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, input_values: Tensor) -> TokenizerEncoderOutput:
-        """Waveforms to codes.
+        """Encodes waveforms as codes.
 
         Args:
             input_values: floating-point waveforms `[B, 1, S]` at `config.sample_rate` (24,000 Hz), mono, in [-1, 1],
@@ -199,20 +199,21 @@ class HiggsAudioTokenizer(PreTrainedModel):
 
         Returns:
             `.audio_codes`, int64 `[B, K, F]` with `F = (S + 841) // 960` at the published sizes: a remainder of 119
-            samples or more gives a frame.
+            samples or more adds a frame.
 
         Raises:
             AudioError: another number of dimensions or channels, a waveform too short, integers, NaN or infinities.
 
-        Source: the published tokenizer's inference. Where the acoustic branch "dac" lacks a frame (S % 960 from 119 to
-        631) the waveform is padded by `config.acoustic_padding`, in which the two published implementations differ.
+        Source: inference with the published tokenizer. Where the acoustic model "dac" returns one frame too few
+        (S % 960 from 119 to 631), the waveform is padded by `config.acoustic_padding`; the two published
+        implementations differ in it.
 
         >>> tokenizer = HiggsAudioTokenizer.from_pretrained("nano")
-        >>> sound = torch.sin(torch.arange(12000) * 0.06).view(1, 1, -1)  # 229 Hz, half a second
-        >>> codes = tokenizer.encode(sound).audio_codes
+        >>> waveform = torch.sin(torch.arange(12000) * 0.06).view(1, 1, -1)  # 229 Hz, half a second
+        >>> codes = tokenizer.encode(waveform).audio_codes
         >>> codes.shape, bool((codes < 1024).all())
         (torch.Size([1, 8, 13]), True)
-        >>> tokenizer.encode(sound[0])
+        >>> tokenizer.encode(waveform[0])
         Traceback (most recent call last):
         higgs_audio.errors.AudioError: waveform of shape (1, 12000): expected [batch, 1, samples], mono
         """
@@ -222,33 +223,37 @@ class HiggsAudioTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def decode(self, audio_codes: Tensor) -> TokenizerDecoderOutput:
-        """Codes to waveforms.
+        """Decodes codes to waveforms.
 
         Args:
-            audio_codes: integers `[B, k, F]` in 0..codebook_size-1, of the first `k <= K` codebooks: fewer are a lower
-                bit rate, 0.25 kbit/s each.
+            audio_codes: integers `[B, k, F]` in 0..codebook_size-1, of the first `k <= K` codebooks; each one has a bit
+                rate of 0.25 kbit/s.
 
         Returns:
             `.audio_values`, float32 `[B, 1, F * hop_length]` at `config.sample_rate`, not clamped: 960 samples per
             frame, so up to 841 more or 118 fewer than were encoded.
 
         Raises:
-            CodesError: another shape, a dtype that is not integer, or an id outside the codebook, such as the stream
-                markers 1024 and 1025.
+            CodesError: another shape, a dtype that is not integer, or an id outside the codebook, such as stream bos
+                (1024) and stream eos (1025).
 
-        Source: the published tokenizer's inference.
+        Source: inference with the published tokenizer.
 
         >>> tokenizer = HiggsAudioTokenizer.from_pretrained("nano")
         >>> tokenizer.decode(torch.zeros(2, 8, 10, dtype=torch.long)).audio_values.shape
         torch.Size([2, 1, 9600])
         >>> tokenizer.decode(torch.full((1, 8, 10), 1024))
         Traceback (most recent call last):
-        higgs_audio.errors.CodesError: codes from 1024 to 1024: allowed are 0 to 1023; stream markers must be removed
+        higgs_audio.errors.CodesError: codes from 1024 to 1024; allowed: 0 to 1023. Remove stream bos and stream eos
         """
         return TokenizerDecoderOutput(audio_values=self.acoustic_decoder(self.acoustic_features(audio_codes)))
 
     def acoustic_features(self, audio_codes: Tensor) -> Tensor:
-        """Codes `[B, k, F]` to the input `[B, D_a, F]` of the acoustic decoder. Raises as `decode` does."""
+        """Converts codes `[B, k, F]` to the input `[B, D_a, F]` of the acoustic decoder.
+
+        Raises:
+            CodesError: as for `decode`.
+        """
         self._check_codes(audio_codes)
         latent = self.quantizer.decode(audio_codes.long())  # [B, F, D]
         return self.fc2(latent).transpose(1, 2)
@@ -261,8 +266,11 @@ class HiggsAudioTokenizer(PreTrainedModel):
         Args:
             input_values: `[B, 1, S]`, S a multiple of `hop_length`.
             depth: codebooks used for each sample, `[B]`; None bypasses the quantizer (warm-up).
-            pitch: of the recordings; a harmonic head uses it instead of its prediction.
+            pitch: pitch of the recordings; a harmonic head uses it instead of its prediction.
             start: phase at which a harmonic head starts.
+
+        Returns:
+            The inputs of the losses.
         """
         with torch.no_grad():
             target = self.semantic_features(input_values)  # [B, F, D_s]
@@ -277,20 +285,20 @@ class HiggsAudioTokenizer(PreTrainedModel):
     def decode_with_pitch(
         self, features: Tensor, pitch: Pitch | None = None, start: PhaseState | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Features `[B, D_a, F]` to the waveform `[B, 1, S]` and the pitch that a harmonic head predicts.
+        """Decodes features to the waveform, and returns the pitch that a harmonic head predicts.
 
         Args:
-            features: from `acoustic_features`.
+            features: `[B, D_a, F]`, from `acoustic_features`.
             pitch, start: as for `forward`.
 
         Returns:
-            The waveform, and octaves and log odds of voicing `[B, T, 2]`; None without a harmonic head.
+            The waveform `[B, 1, S]`, and octaves and log odds of voicing `[B, T, 2]`; None without a harmonic head.
         """
-        body = self.acoustic_decoder
-        if not isinstance(body, vocos.VocosDecoder) or not isinstance(body.head, HarmonicHead):
-            return body(features), None
-        hidden = body.hidden_states(features)
-        return body.synthesize(hidden, pitch, start), body.head.pitch(hidden)
+        decoder = self.acoustic_decoder
+        if not isinstance(decoder, vocos.VocosDecoder) or not isinstance(decoder.head, HarmonicHead):
+            return decoder(features), None
+        hidden = decoder.hidden_states(features)
+        return decoder.synthesize(hidden, pitch, start), decoder.head.pitch(hidden)
 
     @property
     def pitch_hop(self) -> int | None:
@@ -300,11 +308,11 @@ class HiggsAudioTokenizer(PreTrainedModel):
 
     @property
     def decoder_context(self) -> tuple[int, int]:
-        """Frames to the left and right of a frame that its samples depend on."""
+        """How many frames before and after a frame its samples depend on."""
         return {"dac": dac, "vocos": vocos}[self.config.body].decoder_context(self.config)
 
     def semantic_features(self, waveform: Tensor) -> Tensor:
-        """The mean of HuBERT's hidden states at the frame rate, `[B, F, D_s]`."""
+        """Returns the mean of HuBERT's hidden states at the frame rate, `[B, F, D_s]`, for `waveform [B, 1, S]`."""
         c = self.config
         resampled = resample(waveform[:, 0], c.sample_rate, c.semantic_sample_rate)
         padded = F.pad(resampled, (SEMANTIC_PADDING, SEMANTIC_PADDING))
@@ -312,14 +320,14 @@ class HiggsAudioTokenizer(PreTrainedModel):
         return torch.stack(states).mean(0)[:, :: c.semantic_stride]
 
     def _latent(self, waveform: Tensor, semantic: Tensor) -> Tensor:
-        """The joint latent of both branches, `[B, F, D]`."""
+        """Returns the joint latent of both branches, `[B, F, D]`."""
         acoustic = self._acoustic_features(waveform, semantic.shape[1])  # [B, D_a, F]
         coded = self.encoder_semantic(semantic.transpose(1, 2))  # [B, D_s, F]
         joined: Tensor = self.fc(torch.cat([acoustic, coded], dim=1).transpose(1, 2))
         return joined
 
     def _acoustic_features(self, waveform: Tensor, num_frames: int) -> Tensor:
-        """The acoustic encoder's features `[B, D_a, num_frames]`; pads the waveform if it gives too few frames."""
+        """Returns features `[B, D_a, num_frames]` of the acoustic encoder; pads the waveform if frames are missing."""
         if self.config.body == "vocos":
             missing = num_frames * self.config.hop_length - waveform.shape[-1]
             return self.acoustic_encoder(F.pad(waveform, (0, missing)))
@@ -328,14 +336,14 @@ class HiggsAudioTokenizer(PreTrainedModel):
         return self.acoustic_encoder(waveform)[..., :num_frames]
 
     def _reconstruct_semantic(self, latent: Tensor) -> Tensor:
-        """The latent `[B, F, D]` to HuBERT's features `[B, F, D_s]`."""
+        """Reconstructs HuBERT's features `[B, F, D_s]` from the latent `[B, F, D]`."""
         return self.decoder_semantic(self.fc1(latent).transpose(1, 2)).transpose(1, 2)
 
     def _checked_waveform(self, waveform: Tensor) -> Tensor:
         if waveform.ndim != 3 or waveform.shape[1] != 1:
             raise AudioError(f"waveform of shape {tuple(waveform.shape)}: expected [batch, 1, samples], mono")
         if waveform.shape[2] < MIN_SAMPLES:
-            raise AudioError(f"waveform of {waveform.shape[2]} samples: at least {MIN_SAMPLES} are needed (5 ms)")
+            raise AudioError(f"waveform of {waveform.shape[2]} samples: expected at least {MIN_SAMPLES} (5 ms)")
         if not waveform.is_floating_point() or not bool(torch.isfinite(waveform).all()):
             raise AudioError(f"waveform of {waveform.dtype}: expected finite floating-point samples in [-1, 1]")
         return waveform.to(self.fc.weight.dtype)
@@ -348,4 +356,4 @@ class HiggsAudioTokenizer(PreTrainedModel):
             raise CodesError(f"codes of {codes.dtype}: expected integers")
         low, high = int(codes.min()), int(codes.max())
         if low < 0 or high >= v:
-            raise CodesError(f"codes from {low} to {high}: allowed are 0 to {v - 1}; stream markers must be removed")
+            raise CodesError(f"codes from {low} to {high}; allowed: 0 to {v - 1}. Remove stream bos and stream eos")

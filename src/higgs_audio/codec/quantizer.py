@@ -1,4 +1,4 @@
-"""Residual vector quantization: K codebooks, each of which codes the residual of the codebooks before it."""
+"""Residual vector quantization: K codebooks; each quantizes the residual of the codebooks before it."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ class Codebook(nn.Module):
     """V entries `[V, codebook_dim]`, updated by running averages, not by gradients.
 
     `embed_avg` is the decayed sum of the vectors assigned to an entry and `cluster_size` their decayed count, so
-    `embed = embed_avg / cluster_size` from the first update on (initializing `embed_avg` with means instead of sums
-    would shrink the codebook).
+    `embed = embed_avg / cluster_size` from the first update on. Initializing `embed_avg` with means instead of sums
+    would shrink the codebook.
     """
 
     inited: Tensor
@@ -30,7 +30,7 @@ class Codebook(nn.Module):
         self.register_buffer("embed_avg", torch.zeros(size, width))
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Indices `[...]` of the entries nearest to `vectors [..., width]` by Euclidean distance; lowest of a tie."""
+        """Returns indices `[...]` of the entries nearest to `vectors [..., width]`, the lowest index of a tie."""
         flat = vectors.reshape(-1, vectors.shape[-1])
         distance = self.embed.pow(2).sum(1) - 2 * flat @ self.embed.t()  # [N, V], without the vectors' squared norms
         return distance.argmin(1).view(vectors.shape[:-1])
@@ -57,23 +57,23 @@ class VectorQuantizer(nn.Module):
 class Quantized:
     """The result of `ResidualVectorQuantizer.forward`, for training."""
 
-    latent: Tensor  # [B, F, D], gradients pass straight through to the input
-    first: Tensor  # [B, F, D], the first codebook alone
+    latent: Tensor  # [B, F, D], with straight-through gradients
+    first: Tensor  # [B, F, D], quantized by the first codebook alone, with straight-through gradients
     codes: Tensor  # [K, B, F]
     projected: list[Tensor]  # K of [B, F, codebook_dim], the input of each codebook
     commitment: Tensor  # scalar: energy of the final residual, mean over frames
-    left: Tensor  # [K]: energy of the residual after each codebook, relative to the input, no gradient
+    residual_energy: Tensor  # [K], after each codebook, relative to the input, no gradient
 
 
 class ResidualVectorQuantizer(nn.Module):
-    """K vector quantizers in a row."""
+    """K vector quantizers in sequence."""
 
     def __init__(self, config: HiggsAudioTokenizerConfig) -> None:
         super().__init__()
         self.quantizers = nn.ModuleList(VectorQuantizer(config) for _ in range(config.num_codebooks))
 
     def encode(self, latent: Tensor) -> Tensor:
-        """`latent [B, F, D]` to codes `[B, K, F]`."""
+        """Quantizes `latent [B, F, D]` to codes `[B, K, F]`."""
         residual, codes = latent, []
         for quantizer in self.layers:
             codes.append(quantizer.encode(residual))
@@ -81,7 +81,7 @@ class ResidualVectorQuantizer(nn.Module):
         return torch.stack(codes, dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes `[B, k, F]` of the first k <= K codebooks to the latent `[B, F, D]`."""
+        """Returns the latent `[B, F, D]` of codes `[B, k, F]` of the first k <= K codebooks."""
         latent = self.layers[0].decode(codes[:, 0])
         for quantizer, row in zip(self.layers[1:], codes.unbind(1)[1:], strict=False):
             latent = latent + quantizer.decode(row)
@@ -90,25 +90,25 @@ class ResidualVectorQuantizer(nn.Module):
     def forward(self, latent: Tensor, depth: Tensor) -> Quantized:
         """The training pass: quantizes `latent [B, F, D]`, sample b with the first `depth[b]` codebooks.
 
-        Gradients pass straight through to the input. Codebooks are updated by running averages and projections are not
-        trained (see `train_codec/codebook.py`), so the rest needs no gradient.
+        Gradients are straight-through: the input receives those of the quantized latent. Codebooks are updated by
+        running averages and projections are not trained (see `train_codec/codebook.py`), so they need no gradient.
         """
         with torch.no_grad():
             residual, total, first = latent, torch.zeros_like(latent), torch.zeros_like(latent)
-            codes, projected, left = [], [], []
+            codes, projected, energies = [], [], []
             energy = latent.pow(2).mean()
             for number, quantizer in enumerate(self.layers):
                 projected.append(quantizer.project_in(residual))
                 codes.append(quantizer.codebook.nearest(projected[-1]))
                 out = quantizer.decode(codes[-1])  # [B, F, D]
                 residual = residual - out
-                left.append(residual.pow(2).mean() / energy)
+                energies.append(residual.pow(2).mean() / energy)
                 total = total + torch.where((depth > number).view(-1, 1, 1), out, 0.0)
                 first = out if number == 0 else first
         commitment = (latent - (latent.detach() - residual)).pow(2).sum(-1).mean()
         straight = latent - latent.detach()
         return Quantized(
-            total + straight, first + straight, torch.stack(codes), projected, commitment, torch.stack(left)
+            total + straight, first + straight, torch.stack(codes), projected, commitment, torch.stack(energies)
         )
 
     @property

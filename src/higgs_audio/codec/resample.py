@@ -1,7 +1,7 @@
 """24 kHz to 16 kHz inside the audio tokenizer: a windowed-sinc polyphase filter, differentiable and on any device.
 
-The filter is the one that the published tokenizer was trained with (sinc interpolation, Hann window, width 6, roll-off
-0.99), written from its closed form. Files and other rates are resampled by soxr in `higgs_audio.audio`.
+The published tokenizer was trained with this filter (sinc interpolation, Hann window, width 6, roll-off 0.99); it is
+implemented from its closed form. soxr resamples files and other rates, in `higgs_audio.audio`.
 """
 
 import math
@@ -37,7 +37,7 @@ def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
 @lru_cache
 @torch.inference_mode(False)  # the cached tensor must be usable in training, which inference tensors are not
 def _kernel(old: int, new: int) -> Tensor:
-    """One windowed sinc per output phase, `[new, 1, 2 * width + old]`."""
+    """Returns one windowed sinc per output phase, `[new, 1, 2 * width + old]`."""
     base = min(old, new) * ROLLOFF
     width = math.ceil(LOWPASS_WIDTH * old / base)
     taps = torch.arange(-width, width + old, dtype=torch.float64) / old

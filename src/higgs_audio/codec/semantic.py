@@ -39,7 +39,7 @@ class SemanticBlock(nn.Module):
 
 
 class SemanticEncoder(nn.Module):
-    """HuBERT's features `[B, D, F]` to the semantic half `[B, D, F]` of the quantizer's input."""
+    """Maps HuBERT's features `[B, D, F]` to the semantic half `[B, D, F]` of the quantizer's input."""
 
     def __init__(self, config: HiggsAudioTokenizerConfig) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class SemanticEncoder(nn.Module):
 
 
 class SemanticDecoder(nn.Module):
-    """Quantized features `[B, D, F]` to HuBERT's `[B, D, F]`; used in training only."""
+    """Reconstructs HuBERT's features `[B, D, F]` from quantized ones `[B, D, F]`; used in training only."""
 
     def __init__(self, config: HiggsAudioTokenizerConfig) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Streaming decoding: chunks of codes to chunks of samples.
 
-The stream is the definition of a sound, and the whole is its concatenation: `HiggsAudio.generate` concatenates the
-chunks of `HiggsAudio.stream`, which come from here. The concatenated samples are those of `HiggsAudioTokenizer.decode`
-on all codes at once, except for floating-point rounding, in whatever chunks the codes come.
+The stream defines the output: `HiggsAudio.generate` concatenates the chunks of `HiggsAudio.stream`, which are decoded
+here. However the codes are divided into chunks, the concatenated samples equal `HiggsAudioTokenizer.decode` on all
+codes at once, up to floating-point rounding.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ from higgs_audio.errors import OptionError
 
 @dataclass(frozen=True)
 class LowLatencyState:
-    """The decoder state of a stream, and how many samples were returned that were not final."""
+    """The decoder state of a stream, and the number of samples that were returned before they were final."""
 
     stream: VocosStream
     num_early: int
@@ -43,14 +43,14 @@ S = TypeVar("S", VocosStream, LowLatencyState, WindowState)
 class StreamDecoder:
     """Decodes one stream chunk by chunk; a sample is returned once every frame that it depends on is known.
 
-    The body "vocos" keeps the state of its layers and computes every frame once. The body "dac" decodes every chunk
-    with the frames around it, as many as `decoder_context` says.
+    The acoustic model "vocos" keeps the state of its layers and computes every frame once. "dac" decodes every chunk
+    together with the frames around it, as many as `decoder_context` returns.
 
     Args:
-        tokenizer: that made the codes.
-        look_ahead: frames that a sample waits for; None waits for all that it depends on. With fewer, samples come
-            sooner and are approximate: the decoder treats the unknown frames as the end of the stream.
-            docs/measurements.md has the error.
+        tokenizer: the audio tokenizer of the codes.
+        look_ahead: later frames that must be known before a sample is returned; None for all that it depends on. With
+            fewer, samples are returned sooner and are approximate: the decoder treats unknown frames as the end of the
+            stream. docs/measurements.md has the error.
 
     Raises:
         OptionError: a negative look-ahead.
@@ -61,11 +61,11 @@ class StreamDecoder:
         if look_ahead is not None and (not isinstance(look_ahead, int) or look_ahead < 0):
             raise OptionError(f"look_ahead={look_ahead!r}; give a whole number of frames, 0 or more, or None for all")
         ahead = full if look_ahead is None else min(look_ahead, full)
-        body = tokenizer.acoustic_decoder
-        if not isinstance(body, VocosDecoder):
+        decoder = tokenizer.acoustic_decoder
+        if not isinstance(decoder, VocosDecoder):
             self._strategy: _Strategy[Any] = _Windowed(tokenizer, ahead)
         else:
-            self._strategy = _Stateful(tokenizer, body) if ahead == full else _LowLatency(tokenizer, body, ahead)
+            self._strategy = _Stateful(tokenizer, decoder) if ahead == full else _LowLatency(tokenizer, decoder, ahead)
 
     @property
     def state(self) -> StreamState:
@@ -81,6 +81,9 @@ class StreamDecoder:
         """Decodes the next codes `[K, F]`, F >= 0, and returns the samples `[S]` that are ready; S may be 0.
 
         With `is_last` it returns all remaining samples, and no codes may follow.
+
+        Raises:
+            CodesError: codes of another shape, dtype or range.
         """
         return push_many([self], [codes], [is_last])[0]
 
@@ -93,8 +96,8 @@ class StreamDecoder:
 def push_many(decoders: Sequence[StreamDecoder], codes: Sequence[Tensor], last: Sequence[bool]) -> list[Tensor]:
     """Calls `push` on several streams of one tokenizer in one batch.
 
-    The samples equal those of `push` except for floating-point rounding, which depends on the batch. If the call
-    fails, all streams keep their earlier state.
+    The samples are those of `push`, up to floating-point rounding, which depends on the batch. If the call fails, all
+    streams keep their earlier state.
 
     Args:
         decoders: distinct decoders of one tokenizer.
@@ -122,11 +125,11 @@ def push_many(decoders: Sequence[StreamDecoder], codes: Sequence[Tensor], last: 
 
 
 class _Strategy(ABC, Generic[S]):
-    """A way to decode a stream.
+    """A method of decoding a stream.
 
     Attributes:
-        tokenizer: that made the codes.
-        state: of the stream; replaced, never modified in place.
+        tokenizer: the audio tokenizer of the codes.
+        state: state of the stream; replaced, never modified in place.
     """
 
     state: S
@@ -150,9 +153,9 @@ class _Strategy(ABC, Generic[S]):
 class _Stateful(_Strategy[VocosStream]):
     """Keeps the state of the decoder's layers."""
 
-    def __init__(self, tokenizer: HiggsAudioTokenizer, body: VocosDecoder) -> None:
+    def __init__(self, tokenizer: HiggsAudioTokenizer, decoder: VocosDecoder) -> None:
         super().__init__(tokenizer)
-        self.state = VocosStream(body)
+        self.state = VocosStream(decoder)
 
     @classmethod
     def decode_batch(
@@ -164,7 +167,7 @@ class _Stateful(_Strategy[VocosStream]):
 def _decode_vocos(
     tokenizer: HiggsAudioTokenizer, states: Sequence[VocosStream], codes: Sequence[Tensor], last: Sequence[bool]
 ) -> list[tuple[Tensor, VocosStream]]:
-    """The samples and the new state of every stream."""
+    """Returns the samples and the new state of every stream."""
     streams, sizes = [state.copy() for state in states], [part.shape[1] for part in codes]
     weight = streams[0].decoder.embed.weight
     no_features = weight.new_zeros(1, weight.shape[1], 0)
@@ -174,12 +177,12 @@ def _decode_vocos(
 
 
 class _LowLatency(_Strategy[LowLatencyState]):
-    """Returns samples before they are final: decodes as if the stream ended here, but holds back `ahead` frames."""
+    """Returns samples before they are final: decodes as if the stream ended here, but withholds `ahead` frames."""
 
-    def __init__(self, tokenizer: HiggsAudioTokenizer, body: VocosDecoder, ahead: int) -> None:
+    def __init__(self, tokenizer: HiggsAudioTokenizer, decoder: VocosDecoder, ahead: int) -> None:
         super().__init__(tokenizer)
-        self._num_held_back = ahead * tokenizer.config.hop_length
-        self.state = LowLatencyState(VocosStream(body), 0)
+        self._num_withheld = ahead * tokenizer.config.hop_length
+        self.state = LowLatencyState(VocosStream(decoder), 0)
 
     @classmethod
     def decode_batch(
@@ -194,7 +197,7 @@ class _LowLatency(_Strategy[LowLatencyState]):
         if is_last:
             return final[num_early:], LowLatencyState(stream, 0)
         ((provisional, _),) = _decode_vocos(self.tokenizer, [stream], [self.no_codes], [True])
-        samples = torch.cat([final, provisional[: max(0, len(provisional) - self._num_held_back)]])
+        samples = torch.cat([final, provisional[: max(0, len(provisional) - self._num_withheld)]])
         return samples[num_early:], LowLatencyState(stream, max(num_early, len(samples)) - len(final))
 
 
@@ -227,14 +230,14 @@ class _Windowed(_Strategy[WindowState]):
         ]
 
     def _cut(self, window: Tensor, stop: int, samples: Tensor) -> tuple[Tensor, WindowState]:
-        """The samples of the new frames before `stop`, and the state without frames that are no longer needed."""
+        """Returns the samples of the new frames before `stop`, and the state without frames no longer needed."""
         num_returned, hop = self.state.num_returned, self.tokenizer.config.hop_length
         num_dropped = max(0, stop - self._left)
         return samples[num_returned * hop : stop * hop], WindowState(window[:, num_dropped:], stop - num_dropped)
 
 
 def _decode_windows(tokenizer: HiggsAudioTokenizer, windows: Sequence[Tensor]) -> list[Tensor]:
-    """Codes `[K, F]` to samples `[F * hop_length]`; windows of equal length share a batch."""
+    """Decodes codes `[K, F]` to samples `[F * hop_length]`; windows of equal length share a batch."""
     samples: dict[int, Tensor] = {}
     for length in {window.shape[1] for window in windows}:
         indices = [i for i, window in enumerate(windows) if window.shape[1] == length]
@@ -244,7 +247,11 @@ def _decode_windows(tokenizer: HiggsAudioTokenizer, windows: Sequence[Tensor]) -
 
 
 def decode_stream(tokenizer: HiggsAudioTokenizer, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Decodes chunks of codes `[K, F]` to chunks of samples `[S]`; their concatenation equals `decode` of all codes."""
+    """Decodes chunks of codes `[K, F]` to chunks of samples `[S]`; their concatenation equals `decode` of all codes.
+
+    Raises:
+        CodesError: codes of another shape, dtype or range.
+    """
     decoder = StreamDecoder(tokenizer)
     for chunk in chunks:
         samples = decoder.push(chunk)

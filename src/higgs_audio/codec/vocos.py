@@ -1,8 +1,8 @@
-"""The `vocos` body: STFT in, ConvNeXt, inverse STFT out. 27 times cheaper than `dac` at the same rates.
+"""The acoustic model "vocos": STFT in, ConvNeXt, inverse STFT out. 27 times cheaper than "dac" at the same rates.
 
-A convolutional network at 25 and 100 Hz whose head predicts spectra needs no upsampling to 24 kHz, which is the
-expensive part of a waveform decoder (the idea is that of Vocos, arXiv 2306.00814). The head is one linear layer
-("spectrum"), or `HarmonicHead` ("harmonic"), which makes smoother voices.
+A convolutional network at 25 and 100 Hz whose head predicts spectra needs no upsampling to 24 kHz, the expensive part
+of a waveform decoder; the idea comes from Vocos (arXiv 2306.00814). The head is one linear layer ("spectrum"), or a
+`HarmonicHead` ("harmonic"), whose voices are smoother.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.codec.harmonic import LOG_CEILING, HarmonicHead, PhaseState, Pitch
 
-LOG_FLOOR = 1e-3  # magnitudes below are silence
-WEIGHT_FLOOR = 1e-6  # of the summed windows, by which overlapping frames are divided
+LOG_FLOOR = 1e-3  # smaller magnitudes count as silence
+WEIGHT_FLOOR = 1e-6  # minimum of the summed windows, by which overlapping frames are divided
 
 
 class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of `[B, D, T]`.
 
-    Before the first block it bounds the input, whose scale could otherwise hide what the blocks add: latents that had
-    grown a million times larger once made the decoder linear.
+    Before the first block it bounds the scale of the input, which could otherwise exceed the output of the blocks:
+    latents that had grown a million times larger once made the decoder linear.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class ChannelNorm(nn.LayerNorm):
 class ConvNeXt(nn.Module):
     """Depthwise convolution over time, then a two-layer perceptron per position, on `[B, D, T]`.
 
-    `lookahead` positions of the kernel lie to the right of the centre, the rest to the left.
+    `lookahead` positions of the kernel lie to the right of the center, the rest to the left.
     """
 
     def __init__(self, width: int, kernel_size: int, lookahead: int) -> None:
@@ -48,7 +48,7 @@ class ConvNeXt(nn.Module):
         return self.mix(self.depthwise(F.pad(x, self.pad)), x)
 
     def mix(self, convolved: Tensor, x: Tensor) -> Tensor:
-        """`x [B, D, T]` plus the perceptron of its convolution `convolved [B, D, T]`."""
+        """Adds the perceptron's output for `convolved [B, D, T]`, the convolution of `x`, to `x [B, D, T]`."""
         y = convolved.transpose(1, 2)  # [B, T, D]
         y = self.contract(F.gelu(self.expand(self.norm(y)), approximate="tanh"))
         return x + (self.scale * y).transpose(1, 2)
@@ -62,7 +62,7 @@ class Stage(nn.Sequential):
 
 
 class VocosEncoder(nn.Module):
-    """Waveform `[B, 1, S]`, S a multiple of the hop, to features `[B, hidden, F]`."""
+    """Maps a waveform `[B, 1, S]`, S a multiple of the hop length, to features `[B, hidden, F]`."""
 
     window: Tensor
 
@@ -90,7 +90,7 @@ class VocosEncoder(nn.Module):
 
 
 class VocosDecoder(nn.Module):
-    """Features `[B, hidden, F]` to the waveform `[B, 1, F * hop_length]`."""
+    """Maps features `[B, hidden, F]` to the waveform `[B, 1, F * hop_length]`."""
 
     window: Tensor
 
@@ -114,27 +114,27 @@ class VocosDecoder(nn.Module):
 
     @property
     def overlap(self) -> int:
-        """Samples that a frame shares with the frames after it."""
+        """Samples that an STFT frame shares with the frames after it."""
         return self.n_fft - self.hop
 
     @property
     def trim(self) -> int:
-        """Samples that overlap-add makes before the first and after the last sample of the waveform."""
+        """Samples of the overlap-add before the first and after the last sample of the waveform."""
         return self.overlap // 2
 
     def forward(self, features: Tensor) -> Tensor:
         return self.synthesize(self.hidden_states(features))
 
     def hidden_states(self, features: Tensor) -> Tensor:
-        """Features `[B, hidden, F]` to the input `[B, T, D]` of the head, one position per spectrum."""
+        """Maps features `[B, hidden, F]` to the input `[B, T, D]` of the head, one position per spectrum."""
         x = self.coarse(self.embed_norm(self.embed(features)))  # [B, D, F]
         return self.norm(self.fine(self.up(x)).transpose(1, 2))
 
     def synthesize(self, hidden: Tensor, pitch: Pitch | None = None, start: PhaseState | None = None) -> Tensor:
-        """Hidden states `[B, T, D]` to the waveform `[B, 1, T * hop]`.
+        """Maps hidden states to the waveform `[B, 1, T * hop]`.
 
         Args:
-            hidden: from `hidden_states`.
+            hidden: `[B, T, D]`, from `hidden_states`.
             pitch: used by a harmonic head instead of its prediction.
             start: phase from which a harmonic head continues.
         """
@@ -142,7 +142,7 @@ class VocosDecoder(nn.Module):
         return (total / weights.clamp(min=WEIGHT_FLOOR))[..., self.trim : total.shape[-1] - self.trim]
 
     def _head_frames(self, hidden: Tensor, pitch: Pitch | None, start: PhaseState | None) -> Tensor:
-        """Windowed frames of sound `[B, T, n_fft]`."""
+        """Returns windowed STFT frames `[B, T, n_fft]` of samples."""
         if isinstance(self.head, HarmonicHead):
             return self._windowed(self.head(hidden, self.window, pitch, start)[0])
         return self._windowed(self._spectrum(hidden))
@@ -150,7 +150,7 @@ class VocosDecoder(nn.Module):
     def frames_packed(
         self, hidden: Tensor, sizes: Sequence[int], starts: Sequence[PhaseState | None]
     ) -> tuple[Tensor, Sequence[PhaseState | None]]:
-        """Windowed frames of sound of several streams that follow one another.
+        """Returns the windowed STFT frames of several streams that are concatenated in time.
 
         Args:
             hidden: `[1, T, D]`.
@@ -166,16 +166,16 @@ class VocosDecoder(nn.Module):
         return torch.cat([self._windowed(piece) for piece in spectra], dim=1), ends
 
     def _spectrum(self, hidden: Tensor) -> Tensor:
-        """Spectra `[B, T, bins]` of a head that predicts magnitudes and phases."""
+        """Returns spectra `[B, T, bins]` of a head that predicts magnitudes and phases."""
         log_magnitude, phase = self.head(hidden).chunk(2, dim=-1)
         return torch.polar(log_magnitude.clamp(max=LOG_CEILING).exp(), phase)
 
     def _windowed(self, spectrum: Tensor) -> Tensor:
-        """Spectra `[B, T, bins]` to windowed frames of sound `[B, T, n_fft]`."""
+        """Converts spectra `[B, T, bins]` to windowed STFT frames `[B, T, n_fft]` of samples."""
         return torch.fft.irfft(spectrum, n=self.n_fft) * self.window
 
     def overlap_add(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of overlapping windowed frames `[B, T, n_fft]`, and of the squared windows, `[B, 1, S]` each."""
+        """Returns sums of overlapping windowed frames `[B, T, n_fft]` and of squared windows, `[B, 1, S]` each."""
         length = (frames.shape[1] - 1) * self.hop + self.n_fft
         weights = self.window.pow(2).expand(1, frames.shape[1], -1)
         return self._fold(frames, length), self._fold(weights, length)
@@ -186,13 +186,13 @@ class VocosDecoder(nn.Module):
 
 
 def decoder_context(config: HiggsAudioTokenizerConfig) -> tuple[int, int]:
-    """Frames to the left and right of a frame that its samples depend on.
+    """Returns how many frames before and after a frame its samples depend on.
 
-    With a harmonic head the pulses' phase depends on all earlier frames as well.
+    With a harmonic head the phase of the pulses also depends on all earlier frames.
     """
     a = config.acoustic
     kernel, ahead, (coarse, fine) = a["kernel_size"], a["decoder_lookahead"], a["decoder_depths"]
-    overlap = -(-(a["n_fft"] - a["stft_hop"]) // 2 // a["stft_hop"])  # spectra that reach into a neighbour's samples
+    overlap = -(-(a["n_fft"] - a["stft_hop"]) // 2 // a["stft_hop"])  # spectra that overlap the samples of another
     left_fine, right_fine = fine * (kernel - 1 - ahead) + overlap, fine * ahead + overlap
     left = coarse * (kernel - 1 - ahead) + -(-left_fine // a["stride"])
     right = coarse * ahead + -(-right_fine // a["stride"])

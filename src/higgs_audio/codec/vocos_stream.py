@@ -1,8 +1,8 @@
 """Decodes streams of features with a `VocosDecoder`, several streams in one call.
 
-Every layer keeps the rows that its next input depends on, so nothing is computed twice and the concatenated output
-equals that of the whole. A call packs the new rows of all streams one after another in time, each stream behind its
-own kept rows: a convolution is right at every row whose kernel stays within one stream, and only those rows are used.
+Every layer keeps the rows that later outputs depend on, so nothing is computed twice and the concatenated output equals
+that of one call. A call concatenates the new rows of all streams in time, each stream after its own kept rows: a
+convolution is correct at every row whose kernel stays within one stream, and only these rows are used.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ class VocosStream:
     """The decoder state of one stream. Tensors are replaced, never modified in place.
 
     Args:
-        decoder: that decodes the stream.
+        decoder: the decoder of the stream.
 
     Attributes:
         context: the last inputs `[n, D]` of every block.
         sums: overlap-add sums and weights `[1, 1, overlap]` to which later frames contribute.
-        phase: of a harmonic head.
+        phase: phase of a harmonic head.
         num_to_trim: samples still to be dropped at the beginning.
     """
 
@@ -37,7 +37,7 @@ class VocosStream:
         self.num_to_trim = decoder.trim
 
     def copy(self) -> "VocosStream":
-        """An independent copy of the state."""
+        """Returns an independent copy of the state."""
         other = VocosStream(self.decoder)
         other.context, other.sums, other.phase = list(self.context), self.sums, self.phase
         other.num_to_trim = self.num_to_trim
@@ -65,7 +65,7 @@ def decode_packed(streams: Sequence[VocosStream], features: Sequence[Tensor], la
     """Decodes the next features of several streams.
 
     Args:
-        streams: distinct streams of one decoder. They are changed, also when the call fails: pass copies.
+        streams: distinct streams of one decoder. They are modified, even if the call fails: pass copies.
         features: `[F, hidden]` of every stream, F >= 0.
         last: whether a stream ends with these features.
 
@@ -85,7 +85,7 @@ def decode_packed(streams: Sequence[VocosStream], features: Sequence[Tensor], la
 
 
 def _upsample(decoder: VocosDecoder, x: Tensor) -> Tensor:
-    """`decoder.up` on rows: `[F, D]` to `[F * stride, D']`."""
+    """Applies `decoder.up` to rows: `[F, D]` to `[F * stride, D']`."""
     weight = decoder.up.weight  # [D, D', stride]
     spectra = (x @ weight.flatten(1)).unflatten(1, weight.shape[1:])  # [F, D', stride]
     return spectra.transpose(1, 2).flatten(0, 1) + decoder.up.bias
@@ -99,9 +99,10 @@ def _run_block(
     sizes: Sequence[int],
     last: Sequence[bool],
 ) -> tuple[Tensor, list[int]]:
-    """Runs a block on packed rows `[T, D]`, of which every stream has `sizes`.
+    """Runs a block on packed rows `[T, D]`; `sizes` is the number of rows of every stream.
 
-    Returns the rows whose whole kernel is known, and how many each stream has.
+    Returns:
+        The rows whose whole kernel is known, and their number for every stream.
     """
     left, right = blocks.blocks[index].pad
     zeros, padded, starts, counts = x.new_zeros(left + right, x.shape[1]), list[Tensor](), list[Tensor](), list[int]()
@@ -119,7 +120,7 @@ def _run_block(
 
 
 def _head_frames(streams: Sequence[VocosStream], x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """The windowed frames `[1, T, n_fft]` of every stream, from packed rows `[T, D]` of the last block."""
+    """Returns the windowed frames `[1, T, n_fft]` of every stream, from packed rows `[T, D]` of the last block."""
     decoder = streams[0].decoder
     if not sum(sizes):
         return [x.new_zeros(1, 0, decoder.n_fft)] * len(streams)

@@ -1,4 +1,4 @@
-"""Forced alignment: which phone each frame holds, by Viterbi over the CTC output of the semantic teacher."""
+"""Forced alignment of frames and phones, by Viterbi over the CTC output of the semantic teacher."""
 
 from dataclasses import dataclass
 
@@ -15,16 +15,18 @@ from higgs_audio.data.phones import phone_ids
 
 SAMPLE_RATE = HiggsAudioTokenizerConfig.sample_rate  # 24 kHz
 SEMANTIC_SAMPLE_RATE = HiggsAudioTokenizerConfig.semantic_sample_rate  # 16 kHz
-STEPS_PER_FRAME = 2  # 50 teacher steps and 25 frames a second
+STEPS_PER_FRAME = 2  # 50 teacher steps and 25 frames per second
 BLANK = 0  # CTC label
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """`frames [F]`: index into the phone string of the phone in each frame, at 25 frames a second.
+    """The phone of each frame.
 
-    `score` is the log-probability of the best path, divided by the number of phones. It is low for a clip whose sound
-    does not match its text.
+    Attributes:
+        frames: `[F]`, index of the frame's phone in the phone string, at 25 frames per second.
+        score: log-probability of the best path, divided by the number of phones. It is low for a clip whose audio does
+            not match its text.
     """
 
     frames: np.ndarray
@@ -40,7 +42,8 @@ def semantic_input(waveform: Tensor) -> Tensor:
 def align(teacher: HubertForCTC, waveform: Tensor, phones: str, num_frames: int) -> Alignment:
     """Aligns the phones with a 24 kHz waveform `[S]` of `num_frames` frames of 40 ms.
 
-    Raises ValueError if the phones do not fit into the teacher's steps.
+    Raises:
+        ValueError: the waveform is too short for the phones.
     """
     logits = teacher(semantic_input(waveform)[None]).logits[0]  # [T, P + 1]
     log_probs = logits.log_softmax(-1).double().numpy()
@@ -53,13 +56,16 @@ def align(teacher: HubertForCTC, waveform: Tensor, phones: str, num_frames: int)
 def viterbi(log_probs: np.ndarray, ids: list[int]) -> tuple[np.ndarray, float]:
     """Finds the best CTC path of `ids` through `log_probs [T, P + 1]`.
 
-    Returns the index into `ids` at each step (-1 for blank) and the log-probability of the path. Raises ValueError if
-    `ids` needs more than T steps.
+    Returns:
+        The index into `ids` at each step, -1 for blank, and the log-probability of the path.
+
+    Raises:
+        ValueError: `ids` requires more than T steps.
     """
     states = np.full(2 * len(ids) + 1, BLANK)
     states[1::2] = ids
     num_steps, num_states = len(log_probs), len(states)
-    may_skip = np.zeros(num_states, dtype=bool)  # over the blank between two different phones
+    may_skip = np.zeros(num_states, dtype=bool)  # whether the blank between two different phones may be skipped
     may_skip[3::2] = states[3::2] != states[1:-2:2]
     emitted = log_probs[:, states]  # [T, 2P + 1]
     score = np.full(num_states, -np.inf)
@@ -83,7 +89,7 @@ def viterbi(log_probs: np.ndarray, ids: list[int]) -> tuple[np.ndarray, float]:
 
 
 def nearest_phone(path: np.ndarray) -> np.ndarray:
-    """Replaces the blanks of a path with the phone nearest in time; CTC emits each phone at one or two steps only."""
+    """Replaces the blanks of a path by the phone nearest in time; CTC emits each phone at one or two steps only."""
     emitted = np.flatnonzero(path >= 0)
     boundaries = (emitted[1:] + emitted[:-1] + 1) // 2  # first step that belongs to the later phone
     nearest = np.searchsorted(boundaries, np.arange(len(path)), side="right")

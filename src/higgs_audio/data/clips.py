@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from higgs_audio.audio.files import read
+from higgs_audio.audio.waveform import PCM16_SCALE
 from higgs_audio.errors import RecipeError
-
-INT16_SCALE = 32_768  # as `audio.files.pcm16`: 16-bit files survive the round trip bit for bit
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,11 @@ class Clip:
     """One recording with its text.
 
     Attributes:
-        audio: path of the sound file.
-        seconds: its length.
+        id: unique name.
+        audio: path of the audio file.
+        text: the spoken text.
+        speaker: name of the speaker.
+        seconds: duration.
         split: "train" or "heldout".
         phones: `(phone, start, end)` in seconds, if a synthesizer provided them.
         scene: description of the place of the recording.
@@ -40,20 +42,24 @@ class Clip:
 
 
 def read_samples(clip: Clip, sample_rate: int) -> torch.Tensor:
-    """Reads the waveform of a clip, float32 `[S]`."""
+    """Reads the waveform of a clip, float32 `[S]`.
+
+    Raises:
+        AudioError: the file cannot be read.
+    """
     return torch.from_numpy(read(clip.audio, sample_rate).samples)
 
 
 class ClipAudio:
     """Waveforms of clips at one sample rate, read from files on demand or kept in memory on one device.
 
-    In memory they are int16, 2.9 MB a minute at 24 kHz. A GPU that processes fifty seconds of sound in 40 ms would
+    In memory they are int16, 2.9 MB per minute at 24 kHz. A GPU that processes fifty seconds of audio in 40 ms would
     otherwise wait for files.
 
     Args:
         clips: at least one.
         sample_rate: in Hz.
-        device: keeps all waveforms on this device; None reads files.
+        device: device that keeps all waveforms; None to read files on demand.
     """
 
     def __init__(self, clips: Sequence[Clip], sample_rate: int, device: torch.device | None = None) -> None:
@@ -69,7 +75,7 @@ class ClipAudio:
     def random_crops(self, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
         """Draws `count` crops of `length` samples from random clips, `[count, length]`; short clips are repeated.
 
-        The generator is on the CPU. Files and memory give the same crops.
+        The generator is on the CPU. Crops from files and from memory are the same.
         """
         crops = torch.stack([self._random_crop(length, generator) for _ in range(count)])
         return crops if self._in_memory is None else to_float(crops)
@@ -90,17 +96,17 @@ class ClipAudio:
 
 
 def to_int16(waveform: torch.Tensor) -> torch.Tensor:
-    """Converts a waveform in [-1, 1] to 16-bit integers."""
-    return (waveform * INT16_SCALE).round().clamp(-INT16_SCALE, INT16_SCALE - 1).to(torch.int16)
+    """Converts a waveform in [-1, 1] to 16-bit integers; 16-bit files survive the round trip bit for bit."""
+    return (waveform * PCM16_SCALE).round().clamp(-PCM16_SCALE, PCM16_SCALE - 1).to(torch.int16)
 
 
 def to_float(waveform: torch.Tensor) -> torch.Tensor:
-    """Inverse of `to_int16`."""
-    return waveform.float() / INT16_SCALE
+    """Converts 16-bit integers to a waveform in [-1, 1); the inverse of `to_int16`."""
+    return waveform.float() / PCM16_SCALE
 
 
 def length_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int) -> list[list[int]]:
-    """Groups indices into batches of similar length, `longest * size <= budget`, in an order given by (seed, epoch)."""
+    """Groups indices into batches of similar length, `longest * size <= budget`; the order depends on (seed, epoch)."""
     rng = np.random.default_rng((seed, epoch))
     noisy = np.asarray(lengths) * rng.uniform(0.9, 1.1, len(lengths))
     batches: list[list[int]] = [[]]
@@ -118,10 +124,11 @@ def length_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int) -
 def batch_order(lengths: Sequence[int], budget: int, seed: int, start: int) -> Iterator[list[int]]:
     """Yields the batches of all epochs, endlessly, from batch number `start` on.
 
-    Raises RecipeError if one clip is longer than the budget.
+    Raises:
+        RecipeError: one clip is longer than the budget.
     """
     if max(lengths) > budget:
-        raise RecipeError(f"a batch holds {budget}, but the longest item alone is {max(lengths)}: raise the batch size")
+        raise RecipeError(f"the batch size is {budget}, but the longest clip has {max(lengths)}: increase the former")
     number = 0
     for epoch in itertools.count():
         for batch in length_batches(lengths, budget, seed, epoch):

@@ -4,7 +4,7 @@
     from_lhotse(CutSet.from_file("cuts.jsonl.gz"), "data/name")
 
 This package depends on neither library; the arguments only need the same attributes. Files are written atomically and
-the manifest last, so an interrupted import continues when it is started again.
+the manifest last, so an interrupted import resumes when it is started again.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ def from_huggingface(
     split: str = "train",
     scene: str = "",
 ) -> dict[str, int]:
-    """Writes a Hugging Face data set to `out` and returns the number of rows kept, and dropped by reason.
+    """Writes a Hugging Face data set to `out`; returns the number of rows that were kept, and dropped for each reason.
 
     Args:
         dataset: a `datasets.Dataset` or `IterableDataset`, or any iterable of rows.
         out: the folder to fill.
-        audio, text, speaker, scene, id: names of its columns; `speaker=""` if there is only one speaker, `scene=""` if
+        audio, text, speaker, scene, id: names of the columns; `speaker=""` if there is only one speaker, `scene=""` if
             there are no scene descriptions, `id=""` to number the rows.
         split: value of `split` in the manifest: "train" or "heldout".
 
@@ -53,7 +53,7 @@ def from_huggingface(
 
 
 def from_lhotse(cuts: Iterable[Any], out: str | Path, *, split: str = "train") -> dict[str, int]:
-    """Writes a Lhotse `CutSet` to `out` and returns the number of cuts kept, and dropped by reason.
+    """Writes a Lhotse `CutSet` to `out`; returns the number of cuts that were kept, and dropped for each reason.
 
     Each cut becomes a clip with the text and the speaker of its only supervision. Split cuts with several supervisions
     with `cuts.trim_to_supervisions()` first.
@@ -66,7 +66,7 @@ def from_lhotse(cuts: Iterable[Any], out: str | Path, *, split: str = "train") -
 
 
 def _undecoded(rows: Iterable[Mapping[str, Any]], audio: str) -> Iterable[Mapping[str, Any]]:
-    """Disables the data set's own audio decoding, so that its decoder need not be installed."""
+    """Disables the data set's audio decoding, so that its decoder need not be installed."""
     feature: Any = (getattr(rows, "features", None) or {}).get(audio)
     cast_column = getattr(rows, "cast_column", None)
     if cast_column is None or not hasattr(feature, "decode"):
@@ -85,7 +85,7 @@ def _rows(rows: Iterable[Mapping[str, Any]], audio: str, columns: Mapping[str, s
 
 
 def _load_value(value: Any) -> Waveform:
-    """Loads the audio value of a row: a file's bytes or path, samples, or a decoder. Raises AudioError for others."""
+    """Loads the audio value of a row: a file's bytes or path, samples, or a decoder; raises AudioError for others."""
     if hasattr(value, "get_all_samples"):
         samples = value.get_all_samples()
         return from_array(samples.data, int(samples.sample_rate))
@@ -111,9 +111,9 @@ def _load_cut(cut: Any) -> Waveform:
 
 
 def _write(items: Iterable[Item], out: Path, split: str) -> dict[str, int]:
-    """Writes the sound files, then `dropped.jsonl`, then the manifest."""
+    """Writes the audio files, then `dropped.jsonl`, then the manifest."""
     if (out / "manifest.jsonl").exists():
-        raise RecipeError(f"{str(out)!r} has a manifest already; give another folder")
+        raise RecipeError(f"{str(out)!r} already has a manifest; give another folder")
     (out / "audio").mkdir(parents=True, exist_ok=True)
     kept, dropped = [], []
     for number, (fields, load) in enumerate(items):
@@ -128,14 +128,14 @@ def _write(items: Iterable[Item], out: Path, split: str) -> dict[str, int]:
         kept.append({**values, "audio": f"audio/{path.name}", "seconds": seconds, "split": split})
     counts = Counter(line["reason"] for line in dropped)
     if not kept:
-        raise RecipeError(f"nothing of {len(dropped)} items can be used: {dict(counts)}")
+        raise RecipeError(f"none of {len(dropped)} items can be used: {dict(counts)}. Check the column names and files")
     write_atomic(out / "dropped.jsonl", json_lines(dropped))
     write_atomic(out / "manifest.jsonl", json_lines(kept))
     return {KEPT: len(kept), **counts}
 
 
 def _check(fields: Mapping[str, Any]) -> None:
-    """Raises DroppedError if a field that every clip needs is missing."""
+    """Raises DroppedError if a required field is missing."""
     if "text" not in fields:
         raise DroppedError("not one supervision")
     if not str(fields["text"] or "").strip():
@@ -145,15 +145,17 @@ def _check(fields: Mapping[str, Any]) -> None:
 
 
 def _write_audio(path: Path, load: Callable[[], Waveform]) -> float:
-    """Writes the sound to `path` unless it exists; returns its length in seconds.
+    """Writes the audio to `path` unless it exists; returns its duration in seconds.
 
-    Raises DroppedError if the sound cannot be loaded, AudioError if the file cannot be written.
+    Raises:
+        DroppedError: the audio cannot be loaded.
+        AudioError: the file cannot be written.
     """
     if path.exists() and (seconds := header_seconds(path)) is not None:
         return seconds
     try:
         waveform = load()
-    except Exception as error:  # other libraries raise anything; one item must not end the import
+    except Exception as error:  # other libraries raise any type; one item must not end the import
         raise DroppedError("unreadable audio", str(error)) from error
     write(waveform, path)
     return waveform.seconds

@@ -1,6 +1,6 @@
 """Manifests: lists of clips, one clip per line of a `manifest*.jsonl` or row of a `manifest*.parquet`.
 
-A clip has an `id`, `audio` (a path relative to the manifest's folder), `text` and `speaker`, and optionally `seconds`,
+A clip has `id`, `audio` (a path relative to the manifest's folder), `text` and `speaker`, and optionally `seconds`,
 `split`, `phones`, `scene` and `reference`, see `Clip`. Other fields are ignored.
 """
 
@@ -19,13 +19,13 @@ import soundfile
 from higgs_audio.data.clips import Clip
 from higgs_audio.errors import MissingExtraError, RecipeError
 
-KEPT = "kept"  # key of the kept clips among counts by reason
+KEPT = "kept"  # key of the kept clips among the counts by reason
 REQUIRED = ("id", "audio", "text", "speaker")
 OPTIONAL_TEXTS = ("split", "scene", "reference")
 
 
 class DroppedError(Exception):
-    """A clip is dropped; clips are counted by `reason`, `detail` describes this one."""
+    """A clip is dropped. Dropped clips are counted by `reason`; `detail` describes this clip."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -34,7 +34,7 @@ class DroppedError(Exception):
 
 @dataclass(frozen=True)
 class BadLine:
-    """An invalid line of a manifest: `where` is its file and number, `problem` describes the error."""
+    """An invalid line of a manifest: `where` is its file and line number, `problem` describes the error."""
 
     where: str
     problem: str
@@ -43,7 +43,8 @@ class BadLine:
 def read_manifests(folder: str | Path, split: str = "train", max_seconds: float = 30.0) -> list[Clip]:
     """Returns the clips of `split` of at most `max_seconds` in the manifests of a folder, sorted by id.
 
-    Raises RecipeError if there are none, and for the first invalid line.
+    Raises:
+        RecipeError: no such clips, or an invalid line.
     """
     clips, bad = scan(folder, split)
     if bad:
@@ -65,7 +66,9 @@ def check_not_empty(clips: Sequence[Clip], folder: str | Path, split: str) -> No
 def scan(folder: str | Path, split: str) -> tuple[list[Clip], list[BadLine]]:
     """Returns the clips of `split`, sorted by id, and the invalid lines.
 
-    Raises RecipeError if a Parquet file cannot be read, MissingExtraError without pyarrow.
+    Raises:
+        RecipeError: a Parquet file that cannot be read.
+        MissingExtraError: a Parquet file, but pyarrow is not installed.
     """
     folder = Path(folder)
     clips: dict[str, Clip] = {}
@@ -82,7 +85,7 @@ def scan(folder: str | Path, split: str) -> tuple[list[Clip], list[BadLine]]:
 
 
 def _lines(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Yields (file and number, JSON bytes or fields) of every line and row, file by file."""
+    """Yields (file and line number, JSON bytes or fields) of every line and row, file by file."""
     for path in sorted(folder.glob("manifest*.jsonl")):
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -108,7 +111,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _clip(fields: Any, folder: Path) -> Clip:
-    """Raises ValueError if fields are missing or have another type."""
+    """Converts fields to a `Clip`; raises ValueError if fields are missing or have another type."""
     if not isinstance(fields, Mapping):
         raise ValueError(f"expected an object with a clip's fields, got a {type(fields).__name__}")
     if missing := [name for name in REQUIRED if name not in fields]:
@@ -126,7 +129,7 @@ def _clip(fields: Any, folder: Path) -> Clip:
 
 
 def _text(name: str, value: Any) -> str:
-    """Converts integers to text: many data sets have integer ids and speakers. Raises ValueError for other types."""
+    """Converts integers to text, because many data sets have integer ids and speakers; raises ValueError for others."""
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise ValueError(f"{name}={value!r:.40} must be text")
     return str(value)
@@ -147,7 +150,7 @@ def _phones(value: Any) -> tuple[tuple[str, float, float], ...]:
 
 
 def header_seconds(path: Path) -> float | None:
-    """Returns the length of a sound file from its header; None if it cannot be read."""
+    """Returns the duration of an audio file from its header; None if it cannot be read."""
     try:
         return float(soundfile.info(str(path)).duration)
     except (soundfile.SoundFileError, RuntimeError, OSError, ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""The phones that the teacher recognises: the text front end's phonemes without stress, spaces and punctuation."""
+"""The phones that the teacher recognizes: the text front end's phonemes without stress, spaces and punctuation."""
 
 from functools import lru_cache
 
@@ -11,7 +11,11 @@ _IDS = {phone: number for number, phone in enumerate(PHONES, start=1)}
 
 @lru_cache(maxsize=100_000)
 def phones(text: str) -> str:
-    """Returns the phones of a text, one character each."""
+    """Returns the phones of a text, one character each.
+
+    Raises:
+        TextError: the text contains nothing speakable.
+    """
     return "".join(p for p in phonemize(text) if p in _IDS)
 
 

@@ -1,9 +1,9 @@
 """Encoded clips on disk: numbered parts of codes and phones, each with an index of one line per clip.
 
-`part-NNNN.safetensors` holds `codes [K, frames]` and `phones [frames]` (uint16; indices into the clip's phone string,
-`[0]` without alignment); its metadata identifies the audio tokenizer of the codes. `part-NNNN.jsonl` has a line for
-each clip, including dropped ones. It is written last, so a part with an index is complete. Parts are memory-mapped: a
-folder may exceed the memory.
+`part-NNNN.safetensors` contains `codes [K, frames]` and `phones [frames]` (uint16; indices into the clip's phone
+string, `[0]` without alignment); its metadata contains the fingerprint of the audio tokenizer. `part-NNNN.jsonl` has a
+line for each clip, including dropped ones. It is written last, so a part with an index is complete. Parts are
+memory-mapped: a folder may exceed the memory.
 """
 
 import hashlib
@@ -21,21 +21,25 @@ from safetensors.numpy import save
 from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.data.manifest import KEPT, json_lines
 from higgs_audio.errors import RecipeError
-from higgs_audio.files import replacing, write_atomic
+from higgs_audio.files import remove_leftovers, replacing, write_atomic
 
-STAMP = "audio_tokenizer"  # key of the metadata
+FINGERPRINT_KEY = "audio_tokenizer"  # key in the metadata
 # Tensors of an audio tokenizer that do not affect codes: the decoders, and state that only training reads.
 DECODER_PREFIXES = ("acoustic_decoder.", "decoder_semantic.", "fc1.", "fc2.")
 TRAINING_SUFFIXES = ("cluster_size", "embed_avg", "inited", "masked_spec_embed")
 
-Stamp = Mapping[str, str]
+Fingerprint = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """One encoded clip: `phonemes` as the language model reads them, `codes [K, F]`, `phones [F]` as in `Alignment`.
+    """One encoded clip.
 
-    Without alignment `phonemes` is the text and `phones` is empty. `scene` and `reference` are those of `Clip`.
+    Attributes:
+        id, text, speaker, scene, reference: as in `Clip`.
+        phonemes: the phonemes of the text, the input of the language model; without alignment, the text itself.
+        codes: `[K, F]`.
+        phones: `[F]`, `frames` of the `Alignment`; empty without alignment.
     """
 
     id: str
@@ -49,20 +53,21 @@ class EncodedClip:
 
     @property
     def num_frames(self) -> int:
+        """Number of frames, F."""
         return int(self.codes.shape[1])
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part: the lines of its index, its arrays, and the stamp of its audio tokenizer ({} in parts without one)."""
+    """One part: the lines of its index, its arrays, and the fingerprint of its audio tokenizer ({} if it has none)."""
 
     lines: Sequence[dict[str, Any]]
     codes: np.ndarray
     phones: np.ndarray
-    stamp: Stamp
+    fingerprint: Fingerprint
 
     def clips(self) -> Iterator[EncodedClip]:
-        """Yields the kept clips; their arrays are views of the part's."""
+        """Yields the kept clips; their arrays are views of the part's arrays."""
         for line in self.lines:
             if line[KEPT] == KEPT:
                 span = slice(line["offset"], line["offset"] + line["frames"])
@@ -71,8 +76,8 @@ class Part:
                 yield EncodedClip(**fields, **optional, codes=self.codes[:, span], phones=self.phones[span])
 
 
-def stamp_of(tokenizer: HiggsAudioTokenizer) -> dict[str, str]:
-    """Identifies the codes of an audio tokenizer; tokenizers that differ in the decoder only have the same stamp."""
+def codec_fingerprint(tokenizer: HiggsAudioTokenizer) -> dict[str, str]:
+    """Returns the fingerprint of an audio tokenizer: hash and sizes. It does not depend on the decoder."""
     config, digest = tokenizer.config, hashlib.sha256()
     digest.update(f"{config.acoustic_padding} {config.downsample_factor}".encode())
     for name, value in sorted(tokenizer.state_dict().items()):
@@ -82,38 +87,45 @@ def stamp_of(tokenizer: HiggsAudioTokenizer) -> dict[str, str]:
     return {"codec": digest.hexdigest()[:16], **{name: f"{getattr(config, name):g}" for name in sizes}}
 
 
-def metadata_of(stamp: Stamp) -> dict[str, str]:
-    """Packs the stamp into one metadata entry, because safetensors writes several entries in random order."""
-    return {STAMP: json.dumps(stamp, sort_keys=True)}
+def metadata_of(fingerprint: Fingerprint) -> dict[str, str]:
+    """Returns the fingerprint as one metadata entry, because safetensors writes several entries in random order."""
+    return {FINGERPRINT_KEY: json.dumps(fingerprint, sort_keys=True)}
 
 
 def write_part(
-    path: Path, lines: Sequence[Mapping[str, Any]], codes: np.ndarray, phones: np.ndarray, stamp: Stamp
+    path: Path, lines: Sequence[Mapping[str, Any]], codes: np.ndarray, phones: np.ndarray, fingerprint: Fingerprint
 ) -> None:
     """Writes the arrays, then the index. Raises RecipeError if they cannot be written."""
+    tensors, index = path.with_suffix(".safetensors"), path.with_suffix(".jsonl")
     try:
-        with replacing(Path(f"{path}.safetensors")) as file:
-            file.write(save({"codes": codes, "phones": phones}, metadata_of(stamp)))
-        write_atomic(path.with_suffix(".jsonl"), json_lines(lines))
+        for file in (tensors, index):
+            remove_leftovers(path.parent, file.name)
+        with replacing(tensors) as output:
+            output.write(save({"codes": codes, "phones": phones}, metadata_of(fingerprint)))
+        write_atomic(index, json_lines(lines))
     except (OSError, SafetensorError) as error:
         raise RecipeError(
-            f"{path.name} cannot be written to {str(path.parent)!r}: {error}. The parts before are complete: free disk "
+            f"{path.name} cannot be written to {str(path.parent)!r}: {error}. Earlier parts are complete: free disk "
             "space and run the command again"
         ) from error
 
 
 def open_part(path: Path) -> Part:
-    """Opens the part whose index is at `path`. Raises ValueError if it is damaged; the message continues its name."""
+    """Opens the part with the index at `path`.
+
+    Raises:
+        ValueError: the part is damaged; the message continues a sentence that begins with its name.
+    """
     file = path.with_suffix(".safetensors")
     try:
         with safe_open(file, framework="numpy") as tensors:  # checks the header against the file size
-            stamp = json.loads((tensors.metadata() or {}).get(STAMP, "{}"))
+            fingerprint = json.loads((tensors.metadata() or {}).get(FINGERPRINT_KEY, "{}"))
         arrays = _mapped(file)
         lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
         spans = [(line["offset"], line["frames"]) for line in lines if line[KEPT] == KEPT]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"cannot be read: {error}") from error
-    part = Part(lines, arrays["codes"], arrays["phones"], stamp)
+    part = Part(lines, arrays["codes"], arrays["phones"], fingerprint)
     ends = np.cumsum([0, *(frames for _, frames in spans)]).tolist()
     if [offset for offset, _ in spans] != ends[:-1] or part.codes.shape[1:] != (ends[-1],):
         raise ValueError(f"has codes of the shape {list(part.codes.shape)} and an index of {ends[-1]} frames")
@@ -137,15 +149,15 @@ def _mapped(file: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read_encoded_clips(folder: str | Path, stamp: Stamp | None = None) -> list[EncodedClip]:
+def read_encoded_clips(folder: str | Path, fingerprint: Fingerprint | None = None) -> list[EncodedClip]:
     """Reads the encoded clips of a folder, in order.
 
     Args:
         folder: output folder of `prepare`.
-        stamp: the required audio tokenizer, from `stamp_of`, or some of its entries.
+        fingerprint: fingerprint of the required audio tokenizer, or some entries of it.
 
     Raises:
-        RecipeError: no clips, damaged parts (the message names all of them), or codes of another audio tokenizer.
+        RecipeError: no clips, damaged parts (the message lists all of them), or codes of another audio tokenizer.
     """
     parts, damaged = [], []
     for path in sorted(Path(folder).glob("part-*.jsonl")):
@@ -156,19 +168,19 @@ def read_encoded_clips(folder: str | Path, stamp: Stamp | None = None) -> list[E
     if damaged:
         raise RecipeError(f"{str(folder)!r}: {'; '.join(damaged)}. Run `higgs-audio train prepare` again")
     for path, part in parts:
-        check_stamp(path, part, {**parts[0][1].stamp, **(stamp or {})})
+        check_fingerprint(path, part, {**parts[0][1].fingerprint, **(fingerprint or {})})
     clips = [clip for _, part in parts for clip in part.clips()]
     if not clips:
         raise RecipeError(f"no prepared clips in {str(folder)!r}: run `higgs-audio train prepare` first")
     return clips
 
 
-def check_stamp(path: Path, part: Part, stamp: Stamp) -> None:
-    """Raises RecipeError if the part's codes are of another audio tokenizer, comparing the entries both stamps have."""
-    actual = {**part.stamp, "num_codebooks": str(len(part.codes))}
+def check_fingerprint(path: Path, part: Part, fingerprint: Fingerprint) -> None:
+    """Raises RecipeError if a part has codes of another audio tokenizer; compares the entries of both fingerprints."""
+    actual = {**part.fingerprint, "num_codebooks": str(len(part.codes))}
     for name in ("num_codebooks", "codebook_size", "frame_rate", "sample_rate", "codec"):
-        if name in stamp and actual.get(name, stamp[name]) != stamp[name]:
+        if name in fingerprint and actual.get(name, fingerprint[name]) != fingerprint[name]:
             raise RecipeError(
                 f"{str(path.with_suffix(''))!r} has codes of another audio tokenizer: {name} is {actual[name]} there "
-                f"and {stamp[name]} here. Prepare the clips with this one, into another folder"
+                f"and {fingerprint[name]} here. Prepare the clips with this audio tokenizer, into another folder"
             )

@@ -1,4 +1,4 @@
-"""Views of the KV cache that attention layers write to and read from, in prefill and in a decode step."""
+"""Views of the KV cache for attention layers, in prefill and in decode steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class PrefillChunk:
     """Consecutive positions of a prompt, to be prefilled into one slot.
 
     Attributes:
-        slot: of the KV cache.
+        slot: slot of the KV cache.
         ids: `[t]` token ids, on the CPU.
-        columns: `[F, K]` of the placeholders among them, on the CPU.
+        columns: `[F, K]`, the columns of the placeholders among them, on the CPU.
         start: the first position.
     """
 
@@ -32,7 +32,7 @@ class PrefillChunk:
 
     @property
     def positions(self) -> Tensor:
-        """`[t]`."""
+        """The positions of the chunk, `[t]`."""
         return torch.arange(self.start, self.stop, device="cpu")
 
 
@@ -40,9 +40,9 @@ class PrefillView:
     """The slots of a batch of chunks. The attention mask hides positions of longer slots and padding.
 
     Args:
-        cache: with room for the chunks.
+        cache: a cache with memory for the chunks.
         chunks: one per slot.
-        length: positions that attention sees.
+        length: number of positions that attention reads.
     """
 
     def __init__(self, cache: KVCache, chunks: Sequence[PrefillChunk], length: int) -> None:
@@ -51,7 +51,7 @@ class PrefillView:
         self._layers = cache.layers(cache.state.shape[2], length)
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Writes keys and values `[B, N_kv, t, H]`; returns those of all positions, `[B, N_kv, T, H]` each."""
+        """Writes keys and values `[B, N_kv, t, H]`; returns the ones of all positions, `[B, N_kv, T, H]` each."""
         for index, chunk in enumerate(self._chunks):
             size = len(chunk.ids)
             self._cache.write(layer, chunk.slot, chunk.start, keys[index, :, :size], values[index, :, :size])
@@ -63,9 +63,9 @@ class DecodeView:
     """One new position of each of the first slots.
 
     Args:
-        cache: with room for the positions.
-        positions: `[R]` of the slots.
-        length: positions that attention sees, one more than the highest position.
+        cache: a cache with memory for the positions.
+        positions: `[R]`, the new position of each slot.
+        length: number of positions that attention reads, one more than the highest position.
         is_ragged: whether positions differ.
     """
 
@@ -75,11 +75,11 @@ class DecodeView:
         self._layers = cache.layers(len(positions), length)
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """`write` for keys and values `[R, N_kv, 1, H]`."""
+        """Calls `write` with keys and values `[R, N_kv, 1, H]`."""
         return self.write(torch.stack([keys[:, :, 0], values[:, :, 0]], dim=1), layer)
 
     def write(self, keys_values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Writes keys and values `[R, 2, N_kv, H]`; returns those of all positions, `[R, N_kv, T, H]` each."""
+        """Writes keys and values `[R, 2, N_kv, H]`; returns the ones of all positions, `[R, N_kv, T, H]` each."""
         cached = self._layers[layer]  # [2, R, N_kv, T, H]
         if self._is_ragged:
             cached[:, self._slots, :, self._positions] = keys_values

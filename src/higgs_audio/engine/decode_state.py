@@ -1,7 +1,7 @@
 """The decode state of all running sequences as tensors, advanced together by one column per step.
 
-`next_columns` does for B sequences inside their segments, without a loop over them, what `generation/loop.py` does for
-one: filters, draws, repetition-aware redraws, and the markers that the delay pattern forces.
+`next_columns` is the batched form of a step of `generation/loop.py` for B sequences inside their segments: filters,
+draws, repetition-aware redraws, and the bos and eos that the delay pattern forces.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ UNREACHABLE = 2**62  # a count that no window reaches
 
 @dataclass(frozen=True)
 class DecodeState:
-    """The state of B sequences. The options of `SamplingOptions` have their names, with None replaced by a number.
+    """The state of B sequences. Fields of `SamplingOptions` keep their names; None is replaced by a number.
 
     Attributes:
-        column: `[B, K]` the last column, which the next step reads.
-        num_columns: `[B]` columns of the segment so far, the bos column included.
+        column: `[B, K]` the last column, the input of the next step.
+        num_columns: `[B]` columns of the segment so far, with the bos column.
         end: `[B]` columns of the whole segment, 0 while it is open.
         step: `[B]` steps since the prompt, an input of the random draws.
-        recent: `[B, K, W]` the last columns, -1 for markers and before the first column.
-        seed, min_frames, max_frames: `[B]` of the requests.
+        recent: `[B, K, W]` the last columns, -1 for bos, eos and before the first column.
+        seed, min_frames, max_frames: `[B]`, from the requests.
         do_sample: `[B]` bool.
         temperature, top_p, text_guidance_scale: `[B]` float32.
         top_k, ras_win_len, ras_win_max_num_repeat, eos_codebooks: `[B]` int64.
@@ -54,19 +54,19 @@ class DecodeState:
         return len(self.num_columns)
 
     def select(self, indices: Sequence[int]) -> "DecodeState":
-        """The state of these sequences, in this order."""
+        """Returns the state of the sequences at `indices`, in this order."""
         index = torch.tensor(indices, dtype=torch.long, device=self.num_columns.device)
         return DecodeState(*(getattr(self, one.name).index_select(0, index) for one in fields(self)))
 
     def concat(self, other: "DecodeState") -> "DecodeState":
-        """The sequences of both; the longer window of recent columns holds for all."""
+        """Concatenates two states; all sequences get the longer window of recent columns."""
         width = max(self.recent.shape[2], other.recent.shape[2])
-        parts = [replace(state, recent=_widened(state.recent, width)) for state in (self, other)]
+        parts = [replace(state, recent=_pad_window(state.recent, width)) for state in (self, other)]
         return DecodeState(*(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(self)))
 
 
 def initial_state(request: Request, config: HiggsAudioConfig, device: torch.device) -> DecodeState:
-    """The state of one request after its prefill; its first column is the bos column."""
+    """Returns the state of one request after its prefill; its first column is the bos column."""
     options, num_codebooks = request.sampling, config.audio_num_codebooks
     max_columns = request.max_frames + num_codebooks + 1
     window = min(options.ras_win_len or 0, max_columns)
@@ -98,13 +98,13 @@ def initial_state(request: Request, config: HiggsAudioConfig, device: torch.devi
 
 @dataclass(frozen=True)
 class SamplingMetadata:
-    """What the host knows of a batch until a sequence joins or leaves, so that a step does not wait for the device.
+    """Facts about a batch that the host reads once, when a sequence joins or leaves, so that steps need no sync.
 
     Attributes:
-        noise: `[B, n, 2 K]` random numbers of the next n steps: K for the draws, then K for the redraws.
+        noise: `[B, n, 2 K]` random numbers for the next n steps: K for the draws, then K for the redraws.
         any_sampled: whether any sequence has do_sample.
         any_repetition_aware: whether any sequence uses repetition-aware sampling.
-        max_top_k: the greatest top_k.
+        max_top_k: the largest top_k.
     """
 
     noise: Tensor
@@ -114,7 +114,7 @@ class SamplingMetadata:
 
     @classmethod
     def of(cls, state: DecodeState, num_steps: int) -> "SamplingMetadata":
-        """The metadata of a state and of so many steps."""
+        """Returns the metadata of a state for its next `num_steps` steps."""
         count, num_codebooks = state.column.shape
         steps = state.step[:, None] + torch.arange(num_steps, device=state.step.device)  # [B, n]
         seeds = state.seed[:, None].expand(-1, num_steps)
@@ -126,24 +126,24 @@ class SamplingMetadata:
 def next_columns(
     state: DecodeState, logits: Tensor, config: HiggsAudioConfig, metadata: SamplingMetadata, index: int
 ) -> DecodeState:
-    """The state one step later. The columns of finished sequences have no meaning.
+    """Returns the state after one step. The columns of finished sequences are meaningless.
 
     Args:
-        state: before the step.
-        logits: `[B, K, V + 2]`, guidance applied; overwritten.
-        config: of the model.
-        metadata: of the batch.
-        index: of the step among those of `metadata`.
+        state: the state before the step.
+        logits: `[B, K, V + 2]`, after guidance; overwritten.
+        config: config of the model.
+        metadata: metadata of the batch.
+        index: index of the step in `metadata`.
     """
     bos, eos = config.audio_stream_bos_id, config.audio_stream_eos_id
-    logits = _mask_markers(state, logits.float(), bos, eos)
+    logits = _mask_bos_and_eos(state, logits.float(), bos, eos)
     noise, redraw_noise = metadata.noise[:, index].chunk(2, dim=1)  # [B, K] each
     ids = sample_ids(logits, state, noise, metadata.max_top_k) if metadata.any_sampled else logits.argmax(-1)  # [B, K]
     if metadata.any_repetition_aware:
         ids = _redraw_repetitions(ids, logits, state, redraw_noise)
     is_full = (state.end == 0) & (state.num_columns == state.max_frames + 1)
     ids[:, 0] = torch.where(is_full, eos, ids[:, 0])
-    column, end = _force_markers(ids, state, bos, eos)
+    column, end = _force_bos_and_eos(ids, state, bos, eos)
     recent = state.recent
     if metadata.any_repetition_aware:
         recent = torch.cat([recent[:, :, 1:], column.masked_fill(column >= bos, -1)[..., None]], dim=2)
@@ -156,10 +156,19 @@ def is_finished(state: DecodeState) -> Tensor:
 
 
 def sample_ids(logits: Tensor, state: DecodeState, noise: Tensor, max_top_k: int) -> Tensor:
-    """`sampling.sample` with the options of each sequence: `[B, K, V]`, noise `[B, K]` -> ids `[B, K]`.
+    """Applies `sampling.sample` with the options of each sequence.
 
-    Only the `max_top_k` most likely ids are sorted, and those that are as likely as the last of them: a draw must not
-    depend on the top_k of other sequences. Equally likely ids are ordered by id.
+    Only the `max_top_k` most likely ids are sorted, and all ids that tie with the last of them: a draw must not depend
+    on the top_k of other sequences. Ties are ordered by id.
+
+    Args:
+        logits: `[B, K, V]`.
+        state: the options.
+        noise: `[B, K]` random numbers.
+        max_top_k: the largest top_k of all sequences.
+
+    Returns:
+        Ids `[B, K]`.
     """
     values, ids = _most_likely(logits / state.temperature[:, None, None], max_top_k)  # [B, K, k], by id
     ordered, order = values.sort(dim=-1, descending=True, stable=True)
@@ -174,23 +183,23 @@ def sample_ids(logits: Tensor, state: DecodeState, noise: Tensor, max_top_k: int
 
 
 def _most_likely(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Logits and ids `[B, K, k]`, by id, of the `count` most likely ids and of all as likely as the last of them.
+    """Returns the logits and ids `[B, K, k]`, by id, of the `count` most likely ids and of all ties with the last.
 
-    On a GPU, of all ids: to count the equal ones, the host would have to wait.
+    On a GPU it returns all ids: to count the ties, the host would have to wait.
     """
     num_ids = logits.shape[-1]
     if count >= num_ids or logits.device.type != "cpu":
         return logits, torch.arange(num_ids, device=logits.device).expand_as(logits)
     found = logits.topk(count, dim=-1)
-    with_equal = int((logits >= found.values[..., -1:]).sum(-1).max())
-    if count < with_equal:
-        found = logits.topk(with_equal, dim=-1)
+    with_ties = int((logits >= found.values[..., -1:]).sum(-1).max())
+    if count < with_ties:
+        found = logits.topk(with_ties, dim=-1)
     ids = found.indices.sort(dim=-1).values
     return logits.gather(-1, ids), ids
 
 
-def _mask_markers(state: DecodeState, logits: Tensor, bos: int, eos: int) -> Tensor:
-    """Excludes the stream bos, and the stream eos before min_frames and in codebooks that may not end the segment."""
+def _mask_bos_and_eos(state: DecodeState, logits: Tensor, bos: int, eos: int) -> Tensor:
+    """Masks stream bos, and stream eos before min_frames and in codebooks that may not end the segment."""
     codebooks = torch.arange(logits.shape[1], device=logits.device)  # [K]
     is_early = state.num_columns[:, None] - 1 - codebooks < state.min_frames[:, None]  # [B, K]
     is_excluded = is_early | (codebooks >= state.eos_codebooks[:, None])
@@ -200,7 +209,7 @@ def _mask_markers(state: DecodeState, logits: Tensor, bos: int, eos: int) -> Ten
 
 
 def _redraw_repetitions(ids: Tensor, logits: Tensor, state: DecodeState, noise: Tensor) -> Tensor:
-    """`sampling.repetition_aware` with the window of each sequence: redraws ids that occur too often in it."""
+    """Applies `sampling.repetition_aware` with the window of each sequence: redraws ids that occur too often in it."""
     width = state.recent.shape[2]
     ages = torch.arange(width, 0, -1, device=ids.device)  # [W], 1 is the last column
     counted = (state.recent == ids[..., None]) & (ages <= state.ras_win_len[:, None, None])
@@ -210,8 +219,8 @@ def _redraw_repetitions(ids: Tensor, logits: Tensor, state: DecodeState, noise: 
     return torch.where(is_repeated, draw(logits, noise), ids)
 
 
-def _force_markers(ids: Tensor, state: DecodeState, bos: int, eos: int) -> tuple[Tensor, Tensor]:
-    """`delay.DelayState.push` for B sequences: columns `[B, K]` with forced markers, and ends `[B]`."""
+def _force_bos_and_eos(ids: Tensor, state: DecodeState, bos: int, eos: int) -> tuple[Tensor, Tensor]:
+    """`delay.DelayState.push` for B sequences: returns columns `[B, K]` with forced bos and eos, and ends `[B]`."""
     num_codebooks = ids.shape[1]
     codebooks, num_columns = torch.arange(num_codebooks, device=ids.device), state.num_columns[:, None]
     column = torch.where(codebooks < num_columns, ids, bos)
@@ -223,6 +232,6 @@ def _force_markers(ids: Tensor, state: DecodeState, bos: int, eos: int) -> tuple
     return torch.where(is_forced, eos, column), end
 
 
-def _widened(recent: Tensor, width: int) -> Tensor:
-    """`[B, K, W]`, padded with -1 on the left to a window of `width` columns."""
+def _pad_window(recent: Tensor, width: int) -> Tensor:
+    """Pads `recent [B, K, W]` with -1 on the left to a window of `width` columns."""
     return torch.nn.functional.pad(recent, (width - recent.shape[2], 0), value=-1)

@@ -1,7 +1,7 @@
-"""Continuous batching: requests join and leave the batch at any step, and get the same result as alone.
+"""Continuous batching: requests join and leave the batch at any step, with the same result as alone.
 
-The engine has no thread of its own. The first thread that waits for columns runs steps for all requests, while the
-others wait for it; so there is nothing to start or to stop, and a single request costs nothing extra.
+The engine has no thread of its own. The first thread that waits for columns runs steps for all requests, and the other
+threads wait for it; so nothing has to be started or stopped, and a single request has no overhead.
 """
 
 import math
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from higgs_audio.engine.decode_state import initial_state
-from higgs_audio.engine.guard import Guard
 from higgs_audio.engine.handle import RequestHandle
 from higgs_audio.engine.kv_cache import INITIAL_POSITIONS, KVCache, slot_bytes
+from higgs_audio.engine.loop_detector import LoopDetector
 from higgs_audio.engine.model_runner import ModelRunner
 from higgs_audio.engine.prefill import Prefiller
 from higgs_audio.engine.prefix_cache import PrefixCache
@@ -25,47 +25,49 @@ from higgs_audio.engine.sampler import NUM_STEPS
 from higgs_audio.engine.scheduler import QueueEntry, Scheduler
 from higgs_audio.engine.sequence import Sequence
 from higgs_audio.engine.slots import Slots
-from higgs_audio.errors import NumericsError, OptionError, check_count, typed
+from higgs_audio.errors import NumericsError, OptionError, check_count, wrap_error
 from higgs_audio.generation.sampling import NOT_FINITE
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
 CPU_MEMORY = 4 << 30  # default limit of the keys and values, in bytes; allocated on demand
-GPU_MEMORY_SHARE = 0.5  # of the free memory of a GPU
+GPU_MEMORY_SHARE = 0.5  # default limit of the keys and values, as a share of the free memory of a GPU
 CONTEXT = 4096
-PREFIX_SHARE = 0.25  # of the memory, for cached prefixes
+PREFIX_SHARE = 0.25  # share of that limit for cached prefixes
 MAX_SLOTS = 128
 MAX_WAITING = 1024
-GPU_STEPS = 4  # 8 ms where a step takes 2
+GPU_STEPS = 4  # 8 ms if a step takes 2 ms
 PREFILL_CHUNK = 64  # positions that are prefilled between two decode steps
-OFFLINE_PREFILL_CHUNK = 2048  # where all requests are offline
-IDLE_BYTES = 256 << 20  # of the cache that are kept without requests, enough for 16 of nano: allocating takes 60 ms
+OFFLINE_PREFILL_CHUNK = 2048  # if all requests are offline
+IDLE_BYTES = 256 << 20  # cache memory kept while idle, enough for 16 requests of nano: allocation takes 60 ms
 
 
 class Engine:
     """Runs requests on one model. Its methods may be called from any thread.
 
     Args:
-        model: in eval mode. It may be moved, converted or wrapped in adapters while no request runs; call `forget`
-            after changing weights in place. Use one engine per model: two would join its matrices in turns.
-        memory: bytes for keys and values, a quarter of them for cached prefixes; allocated on demand. When None 4 GiB
-            or half of what a GPU has free, and at least enough for one request with guidance.
-        context: the most positions of a prompt and its continuation; when None 4096, or the model's limit if lower.
-        max_slots: slots of the KV cache, of which a running request takes one, or two with guidance; when None as many
-            as the memory holds, at most 128.
+        model: the model, in eval mode. It may be moved, converted or wrapped in adapters while no request runs; call
+            `reset_caches` after changing weights in place. Use one engine per model: two engines would replace each
+            other's joined matrices.
+        memory: bytes for keys and values, a quarter of them for cached prefixes; allocated on demand. When None, 4 GiB
+            or half of a GPU's free memory, and at least enough for one request with guidance.
+        context: maximum number of positions of a prompt and its continuation; when None, 4096, or the model's limit if
+            that is lower.
+        max_slots: slots of the KV cache; a running request uses one, or two with guidance. When None, as many as fit
+            into `memory`, at most 128.
         max_waiting: requests that may wait for slots.
-        prefill_chunk: positions that are prefilled between two decode steps, counted for each slot; more where all
+        prefill_chunk: positions that are prefilled between two decode steps, counted for each slot; more if all
             requests are offline.
-        num_steps: decode steps between two reads of the sampled columns, each of which waits for the device. Requests
-            join and are cancelled between the reads; columns sampled after the last one of a segment are discarded.
-            When None 1, and 4 on a GPU.
-        silent: codes of codebook 0 that stand for silence, for guarded requests.
+        num_steps: decode steps between two reads of the sampled columns; a read waits for the device. Requests join and
+            are cancelled between reads; columns sampled after the last column of a segment are discarded. When None, 1,
+            and 4 on a GPU.
+        silent: codes of codebook 0 that represent silence, for requests with `detect_loops`.
         fused: see `ModelRunner`.
         initial_positions: of each slot, for which memory is allocated at first; it doubles on demand.
 
     Attributes:
-        config: of the model.
-        context, max_slots: as resolved.
-        scheduler, prefixes: its queue and its cache of prefixes.
+        config: config of the model.
+        context, max_slots: the resolved arguments.
+        scheduler, prefixes: the queue and the prefix cache.
         cache, runner, slots: the KV cache, the model on it and the allocation of its slots; replaced when a request
             arrives after the model has changed.
 
@@ -93,7 +95,7 @@ class Engine:
         check_count("context", self.context, 1, max_context)
         self._num_steps = (GPU_STEPS if model.device.type == "cuda" else 1) if num_steps is None else num_steps
         check_count("num_steps", self._num_steps, 1, NUM_STEPS)
-        self._positions = self.context + self._num_steps - 1  # of a slot: some are written after a last column
+        self._positions = self.context + self._num_steps - 1  # per slot: steps after a last column write there too
         one_slot = math.ceil(slot_bytes(config, self._positions, model.dtype) / (1 - PREFIX_SHARE))
         memory = max(free_memory(model.device), 2 * one_slot) if memory is None else memory
         counts = {"memory": memory, "max_waiting": max_waiting, "prefill_chunk": prefill_chunk}
@@ -102,7 +104,7 @@ class Engine:
         num_slots = memory // one_slot
         if num_slots < 1:
             raise OptionError(
-                f"memory={memory} is too small for one sequence of {self.context} positions, which needs {one_slot} "
+                f"memory={memory} is too small for one sequence of {self.context} positions, which requires {one_slot} "
                 "bytes; give more memory or a smaller context"
             )
         self.max_slots = min(num_slots, MAX_SLOTS) if max_slots is None else max_slots
@@ -132,12 +134,12 @@ class Engine:
         self._prefiller = Prefiller(self.runner, self.slots, self.prefixes)
 
     def submit(self, request: Request) -> RequestHandle:
-        """Queues a request. Work on it begins when a thread waits for a column, of this request or of another.
+        """Queues a request. It is processed when a thread waits for a column of this or another request.
 
         Raises:
-            OptionError: it may need more positions or slots than there are.
+            OptionError: the request may need more positions or slots than the engine has.
             PromptError, CodesError: a prompt that the model cannot process; see `Request.check`.
-            QueueFullError: `max_waiting` requests wait already.
+            QueueFullError: `max_waiting` requests are waiting already.
         """
         self._check(request)
         with self._changed:
@@ -145,8 +147,8 @@ class Engine:
                 self._build()  # the model was moved, converted or adapted
             entry = self.scheduler.add(request.num_slots, request.priority)
             handle = RequestHandle(self.step, lambda: self._cancel(sequence))
-            guard = Guard(self._silent, self.config.audio_stream_bos_id) if request.guarded else None
-            sequence = self._sequences[entry] = Sequence(request, handle, entry, guard)
+            detector = LoopDetector(self._silent, self.config.audio_stream_bos_id) if request.detect_loops else None
+            sequence = self._sequences[entry] = Sequence(request, handle, entry, detector)
         return handle
 
     @property
@@ -166,13 +168,13 @@ class Engine:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of keys and values, those of cached prefixes and of preempted requests included."""
+        """Bytes of all keys and values, including cached prefixes and preempted requests."""
         with self._changed:
             saved = sum(sequence.num_saved_bytes for sequence in self._sequences.values())
             return self.cache.num_bytes + self.prefixes.num_bytes + saved
 
-    def forget(self) -> None:
-        """Discards cached prefixes, and packed and joined weights before the next request.
+    def reset_caches(self) -> None:
+        """Discards cached prefixes now, and packed and joined weights before the next request.
 
         Call it after changing weights in place.
         """
@@ -185,18 +187,18 @@ class Engine:
         needed = request.num_positions(self.config.audio_num_codebooks)
         if needed > self.context:
             raise OptionError(
-                f"a prompt of {len(request.input_ids)} positions and {request.max_frames} frames need {needed}; this "
-                f"engine has {self.context}: give a shorter text or reference, or a greater context"
+                f"a prompt of {len(request.input_ids)} positions and {request.max_frames} frames may need {needed}; "
+                f"this engine has {self.context}: give a shorter text or reference, or a larger context"
             )
         if request.num_slots > self.max_slots:
-            raise OptionError(f"guidance needs 2 slots and this engine has {self.max_slots}; give it more memory")
+            raise OptionError(f"guidance needs 2 slots and this engine has {self.max_slots}; give more memory or slots")
 
     # Steps. The lock is held while sequences join and leave, not while the model runs.
 
     def step(self) -> None:
-        """Runs one decode step for all requests that decode, and prefills a chunk of the next prompts.
+        """Runs one decode step for all decoding requests, and prefills a chunk of the next prompts.
 
-        Where another thread runs a step, waits for that one instead. Returns when there may be new columns.
+        If another thread is running a step, waits for that step instead. Returns when there may be new columns.
         """
         this_thread = threading.get_ident()
         try:
@@ -211,7 +213,7 @@ class Engine:
                 if self._stepping_thread == this_thread:
                     self._stepping_thread = None
                     try:
-                        self._remove_cancelled()  # during the step; there may be no further step
+                        self._remove_cancelled()  # cancelled during the step; there may be no further step
                     finally:
                         self._changed.notify_all()
 
@@ -228,7 +230,7 @@ class Engine:
                 self._update_batch()
             self._decode()
             self._prefill()
-        except BaseException as error:  # a step that failed half-way leaves no valid state: its requests fail
+        except BaseException as error:  # a step that fails midway leaves no valid state: its requests fail
             with self._changed:
                 self._fail(error)
             if not isinstance(error, Exception):
@@ -237,7 +239,7 @@ class Engine:
     # Joining and leaving; the lock is held.
 
     def _update_batch(self) -> None:
-        """Removes cancelled requests, preempts, and lets admitted requests begin or resume."""
+        """Removes cancelled requests, preempts requests, and starts or resumes admitted requests."""
         self._remove_cancelled()
         schedule = self.scheduler.schedule()
         self.slots.expected = self.max_slots - self.scheduler.num_free_slots
@@ -259,7 +261,7 @@ class Engine:
             self._prefilling.remove(sequence)
 
     def _remove_cancelled(self) -> None:
-        """Ends cancelled requests, those included that the garbage collector cancels meanwhile, in this thread."""
+        """Ends cancelled requests, including requests that the garbage collector cancels in this thread meanwhile."""
         if self._is_removing:
             return
         self._is_removing = True
@@ -280,38 +282,38 @@ class Engine:
             self.cache.release()
 
     def _close(self, sequence: Sequence, reason: str | None, error: Exception | None) -> None:
-        """Closes the handle, first because a thread may wait for it, and removes the request."""
+        """Removes the request; closes the handle first, because a thread may wait for it."""
         sequence.handle.close(reason, error)
         self._stop_prefill(sequence)
         self.scheduler.remove(sequence.entry)
         del self._sequences[sequence.entry]
 
     def _fail(self, error: BaseException) -> None:
-        """Ends all requests that had slots or were about to get some; waiting and preempted ones go on.
+        """Ends all requests that had slots or were about to get them; waiting and preempted requests continue.
 
-        Where there was none, all requests end: an error that returns with every step would let them wait forever.
+        If there were none, all requests end: an error that recurs in every step would make them wait forever.
         """
         failed = [sequence for sequence in self._sequences.values() if sequence.slots or not self._is_waiting(sequence)]
         if not failed and isinstance(error, Exception):
             failed = list(self._sequences.values())
-        traceback.clear_frames(error.__traceback__)  # frames keep the cache alive, and its memory may be needed
+        traceback.clear_frames(error.__traceback__)  # frames keep the cache alive, whose memory may be needed
         self.cache.release()
         self._reset_slots()
         for sequence in failed:
-            self._close(sequence, None, typed(error))
+            self._close(sequence, None, wrap_error(error))
 
     def _is_waiting(self, sequence: Sequence) -> bool:
-        """Whether it waits for slots or for its prefill."""
+        """Whether a sequence waits for slots or for its prefill."""
         return sequence in self._prefilling or sequence.entry in self.scheduler.waiting
 
     # Prefill and decode, in the stepping thread only; the lock is not held.
 
     def _prefill(self) -> None:
-        """Prefills chunks of prompts, as many positions as may delay a decode step."""
+        """Prefills chunks of prompts, up to the number of positions that may delay a decode step."""
         stops = self._prefill_stops()
         try:
             self._prefiller.prefill(stops)
-        except Exception:  # such as a prompt too long for the memory: retry one by one, so that it fails alone
+        except Exception:  # such as a prompt too long for the memory: retry one by one, so that only its request fails
             for sequence, stop in list(stops.items()):
                 if not self._try(sequence, partial(self._prefiller.prefill, {sequence: stop})):
                     del stops[sequence]
@@ -320,36 +322,37 @@ class Engine:
                 self._try(sequence, partial(self._start_decoding, sequence))
 
     def _prefill_stops(self) -> dict[Sequence, int]:
-        """How far prompts are prefilled in this step, in order. Without sequences that decode, the first is prefilled
-        whole.
+        """Returns the position up to which each prompt is prefilled in this step, in order.
+
+        If no sequence is decoding, the whole first prompt is prefilled.
         """
         is_offline = all(sequence.request.is_offline for sequence in (*self.slots.decoding, *self._prefilling))
-        most = max(self._prefill_chunk, OFFLINE_PREFILL_CHUNK) if is_offline else self._prefill_chunk
+        budget = max(self._prefill_chunk, OFFLINE_PREFILL_CHUNK) if is_offline else self._prefill_chunk
         sizes, stops = list[int](), dict[Sequence, int]()
         for sequence in list(self._prefilling):
-            left = most - self.runner.prefill_cost(sizes)
-            if left <= 0:
+            remaining = budget - self.runner.prefill_cost(sizes)
+            if remaining <= 0:
                 break
             if not sequence.slots and not self._try(sequence, partial(self._prefiller.begin, sequence)):
                 continue
-            unread = len(sequence.request.input_ids) - sequence.num_prefilled
+            num_left = len(sequence.request.input_ids) - sequence.num_prefilled
             is_alone = not stops and not self.slots.decoding
-            size = unread if is_alone else min(unread, max(1, left // len(sequence.slots)))
+            size = num_left if is_alone else min(num_left, max(1, remaining // len(sequence.slots)))
             sizes += [size] * len(sequence.slots)
-            if stops and self.runner.prefill_cost(sizes) > most:
+            if stops and self.runner.prefill_cost(sizes) > budget:
                 break
             stops[sequence] = sequence.num_prefilled + size
-            if size < unread:
+            if size < num_left:
                 break
         return stops
 
     def _try(self, sequence: Sequence, work: Callable[[], None]) -> bool:
-        """Runs work for one sequence; where it fails, that request alone ends. Returns whether it succeeded."""
+        """Runs work for one sequence; if it fails, only that request ends. Returns whether it succeeded."""
         try:
             work()
         except Exception as error:
             with self._changed:
-                self._end(sequence, None, typed(error))
+                self._end(sequence, None, wrap_error(error))
             return False
         return True
 
@@ -360,7 +363,7 @@ class Engine:
         sequence.handle.push((self.config.audio_stream_bos_id,) * self.config.audio_num_codebooks, None)
 
     def _decode(self) -> None:
-        """Runs `num_steps` decode steps, then hands out their columns, up to the last one of each segment."""
+        """Runs `num_steps` decode steps, then passes their columns to the handles, up to the end of each segment."""
         count = self._num_steps
         if not self.slots.decoding:
             return
@@ -375,7 +378,7 @@ class Engine:
                         self._add_column(sequence, column, sequence.length - count + number)
 
     def _decode_step(self, index: int) -> Tensor:
-        """Step `index` since the last read, without waiting for the device; returns `[B, K + 3]`, see `Sampler`."""
+        """Runs step `index` since the last read, without waiting for the device; see `Sampler` for the result."""
         slots = self.slots
         assert slots.state is not None
         layout = slots.layout()
@@ -386,7 +389,7 @@ class Engine:
         return sampled
 
     def _add_column(self, sequence: Sequence, sampled: list[int], num_positions: int) -> None:
-        """Adds a column, as `_decode_step` returns it, to the handle of its request; ends the request with the last."""
+        """Adds a column, as returned by `_decode_step`, to the handle of its request; the last column ends it."""
         *codes, end, is_last, is_finite = sampled
         column, reason = tuple(codes), None
         if not is_finite:
@@ -395,15 +398,15 @@ class Engine:
         if is_last:
             num_frames = end - self.config.audio_num_codebooks - 1
             reason = "length" if num_frames == sequence.request.max_frames else "stop"
-        elif sequence.guard is not None:
-            reason = sequence.guard.push(column)
+        elif sequence.detector is not None:
+            reason = sequence.detector.push(column)
         sequence.handle.push(column, reason)
         if reason is not None:
             self._end(sequence, reason)
 
 
 def free_memory(device: torch.device) -> int:
-    """The default limit of keys and values in bytes: 4 GiB, or half of the free memory of a GPU."""
+    """Returns the default limit of keys and values in bytes: 4 GiB, or half of the free memory of a GPU."""
     if device.type == "cuda":
         return int(GPU_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0])
     return CPU_MEMORY

@@ -11,9 +11,9 @@ PLAIN = (nn.Linear, RMSNorm)  # modules that may have weights in a plain layer
 
 
 def rotation_factors(cos: Tensor, sin: Tensor) -> Tensor:
-    """Cosines and sines `[1, T, 1, H]` to factors a and b, `[T, 2, 1, H]`.
+    """Converts cosines and sines `[1, T, 1, H]` to factors a and b, `[T, 2, 1, H]`.
 
-    The rotary embedding of x is then x * a + (x, halves exchanged) * b.
+    The rotary embedding of x is then x * a + (x with its halves swapped) * b.
     """
     first, second = sin[0].chunk(2, dim=-1)
     return torch.stack([cos[0], torch.cat([-first, second], dim=-1)], dim=1)
@@ -25,7 +25,7 @@ class FusedLayer:
     The weights of the layer become views of the joined weights, so that no weight is in memory twice.
 
     Args:
-        layer: for which `is_plain` is true; used, and changed in place.
+        layer: a layer for which `is_plain` returns True; modified in place.
     """
 
     def __init__(self, layer: DualFFNLayer) -> None:
@@ -46,12 +46,12 @@ class FusedLayer:
 
     @property
     def is_current(self) -> bool:
-        """Whether the layer has the same matrices, without adapters, and they are views of the joined ones."""
+        """Whether the layer still has the same matrices, without adapters, as views of the joined matrices."""
         same = all(getattr(parent, name) is child for parent, name, child in self._children)
         return same and all(joined[0].data_ptr() == view.weight.data_ptr() for joined, view in self._views)
 
     def __call__(self, hidden: Tensor, rotation: Tensor, mask: Tensor | None, view: DecodeView) -> Tensor:
-        """Hidden states `[R, D]` to `[R, D]`; `rotation [R, 2, 1, H]` from `rotation_factors`."""
+        """Maps hidden states `[R, D]` to `[R, D]`; `rotation [R, 2, 1, H]` is from `rotation_factors`."""
         heads = F.linear(self._input_norm(hidden), *self._qkv).unflatten(-1, (-1, self._head_dim))
         rotated, (a, b) = heads[:, : -self._num_kv_heads], rotation.unbind(1)  # [R, N + N_kv, H]
         rotated.copy_(torch.addcmul(rotated * a, rotated.roll(self._head_dim // 2, -1), b))
@@ -68,7 +68,7 @@ class FusedNorm:
     hypotenuse replace it.
 
     Args:
-        norm: whose weight is used.
+        norm: the norm with the weight.
     """
 
     def __init__(self, norm: RMSNorm) -> None:
@@ -77,7 +77,7 @@ class FusedNorm:
         self._use_hypot = norm.weight.device.type == "cpu" and norm.weight.dtype == torch.float32
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Hidden states `[R, D]` to `[R, D]`."""
+        """Normalizes hidden states `[R, D]`."""
         if not self._use_hypot:
             return F.rms_norm(hidden, (self._size,), self._norm.weight, self._norm.eps)
         length = torch.hypot(torch.linalg.vector_norm(hidden, dim=-1, keepdim=True), self._minimum)  # sqrt(D) rms
@@ -85,14 +85,14 @@ class FusedNorm:
 
 
 def add_projection(hidden: Tensor, x: Tensor, projection: nn.Linear) -> Tensor:
-    """`hidden + projection(x)`, in one operation where there is no bias."""
+    """Returns `hidden + projection(x)`, in one operation if there is no bias."""
     if projection.bias is None:
         return torch.addmm(hidden, x, projection.weight.t())
     return hidden + projection(x)
 
 
 def join_projections(*projections: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """The concatenated weights and biases of projections of one input; theirs become views of the result."""
+    """Concatenates the weights and biases of projections of one input, and replaces them by views of the result."""
     sizes = [projection.out_features for projection in projections]
     weight = torch.cat([projection.weight.detach() for projection in projections])
     bias = None if projections[0].bias is None else torch.cat([projection.bias.detach() for projection in projections])
@@ -104,7 +104,7 @@ def join_projections(*projections: nn.Linear) -> tuple[Tensor, Tensor | None]:
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer consists of `PLAIN` modules: no adapters, no hooks, nothing quantised or offloaded."""
+    """Whether a layer consists of `PLAIN` modules: no adapters, no hooks, nothing quantized or offloaded."""
     weights, modules = list(layer.parameters()), list(layer.modules())
     return (
         all(type(module) in PLAIN or not list(module.parameters(recurse=False)) for module in modules)

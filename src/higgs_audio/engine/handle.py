@@ -1,9 +1,9 @@
-"""The result of a submitted request: its columns, as they are sampled."""
+"""The handle of a submitted request: yields its columns as they are sampled."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from higgs_audio.engine.request import Column
+from higgs_audio.delay import Column
 
 
 class RequestHandle:
@@ -14,7 +14,8 @@ class RequestHandle:
         cancel: ends the request.
 
     Attributes:
-        finish_reason: one of `FINISH_REASONS`; None while the request runs and where it failed.
+        finish_reason: "stop", "length", "silence", "repetition" or "cancelled"; None while the request runs and where
+            it failed.
         error: the exception that ended the request, if one did; iterating raises it after the columns sampled before.
     """
 
@@ -42,7 +43,7 @@ class RequestHandle:
             self.wait()
 
     def poll(self) -> Column | None:
-        """Returns the next column if there is one, without waiting."""
+        """Returns the next column without waiting; None if there is none yet."""
         return self._columns.popleft() if self._columns else None
 
     def wait(self) -> None:
@@ -50,12 +51,12 @@ class RequestHandle:
         self._wait()
 
     def cancel(self) -> None:
-        """Ends the request before the next step, with finish_reason "cancelled". Does nothing where it has ended."""
+        """Ends the request before the next step, with finish_reason "cancelled". Does nothing if it has ended."""
         if not self.is_done:
             self._cancel()
 
     def push(self, column: Column, finish_reason: str | None) -> None:
-        """Adds a column, with the finish reason if it is the last one. Called by the engine."""
+        """Adds a column, with the finish reason if it is the last. Called by the engine."""
         self._columns.append(column)
         self.finish_reason = finish_reason
 

@@ -1,7 +1,7 @@
 """The KV cache: one slot per sequence, two with guidance, in one tensor.
 
-The slots in use are the first ones, without gaps, so that the batch of a step is a view. Memory is allocated on demand,
-by doubling, up to the limit of the engine: the most that a request can need is known before it is admitted.
+The slots in use come first, without gaps, so that the batch of a step is a view. Memory is allocated on demand, by
+doubling, up to the limit of the engine: the worst case of a request is known before it is admitted.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class SavedSlot:
 
     @property
     def length(self) -> int:
-        """Positions, T."""
+        """Number of positions, T."""
         return self.state.shape[3]
 
     @property
@@ -34,21 +34,21 @@ class SavedSlot:
 
 
 class SharedPrefixes:
-    """First positions that several slots loaded from one saved copy.
+    """Prefixes that several slots loaded from one saved copy.
 
-    C reads them there: a single copy stays in a core's cache.
+    C reads the saved copy instead of the slots: a single copy stays in a core's cache.
 
     Args:
-        parts: for each slot the copy and the number of positions loaded from it; None where none were.
+        parts: for each slot the copy and the number of positions loaded from it, or None.
 
     Attributes:
         saved: for each slot the copy, or None.
-        pointers, counts, lengths: `[R]` int64 on the CPU: the addresses of the copies (0 for none), the positions
-            loaded, the positions in the copies.
+        pointers, counts, lengths: `[R]` int64 on the CPU: the addresses of the copies (0 for none), the numbers of
+            positions loaded, the numbers of positions in the copies.
     """
 
     def __init__(self, parts: Sequence[tuple[SavedSlot, int] | None]) -> None:
-        self.saved = [None if part is None else part[0] for part in parts]  # keeps alive what the pointers refer to
+        self.saved = [None if part is None else part[0] for part in parts]  # keeps the memory behind the pointers alive
         columns = (
             [0 if saved is None else saved.state.data_ptr() for saved in self.saved],
             [0 if part is None else part[1] for part in parts],
@@ -63,10 +63,10 @@ class KVCache:
     """Keys and values of all layers.
 
     Args:
-        config: of the decoder.
-        max_slots, max_positions: the size up to which it grows.
-        dtype, device: of the model.
-        initial_positions: of a slot that are allocated at first.
+        config: config of the backbone.
+        max_slots, max_positions: the maximum size.
+        dtype, device: dtype and device of the model.
+        initial_positions: positions of a slot that are allocated first.
     """
 
     def __init__(
@@ -86,20 +86,20 @@ class KVCache:
 
     @property
     def state(self) -> Tensor:
-        """All keys and values, `[L, 2, R, N_kv, T, H]`; another tensor after it has grown."""
+        """All keys and values, `[L, 2, R, N_kv, T, H]`; replaced when the cache grows."""
         return self._state
 
     @property
     def num_bytes(self) -> int:
-        """Bytes allocated now."""
+        """Bytes that are allocated now."""
         return self._state.numel() * self._state.element_size()
 
     def matches(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether it has the device and dtype of a model."""
+        """Whether the cache has this device and dtype."""
         return self._state.device == device and self._state.dtype == dtype
 
     def reserve(self, num_slots: int, num_positions: int) -> None:
-        """Allocates room for so many slots of so many positions; keeps the contents."""
+        """Allocates memory for at least `num_slots` slots of `num_positions` positions; keeps the contents."""
         slots, positions = self._state.shape[2], self._state.shape[4]
         assert num_slots <= self.max_slots and num_positions <= self.max_positions
         if num_slots <= slots and num_positions <= positions:
@@ -107,8 +107,8 @@ class KVCache:
         slots = min(self.max_slots, _doubled(slots or 1, num_slots))
         positions = min(self.max_positions, _doubled(positions or self._initial_positions, num_positions))
         old = self._state
-        with torch.inference_mode(False):  # an inference tensor could not be written to outside of inference mode
-            # zeros, as empty memory may hold NaN; see `zero`
+        with torch.inference_mode(False):  # an inference tensor could not be modified outside of inference mode
+            # zeros, because uninitialized memory may contain NaN; see `zero`
             self._state = torch.zeros(self._full_shape(slots, positions), dtype=old.dtype, device=old.device)
         self._state[:, :, : old.shape[2], :, : old.shape[4]] = old
 
@@ -117,11 +117,11 @@ class KVCache:
         self._state = self._state.new_empty(self._full_shape(0, 0))
 
     def layers(self, num_slots: int, length: int) -> tuple[Tensor, ...]:
-        """For each layer a view `[2, R, N_kv, T, H]` of the first slots and positions."""
+        """Returns for each layer a view `[2, R, N_kv, T, H]` of the first slots and positions."""
         return self._state[:, :, :num_slots, :, :length].unbind(0)
 
     def write(self, layer: int, slot: int, start: int, keys: Tensor, values: Tensor) -> None:
-        """Writes keys and values `[N_kv, t, H]` of the positions from `start` on."""
+        """Writes keys and values `[N_kv, t, H]` at the positions from `start` on."""
         stop = start + keys.shape[1]
         self._state[layer, 0, slot, :, start:stop] = keys
         self._state[layer, 1, slot, :, start:stop] = values
@@ -140,11 +140,11 @@ class KVCache:
         self._state[:, :, slot, :, :length] = 0
 
     def save(self, slot: int, length: int) -> SavedSlot:
-        """Copies the first positions of a slot."""
+        """Returns a copy of the first positions of a slot."""
         return SavedSlot(self._state[:, :, slot, :, :length].clone(memory_format=torch.contiguous_format))
 
     def load(self, slot: int, saved: SavedSlot, length: int | None = None) -> None:
-        """Writes a copy, or its first `length` positions, into a slot."""
+        """Writes a saved copy, or its first `length` positions, to a slot."""
         length = saved.length if length is None else length
         self._state[:, :, slot, :, :length] = saved.state[:, :, :, :length]
 
@@ -154,7 +154,7 @@ class KVCache:
 
 
 def slot_bytes(config: LlamaConfig, num_positions: int, dtype: torch.dtype) -> int:
-    """Bytes of one slot of so many positions."""
+    """Returns the bytes of one slot of `num_positions` positions."""
     heads = config.num_key_value_heads or config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * head_width(config) * num_positions * dtype.itemsize
 

@@ -22,17 +22,17 @@ class ModelRunner:
     """Runs one model on one cache.
 
     Args:
-        model: in eval mode.
-        cache: of the model's sizes.
+        model: the model, in eval mode.
+        cache: a cache of the model's sizes.
         fused: whether to run plain layers in few operations, in C (`NativeLayers`) or in torch with joined projections
-            (`FusedLayer`); None for where all layers are plain.
+            (`FusedLayer`); has no effect unless all layers are plain. None for True.
 
     Attributes:
-        fused: whether it does.
-        native: the layers in C; None where torch runs them.
+        fused: whether layers run in few operations.
+        native: the layers in C; None if torch runs them.
 
     Raises:
-        OptionError: an attention implementation that takes no mask.
+        OptionError: an attention implementation that accepts no mask.
     """
 
     def __init__(self, model: HiggsAudioForConditionalGeneration, cache: KVCache, fused: bool | None = None) -> None:
@@ -41,7 +41,7 @@ class ModelRunner:
         backend = self._decoder.text_config._attn_implementation
         if backend not in BACKENDS:
             raise OptionError(
-                f"attention {backend!r}: the engine needs an implementation that takes a mask; "
+                f"attn_implementation={backend!r} does not accept the masks of the engine; "
                 f"{nearest(str(backend), BACKENDS)}"
             )
         self._is_mask_added = backend == "eager"
@@ -57,23 +57,23 @@ class ModelRunner:
 
     @property
     def is_current(self) -> bool:
-        """Whether the packed or joined weights still are the model's; False after it was moved or converted."""
+        """Whether the packed or joined weights are still the model's; False after it was moved or converted."""
         fused = all(layer.is_current for layer in self._fused_layers)
         native = self.native is None or self.native.is_current
         return self.cache.matches(self.model.device, self.model.dtype) and fused and native
 
     @property
     def is_batch_invariant(self) -> bool:
-        """Whether the result of a position is the same to the bit, whatever else is in its batch."""
+        """Whether the result of a position is bitwise independent of the rest of its batch."""
         return self.native is not None
 
     def prefill_cost(self, sizes: Sequence[int]) -> int:
-        """Positions computed for chunks of such sizes; torch pads the shorter ones."""
+        """Returns the number of positions that are computed for chunks of these sizes; torch pads shorter chunks."""
         return sum(sizes) if self.is_batch_invariant else len(sizes) * max(sizes, default=0)
 
     @torch.inference_mode()
     def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
-        """Writes the keys and values of chunks of prompts, each into a slot of its own."""
+        """Writes the keys and values of chunks of prompts, each to its own slot."""
         length = max(chunk.stop for chunk in chunks)
         self.cache.reserve(1 + max(chunk.slot for chunk in chunks), length)
         if self.native is None:
@@ -90,7 +90,7 @@ class ModelRunner:
         self.native(rows, len(text), 0, slots[order], positions[order], self.cache)
 
     def _prefill_in_torch(self, chunks: Sequence[PrefillChunk], length: int) -> None:
-        """One batch `[B, t]`, shorter chunks padded on the right."""
+        """Runs one batch `[B, t]`, shorter chunks padded on the right."""
         device = self.model.device
         padding = self.model.config.pad_token_id or 0
         ids = pad_sequence([chunk.ids for chunk in chunks], True, padding).to(device)  # [B, t]
@@ -103,8 +103,8 @@ class ModelRunner:
         rotary = self._decoder.rotary_emb(positions, embeds.dtype)
         visible = torch.arange(length, device=device) <= positions[:, :, None]  # [B, t, T]
         is_whole = not self._is_mask_added and all(len(chunk.ids) == length for chunk in chunks)
-        mask = None if is_whole else self._mask(visible[:, None])  # attention itself masks whole prompts
-        view, hidden = PrefillView(self.cache, chunks, length), route.take(embeds)
+        mask = None if is_whole else self._mask(visible[:, None])  # for whole prompts, causal attention is enough
+        view, hidden = PrefillView(self.cache, chunks, length), route.gather(embeds)
         for layer in self._decoder.layers:
             hidden = layer(hidden, route, rotary, mask, view)
 
@@ -114,8 +114,8 @@ class ModelRunner:
 
         Args:
             columns: `[R, K]`, the last column of each slot.
-            positions: R positions that the columns take, known to the host.
-            shared: prefixes that C reads from one place; torch ignores it.
+            positions: the R positions of the columns, on the host.
+            shared: prefixes that C reads from a shared copy; torch ignores it.
 
         Returns:
             Logits `[R, K, V + 2]`.
@@ -145,5 +145,5 @@ class ModelRunner:
         return self.model.audio_logits(self._final_norm(hidden))
 
     def _mask(self, visible: Tensor) -> Tensor:
-        """Which positions attend to which, as the attention implementation takes it: bool, or added to the scores."""
+        """Converts a bool mask to the format of the attention implementation: bool, or added to the scores."""
         return torch.where(visible, 0.0, float("-inf")).to(self.model.dtype) if self._is_mask_added else visible

@@ -1,6 +1,6 @@
-"""All layers of a model in one call of C (`native/layers.c`), for models in float32 on a CPU.
+"""All layers of a model in one C call (`native/layers.c`), for models in float32 on a CPU.
 
-Without a C compiler, and for models that C does not support, torch runs the layers.
+Without a C compiler, and for models that the C code does not support, torch runs the layers.
 """
 
 import ctypes
@@ -24,20 +24,20 @@ from higgs_audio.native import (
 )
 from higgs_audio.native.structs import BatchStruct, FeedForwardStruct, KVCacheStruct, LayerStruct, ModelStruct
 
-REPLACED = ("model.layers", "model.norm", "audio_lm_head")  # submodules whose work C does
-MAX_BYTES = 2 << 30  # of packed weights; torch's matrix products are fast enough for larger models
+REPLACED = ("model.layers", "model.norm", "audio_lm_head")  # submodules that C replaces
+MAX_BYTES = 2 << 30  # limit of packed weights; torch's matrix products are fast enough for larger models
 
 
 class NativeLayers:
-    """Forward passes through the layers of one model, with its final norm and its audio head.
+    """Forward passes through the layers of one model, its final norm and its audio head.
 
     Args:
-        model: for which `is_supported` is true.
+        model: a model for which `is_supported` returns True.
         rotation: `[T, 2, 1, H]` float32, from `rotation_factors`.
         library: from `native_library`.
 
     Attributes:
-        is_bfloat16: whether the packed weights are in bfloat16, which is then exact.
+        is_bfloat16: whether all weights are exact in bfloat16 and therefore packed in it.
     """
 
     def __init__(self, model: HiggsAudioForConditionalGeneration, rotation: Tensor, library: ctypes.CDLL) -> None:
@@ -66,7 +66,7 @@ class NativeLayers:
 
     @property
     def is_current(self) -> bool:
-        """Whether the model has the weights that were packed, unchanged, and no hooks, which C would not call."""
+        """Whether the model still has the weights that were packed, and no hooks, which C would not call."""
         return self._snapshot.is_current
 
     def __call__(
@@ -83,10 +83,10 @@ class NativeLayers:
 
         Args:
             rows: `[N, D]` embeddings, text first, then audio; overwritten.
-            num_text_rows: how many of them are text.
-            num_logit_rows: for how many of the last rows logits are computed.
+            num_text_rows: number of text rows.
+            num_logit_rows: number of last rows for which logits are computed.
             slots, positions: `[N]`, slot of the cache and position in it; consecutive positions within a slot.
-            cache: with room for them, float32.
+            cache: a float32 cache with memory for them.
             shared: prefixes that slots share, for each of the N rows.
 
         Returns:
@@ -132,13 +132,15 @@ class NativeLayers:
 
 
 def native_layers(model: HiggsAudioForConditionalGeneration, rotation: Tensor) -> NativeLayers | None:
-    """The model's layers in C; None without a compiler, or where `is_supported` is false."""
+    """Returns the model's layers in C; None without a compiler, or if `is_supported` returns False."""
     library = native_library() if is_supported(model) else None
     return None if library is None else NativeLayers(model, rotation, library)
 
 
 def is_supported(model: HiggsAudioForConditionalGeneration) -> bool:
-    """Whether C can run the model: float32 on a CPU, no biases, widths that are multiples of 16, SiLU, no hooks, and
+    """Whether C can run the model.
+
+    The model must be in float32 on a CPU, without biases and hooks, with widths that are multiples of 16, SiLU, and
     packed weights of at most `MAX_BYTES`.
     """
     modules = list(_weighted_modules(model))
@@ -156,7 +158,7 @@ def is_supported(model: HiggsAudioForConditionalGeneration) -> bool:
 
 
 def _weighted_modules(model: HiggsAudioForConditionalGeneration) -> Iterator[nn.Linear | RMSNorm]:
-    """The modules with weights, in the order in which a position passes them."""
+    """Yields the modules with weights, in the order of the forward pass."""
     for layer in model.model.layers:
         attention = layer.self_attn
         yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
@@ -172,7 +174,7 @@ def _feed_forwards(model: HiggsAudioForConditionalGeneration) -> list[FeedForwar
 def _is_small(matrices: list[Tensor]) -> bool:
     """Whether the packed matrices, each counted once, need at most `MAX_BYTES`.
 
-    Exactness in bfloat16 is checked last, as that reads all weights.
+    Exactness in bfloat16 is checked last, because that reads all weights.
     """
     size = sum({matrix.data_ptr(): matrix.numel() for matrix in matrices}.values())
     return 4 * size <= MAX_BYTES or (2 * size <= MAX_BYTES and are_exact_in_bfloat16(matrices))

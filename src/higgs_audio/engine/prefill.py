@@ -1,7 +1,7 @@
 """Prefill of prompts: in chunks, several prompts in one batch, with a cache of prefixes.
 
-The cache holds two kinds of prefixes: those that requests declare (`Request.prefix`), and the hidden text of guidance.
-That is one padding token repeated, so that a longer hidden text begins with every shorter one.
+The cache contains two kinds of prefixes: those that requests declare (`Request.prefix`), and the hidden text of
+guidance. A hidden text is one padding token repeated, so that a longer one begins with every shorter one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,9 +19,9 @@ class Prefiller:
     """Prefills the prompts of one engine.
 
     Args:
-        runner: of the model.
-        slots: of its cache.
-        prefixes: the cache of prefixes.
+        runner: runs the model.
+        slots: the slots of its cache.
+        prefixes: the prefix cache.
     """
 
     def __init__(self, runner: ModelRunner, slots: Slots, prefixes: PrefixCache) -> None:
@@ -41,7 +41,7 @@ class Prefiller:
     def prefill(self, stops: Mapping[Sequence, int]) -> None:
         """Prefills sequences that have begun, each up to its position.
 
-        A prefix is a chunk of its own, so that the rest has the same numbers whether the prefix was cached or not.
+        A prefix is a separate chunk, so that the result of the rest is the same whether the prefix was cached or not.
         """
         while ends := {
             sequence: self._chunk_end(sequence, stop)
@@ -57,7 +57,7 @@ class Prefiller:
                     self._cache_hidden_text(sequence)
 
     def _prefill_batch(self, ends: Mapping[Sequence, int]) -> None:
-        """Prefills sequences up to their ends. A prefix that several slots have is computed once and copied."""
+        """Prefills sequences up to their ends. A prefix that several slots share is computed once and copied."""
         chunks, copies, first = list[PrefillChunk](), list[tuple[int, int, int]](), dict[tuple[int, bytes], int]()
         for sequence, end in ends.items():
             for row, chunk in self._chunks(sequence, end):
@@ -74,7 +74,7 @@ class Prefiller:
             self._slots.cache.copy(*copy)
 
     def _load(self, sequence: Sequence, row: int, key: bytes, max_length: int) -> int:
-        """Loads up to `max_length` cached positions into one slot of a sequence; returns how many."""
+        """Loads up to `max_length` cached positions into one slot of a sequence; returns their number."""
         saved = self._prefixes.get(key)
         if saved is None:
             return 0
@@ -89,7 +89,7 @@ class Prefiller:
         return prefix if sequence.num_prefilled < prefix < stop else stop
 
     def _chunks(self, sequence: Sequence, stop: int) -> Iterator[tuple[int, PrefillChunk]]:
-        """The row of `sequence.ids` and the chunk up to a position, for each slot that is not cached that far."""
+        """Yields the row of `sequence.ids` and the chunk up to `stop`, for each slot that is not cached that far."""
         for row, cached in enumerate(sequence.num_cached):
             start = max(sequence.num_prefilled, cached)
             if start < stop:
@@ -117,18 +117,18 @@ class Prefiller:
             sequence.shared[row] = ref(saved), length
 
     def _prefix_keys(self, sequence: Sequence) -> list[bytes]:
-        """The cache keys of its prefix, one for each of its slots."""
+        """Returns the cache keys of a sequence's prefix, one for each slot."""
         return [self._key(sequence, row, sequence.request.prefix) for row in range(len(sequence.slots))]
 
     def _key(self, sequence: Sequence, row: int, stop: int) -> bytes:
-        """The cache key of the first positions of one of its slots."""
+        """Returns the cache key of the first `stop` positions of one slot of a sequence."""
         return prefix_key(sequence.ids[row, :stop], sequence.request.columns[: self._num_columns(sequence, stop)])
 
     def _hidden_text(self, sequence: Sequence) -> tuple[bytes, int] | None:
-        """The cache key of its hidden text, the same for any length of it, and the position where the text ends.
+        """Returns the cache key of a sequence's hidden text, the same for any length, and the position where it ends.
 
-        None without a hidden text, and where the runner is not batch invariant: a part of the cached hidden text would
-        then have other numbers than a hidden text of that length.
+        None without a hidden text, and if the runner is not batch invariant: the first part of a cached hidden text
+        would then differ from a hidden text of that length.
         """
         if len(sequence.slots) < 2 or not self._runner.is_batch_invariant:
             return None
@@ -142,5 +142,5 @@ class Prefiller:
         return b"hidden" + self._key(sequence, 1, start + 1), stop
 
     def _num_columns(self, sequence: Sequence, stop: int) -> int:
-        """Columns before a position."""
+        """Returns the number of columns before a position."""
         return int(audio_mask(sequence.request.input_ids[:stop], self._config).sum())

@@ -1,4 +1,4 @@
-"""The keys and values of prompt prefixes: that of a voice is prefilled once, however many requests use the voice."""
+"""The prefix cache: keys and values of prompt prefixes. The prefix of a voice is prefilled once for all requests."""
 
 import hashlib
 import threading
@@ -13,10 +13,10 @@ class PrefixCache:
     """An LRU cache of keys and values, by the hash of the ids and columns that they were computed from. Thread-safe.
 
     Args:
-        max_bytes: of all entries together.
+        max_bytes: limit of all entries together.
 
     Attributes:
-        num_bytes: of all entries now.
+        num_bytes: size of all entries now.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -28,7 +28,7 @@ class PrefixCache:
         return len(self._saved)
 
     def get(self, key: bytes) -> SavedSlot | None:
-        """The entry of a key, which becomes the most recently used one; None where there is none."""
+        """Returns the entry of a key and marks it as most recently used; None if there is none."""
         with self._lock:
             saved = self._saved.get(key)
             if saved is not None:
@@ -36,7 +36,7 @@ class PrefixCache:
             return saved
 
     def put(self, key: bytes, saved: SavedSlot) -> bool:
-        """Stores an entry and evicts the least recently used ones. Returns False where it alone exceeds `max_bytes`."""
+        """Stores an entry and evicts the least recently used ones; returns False if it alone exceeds `max_bytes`."""
         if saved.num_bytes > self.max_bytes:
             return False
         with self._lock:
@@ -48,14 +48,17 @@ class PrefixCache:
         return True
 
     def clear(self) -> None:
-        """Removes all entries, as after a change of the model."""
+        """Removes all entries, for example after a change of the model."""
         with self._lock:
             self._saved.clear()
             self.num_bytes = 0
 
 
 def prefix_key(ids: Tensor, columns: Tensor) -> bytes:
-    """The hash of token ids `[T]` and delayed columns `[F, K]`; voices of one length differ in the columns only."""
+    """Returns the hash of token ids `[T]` and delayed columns `[F, K]`.
+
+    Prefixes of two voices may differ in the columns only.
+    """
     digest = hashlib.sha256(f"{tuple(ids.shape)} {tuple(columns.shape)}".encode())
     for part in (ids, columns):
         digest.update(part.cpu().contiguous().numpy().tobytes())

@@ -1,5 +1,5 @@
-"""From logits to the next column of every sequence: in torch, or on a CPU in one call of C (`native/sampler.c`),
-because tensors this small spend most of the time on per-operation overhead.
+"""Samples the next column of every sequence from logits: in torch, or on a CPU in one C call (`native/sampler.c`),
+because per-operation overhead dominates for tensors this small.
 """
 
 import ctypes
@@ -21,15 +21,15 @@ class Sampler:
     """Samples for a batch of sequences until one joins or leaves, for up to `NUM_STEPS` steps, in torch.
 
     Args:
-        state: before the first step.
+        state: the state before the first step.
         conditional_rows, negative_rows: `[B]`, for each sequence the rows of its logits with and without the text;
             equal without guidance.
-        config: of the model.
+        config: config of the model.
 
     Attributes:
-        conditional_rows, negative_rows: as given.
-        metadata: of the batch.
-        num_steps: steps done.
+        conditional_rows, negative_rows: the arguments.
+        metadata: metadata of the batch.
+        num_steps: number of steps so far.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Sampler:
         """Samples one column of each sequence from logits `[R, K, V + 2]`.
 
         Returns:
-            The state one step later, and `[B, K + 3]`: the column, the number of columns of the whole segment (0 while
+            The state after the step, and `[B, K + 3]`: the column, the number of columns of the whole segment (0 while
             it is open), whether this column is the last one, and whether the logits were finite or -inf.
         """
         conditional = logits[self.conditional_rows]  # [B, K, V + 2]
@@ -77,7 +77,7 @@ class NativeSampler(Sampler):
         library: ctypes.CDLL,
     ) -> None:
         super().__init__(state, conditional_rows, negative_rows, config)
-        self._library, self._state = library, state  # keeps alive the tensors that C points to
+        self._library, self._state = library, state  # keeps the tensors alive to which C has pointers
         count, num_codebooks = state.column.shape
         self._struct = self._make_struct(state)
         self._threads = num_threads()
@@ -85,7 +85,7 @@ class NativeSampler(Sampler):
         self._work = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
 
     def _make_struct(self, state: DecodeState) -> SamplerStruct:
-        """The arguments of C; `__call__` sets those that change with every step."""
+        """Returns the arguments of the C call; `__call__` sets those that change with every step."""
         config, noise = self._config, self.metadata.noise
         own = {"conditional_rows": self.conditional_rows, "negative_rows": self.negative_rows, "noise": noise}
         names = [field[0] for field in SamplerStruct._fields_ if field[1] is ctypes.c_void_p]
@@ -129,7 +129,7 @@ class NativeSampler(Sampler):
 def make_sampler(
     state: DecodeState, conditional_rows: Tensor, negative_rows: Tensor, config: HiggsAudioConfig
 ) -> Sampler:
-    """A `NativeSampler` on a CPU with a compiled library, else a `Sampler`."""
+    """Returns a `NativeSampler` on a CPU with a compiled library, else a `Sampler`."""
     library = native_library() if state.num_columns.device.type == "cpu" else None
     if library is None:
         return Sampler(state, conditional_rows, negative_rows, config)
@@ -137,5 +137,5 @@ def make_sampler(
 
 
 def _is_finite(logits: Tensor) -> Tensor:
-    """Whether `[B, K, V]` are finite or -inf, `[B]`."""
+    """Returns whether logits `[B, K, V]` are finite or -inf, `[B]` bool."""
     return (logits < float("inf")).flatten(1).all(1)

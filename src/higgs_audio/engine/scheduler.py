@@ -1,9 +1,9 @@
 """Decides which requests run, wait or are preempted. Policy only, without torch.
 
-Requests of one priority run in the order of their arrival. A request is admitted when as many slots as it needs are
-free, and an admitted request can always finish: a slot has room for the longest sequence, so that no request stops for
-lack of memory. A waiting request preempts running ones of lower priority, the latest first, if that frees enough slots.
-Preempted requests resume where they stopped, before the other waiting requests of their priority.
+Requests of equal priority run in order of arrival. A request is admitted when enough slots are free, and an admitted
+request can always finish: a slot has memory for the longest sequence, so that no request stops for lack of memory. A
+waiting request preempts running requests of lower priority, the latest first, if that frees enough slots. Preempted
+requests resume where they stopped, before other waiting requests of their priority.
 """
 
 from collections.abc import Iterable
@@ -14,12 +14,12 @@ from higgs_audio.errors import QueueFullError
 
 @dataclass(frozen=True, order=True)
 class QueueEntry:
-    """A request as the scheduler knows it, ordered by priority and arrival.
+    """A request in the queue, ordered by priority and arrival.
 
     Attributes:
         priority: lower values run first.
-        arrival: the number of the request.
-        num_slots: slots of the KV cache that it needs.
+        arrival: the number of requests that arrived before.
+        num_slots: number of slots of the KV cache that the request needs.
     """
 
     priority: int
@@ -29,7 +29,7 @@ class QueueEntry:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What changes before the next step: entries to preempt, then entries that begin or resume."""
+    """The changes before the next step: entries to preempt, then entries that begin or resume."""
 
     preempted: tuple[QueueEntry, ...] = ()
     admitted: tuple[QueueEntry, ...] = ()
@@ -40,7 +40,7 @@ class Scheduler:
 
     Args:
         num_slots: slots of the KV cache.
-        max_waiting: requests that may wait; `add` refuses more.
+        max_waiting: maximum number of waiting requests; `add` rejects more.
 
     Attributes:
         waiting, running: entries of requests without and with slots.
@@ -54,20 +54,20 @@ class Scheduler:
 
     @property
     def num_free_slots(self) -> int:
-        """Slots that no running request has."""
+        """Number of slots that no running request uses."""
         return self.num_slots - _count_slots(self.running)
 
     def add(self, num_slots: int, priority: int) -> QueueEntry:
         """Queues a request.
 
         Raises:
-            QueueFullError: `max_waiting` requests wait already.
+            QueueFullError: `max_waiting` requests are waiting already.
         """
         assert 1 <= num_slots <= self.num_slots
         if len(self.waiting) >= self.max_waiting:
             raise QueueFullError(
-                f"{len(self.waiting)} requests wait, the most that this engine allows; try again when some are done, "
-                "or create the engine with a greater max_waiting"
+                f"{len(self.waiting)} requests are waiting, the maximum of this engine; try again when some are done, "
+                "or create the engine with a larger max_waiting"
             )
         entry = QueueEntry(priority, self._num_arrived, num_slots)
         self._num_arrived += 1
@@ -79,7 +79,7 @@ class Scheduler:
         (self.running if entry in self.running else self.waiting).remove(entry)
 
     def schedule(self) -> Schedule:
-        """Admits waiting requests in order, until one does not fit: to let others overtake it could starve it."""
+        """Admits waiting requests in order, until one does not fit: if others overtook it, it could starve."""
         preempted: list[QueueEntry] = []
         admitted: list[QueueEntry] = []
         for entry in sorted(self.waiting):
@@ -95,7 +95,7 @@ class Scheduler:
         return Schedule(tuple(preempted), tuple(admitted))
 
     def _find_victims(self, entry: QueueEntry) -> list[QueueEntry] | None:
-        """Running requests to preempt for an entry, none where it fits; None where preemption does not free enough."""
+        """Returns the running requests to preempt for an entry, [] if it fits; None if too few slots can be freed."""
         missing, victims = entry.num_slots - self.num_free_slots, []
         for victim in sorted(self.running, reverse=True):
             if missing <= 0 or victim.priority <= entry.priority:

@@ -6,34 +6,34 @@ from weakref import ref
 import torch
 
 from higgs_audio.engine.decode_state import DecodeState
-from higgs_audio.engine.guard import Guard
 from higgs_audio.engine.handle import RequestHandle
 from higgs_audio.engine.kv_cache import SavedSlot
+from higgs_audio.engine.loop_detector import LoopDetector
 from higgs_audio.engine.request import Request
 from higgs_audio.engine.scheduler import QueueEntry
 
 
-@dataclass(eq=False)  # compared by identity: tensors cannot be compared as one value
+@dataclass(eq=False)  # compared by identity, because `==` of tensors is elementwise
 class Sequence:
     """A request that an engine has accepted.
 
     Attributes:
-        request, handle, entry: the request, its result and its place in the scheduler's queue.
-        guard: watches its codes where `request.guarded`.
-        slots: of the KV cache, from its first prefill chunk on; empty while it waits or is preempted.
-        num_prefilled: positions of the prompt that are in all its slots.
-        num_cached: per slot, first positions that came from the prefix cache; may exceed `num_prefilled`.
-        shared: per slot, the entry of the prefix cache that its first positions equal, while that is cached, and their
+        request, handle, entry: the request, its handle and its entry in the scheduler's queue.
+        detector: detects loops in its codes; None unless `request.detect_loops`.
+        slots: slots of the KV cache, from the first prefill chunk on; empty while the request waits or is preempted.
+        num_prefilled: number of positions of the prompt that are in all slots.
+        num_cached: per slot, number of positions loaded from the prefix cache; may exceed `num_prefilled`.
+        shared: per slot, a weak reference to the entry of the prefix cache that equals its first positions, and their
             number.
-        length: positions in its slots, from its first decode step on.
-        saved: while it is preempted, the contents of its slots and its decode state.
-        is_cancelled: whether to end it before the next step.
+        length: number of positions in the slots, from the first decode step on.
+        saved: while preempted, the contents of the slots and the decode state.
+        is_cancelled: whether the engine ends the request before the next step.
     """
 
     request: Request
     handle: RequestHandle
     entry: QueueEntry
-    guard: Guard | None = None
+    detector: LoopDetector | None = None
     slots: list[int] = field(default_factory=list)
     num_prefilled: int = 0
     num_cached: list[int] = field(default_factory=list)
@@ -49,5 +49,5 @@ class Sequence:
 
     @property
     def num_saved_bytes(self) -> int:
-        """Bytes of keys and values that it holds while it is preempted."""
+        """Bytes of keys and values that are saved while the request is preempted."""
         return 0 if self.saved is None else sum(saved.num_bytes for saved in self.saved[0])

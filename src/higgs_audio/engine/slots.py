@@ -1,5 +1,5 @@
-"""Allocation of the slots of the KV cache: the first ones belong to sequences that decode, the next ones to sequences
-in prefill, without gaps.
+"""Allocates the slots of the KV cache: first those of decoding sequences, then those of sequences in prefill, without
+gaps.
 """
 
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ class Slots:
     """The slots of one cache.
 
     Args:
-        cache: whose slots are allocated.
-        config: of the model.
+        cache: the cache.
+        config: config of the model.
 
     Attributes:
-        cache: as given.
-        decoding: sequences that decode, in the order of `state`.
+        cache: the cache.
+        decoding: decoding sequences, in the order of `state`.
         state: their decode state; None before the first sequence.
         prefilling: sequences in prefill, in the order of their slots.
-        expected: slots that will be needed soon; `allocate` reserves memory for all of them at once.
+        expected: number of slots that will be needed soon; `allocate` reserves memory for all of them at once.
     """
 
     def __init__(self, cache: KVCache, config: HiggsAudioConfig) -> None:
@@ -38,7 +38,7 @@ class Slots:
         self._layout: BatchLayout | None = None
 
     def allocate(self, sequence: Sequence) -> None:
-        """Gives the next slots to a sequence whose prefill begins."""
+        """Allocates the next slots to a sequence whose prefill begins."""
         first = _count_slots(self.decoding) + _count_slots(self.prefilling)
         slots = list(range(first, first + sequence.request.num_slots))
         self.cache.reserve(max(slots[-1] + 1, self.expected), 1)
@@ -46,16 +46,16 @@ class Slots:
         sequence.slots, sequence.num_cached, sequence.shared = slots, [0] * len(slots), [None] * len(slots)
 
     def start_decoding(self, sequence: Sequence, state: DecodeState) -> None:
-        """Moves the first sequence in prefill, which has finished it, to those that decode."""
+        """Moves the first sequence in prefill, which is complete, to the decoding sequences."""
         assert sequence is self.prefilling[0]
         self.prefilling.remove(sequence)
         sequence.length = sequence.num_prefilled
         self._append(sequence, state)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Frees the slots of a sequence, to be resumed later.
+        """Frees the slots of a sequence, which can be resumed later.
 
-        A sequence that decodes is saved; an unfinished prefill is repeated, which takes about as long as a copy.
+        A decoding sequence is saved; an unfinished prefill is repeated, which takes about as long as a copy.
         """
         if sequence in self.decoding:
             assert self.state is not None
@@ -64,7 +64,7 @@ class Slots:
         self.free(sequence)
 
     def resume(self, sequence: Sequence) -> None:
-        """Restores a preempted sequence behind those that decode; the slots of those in prefill move up."""
+        """Restores a preempted sequence after the decoding sequences; the slots of sequences in prefill move up."""
         assert sequence.saved is not None
         saved, state = sequence.saved
         first = _count_slots(self.decoding)
@@ -95,7 +95,7 @@ class Slots:
         self._layout = None
 
     def layout(self) -> "BatchLayout":
-        """The layout of the decode batch, with random numbers for at least one step."""
+        """Returns the layout of the decode batch, with random numbers for at least one step."""
         assert self.state is not None
         if self._layout is None or self._layout.sampler.num_steps == NUM_STEPS:
             self._layout = BatchLayout.of(self.decoding, self.state, self._config)
@@ -107,7 +107,7 @@ class Slots:
         self._layout = None
 
     def _close_gaps(self, gaps: list[int]) -> None:
-        """Moves the last slots of the sequences that decode into the gaps, then those in prefill up."""
+        """Moves the last slots of decoding sequences into the gaps, then the slots of sequences in prefill."""
         num_used = _count_slots(self.decoding)
         free = [slot for slot in gaps if slot < num_used]
         for sequence in self.decoding:
@@ -119,9 +119,7 @@ class Slots:
         self._move_prefilling(num_used)
 
     def _move_prefilling(self, first: int) -> None:
-        """Moves the slots of sequences in prefill to `first` and on, in an order that overwrites none before its
-        move.
-        """
+        """Moves the slots of sequences in prefill to `first` and on, in an order that overwrites no unmoved slot."""
         moves: list[tuple[int, int, int]] = []  # source, target, number of positions
         for sequence in self.prefilling:
             slots = list(range(first, first + len(sequence.slots)))
@@ -138,12 +136,12 @@ class Slots:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """What stays the same until a sequence joins or leaves the decode batch, or its random numbers are used up.
+    """The layout of the decode batch until a sequence joins or leaves, or the random numbers are used up.
 
     Attributes:
         owners: for each of the R slots, the index of its sequence.
         owner_index: the same as a tensor `[R]` on the device.
-        sampler: of the batch.
+        sampler: sampler of the batch.
         shared: prefixes that slots share.
     """
 
@@ -154,7 +152,7 @@ class BatchLayout:
 
     @classmethod
     def of(cls, sequences: list[Sequence], state: DecodeState, config: HiggsAudioConfig) -> "BatchLayout":
-        """The layout of sequences that decode."""
+        """Returns the layout of decoding sequences."""
         owner = {slot: index for index, sequence in enumerate(sequences) for slot in sequence.slots}
         owners = [owner[slot] for slot in range(len(owner))]
         conditional, negative = zip(*((sequence.slots[0], sequence.slots[-1]) for sequence in sequences), strict=True)
@@ -165,7 +163,7 @@ class BatchLayout:
 
 
 def _shared_prefixes(sequences: list[Sequence], num_slots: int) -> SharedPrefixes:
-    """What slots share, as far as the prefix cache still holds it."""
+    """Returns the prefixes that slots share and that are still in the prefix cache."""
     parts = {slot: part for s in sequences for slot, part in zip(s.slots, s.shared, strict=True)}
     alive = ((part[0](), part[1]) if (part := parts[slot]) else (None, 0) for slot in range(num_slots))
     return SharedPrefixes([(saved, count) if saved else None for saved, count in alive])

@@ -1,1 +1,1 @@
-"""Evaluation: benchmarks are data, metrics are functions, and `run` scores systems in one table."""
+"""Evaluation: benchmarks (data), metrics (functions), and `run`, which scores systems in one table."""

@@ -1,4 +1,4 @@
-"""Benchmarks: sentences that no model was trained on, and the voices to generate them with."""
+"""Benchmarks: held-out sentences, and the voices to generate them with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ VOICES = ("heart", "joe", "slt", "awb")
 
 @dataclass(frozen=True)
 class Sentence:
-    """One line of a benchmark; `index` counts from 0 and names its recordings."""
+    """One line of a benchmark; `index` counts from 0 and is part of the names of its recordings."""
 
     index: int
     text: str
@@ -22,7 +22,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Sentences and voices. Every voice has all sentences; with `rotated`, the voices take turns instead."""
+    """Sentences and voices. Every voice has all sentences; with `rotated`, the sentences alternate between voices."""
 
     name: str
     sentences: tuple[Sentence, ...]
@@ -45,16 +45,16 @@ def load(path: str | Path, voices: Sequence[str], limit: int | None = None) -> B
 
     Raises:
         TextError: the file does not exist, is empty, or has a blank line.
-        OptionError: there is no voice, a voice is given twice, or the limit is below 1.
+        OptionError: no voice, a voice given twice, or a limit below 1.
     """
     if not voices or len(set(voices)) != len(voices):
-        raise OptionError(f"voices={list(voices)}: give at least one, each of them once")
+        raise OptionError(f"voices={list(voices)}: give at least one, and each only once")
     if limit is not None and limit < 1:
         raise OptionError(f"limit={limit}: give 1 or more, or None for every sentence")
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise TextError(f"the sentences could not be read: {error}") from error
+        raise TextError(f"the sentences cannot be read: {error}; give a file with one sentence per line") from error
     if not lines or not all(line.strip() for line in lines):
         raise TextError(f"{path} is empty or has a blank line; give one sentence on every line")
     sentences = tuple(Sentence(index, line.strip()) for index, line in enumerate(lines))
@@ -62,5 +62,5 @@ def load(path: str | Path, voices: Sequence[str], limit: int | None = None) -> B
 
 
 def heldout(voices: Sequence[str] = VOICES, limit: int | None = None) -> Benchmark:
-    """Returns the 200 held-out sentences of this package; raises the errors of `load`."""
+    """Returns the 200 held-out sentences of this package; for arguments and errors see `load`."""
     return load(HELDOUT, voices, limit)

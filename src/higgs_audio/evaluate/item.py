@@ -1,4 +1,4 @@
-"""Measurements of one generated sentence, and the results file that lets an interrupted run resume."""
+"""Measurements of one generated sentence, and the results file from which an interrupted run resumes."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from higgs_audio.listen.asr import transcribe
 from higgs_audio.listen.quality import assess
 from higgs_audio.listen.speaker import embed
 
-EMBEDDING_DECIMALS = 4  # keep a line under 3 kB and a cosine correct to four decimals
+EMBEDDING_DECIMALS = 4  # keeps a line under 3 kB and a cosine correct to four decimals
 
 
 @dataclass(frozen=True)
 class Synthesis:
-    """A system's output for one sentence; `ended` tells whether generation stopped by itself, None if unknown."""
+    """A system's output for one sentence; `ended` is whether generation stopped by itself, None if unknown."""
 
     waveform: Waveform
     ended: bool | None = None
@@ -68,7 +68,12 @@ def item_key(
 
 
 def measure(key: ItemKey, synthesis: Synthesis) -> Item:
-    """Measures transcript, quality and speaker embedding of one sentence, in about a second on one core."""
+    """Measures transcript, quality and speaker embedding of one sentence, in about one second on one core.
+
+    Raises:
+        MissingExtraError: a package of the metrics is not installed.
+        CheckpointError: the ASR model does not load.
+    """
     waveform = synthesis.waveform
     quality = assess(waveform)
     return Item(

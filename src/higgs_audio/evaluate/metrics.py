@@ -16,7 +16,7 @@ BOOTSTRAP_DRAWS = 2000
 
 @dataclass(frozen=True)
 class ErrorCount:
-    """The number of substitutions, deletions and insertions, and of words or characters in the reference."""
+    """Substitutions, deletions and insertions together, and the number of words or characters in the reference."""
 
     errors: int
     total: int
@@ -47,27 +47,35 @@ def word_errors(reference: str, hypothesis: str) -> ErrorCount:
 
 
 def character_errors(reference: str, hypothesis: str) -> ErrorCount:
-    """Counts the character errors of one utterance, spaces included; see `word_errors`."""
+    """Counts the character errors of one utterance, including spaces; for errors see `word_errors`."""
     return _count(_jiwer().process_characters(*_normalized(reference, hypothesis)))
 
 
 def wer(reference: str, hypothesis: str) -> float:
-    """Returns the word error rate of one utterance; 0 is perfect, and it can exceed 1."""
+    """Returns the word error rate of one utterance; 0 is perfect, and it can exceed 1. For errors see `word_errors`."""
     return word_errors(reference, hypothesis).rate
 
 
 def cer(reference: str, hypothesis: str) -> float:
-    """Returns the character error rate of one utterance."""
+    """Returns the character error rate of one utterance; for errors see `word_errors`."""
     return character_errors(reference, hypothesis).rate
 
 
 def corpus_rate(counts: Sequence[ErrorCount]) -> float:
-    """Returns all errors over all words or characters: long utterances weigh more. Most papers mean this by "WER"."""
+    """Returns all errors over all words or characters, the usual definition of WER; long utterances weigh more.
+
+    Raises:
+        OptionError: no utterance.
+    """
     return sum(count.errors for count in _check_any(counts)) / sum(count.total for count in counts)
 
 
 def mean_rate(counts: Sequence[ErrorCount]) -> float:
-    """Returns the mean of the utterances' error rates, as Seed-TTS-eval reports it."""
+    """Returns the mean of the utterances' error rates, as in Seed-TTS-eval.
+
+    Raises:
+        OptionError: no utterance.
+    """
     return float(np.mean([count.rate for count in _check_any(counts)]))
 
 
@@ -84,13 +92,13 @@ def bootstrap_interval(
 
     Args:
         errors, totals: `[N]`, one entry per utterance; with totals of 1, the interval is that of a mean.
-        groups: `[N]`, a group per utterance; groups are resampled as a whole. Give the sentence if several voices
-            speak it, because they share its difficulty. None resamples utterances.
+        groups: `[N]`, a group per utterance; groups are resampled as a whole. Group by sentence if several voices have
+            the same sentences, because they share their difficulty. None resamples utterances.
         level: share of the resamples inside the interval.
         draws, seed: number of resamples, and the seed of their generator.
 
     Raises:
-        OptionError: there is no utterance, or `errors` and `totals` differ in length.
+        OptionError: no utterance, or `errors` and `totals` of different lengths.
 
     >>> bootstrap_interval([0, 1, 0, 1], [2, 2, 2, 2])
     (0.0, 0.5)
@@ -98,7 +106,7 @@ def bootstrap_interval(
     numerators, denominators = np.asarray(errors, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     if numerators.size == 0 or numerators.shape != denominators.shape:
         raise OptionError(
-            f"errors {numerators.shape} and totals {denominators.shape} must be of one length, at least 1"
+            f"errors {numerators.shape} and totals {denominators.shape} must have the same length, at least 1"
         )
     if groups is not None:
         numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
@@ -111,7 +119,7 @@ def bootstrap_interval(
 
 
 def duration_ratio(seconds: float, reference_seconds: float) -> float:
-    """Returns the duration of a generated recording over that of its reference: 1 is the same pace.
+    """Returns the duration of a generated recording divided by that of its reference: 1 is the same pace.
 
     Raises:
         OptionError: the reference is not longer than 0 s.
@@ -121,10 +129,10 @@ def duration_ratio(seconds: float, reference_seconds: float) -> float:
     return seconds / reference_seconds
 
 
-def within(ratios: ArrayLike, tolerance: float = 0.3) -> float:
+def share_within(ratios: ArrayLike, tolerance: float = 0.3) -> float:
     """Returns the share of duration ratios from `1 - tolerance` to `1 + tolerance`.
 
-    Speech that stops early or does not stop lowers it.
+    Speech that ends too early or too late lowers it.
     """
     return float(np.mean(np.abs(np.asarray(ratios) - 1.0) <= tolerance))
 
@@ -143,7 +151,7 @@ def _normalized(reference: str, hypothesis: str) -> tuple[str, str]:
     expected = normalize(reference)
     if not any(character.isalnum() for character in expected):  # the normalizer leaves a dot of "..."
         raise TextError(
-            f"the reference {reference!r} holds no word to compare with; give a text with letters or digits"
+            f"the reference {reference!r} contains no word to compare with; give a text with letters or digits"
         )
     return expected, normalize(hypothesis)
 

@@ -22,19 +22,19 @@ SAMPLE_RATE = 24000
 FFT_SIZE = 1024
 HOP_LENGTH = 240  # 10 ms
 NUM_MELS = 100
-RANGE_DB = 80.0  # colour scale, below the maximum of all recordings
+RANGE_DB = 80.0  # range of the colour scale, below the maximum of all recordings
 TICKS_HZ = (0, 250, 500, 1000, 2000, 4000, 8000, 12000)
-WIDTH_INCHES, HEIGHT_INCHES = 10.0, 2.3  # of one recording
+WIDTH_INCHES, HEIGHT_INCHES = 10.0, 2.3  # size of the plot of one recording
 
 
 def plot_mel_spectrograms(waveforms: Mapping[str, Waveform], path: str | Path) -> None:
-    """Writes a PNG of the mel spectrograms of `waveforms`, titled by their names, in seconds, Hz and dB, atomically.
+    """Writes a PNG of the mel spectrograms of `waveforms`, titled by name, in seconds, Hz and dB, atomically.
 
-    All share one time axis and one colour scale, whose 0 dB is the maximum of all recordings, so a quieter or shorter
-    recording looks quieter or shorter.
+    All recordings share one time axis and one colour scale, whose 0 dB is their common maximum, so that a quieter or
+    shorter recording looks quieter or shorter.
 
     Raises:
-        OptionError: there is no recording, or the path does not end in .png.
+        OptionError: no recording, or a path that does not end in .png.
         MissingExtraError: matplotlib is not installed.
     """
     if not waveforms or Path(path).suffix.lower() != ".png":
@@ -75,7 +75,7 @@ def _plot(axis: "Axes", name: str, spectrogram: NDArray[np.float32]) -> "AxesIma
 
 
 def _new_figure(num_panels: int) -> "Figure":
-    """Returns a figure outside pyplot: it opens no window and leaves the caller's figures alone."""
+    """Returns a figure outside pyplot, which opens no window and does not affect the caller's figures."""
     try:
         module = import_module("matplotlib.figure")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Packages that an evaluation needs, checked before any work begins."""
+"""The packages that an evaluation requires, checked before it begins."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -7,14 +7,14 @@ from higgs_audio.errors import MissingExtraError
 from higgs_audio.listen.weights import WEIGHT_PACKAGES
 from higgs_audio.listen.whisper_packages import PACKAGES
 
-# Import names by metric: word error rate, speech quality, speaker similarity.
+# Import names of the packages for each metric: word error rate, speech quality, speaker similarity.
 WORDS = ("faster_whisper", "jiwer", "whisper_normalizer")
 QUALITY = ("speechmos", "onnxruntime", "distillmos")
 SPEAKER = ("resemblyzer",)
 
 
 class MissingPackagesError(MissingExtraError):
-    """Packages that an evaluation needs are not installed; the message names all of them and the pip commands."""
+    """Packages that an evaluation requires are not installed; the message lists all of them and the pip commands."""
 
     def __init__(self, packages: Sequence[str]) -> None:
         names = [package.replace("_", "-") for package in packages]
@@ -24,7 +24,7 @@ class MissingPackagesError(MissingExtraError):
             commands.insert(0, "pip install 'higgs-audio[evaluate]'")
         ImportError.__init__(
             self,
-            f"the evaluation needs packages that are not installed: {', '.join(names)}. First: {' && '.join(commands)}",
+            f"the evaluation needs packages that are not installed: {', '.join(names)}. Run: {' && '.join(commands)}",
         )
 
 

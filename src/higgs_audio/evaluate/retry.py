@@ -13,8 +13,8 @@ from higgs_audio.speech.request import SpeechOptions
 from higgs_audio.speech.result import Speech
 from higgs_audio.speech.tts import HiggsAudio
 
-ASR_MODEL = "whisper-tiny.en"  # a tenth of a second per sentence, and nearly always the transcript of larger models
-SEED_STEP = 1_000_003  # between the seeds of tries; utterances of a text have consecutive seeds
+ASR_MODEL = "whisper-tiny.en"  # 0.1 s per sentence; its transcripts nearly always equal those of larger models
+SEED_STEP = 1_000_003  # difference between the seeds of tries; utterances of a text have consecutive seeds
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class VerifiedSpeech:
     """The best of several tries.
 
     Attributes:
-        speech: the try with the fewest word errors, the first of several equal ones.
-        transcript: its transcript.
-        errors: the word errors of the transcript.
-        num_tries: number of tries made; a try without errors is the last one.
+        speech: the try with the fewest word errors; the first of equal ones.
+        transcript: transcript of `speech`.
+        errors: word errors of the transcript.
+        num_tries: number of tries; a try without errors is the last one.
     """
 
     speech: Speech
@@ -50,12 +50,13 @@ def generate_verified(
         text, voice: as in `HiggsAudio.generate`.
         num_tries: maximum number of tries.
         asr_model: the ASR model, as in `listen.asr.transcribe`.
-        options: as in `HiggsAudio.generate`; `seed` is that of the first try, from which the others follow.
+        **options: as in `HiggsAudio.generate`; `seed` is the seed of the first try, from which the others are derived.
 
     Raises:
         OptionError: `num_tries` is below 1, or an option is invalid, as in `generate`.
-        MissingExtraError: a package that the ASR model needs is not installed.
+        MissingExtraError: a package of the ASR model is not installed.
         TextError: the text has no word to compare with.
+        HiggsAudioError: as for `HiggsAudio.generate`.
     """
     check_count("num_tries", num_tries, 1)
     seed = options.get("seed")

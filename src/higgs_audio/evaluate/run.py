@@ -1,4 +1,4 @@
-"""The evaluation run: every system generates every sentence with every voice, and one table scores the results."""
+"""The evaluation run: every system generates every sentence with every voice; one table reports the scores."""
 
 import json
 import sys
@@ -41,31 +41,31 @@ def run(
     """Measures every system and writes the table.
 
     An interrupted run resumes: measured items are kept in `items.jsonl`. A recording in a folder is measured again if
-    its samples have changed; give a callable whose behaviour has changed a new name.
+    its samples have changed; if the behaviour of a callable has changed, give it a new name.
 
     Args:
-        systems: by name, either a callable `(text, voice, draw) -> Waveform | Synthesis`, where `draw` counts from 0
-            and serves as the seed, or a folder of recordings `{voice}/{index:03d}.wav` (further draws
-            `{index:03d}-1.wav`); a `{index:03d}.json` of `{"ended": true}` beside a recording may tell whether
+        systems: name -> system: either a callable `(text, voice, draw) -> Waveform | Synthesis`, where `draw` counts
+            from 0 and serves as the seed, or a folder of recordings `{voice}/{index:03d}.wav` (further draws
+            `{index:03d}-1.wav`). A file `{index:03d}.json` with `{"ended": true}` beside a recording may state whether
             generation stopped by itself.
         benchmark: sentences and voices.
         output: folder of `items.jsonl`, `table.json`, `table.md` and, written last, `manifest.json`.
-        source: the system with the recordings of the voices; similarity and duration are relative to it.
-        draws: how often each sentence is generated; the source has one recording.
+        source: name of the system with recordings of the voices; similarity and duration are relative to it.
+        draws: number of times each sentence is generated; the source has one recording.
         model: the ASR model, as in `listen.asr.transcribe`.
 
     Returns:
         The rows of the table, in the order of `systems`.
 
     Raises:
-        OptionError: there is no system named `source`, a folder does not exist, or `draws` is below 1.
-        MissingExtraError: a package that the metrics need is not installed; raised before any work begins.
+        OptionError: no system named `source`, a folder that does not exist, or `draws` below 1.
+        MissingExtraError: a package of the metrics is not installed; raised before any work begins.
     """
     _check(systems, source, draws)
     check_packages(model)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)  # its presence tells that the rest is complete
+    (folder / "manifest.json").unlink(missing_ok=True)  # its presence means that the other files are complete
     results = ResultsFile(folder / "items.jsonl")
     counts = {name: 1 if name == source else draws for name in systems}
     measured = _measure_all(systems, benchmark, counts, model, results)
@@ -83,7 +83,7 @@ def run(
 
 def _check(systems: Mapping[str, System], source: str, draws: int) -> None:
     if source not in systems:
-        raise OptionError(f"no system {source!r} to take the voices from; {nearest(source, systems)}")
+        raise OptionError(f"no system {source!r} with the recordings of the voices; {nearest(source, systems)}")
     if draws < 1:
         raise OptionError(f"draws={draws}: give 1 or more")
     for name, system in systems.items():
@@ -94,7 +94,7 @@ def _check(systems: Mapping[str, System], source: str, draws: int) -> None:
 def _measure_all(
     systems: Mapping[str, System], benchmark: Benchmark, counts: Mapping[str, int], model: str, results: ResultsFile
 ) -> dict[str, list[Item]]:
-    """Returns the items of each system, in the order of voices and sentences; prints what fails or is missing."""
+    """Returns the items of each system, in the order of voices and sentences; prints failed and missing ones."""
     total = sum(counts.values()) * sum(len(benchmark.sentences_of(voice)) for voice in benchmark.voices)
     measured: dict[str, list[Item]] = {name: [] for name in systems}
     with Progress(console=Console(file=sys.stderr)) as progress:
@@ -124,7 +124,7 @@ def _iterate(benchmark: Benchmark, counts: Mapping[str, int]) -> Iterator[tuple[
 def _measured(
     system: System, name: str, voice: str, sentence: Sentence, draw: int, model: str, results: ResultsFile
 ) -> Item:
-    """Returns the item from the results file, or measures it and adds it there."""
+    """Returns the item from the results file, or measures it and adds it to the file."""
     if callable(system):
         key = item_key(name, voice, sentence, draw, model)
         return results.items.get(key) or _measure(key, _as_synthesis(system(sentence.text, voice, draw)), results)

@@ -1,4 +1,4 @@
-"""The table: one row per system and voice, from measured items, and its Markdown form."""
+"""The table of results: one row per system and voice, from measured items; also as Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from higgs_audio.evaluate.metrics import (
     corpus_rate,
     duration_ratio,
     mean_rate,
-    within,
+    share_within,
     word_errors,
 )
 
@@ -22,7 +22,7 @@ ALL_VOICES = "all"
 
 @dataclass(frozen=True)
 class Row:
-    """One system with one voice, or with all of them; None if something could not be measured.
+    """The results of one system with one voice, or with all voices; None for values that could not be measured.
 
     Attributes:
         items, missing: number of items measured and missing.
@@ -30,13 +30,13 @@ class Row:
         wer_mean: mean word error rate of the utterances.
         cer: character error rate of the whole corpus.
         distill_mos, dnsmos_ovrl: mean predicted quality, 1 to 5.
-        similarity: mean cosine to the source's recordings of the same voice, other sentences only.
-        margin: `similarity` minus the same for the most similar other voice.
-        duration_ratio: mean of the duration over that of the source's recording of the same sentence.
-        duration_within, duration_near: share of the ratios from 0.7 to 1.3, and from 0.5 to 1.5.
-        ended: share that stopped by itself.
+        similarity: mean cosine to the source's recordings of other sentences in the same voice.
+        margin: `similarity` minus the similarity to the most similar other voice.
+        duration_ratio: mean ratio of the duration to that of the source's recording of the same sentence.
+        duration_within, duration_near: share of these ratios from 0.7 to 1.3, and from 0.5 to 1.5.
+        ended: share of items whose generation stopped by itself.
 
-    Rates and shares lie between 0 and 1; error rates can exceed 1.
+    Rates and shares are between 0 and 1; error rates can exceed 1.
     """
 
     system: str
@@ -59,13 +59,13 @@ class Row:
 
 
 def rows(system: str, items: Sequence[Item], sources: Sequence[Item], expected: Mapping[str, int]) -> list[Row]:
-    """Returns the rows of one system: one per voice, and a last one for all of them if there are several.
+    """Returns the rows of one system: one per voice, and if there are several, a last row for all voices.
 
     Args:
-        system: its name.
-        items: its items.
+        system: name of the system.
+        items: items of the system.
         sources: items of the recordings of the voices.
-        expected: number of items of each voice if nothing were missing, in the order of the rows.
+        expected: voice -> number of items if none is missing, in the order of the rows.
     """
     parts = {voice: [item for item in items if item.key.voice == voice] for voice in expected}
     if len(expected) > 1:
@@ -82,7 +82,7 @@ def rows(system: str, items: Sequence[Item], sources: Sequence[Item], expected: 
 
 
 def markdown(table: Iterable[Row]) -> str:
-    """Returns the rows as a Markdown table, rates in per cent; a dash means not measured."""
+    """Formats the rows as a Markdown table, with rates in percent; a dash means not measured."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in table]
     return "\n".join(lines) + "\n"
@@ -134,8 +134,8 @@ def _number(value: float | None, decimals: int, scale: int = 1) -> str:
 class _Similarities:
     """Mean cosines of an item to the recordings of each source voice, except those of the item's own sentence.
 
-    The mean cosine to unit vectors is the dot product with their mean, so one sum per voice and the single vectors
-    suffice.
+    The mean cosine to unit vectors is the dot product with their mean, so one sum per voice and the individual vectors
+    are enough.
     """
 
     def __init__(self, sources: Sequence[Item]) -> None:
@@ -194,8 +194,8 @@ def _row(
         similarity=_mean([found[own] for own, found in cosines if own in found]),
         margin=_mean([_margin(own, found) for own, found in cosines if own in found and len(found) > 1]),
         duration_ratio=_mean(ratios),
-        duration_within=within(ratios) if ratios else None,
-        duration_near=within(ratios, 0.5) if ratios else None,
+        duration_within=share_within(ratios) if ratios else None,
+        duration_near=share_within(ratios, 0.5) if ratios else None,
         ended=_mean([float(item.ended) for item in items if item.ended is not None]),
     )
 

@@ -1,4 +1,4 @@
-"""The plain generation loop behind `model.generate()`: options, sampling, guidance, rules, the batch loop."""
+"""The reference generation loop behind `model.generate()`: options, sampling, guidance, rules, the batch loop."""
 
 from higgs_audio.generation.loop import generate, stream
 from higgs_audio.generation.options import GenerateOptions

@@ -1,4 +1,4 @@
-"""Checks of the inputs that every model takes: token ids, delayed columns of codes, features."""
+"""Checks of the inputs of the language model: token ids, delayed columns of codes, features."""
 
 from typing import Any
 
@@ -10,29 +10,29 @@ from higgs_audio.errors import CodesError, PromptError
 
 
 def audio_mask(input_ids: Tensor, config: HiggsAudioConfig) -> Tensor:
-    """Returns a mask, of the shape of `input_ids`, of the placeholders that take a column of codes."""
+    """Returns a mask of the shape of `input_ids`, true at placeholders of columns of codes."""
     return torch.isin(input_ids, torch.tensor(config.audio_placeholder_ids, device=input_ids.device))
 
 
 def vocabulary_size(config: HiggsAudioConfig) -> int:
-    """The number of text tokens, V_text."""
+    """Returns the number of text tokens, V_text."""
     text: Any = config.text_config
     return int(text.vocab_size)
 
 
 def check_ids(input_ids: Tensor, config: HiggsAudioConfig, name: str = "input_ids") -> None:
-    """Raises PromptError unless `input_ids` holds integers that the embedding table has rows for."""
+    """Raises PromptError unless `input_ids` are integers within the vocabulary."""
     if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
-        raise PromptError(f"{name} is of {input_ids.dtype}; it must hold integers")
+        raise PromptError(f"{name} has dtype {input_ids.dtype}; it must contain integers")
     low, high, num_ids = int(input_ids.min()), int(input_ids.max()), vocabulary_size(config)
     if low < 0 or high >= num_ids:
-        raise PromptError(f"token ids from {low} to {high}; this model knows 0 to {num_ids - 1}: use its own tokenizer")
+        raise PromptError(f"token ids from {low} to {high}; allowed: 0 to {num_ids - 1}. Use the model's own tokenizer")
 
 
 def check_columns(columns: Tensor, config: HiggsAudioConfig, with_range: bool = True) -> None:
-    """Checks the shape and type of `columns [B, F, K]`, and the range of their codes where `with_range`.
+    """Checks the shape and type of `columns [B, F, K]`, and with `with_range` the range of their ids.
 
-    A decode step skips the range: reading it would make the host wait for the device.
+    A decode step skips the range check, which would synchronize the host with the device.
 
     Raises:
         CodesError: a check fails.
@@ -44,11 +44,11 @@ def check_columns(columns: Tensor, config: HiggsAudioConfig, with_range: bool = 
         raise CodesError(f"audio_input_ids of {columns.dtype}: expected integers")
     if with_range and columns.numel() and not 0 <= int(columns.min()) <= int(columns.max()) < num_rows:
         raise CodesError(
-            f"audio_input_ids between {int(columns.min())} and {int(columns.max())}: allowed are 0 to {num_rows - 1}"
+            f"audio_input_ids from {int(columns.min())} to {int(columns.max())}; allowed: 0 to {num_rows - 1}"
         )
 
 
 def check_audio_tower(config: HiggsAudioConfig) -> None:
-    """Raises PromptError where the model has no audio tower to encode features."""
+    """Raises PromptError if the model has no audio tower to encode features."""
     if config.skip_audio_tower:
         raise PromptError("input_features for a model without audio tower (skip_audio_tower=True); pass codes instead")

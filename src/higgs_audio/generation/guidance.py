@@ -1,4 +1,4 @@
-"""Classifier-free guidance: amplifies the difference that the text of a prompt makes in the logits.
+"""Classifier-free guidance: amplifies the effect of the prompt's text on the logits.
 
 The unconditional (negative) prompt is the prompt with its last text masked. Guidance requires a model that was trained
 with a tenth of its prompts masked. Masked tokens are replaced by padding, so both prompts have the same length.
@@ -36,16 +36,16 @@ def mask_last_text(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 def negative_prompts(ids: Tensor, scale: float, options: Mapping[str, Any]) -> Tensor | None:
-    """Returns the unconditional prompts `[B, T]` for the prompts `ids [B, T]`, or None where guidance is off.
+    """Returns the unconditional prompts `[B, T]` for the prompts `ids [B, T]`, or None if guidance is off.
 
-    They are `negative_prompt_ids` where passed, else `ids` with their last texts masked. Guidance is off at scale 1. It
-    is also off where the scale comes from the checkpoint, not from the call, and `options` have neither
+    They are the option `negative_prompt_ids` if given, else `ids` with their last texts masked. Guidance is off at
+    scale 1. It is also off if the scale comes from the checkpoint, not from the call, and `options` have neither
     `negative_prompt_ids` nor a tokenizer.
 
     Args:
         ids: the conditional prompts.
         scale: the guidance scale.
-        options: of the call; `negative_prompt_ids`, `tokenizer` and `text_guidance_scale` are read.
+        options: options of the call; `negative_prompt_ids`, `tokenizer` and `text_guidance_scale` are read.
 
     Raises:
         OptionError: neither prompts nor a tokenizer to mask the texts with.
@@ -65,12 +65,12 @@ def negative_prompts(ids: Tensor, scale: float, options: Mapping[str, Any]) -> T
         return torch.stack([mask_last_text(row, tokenizer) for row in ids])
     if not isinstance(given, Tensor) or given.shape != ids.shape:
         shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        raise PromptError(f"negative_prompt_ids is {shape}; it must be of the shape of input_ids, {tuple(ids.shape)}")
+        raise PromptError(f"negative_prompt_ids is {shape}; it must have the shape of input_ids, {tuple(ids.shape)}")
     return given
 
 
 def duplicate_batch(inputs: Mapping[str, Tensor], negative_ids: Tensor | None = None) -> dict[str, Tensor]:
-    """Returns a model's inputs for `[2 B]` rows: the batch twice, the second half with `negative_ids` where passed."""
+    """Returns the inputs of the batch twice, `[2 B]` rows; `negative_ids`, if given, replace the second `input_ids`."""
     doubled = {name: torch.cat([value, value]) for name, value in inputs.items()}
     if negative_ids is not None:
         doubled["input_ids"] = torch.cat([inputs["input_ids"], negative_ids])
@@ -80,11 +80,11 @@ def duplicate_batch(inputs: Mapping[str, Tensor], negative_ids: Tensor | None = 
 def apply_guidance(logits: Tensor, scale: float | Tensor, eos: int) -> Tensor:
     """Returns guided logits `[B, ..., V]`: unconditional + scale * (conditional - unconditional).
 
-    The id `eos` keeps its conditional probability; with a guided one, sentences ended at their pauses.
+    The id `eos` keeps its conditional probability; with a guided probability, sentences ended at their pauses.
 
     Args:
         logits: `[2 B, ..., V]`, conditional rows first, unconditional rows second.
-        scale: of all rows, or `[B, 1, 1]` with as many dimensions as the logits.
+        scale: one scale for all rows, or `[B, 1, 1]` with as many dimensions as the logits.
         eos: id of stream eos.
     """
     conditional, negative = logits.float().chunk(2)
@@ -106,11 +106,11 @@ def last_text(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int
     Raises:
         PromptError: the prompt has no user turn.
     """
-    header = torch.tensor(user_header_ids(tokenizer), device=ids.device)
+    header = torch.tensor(_user_header_ids(tokenizer), device=ids.device)
     windows = ids.unfold(0, min(len(header), len(ids)), 1)
     headers = torch.eq(windows, header[: windows.shape[1]]).all(1).nonzero()
     if len(ids) < len(header) or not len(headers):
-        raise PromptError("the prompt has no user turn whose text could be masked")
+        raise PromptError("the prompt has no user turn whose text could be masked; add one, or omit guidance")
     start = int(headers[-1]) + len(header)
     end_ids = torch.tensor([_id(tokenizer, end) for end in (END_OF_TURN, END_OF_MESSAGE)], device=ids.device)
     ends = torch.isin(ids[start:], end_ids).nonzero()
@@ -118,14 +118,14 @@ def last_text(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int
 
 
 def _tag_length(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the number of tokens of the speaker tag that a text starts with."""
+    """Returns the number of tokens of the speaker tag at the start of a text, 0 without one."""
     starts = [str(tokenizer.decode(ids[:count].tolist())) for count in range(_MAX_TAG_TOKENS + 1)]
     return max((count for count, start in enumerate(starts) if _TAG_AND_SPACE.fullmatch(start)), default=0)
 
 
 @lru_cache
-def user_header_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Returns the token ids that open every user turn."""
+def _user_header_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Returns the token ids at the start of every user turn."""
     return tuple(tokenizer(USER_HEADER, add_special_tokens=False)["input_ids"])
 
 

@@ -15,14 +15,14 @@ from higgs_audio.generation.output import Step
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors of a batch with every default filled in; without audio, F is 0.
+    """The tensors of a batch, with defaults filled in; without audio, F is 0.
 
     Attributes:
         input_ids, attention_mask: `[B, T]`.
         columns: `[B, F, K]` delayed columns.
         columns_mask: `[B, F]` bool, True where a column is not padding.
-        features: inputs of the audio tower by name; empty without them.
-        config: of the model.
+        features: inputs of the audio tower by name; may be empty.
+        config: config of the model.
     """
 
     input_ids: Tensor
@@ -34,13 +34,13 @@ class Inputs:
 
     @property
     def pad_token_id(self) -> int:
-        """The padding id; padding never changes a result, so 0 serves where the config names none."""
+        """The padding id; 0 if the config has none, since padding never changes a result."""
         return self.config.pad_token_id or 0
 
     def open_segment(self, row: int) -> Sequence[Column]:
-        """Returns the [n] columns, from the bos column on, of the segment that the row's prompt ends in.
+        """Returns the columns, from the bos column on, of the segment in which the row's prompt ends.
 
-        Empty when the prompt does not end inside a segment.
+        Empty if the prompt does not end inside a segment.
 
         Raises:
             CodesError: the prompt ends inside a segment, but none of its columns is a bos column.
@@ -51,25 +51,25 @@ class Inputs:
         columns = [tuple(column) for column in self.columns[row][self.columns_mask[row]].tolist()]
         bos = (self.config.audio_stream_bos_id,) * self.config.audio_num_codebooks
         if bos not in columns:
-            raise CodesError(f"row {row} ends inside a segment, but audio_input_ids holds no bos column for it")
+            raise CodesError(f"row {row} ends inside a segment, but audio_input_ids has no bos column for it; add one")
         start = len(columns) - 1 - columns[::-1].index(bos)
         return columns[start:]
 
-    def of_prompts(self) -> dict[str, Tensor]:
-        """Returns the model's inputs for the prompts. Features enter here alone."""
+    def prompt_inputs(self) -> dict[str, Tensor]:
+        """Returns the model's inputs for the prompts. Only these include features."""
         inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         if self.columns.shape[1]:
             inputs |= {"audio_input_ids": self.columns, "audio_input_ids_mask": self.columns_mask}
         return inputs | dict(self.features)
 
-    def of_step(self, steps: Sequence[Step]) -> dict[str, Tensor]:
-        """Returns the model's inputs for one position per row: the token or column of a live row, padding for others.
+    def step_inputs(self, steps: Sequence[Step]) -> dict[str, Tensor]:
+        """Returns the model's inputs for one position per row: the token or column of an active row, else padding.
 
-        Where every live row is in audio, columns alone are passed. Otherwise a row in audio passes its placeholder and
+        If every active row is in audio, only columns are passed. Otherwise a row in audio passes its placeholder and
         column, a row in text its token.
 
         Args:
-            steps: the last step of each live row.
+            steps: the last step of each active row.
         """
         config, device = self.config, self.input_ids.device
         num_rows = len(self.input_ids)
@@ -96,11 +96,16 @@ def check_inputs(
     audio_input_ids_mask: Tensor | None,
     features: Mapping[str, Tensor | None],
 ) -> Inputs:
-    """Returns the checked tensors of a batch.
+    """Checks the tensors of a batch and fills in defaults.
+
+    Args:
+        config: config of the model.
+        input_ids, attention_mask, audio_input_ids, audio_input_ids_mask: as in `generate`.
+        features: inputs of the audio tower by name; None if not given.
 
     Raises:
-        PromptError: token ids or an attention mask of the wrong shape or type, right padding, or features that the
-            model or `feature_positions` cannot take.
+        PromptError: token ids or an attention mask of the wrong shape or type, right padding, or features that do not
+            fit the model or `feature_positions`.
         CodesError: columns or a column mask of the wrong shape.
     """
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or 0 in input_ids.shape:
@@ -112,7 +117,7 @@ def check_inputs(
     if attention_mask.shape != input_ids.shape or not bool(attention_mask[:, -1].all()):
         raise PromptError(
             f"attention_mask {tuple(attention_mask.shape)} does not fit input_ids {tuple(input_ids.shape)}, or pads on "
-            "the right; shorter prompts are padded on the left"
+            "the right; pad shorter prompts on the left"
         )
     columns, columns_mask = _check_columns(config, input_ids, audio_input_ids, audio_input_ids_mask)
     given = {name: tensor for name, tensor in features.items() if tensor is not None}
@@ -123,7 +128,7 @@ def check_inputs(
 def _check_columns(
     config: HiggsAudioConfig, input_ids: Tensor, columns: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns the columns `[B, F, K]` and their mask `[B, F]` after checking their shapes."""
+    """Checks the shapes of the columns `[B, F, K]` and their mask `[B, F]`, and returns both."""
     shape = (len(input_ids), 0, config.audio_num_codebooks)
     columns = input_ids.new_zeros(shape) if columns is None else columns
     if columns.dim() != 3 or columns.shape[::2] != shape[::2]:
@@ -136,9 +141,9 @@ def _check_columns(
 
 
 def _check_features(config: HiggsAudioConfig, given: Mapping[str, Tensor]) -> None:
-    """Raises PromptError for features without an audio tower, or without positions that take them, or the reverse."""
+    """Raises PromptError for features without an audio tower or positions, or positions without features."""
     has_features, positions = "input_features" in given, given.get("feature_positions")
     if has_features:
         check_audio_tower(config)
     if has_features != (positions is not None and bool(positions.any())):
-        raise PromptError("input_features and feature_positions belong together; pass all that the processor returns")
+        raise PromptError("pass input_features and feature_positions together, as the processor returns them")

@@ -1,9 +1,9 @@
-"""The plain generation loop: one forward pass, one id per row, repeated. It is simple and slow, and every faster path
-must agree with it.
+"""The reference generation loop: one forward pass, one token or column per row, repeated. It is simple and slow; every
+faster path must agree with it.
 
 `row_state.py` chooses the next token of one row. `stream` runs it over a batch, and `generate` concatenates the stream.
 Every token of the result has been an input of the model at its position, so running the model over the result as a
-prompt gives the same choices: after the last column of a segment comes one forward pass of that column (as in
+prompt leads to the same choices: after the last column of a segment there is one forward pass of that column (as in
 training), then one of <|audio_eos|>.
 """
 
@@ -26,7 +26,8 @@ from higgs_audio.generation.rules import Rules, read_limits, read_rules, read_se
 
 
 class ForwardOutput(Protocol):
-    """What the loop reads of a forward pass: logits `[B, T, K, V + 2]`, text logits `[B, T, V_text]`, the cache."""
+    """The fields of a model output that the loop reads: logits `[B, T, K, V + 2]`, text logits `[B, T, V_text]` and the
+    cache."""
 
     @property
     def logits(self) -> Tensor: ...
@@ -37,7 +38,7 @@ class ForwardOutput(Protocol):
 
 
 class LanguageModel(Protocol):
-    """What the loop needs of a model: its config and its forward pass. `generation_config` is optional."""
+    """The interface of a model that the loop uses: config and forward pass. `generation_config` is optional."""
 
     @property
     def config(self) -> HiggsAudioConfig: ...
@@ -58,29 +59,29 @@ def generate(
 ) -> GenerateOutput:
     """Generates the text and audio that follow each prompt of a batch.
 
-    A row of a batch gives the same result as the row alone with its seed. Some rows may have audio and others not, and
-    some may be in text while others are in audio.
+    Each row of a batch has the same result as it would have alone with its seed. Some rows may have audio and others
+    not, and some may be in text while others are in audio.
 
     Args:
         model: the language model.
         input_ids: `[B, T]` token ids, shorter prompts padded on the left, one placeholder for each column. A prompt
-            that ends in <|audio_out_bos|> is continued with audio; one that ends in a placeholder has its segment
-            continued.
-        attention_mask: `[B, T]`, 0 on the padding; no padding when None.
+            that ends in <|audio_out_bos|> is continued with audio; a prompt that ends in a placeholder continues its
+            segment.
+        attention_mask: `[B, T]`, 0 for padding; no padding when None.
         audio_input_ids: `[B, F, K]` delayed columns of the prompts, rows padded on the right.
-        audio_input_ids_mask: `[B, F]` bool, False on that padding; no padding when None.
+        audio_input_ids_mask: `[B, F]` bool, False for padding; no padding when None.
         input_features, feature_attention_mask, feature_positions: inputs of the audio tower; see
             `HiggsAudioModel.forward`.
         **options: see `GenerateOptions`. labels, audio_labels and their older spellings are ignored, so that a training
-            batch can be passed as it is.
+            batch can be passed unchanged.
 
     Returns:
         GenerateOutput(sequences `[B, T']`, audio_sequences, finish_reasons).
 
     Raises:
         OptionError: an unknown option, or a value outside its range.
-        PromptError: inputs whose shapes, padding or placeholders do not fit.
-        CodesError: columns that do not fit.
+        PromptError: inputs of the wrong shape, padding or placeholders.
+        CodesError: columns of the wrong shape, type or range.
         NumericsError: the model returned NaN or infinity.
     """
     features = _named(input_features, feature_attention_mask, feature_positions)
@@ -102,8 +103,8 @@ def stream(
 ) -> Iterator[tuple[Step, ...]]:
     """Yields the steps of `generate`: one tuple per forward pass, with one `Step` for every row that has not finished.
 
-    Arguments and errors are those of `generate`; options and shapes are checked before this function returns. Closing
-    the iterator stops the generation. A `FrameAligner` per segment turns the columns into frames.
+    Arguments and errors are the same as for `generate`; options and shapes are checked before this function returns.
+    Closing the iterator stops the generation. A `FrameAligner` per segment converts the columns to frames.
     """
     features = _named(input_features, feature_attention_mask, feature_positions)
     inputs = check_inputs(model.config, input_ids, attention_mask, audio_input_ids, audio_input_ids_mask, features)
@@ -131,7 +132,7 @@ def _run_steps(
 ) -> Iterator[tuple[Step, ...]]:
     """Runs the loop. With `negative_ids` every forward pass runs the batch twice, conditional and unconditional."""
     mask, cache, with_text = inputs.attention_mask, None, True
-    batch = inputs.of_prompts()
+    batch = inputs.prompt_inputs()
     while True:
         if negative_ids is not None:
             batch = duplicate_batch(batch, negative_ids if cache is None else None)
@@ -150,5 +151,5 @@ def _run_steps(
         if all(state.finish_reason for state in states):
             return
         mask = torch.cat([mask, mask.new_ones(len(states), 1)], dim=1)
-        batch = inputs.of_step([step for step in steps if step.finish_reason is None]) | {"attention_mask": mask}
+        batch = inputs.step_inputs([step for step in steps if step.finish_reason is None]) | {"attention_mask": mask}
         with_text = "input_ids" in batch

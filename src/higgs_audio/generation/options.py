@@ -1,4 +1,4 @@
-"""The keyword options of `generate` and `stream`, as a type that editors and type checkers know."""
+"""The keyword options of `generate` and `stream`, as a type for editors and type checkers."""
 
 from collections.abc import Collection, Sequence
 
@@ -11,23 +11,23 @@ from higgs_audio.generation.sampling import SamplingKwargs
 class GenerateOptions(SamplingKwargs, total=False):
     """Keyword options of `generate` and `stream`; all of them may be omitted.
 
-    The options of `SamplingKwargs` are the fields of `SamplingOptions`, which documents them. An omitted one comes from
-    `model.generation_config`, then from the defaults of `SamplingOptions`. With do_sample=False, repetition-aware
-    sampling is off unless `ras_win_len` is passed.
+    The options of `SamplingKwargs` are the fields of `SamplingOptions`, which documents them. Defaults come from
+    `model.generation_config`, then from `SamplingOptions`. With do_sample=False, repetition-aware sampling is off
+    unless `ras_win_len` is passed.
 
-    negative_prompt_ids: `[B, T]`, the unconditional prompts that guidance compares with. When omitted, they are
-        `input_ids` with the last user text masked, which requires `tokenizer`. Without either, a text_guidance_scale
-        that comes from the checkpoint is ignored.
-    max_new_tokens: maximum number of steps of a row; a step is one text token or one column. F frames of sound take
+    negative_prompt_ids: `[B, T]`, the unconditional prompts of guidance. By default they are `input_ids` with the last
+        user text masked, which requires `tokenizer`. Without either, a text_guidance_scale that comes from the
+        checkpoint is ignored.
+    max_new_tokens: maximum number of steps of a row; a step is one text token or one column. F frames of audio take
         F + K + 1 columns, then <|audio_eos|> and an end token. 1024 when neither limit is passed.
     max_length: the same limit, counting the row's prompt (its placeholders, not its padding). With both limits, the
         lower one applies.
-    min_frames, max_frames: bounds of each segment; 0 and no bound when omitted. A segment that reaches max_frames is
-        closed there, and its row finishes with "length".
+    min_frames, max_frames: bounds on the frames of each segment; 0 and no bound when omitted. A segment that reaches
+        max_frames ends there, and its row finishes with "length".
     eos_token_id: one id or several that end a row; `config.eos_token_id` when omitted, None for no end token.
     stop_strings: one string or several that end a row once its new text contains one; requires `tokenizer`.
     tokenizer: decodes the new text for `stop_strings` and masks the text for guidance.
-    seed: one int, in which case row b draws from seed + b; or a list of B ints; None takes B seeds from torch's global
+    seed: an int, which gives row b the seed `seed + b`; a list of B ints; or None to draw B seeds from torch's global
         generator.
     """
 

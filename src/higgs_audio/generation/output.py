@@ -1,4 +1,4 @@
-"""What generation returns: steps from `stream`, a `GenerateOutput` from `generate`."""
+"""The results of generation: steps from `stream`, a `GenerateOutput` from `generate`."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from higgs_audio.delay import Column
 
 @dataclass(frozen=True)
 class Step:
-    """What one step added to one row: a text token, or a placeholder with its column.
+    """The result of one step for one row: a text token, or a placeholder with its column.
 
     Attributes:
         row: index in the batch.
         token: id of the text token or the placeholder.
-        column: ids of the K codebooks; None in a step of text.
+        column: ids of the K codebooks; None in a text step.
         column_index: index of the column in its segment; 0 is the bos column, which opens a new segment.
         finish_reason: "stop" or "length" on the row's last step.
     """
@@ -33,8 +33,8 @@ class Step:
 class GenerateOutput:
     """The concatenation of a stream.
 
-    Indexes and unpacks like the tuple (sequences, audio_sequences). For a batch of one, `[1]` is the list of that row's
-    segments, which is what `HiggsAudioProcessor.decode` takes.
+    It is indexed and unpacked like the tuple (sequences, audio_sequences). For a batch of one, `[1]` is the list of the
+    row's segments, the input of `HiggsAudioProcessor.decode`.
 
     Attributes:
         sequences: [B, T'] int64, the prompt and all new tokens, one placeholder per column; rows that finished early
@@ -74,8 +74,8 @@ def concatenate(
     Args:
         stream: the steps of each forward pass.
         input_ids: `[B, T]`, the prompts.
-        segments: for each row, the columns of the segment that its prompt ends in; empty where it ends in none.
-        pad_token_id: fills up rows that finished early.
+        segments: for each row, the columns of the segment in which its prompt ends; empty if it ends in none.
+        pad_token_id: id that pads rows that finished early.
     """
     rows = [(tokens, [list(columns)]) for tokens, columns in zip(input_ids.tolist(), segments, strict=True)]
     reasons = [""] * len(rows)

@@ -1,9 +1,9 @@
-"""The state machine of one row of a batch. It takes logits and does not know the model.
+"""The state machine of one row of a batch. It takes logits and is independent of the model.
 
 The last token and the open segment of a row determine its next step:
 
     the last token is <|audio_out_bos|>   a segment opens: placeholder + bos column, nothing is sampled
-    a segment is open                     placeholder + a sampled column of K codes, with the forced markers
+    a segment is open                     placeholder + a sampled column of K codes, with forced bos and eos
     the segment has its last column       <|audio_eos|>, nothing is sampled
     otherwise                             a sampled text token
 """
@@ -32,9 +32,9 @@ class RowState:
         limit: maximum number of steps.
         seed: seed of the row's random numbers.
         steps: steps so far.
-        delay_state: of the open segment; None in text.
+        delay_state: state of the open segment; None in text.
         recent: the last `ras_win_len` columns of the segment.
-        text: new text tokens; kept only where there are stop strings.
+        text: new text tokens; kept only if there are stop strings.
         finish_reason: "stop" or "length" once the row has finished.
     """
 
@@ -49,7 +49,7 @@ class RowState:
 
 
 def start_row(inputs: Inputs, row: int, limit: int, seed: int, rules: Rules) -> RowState:
-    """Returns the state of a row at the end of its prompt, inside a segment where the prompt ends in one."""
+    """Returns the state of a row at the end of its prompt, which may be inside a segment."""
     columns = inputs.open_segment(row)
     delay_state = rules.new_delay_state().resume(columns) if columns else None
     window = rules.sampling.ras_win_len or 0
@@ -60,7 +60,7 @@ def start_row(inputs: Inputs, row: int, limit: int, seed: int, rules: Rules) -> 
 def take_step(
     row: int, state: RowState, text_logits: Tensor | None, audio_logits: Tensor, rules: Rules
 ) -> tuple[RowState, Step]:
-    """Chooses the next token of a row and advances its state; arguments and errors are those of `next_step`."""
+    """Chooses the next token of a row and advances its state; for arguments and errors see `next_step`."""
     index = state.delay_state.num_columns if state.delay_state else 0
     token, sampled = next_step(state, text_logits, audio_logits, rules)
     state, column = advance(state, token, sampled, rules)
@@ -79,10 +79,10 @@ def next_step(
         rules: rules of the call.
 
     Returns:
-        (token, None), or (placeholder, K sampled ids), in which `advance` forces the markers of the delay pattern.
+        (token, None), or (placeholder, K sampled ids); `advance` then writes the bos and eos of the delay pattern.
 
     Raises:
-        NumericsError: the logits to choose from contain NaN or infinity.
+        NumericsError: the logits contain NaN or infinity.
         PromptError: the next token is text, and the model has no text head.
     """
     config = rules.config
@@ -104,13 +104,13 @@ def next_step(
 
 
 def step_noise(state: RowState, num: int, device: torch.device) -> Tensor:
-    """Returns the row's random numbers of this step, [num]."""
+    """Returns the row's random numbers for this step, [num]."""
     seed, step = (torch.tensor([value], device=device) for value in (state.seed, state.steps))
     return uniforms(seed, step, num)[0]
 
 
 def advance(state: RowState, token: int, sampled: Sequence[int] | None, rules: Rules) -> tuple[RowState, Column | None]:
-    """Returns the row after a step, finish reason included, and the step's column [K] with its forced markers."""
+    """Returns the state after a step, with its finish reason, and the step's column [K] with forced bos and eos."""
     state = replace(state, token=token, steps=state.steps + 1)
     column = None
     if sampled is not None:
@@ -125,15 +125,15 @@ def advance(state: RowState, token: int, sampled: Sequence[int] | None, rules: R
 
 
 def mask_text(logits: Tensor, config: HiggsAudioConfig) -> Tensor:
-    """[V_text] logits with -inf for the ids that only the state machine writes: placeholders and <|audio_eos|>."""
+    """Masks, in logits [V_text], the ids that only the state machine writes: placeholders and <|audio_eos|>."""
     forced = [id for id in (*config.audio_placeholder_ids, config.audio_eos_token_id) if id < logits.shape[-1]]
     return logits.float().index_fill(-1, torch.tensor(forced, dtype=torch.long, device=logits.device), float("-inf"))
 
 
 def mask_audio(logits: Tensor, delay_state: DelayState, min_frames: int, eos_codebooks: int | None = None) -> Tensor:
-    """[K, V + 2] logits with -inf for stream bos, which only the delay pattern writes, and for an eos that may not be.
+    """Masks, in logits [K, V + 2], stream bos, which only the delay pattern writes, and every eos that is not allowed.
 
-    An eos may not come before `min_frames` frames, or in a codebook from number `eos_codebooks` on.
+    An eos is allowed after `min_frames` frames, in the first `eos_codebooks` codebooks (None: in all).
     """
     logits = logits.float().clone()
     logits[:, delay_state.bos] = float("-inf")
@@ -152,7 +152,7 @@ def _sample_column(state: RowState, delay: DelayState, logits: Tensor, rules: Ru
     ids = sample(logits, rules.sampling, noise)  # [K]
     if state.recent:
         window = torch.tensor(state.recent, device=ids.device).T  # [K, W]
-        window = window.masked_fill(window >= delay.bos, -1)  # markers do not count as repetitions
+        window = window.masked_fill(window >= delay.bos, -1)  # bos and eos do not count as repetitions
         ids = repetition_aware(ids, logits, window, rules.sampling, redraw_noise)
     sampled: list[int] = ids.tolist()
     if rules.max_frames is not None and delay.total_columns is None and delay.num_columns == rules.max_frames + 1:
@@ -161,7 +161,7 @@ def _sample_column(state: RowState, delay: DelayState, logits: Tensor, rules: Ru
 
 
 def _finish_reason(state: RowState, rules: Rules) -> str | None:
-    """Returns why the row ends with this step; `state` still has the segment that <|audio_eos|> has just closed."""
+    """Returns the reason if the row ends with this step; `state` still has the segment that <|audio_eos|> closes."""
     delay = state.delay_state if state.token == rules.config.audio_eos_token_id else None
     if delay is not None and rules.max_frames is not None and delay.num_frames == rules.max_frames:
         return "length"

@@ -1,4 +1,4 @@
-"""The rules of one call of `generate`: its options, read strictly and completed from the checkpoint."""
+"""The rules of one call of `generate`: its options, checked, with defaults from the checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from higgs_audio.generation.checks import vocabulary_size
 from higgs_audio.generation.options import OPTION_NAMES
 from higgs_audio.generation.sampling import SamplingOptions, read_sampling
 
-DEFAULT_MAX_NEW_TOKENS = 1024  # 40 seconds of sound: 25 columns a second
-# Accepted without effect, so that a training batch can be passed to `generate` as it is.
+DEFAULT_MAX_NEW_TOKENS = 1024  # 40 seconds of audio: 25 columns per second
+# Accepted without effect, so that a training batch can be passed to `generate` unchanged.
 LABEL_NAMES = ("label", "labels", "audio_labels", "label_ids", "label_audio_ids")
 
 
@@ -37,7 +37,7 @@ class Rules:
 
 
 def read_rules(config: HiggsAudioConfig, generation_config: Any, options: Mapping[str, Any]) -> Rules:
-    """Returns the rules of a call from its options; omitted ones come from the checkpoint's `generation_config`.
+    """Returns the rules of a call from its options, with defaults from the checkpoint's `generation_config`.
 
     Raises:
         OptionError: an unknown option, or a value outside its range.
@@ -64,7 +64,7 @@ def read_rules(config: HiggsAudioConfig, generation_config: Any, options: Mappin
 
 
 def _end_tokens(given: Any, config: HiggsAudioConfig) -> frozenset[int]:
-    """Returns the ids that end a row. An id of the config may exceed a small vocabulary; it is then never sampled."""
+    """Returns the ids that end a row. An id in the config may exceed a small vocabulary; it is then never sampled."""
     size = vocabulary_size(config)
     named = {*_listed(config.eos_token_id), config.audio_eos_token_id}
     ids = _listed(given)
@@ -77,7 +77,7 @@ def _end_tokens(given: Any, config: HiggsAudioConfig) -> frozenset[int]:
 
 
 def _stop_strings(given: Any) -> tuple[str, ...]:
-    """Returns the strings that end a row; the empty string is no stop string."""
+    """Returns the strings that end a row; an empty string means none."""
     strings = [] if given == "" else _listed(given)
     if not all(isinstance(string, str) and string for string in strings):
         raise OptionError(f"stop_strings={given!r:.100}; allowed: a string, or a list of strings, none of them empty")
@@ -95,8 +95,8 @@ def read_limits(options: Mapping[str, Any], lengths: Sequence[int]) -> list[int]
     """Returns the maximum number of steps of each row.
 
     Args:
-        options: of the call; `max_new_tokens` and `max_length` are read.
-        lengths: positions of each prompt, placeholders included, padding not.
+        options: options of the call; `max_new_tokens` and `max_length` are read.
+        lengths: number of positions of each prompt, with placeholders and without padding.
 
     Raises:
         OptionError: a limit below 1, or a max_length that the longest prompt already reaches.
@@ -109,7 +109,7 @@ def read_limits(options: Mapping[str, Any], lengths: Sequence[int]) -> list[int]
     remaining = [given["max_length"] - length for length in lengths]
     if min(remaining) < 1:
         raise OptionError(
-            f"max_length={given['max_length']}, but a prompt has {max(lengths)} positions already (one for each column "
+            f"max_length={given['max_length']}, but a prompt already has {max(lengths)} positions (one for each column "
             "of its audio); pass a larger max_length, or max_new_tokens, which does not count the prompt"
         )
     return [min(steps, given.get("max_new_tokens", steps)) for steps in remaining]

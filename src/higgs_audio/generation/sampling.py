@@ -1,7 +1,7 @@
 """Sampling: temperature, top-k, top-p, the draw, and repetition-aware sampling, as pure functions on tensors.
 
-`SamplingOptions` is the description of the options and their defaults that every sampler follows: these functions, the
-engine's batched ones and the C ones (`tests/generation/test_sampling.py` compares all three, option by option).
+`SamplingOptions` describes the options and their defaults for all samplers: these functions, the engine's batched ones
+and the C ones (`tests/generation/test_sampling.py` compares all three, option by option).
 """
 
 import math
@@ -15,24 +15,24 @@ from typing_extensions import TypedDict
 
 from higgs_audio.errors import NumericsError, check_count, check_value, is_number
 
-MAX_COUNT = 2**31 - 1  # the largest value of an option that counts; torch's own integers end at 2**63
+MAX_COUNT = 2**31 - 1  # maximum of options that are counts; torch's own integers go up to 2**63
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How an id is chosen from its logits. The defaults are those published with the 3B checkpoint.
+    """How an id is chosen from its logits. The defaults were published with the 3B checkpoint.
 
     Args:
-        do_sample: sample at random; False takes the most likely id and ignores temperature, top_k and top_p.
+        do_sample: sample at random; False chooses the most likely id and ignores temperature, top_k and top_p.
         temperature: divides the logits; above 0.
         top_k: keep the k most likely ids; None keeps all.
         top_p: keep the most likely ids whose probabilities sum to p, 0 < p <= 1; None keeps all.
         ras_win_len: number of columns in the window of repetition-aware sampling; None disables it. It also applies to
             greedy choices, which often repeat one code without end.
         ras_win_max_num_repeat: an id that occurs this many times in the window is drawn again.
-        text_guidance_scale: factor of the difference that the text makes in the logits of a column. 1 runs the model
-            once per step, a larger value twice. For models that were trained on masked texts, see `guidance.py`.
-            (It is not transformers' guidance_scale, which transformers' class for this model rejects.)
+        text_guidance_scale: factor by which guidance amplifies the effect of the text on the logits of a column. 1 runs
+            the model once per step, a larger value twice. For models that were trained on masked texts, see
+            `guidance.py`. (It is not transformers' guidance_scale, which transformers' class for this model rejects.)
         eos_codebooks: only the first `eos_codebooks` codebooks may end the audio; None allows all, as published. A
             small model predicts the upper codebooks poorly, and may predict an end by mistake.
     """
@@ -47,10 +47,10 @@ class SamplingOptions:
     eos_codebooks: int | None = None
 
     def validate(self, num_ids: int | None = None) -> "SamplingOptions":
-        """Returns these options after checking them.
+        """Checks the options and returns them.
 
         Args:
-            num_ids: number of ids to choose from, the maximum of top_k; not checked when None.
+            num_ids: number of ids to choose from, which top_k must not exceed; not checked when None.
 
         Raises:
             OptionError: a value outside its range; the message names the option, the value and the range.
@@ -75,7 +75,7 @@ class SamplingOptions:
 
 
 class SamplingKwargs(TypedDict, total=False):
-    """The fields of `SamplingOptions` as keyword arguments; omitted ones have the checkpoint's values."""
+    """The fields of `SamplingOptions` as keyword arguments; defaults come from the checkpoint."""
 
     do_sample: bool
     temperature: float
@@ -101,12 +101,12 @@ def _check_temperature(temperature: float, do_sample: bool) -> None:
 
 
 def read_sampling(given: Mapping[str, Any], checkpoint: object, num_ids: int) -> SamplingOptions:
-    """Returns the sampling options of a call, completed from the checkpoint, then from our defaults.
+    """Returns the sampling options of a call, with defaults from the checkpoint, then from `SamplingOptions`.
 
     Args:
         given: the call's options by name; names that are not fields of `SamplingOptions` are ignored.
-        checkpoint: an object whose attributes of those names are defaults, such as a GenerationConfig; None for none.
-        num_ids: ids of one codebook, markers included. Only a top_k that the call passes is checked against it.
+        checkpoint: an object with defaults as attributes, such as a GenerationConfig, or None.
+        num_ids: ids of one codebook, with stream bos and stream eos. Only a top_k in `given` is checked against it.
 
     Raises:
         OptionError: a value outside its range.
@@ -119,7 +119,7 @@ def read_sampling(given: Mapping[str, Any], checkpoint: object, num_ids: int) ->
 
 
 NOT_FINITE = (
-    "the model gave logits with NaN or infinity. Common causes: float16, whose range is too small (use bfloat16 or "
+    "the model returned logits with NaN or infinity. Common causes: float16, whose range is too small (use bfloat16 or "
     "float32), or damaged weights."
 )
 
@@ -140,10 +140,10 @@ def filter_logits(logits: Tensor, options: SamplingOptions) -> Tensor:
 
     Args:
         logits: [..., V]; -inf marks an id that must not be chosen.
-        options: temperature, top_k and top_p are used; a top_k above V keeps all.
+        options: temperature, top_k and top_p are used; a top_k above V keeps all ids.
 
     Returns:
-        [..., V] float32; -inf where an id was filtered out. The most likely id always stays.
+        [..., V] float32; -inf where an id was filtered out. The most likely id is always kept.
     """
     logits = logits.float() / options.temperature
     if options.top_k is not None and options.top_k < logits.shape[-1]:
@@ -155,7 +155,7 @@ def filter_logits(logits: Tensor, options: SamplingOptions) -> Tensor:
 
 
 def _keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Keeps, in logits [..., V], the ids whose more likely ids have a total probability below top_p."""
+    """Keeps the ids of logits [..., V] for which the total probability of all more likely ids is below top_p."""
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # of equal logits the lower id comes first
     probabilities = ordered.softmax(dim=-1)
     more_likely = probabilities.cumsum(dim=-1) - probabilities
@@ -211,7 +211,7 @@ def sample(logits: Tensor, options: SamplingOptions, noise: Tensor) -> Tensor:
 
     Args:
         logits: [..., V].
-        options: with `do_sample=False` the most likely id is taken, and `noise` is not used.
+        options: with `do_sample=False` the most likely id is returned, and `noise` is not used.
         noise: [...], uniform random numbers; see `uniforms`.
 
     Returns:
@@ -223,7 +223,7 @@ def sample(logits: Tensor, options: SamplingOptions, noise: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, noise: Tensor) -> Tensor:
-    """Draws ids [...] from logits [..., V]: each is the first whose cumulative probability exceeds its `noise`."""
+    """Draws ids [...] from logits [..., V]: the first id whose cumulative probability exceeds its `noise` [...]."""
     reached = logits.float().softmax(dim=-1).to(noise.dtype).cumsum(dim=-1)  # [..., V]
     return (reached <= noise[..., None] * reached[..., -1:]).sum(dim=-1)
 
@@ -237,7 +237,7 @@ def repetition_aware(ids: Tensor, logits: Tensor, window: Tensor, options: Sampl
     Args:
         ids: [..., K] sampled ids.
         logits: [..., K, V] logits that the ids were sampled from, before filtering.
-        window: [..., K, W] the last columns, W <= ras_win_len; -1 in cells that do not count (stream bos, stream eos,
+        window: [..., K, W] the last columns, W <= ras_win_len; -1 in cells that are not codes (stream bos, stream eos,
             padding).
         options: with `ras_win_len=None` the ids are returned unchanged.
         noise: [..., K] random numbers for the redraws, different from those of the draws.

@@ -1,1 +1,1 @@
-"""Models that analyse recordings: each takes a `Waveform`, returns a small dataclass or a vector, and loads lazily."""
+"""Models that analyse recordings: each takes a `Waveform`, returns a dataclass or a vector, and is loaded lazily."""

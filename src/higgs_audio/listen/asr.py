@@ -67,7 +67,7 @@ def transcribe(
     device: str = "cpu",
     compute_type: str = "int8",
 ) -> list[Transcript]:
-    """Transcribes each recording, in the order given.
+    """Transcribes recordings, in order.
 
     The result is deterministic, and no recording affects another: temperature 0 without fallback, no voice activity
     detection, no conditioning on earlier text. The beam of 5 is Whisper's published setting; on sentences of a few
@@ -77,14 +77,14 @@ def transcribe(
     Args:
         waveforms: recordings of any sample rate.
         model: "whisper-base" or "whisper-tiny.en" (offline, from pip packages), a folder with a CTranslate2 model, a
-            hub name such as "Systran/faster-whisper-large-v3", or a size that faster-whisper knows, such as "large-v3".
-        language: two-letter code of the language spoken.
+            hub name such as "Systran/faster-whisper-large-v3", or a model size of faster-whisper, such as "large-v3".
+        language: two-letter code of the spoken language.
         beam_size: hypotheses kept during decoding.
         device, compute_type: as in CTranslate2; "cuda" and "float16" on a GPU.
 
     Raises:
         MissingExtraError: faster-whisper, or the package of the model, is not installed.
-        CheckpointError: there is no such model, or it cannot be loaded.
+        CheckpointError: no such model, or it does not load.
 
     Source: Radford et al. 2022, "Robust speech recognition via large-scale weak supervision".
     """
@@ -115,7 +115,7 @@ def _transcribe(model: _WhisperModel, waveform: Waveform, name: str, language: s
 
 @lru_cache(maxsize=2)
 def _load(model: str, device: str, compute_type: str) -> _WhisperModel:
-    """Loads a model, or returns it from memory; at most two are kept."""
+    """Loads a model, or returns a cached one; at most two are cached."""
     try:
         faster_whisper = importlib.import_module("faster_whisper")
     except ImportError as error:
@@ -124,7 +124,9 @@ def _load(model: str, device: str, compute_type: str) -> _WhisperModel:
     try:
         return cast(_WhisperModel, faster_whisper.WhisperModel(source, device=device, compute_type=compute_type))
     except (RuntimeError, ValueError, OSError) as error:
-        raise CheckpointError(f"the ASR model {model!r} could not be loaded: {error}") from error
+        raise CheckpointError(
+            f"the ASR model {model!r} could not be loaded: {error}. Give a folder with a CTranslate2 model, or a name"
+        ) from error
 
 
 def _source(model: str, known_sizes: Iterable[str]) -> str:

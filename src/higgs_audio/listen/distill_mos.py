@@ -1,6 +1,6 @@
 """DistillMOS: overall speech quality from 1 to 5; 4 million parameters, with weights from the package distillmos.
 
-The network is reimplemented because that package imports torchaudio, which does not load beside every build of torch.
+The network is reimplemented because that package imports torchaudio, which does not load with every build of torch.
 Source: Stahl and Gamper 2025, "Distillation and pruning for scalable self-supervised representation-based speech
 quality assessment".
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from higgs_audio.listen.weights import package_file
 
 WINDOW_SAMPLES = 122880  # 7.68 s, the input of the network
-MAX_STEP = 16000  # windows start at most a second apart
+MAX_STEP = 16000  # windows start at most one second apart
 FFT_SIZE = 320
 HOP_LENGTH = 160
 CHANNELS = (64, 64, 128, 256, 256, 256)
@@ -39,7 +39,7 @@ PREFIXES = {
 
 
 def distill_mos(samples: NDArray[np.float32]) -> float:
-    """Predicts the mean opinion score, 1 to 5, of `samples [S]` at 16 kHz; the level does not matter.
+    """Predicts the mean opinion score, 1 to 5, of `samples [S]` at 16 kHz, independent of their level.
 
     Raises:
         MissingExtraError: the package distillmos is not installed.
@@ -83,7 +83,7 @@ class _Network(nn.Module):
 
 
 def _convolutions() -> list[nn.Module]:
-    """Returns convolutions with 3 x 3 kernels; all but the first halve the bands, the last also halves the frames."""
+    """Returns 3 x 3 convolutions; all but the first halve the number of bands, the last also the number of frames."""
     layers: list[nn.Module] = []
     for index, (inputs, outputs) in enumerate(zip((2, *CHANNELS[:-1]), CHANNELS, strict=True)):
         stride = (1 if index == 0 else 2, 2 if index == len(CHANNELS) - 1 else 1)

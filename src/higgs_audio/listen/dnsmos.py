@@ -1,6 +1,6 @@
 """DNSMOS P.835: speech, background and overall quality from 1 to 5, with the ONNX model of the package speechmos.
 
-Source: Reddy et al. 2022, "DNSMOS P.835"; the polynomials are those published with the model.
+Source: Reddy et al. 2022, "DNSMOS P.835"; the polynomials were published with the model.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from higgs_audio.errors import MissingExtraError
 from higgs_audio.listen.weights import package_file
 
 SAMPLE_RATE = 16000
-WINDOW_SECONDS = 9.01  # input of the network; windows start a second apart
+WINDOW_SECONDS = 9.01  # input of the network; windows start one second apart
 
 # Map the raw outputs (speech, background, overall) to the scale of human ratings; highest power first.
 POLYNOMIALS = (
@@ -45,10 +45,10 @@ def dnsmos(samples: NDArray[np.float32]) -> tuple[float, float, float]:
 
 
 def _windows(samples: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Returns the windows of the network; samples that do not fill one are doubled until they do.
+    """Returns the windows of the network; samples shorter than a window are repeated, doubling until they fill it.
 
-    As in the reference implementation, so that scores are comparable. It computes the end of a window in floating
-    point and skips a window that comes out one sample short.
+    The reference implementation does the same, so scores are comparable. It computes the end of a window in floating
+    point and skips a window that is one sample short because of rounding.
     """
     length = int(WINDOW_SECONDS * SAMPLE_RATE)
     samples = samples.astype(np.float32)

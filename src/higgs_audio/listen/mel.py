@@ -49,7 +49,7 @@ def mel_filters(sample_rate: int, fft_size: int, num_mels: int) -> Floats:
 
 
 def mel_power(samples: Floats, sample_rate: int, fft_size: int, hop_length: int, num_mels: int) -> Floats:
-    """Returns the mel power spectrogram of `samples [S]`: `[1 + S // hop_length, num_mels]`, frames centred on hops."""
+    """Returns the mel power spectrogram `[1 + S // hop_length, num_mels]` of `samples [S]`, frames centered on hops."""
     window = np.hanning(fft_size + 1)[:-1].astype(np.float32)
     padded = np.pad(samples.astype(np.float32), fft_size // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, fft_size)[::hop_length]  # [frames, fft_size]

@@ -1,7 +1,7 @@
 """Speaker embeddings by the GE2E speaker encoder, with weights from the package resemblyzer.
 
-Two voices of one gender often have a similarity above 0.75, so compare it with that of other speakers (`evaluate.run`
-reports the margin). Source: Wan et al. 2018, "Generalized end-to-end loss for speaker verification".
+Two voices of the same gender often have a similarity above 0.75, so compare it with the similarity to other speakers
+(`evaluate.run` reports the margin). Source: Wan et al. 2018, "Generalized end-to-end loss for speaker verification".
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ NUM_MELS = 40
 FFT_SIZE = 400  # 25 ms
 HOP_LENGTH = 160  # 10 ms
 WINDOW_FRAMES = 160  # 1.6 s, the input of the network
-WINDOW_STEP = 77  # frames between windows: 1.3 windows a second
+WINDOW_STEP = 77  # frames between windows: 1.3 windows per second
 WINDOW_COVERAGE = 0.75  # minimum share of the last window that the recording covers
 TARGET_DBFS = -30.0  # quieter recordings are amplified to this level
 PAUSE_SAMPLES = 480  # length of a block of pause detection, 30 ms
@@ -53,12 +53,20 @@ def embed(waveform: Waveform) -> Floats:
 
 
 def embed_speaker(waveforms: Iterable[Waveform]) -> Floats:
-    """Returns the embedding of a speaker: the mean of several recordings' embeddings, `[256]`, a unit vector."""
+    """Returns the embedding of a speaker: the mean of several recordings' embeddings, `[256]`, a unit vector.
+
+    Raises:
+        MissingExtraError: as for `embed`.
+    """
     return _unit(np.mean([embed(waveform) for waveform in waveforms], axis=0))
 
 
 def similarity(first: Floats | Waveform, second: Floats | Waveform) -> float:
-    """Returns the cosine similarity, 0 to 1, of two speakers, given as embeddings or recordings."""
+    """Returns the cosine similarity, 0 to 1, of two speakers, given as embeddings `[256]` or recordings.
+
+    Raises:
+        MissingExtraError: as for `embed`.
+    """
     a, b = (embed(item) if isinstance(item, Waveform) else item for item in (first, second))
     return float(np.dot(_unit(a), _unit(b)))
 
@@ -88,7 +96,7 @@ def _encoder() -> _Encoder:
 
 
 def _window_starts(num_samples: int) -> list[int]:
-    """Returns the first frame of each window; at least one, and the last with WINDOW_COVERAGE."""
+    """Returns the first frame of each window: at least one window, the last with at least WINDOW_COVERAGE."""
     num_frames = -(-(num_samples + 1) // HOP_LENGTH)
     starts = list(range(0, max(1, num_frames - WINDOW_FRAMES + WINDOW_STEP + 1), WINDOW_STEP))
     covered = (num_samples / HOP_LENGTH - starts[-1]) / WINDOW_FRAMES
@@ -96,7 +104,7 @@ def _window_starts(num_samples: int) -> list[int]:
 
 
 def _amplify(samples: Floats) -> Floats:
-    """Amplifies a quiet recording to TARGET_DBFS; louder ones and silence stay as they are."""
+    """Amplifies a quiet recording to TARGET_DBFS; returns louder recordings and silence unchanged."""
     level = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
     target = 10.0 ** (TARGET_DBFS / 20.0)
     return samples * np.float32(target / level) if 1e-7 < level < target else samples

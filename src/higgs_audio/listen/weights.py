@@ -1,4 +1,4 @@
-"""Location of model weights inside installed packages, which are not imported for it."""
+"""Finds model weights inside installed packages, without importing the packages."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from higgs_audio.errors import MissingExtraError
 
 # Packages used only for their weights. No extra can include them because of their own dependencies: distillmos needs
-# torchaudio, which stops transformers from importing beside a CPU build of torch; resemblyzer needs webrtcvad and
+# torchaudio, with which transformers cannot be imported beside a CPU build of torch; resemblyzer needs webrtcvad and
 # typing, which need a compiler and do not build everywhere.
 WEIGHT_PACKAGES = ("distillmos", "resemblyzer")
 

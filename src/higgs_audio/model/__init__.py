@@ -1,4 +1,4 @@
-"""The language model: DualFFN layers, the audio tower, quantised and offloaded weights."""
+"""The language model: DualFFN layers, the audio tower, quantized and offloaded weights."""
 
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration, HiggsAudioModel
 

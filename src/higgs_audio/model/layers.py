@@ -1,4 +1,4 @@
-"""The layers of the trunk: routing of rows, norms, attention, feed-forward networks, DualFFN, audio embeddings."""
+"""The layers of the backbone: routing of rows, norms, attention, feed-forward networks, DualFFN, audio embeddings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,33 +20,33 @@ from higgs_audio.config import HiggsAudioConfig
 class Route:
     """The order of a batch's positions inside the layers: computed once per forward pass, used by every layer.
 
-    Hidden states are rows `[N, D]`: text rows first, then audio rows, without padding. Attention alone has `[B, T]`.
+    Hidden states are rows `[N, D]`: text rows first, then audio rows, without padding. Only attention uses `[B, T]`.
 
     Attributes:
         batch: number of sequences, B.
         num_text: number of text rows.
-        rows: `[N]` indices into the flattened B * T positions; None where every position is audio and in order (the
-            decode step), so that nothing is reordered.
-        places: `[B * T]` indices into the rows; padding points at row 0.
+        row_positions: `[N]`, index of each row in the flattened B * T positions; None if every position is audio and in
+            order (the decode step), so that nothing is reordered.
+        position_rows: `[B * T]`, index of the row of each position; 0 for padding.
     """
 
     batch: int
     num_text: int
-    rows: Tensor | None = None
-    places: Tensor | None = None
+    row_positions: Tensor | None = None
+    position_rows: Tensor | None = None
 
-    def take(self, positions: Tensor) -> Tensor:
+    def gather(self, positions: Tensor) -> Tensor:
         """Gathers positions `[B, T, ...]` into rows `[N, ...]`."""
         flat = positions.flatten(0, 1)
-        return flat if self.rows is None else flat.index_select(0, self.rows)
+        return flat if self.row_positions is None else flat.index_select(0, self.row_positions)
 
-    def put(self, rows: Tensor) -> Tensor:
-        """Scatters rows `[N, ...]` to positions `[B, T, ...]`; padding gets those of row 0, which the mask hides."""
-        flat = rows if self.places is None else rows.index_select(0, self.places)
+    def scatter(self, rows: Tensor) -> Tensor:
+        """Scatters rows `[N, ...]` to positions `[B, T, ...]`; padding receives row 0, which the mask hides."""
+        flat = rows if self.position_rows is None else rows.index_select(0, self.position_rows)
         return flat.unflatten(0, (self.batch, -1))
 
     def apply(self, text: nn.Module, audio: nn.Module | None, rows: Tensor) -> Tensor:
-        """Applies `text` to the text rows and `audio` to the audio rows; `text` to all where `audio` is None."""
+        """Applies `text` to the text rows and `audio` to the audio rows; `text` to all rows if `audio` is None."""
         if audio is None or self.num_text == rows.shape[0]:
             return text(rows)
         if self.num_text == 0:
@@ -56,14 +56,14 @@ class Route:
 
 
 def make_route(audio: Tensor, attended: Tensor | None) -> Route:
-    """Returns the route of a batch from its audio mask `[B, T]` and attention mask `[B, T]` (1 = a real position)."""
+    """Returns the route of a batch from its audio mask `[B, T]` and attention mask `[B, T]` (1 = not padding)."""
     real = torch.ones_like(audio) if attended is None else attended.bool()
     text_rows = (~audio & real).flatten().nonzero().squeeze(1)
     audio_rows = (audio & real).flatten().nonzero().squeeze(1)
-    rows = torch.cat([text_rows, audio_rows])  # [N]
-    places = torch.zeros(audio.numel(), dtype=torch.long, device=audio.device)
-    places[rows] = torch.arange(len(rows), device=audio.device)
-    return Route(audio.shape[0], len(text_rows), rows, places)
+    row_positions = torch.cat([text_rows, audio_rows])  # [N]
+    position_rows = torch.zeros(audio.numel(), dtype=torch.long, device=audio.device)
+    position_rows[row_positions] = torch.arange(len(row_positions), device=audio.device)
+    return Route(audio.shape[0], len(text_rows), row_positions, position_rows)
 
 
 class RMSNorm(nn.Module):
@@ -94,7 +94,7 @@ class FeedForward(nn.Module):
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotary position embedding, with the scaling that `config.rope_parameters` names, such as llama3."""
+    """Rotary position embedding, with the scaling in `config.rope_parameters`, such as llama3."""
 
     inv_freq: Tensor
 
@@ -127,14 +127,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def eager_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Attention without fused kernels, as the backend "eager".
+    """Attention without fused kernels: the backend "eager".
 
     Args:
         module: the attention layer; dropout is active when it is in training mode.
         query: `[B, N, T, H]`.
         key, value: `[B, N_kv, T', H]`.
         attention_mask: added to the scores, broadcast to `[B, N, T, T']`.
-        **options: `scaling` of the scores, and `dropout`.
+        **options: `scaling`, a factor of the scores, and `dropout`.
 
     Returns:
         The output `[B, T, N, H]`, and the weights `[B, N, T, T']`.
@@ -171,7 +171,7 @@ class Attention(nn.Module):
 
     def queries_and_keys(self, rows: Tensor, route: Route, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Returns the rotated queries `[B, T, N, H]` and keys `[B, T, N_kv, H]` of normalized rows `[N, D]`."""
-        query, key = (route.put(p(rows)).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj))
+        query, key = (route.scatter(p(rows)).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj))
         return rotate(query, *rotary), rotate(key, *rotary)
 
     def forward(
@@ -182,25 +182,25 @@ class Attention(nn.Module):
         Args:
             rows, route: the hidden states and their order.
             rotary: cosines and sines of the positions, `[B, T, 1, H]`.
-            mask: in the form of the attention backend: a tensor, a block mask, or None.
-            cache: extended by the new keys and values; without one, only those of this call are attended to.
+            mask: attention mask in the format of the backend: a tensor, a block mask, or None.
+            cache: extended by the new keys and values; without a cache, the call attends to its own keys only.
             **options: passed to the attention function.
         """
         query, key = (x.transpose(1, 2) for x in self.queries_and_keys(rows, route, rotary))  # [B, N, T, H]
-        value = route.put(self.v_proj(rows)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        value = route.scatter(self.v_proj(rows)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         dropout = self.config.attention_dropout if self.training else 0.0
         out, _ = self._backend()(self, query, key, value, mask, dropout=dropout, scaling=self.head_dim**-0.5, **options)
-        return self.o_proj(route.take(out.flatten(2)))
+        return self.o_proj(route.gather(out.flatten(2)))
 
     def _backend(self) -> Callable[..., tuple[Tensor, Any]]:
         return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
 
 
 class DualFFNLayer(GradientCheckpointingLayer):
-    """A decoder layer: text and audio rows share the attention; with `dual`, audio rows have norms and a feed-forward
-    network of their own."""
+    """A decoder layer: text and audio rows share the attention; with `dual`, audio rows have their own norms and
+    feed-forward network."""
 
     def __init__(self, config: LlamaConfig, layer: int, dual: bool) -> None:
         super().__init__()
@@ -215,12 +215,12 @@ class DualFFNLayer(GradientCheckpointingLayer):
 
     @property
     def text_modules(self) -> tuple[RMSNorm, RMSNorm, FeedForward]:
-        """For text rows: the norm before the attention, the norm before the feed-forward network, and that network."""
+        """For text rows: the norm before attention, the norm before the feed-forward network, and that network."""
         return self.input_layernorm, self.post_attention_layernorm, self.mlp
 
     @property
     def audio_modules(self) -> tuple[RMSNorm, RMSNorm, FeedForward]:
-        """The same for audio rows."""
+        """The same modules for audio rows."""
         return (
             self.audio_input_layernorm or self.input_layernorm,
             self.audio_post_attention_layernorm or self.post_attention_layernorm,
@@ -241,7 +241,7 @@ class DualFFNLayer(GradientCheckpointingLayer):
 
 
 class AudioEmbeddings(nn.Module):
-    """One embedding table for all codebooks; the embedding of a column is the sum over its K codes."""
+    """One embedding matrix for all codebooks; the embedding of a column is the sum over its K codes."""
 
     offsets: Tensor
 
@@ -252,7 +252,7 @@ class AudioEmbeddings(nn.Module):
         self.register_buffer("offsets", self.first_rows(), persistent=False)
 
     def first_rows(self) -> Tensor:
-        """Returns the first row of each codebook in the table, `[K]`."""
+        """Returns the first row of each codebook in the matrix, `[K]`."""
         return torch.arange(self.num_codebooks) * self.num_rows
 
     def forward(self, codes: Tensor) -> Tensor:

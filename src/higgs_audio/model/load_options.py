@@ -11,24 +11,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.quantization_config import QuantizationConfigMixin
 from typing_extensions import TypedDict
 
-from higgs_audio.checkpoint import FOLDER_OPTIONS
+from higgs_audio.checkpoint import FOLDER_OPTIONS, FolderOptions
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import OptionError, nearest
 
 
-class FolderOptions(TypedDict, total=False):
-    """Options that select the folder, as in `checkpoint.open_checkpoint`."""
-
-    revision: str | None
-    cache_dir: str | os.PathLike[str] | None
-    token: str | bool | None
-    local_files_only: bool
-    force_download: bool
-    subfolder: str | None
-
-
 class PassedOptions(TypedDict, total=False):
-    """Options that transformers' `from_pretrained` receives as they are."""
+    """Options that are passed unchanged to transformers' `from_pretrained`."""
 
     attn_implementation: str | dict[str, str] | None
     device_map: str | int | torch.device | dict[str, Any] | None
@@ -45,7 +34,7 @@ class PassedOptions(TypedDict, total=False):
 
 
 class UnusedOptions(TypedDict, total=False):
-    """Options that are accepted without effect: weights are always safetensors and strict, and bring no code."""
+    """Options that are accepted without effect: weights are always safetensors, loaded strictly and without code."""
 
     use_safetensors: bool | None
     low_cpu_mem_usage: bool | None
@@ -56,7 +45,7 @@ class UnusedOptions(TypedDict, total=False):
 
 
 class ConfigFields(TypedDict, total=False):
-    """Fields of `HiggsAudioConfig` that replace those of the checkpoint."""
+    """Fields of `HiggsAudioConfig` that replace the fields of the checkpoint's config."""
 
     text_config: dict[str, Any] | PreTrainedConfig | None
     audio_adapter_type: str
@@ -89,7 +78,7 @@ class LoadOptions(FolderOptions, PassedOptions, UnusedOptions, ConfigFields, tot
 
     config: replaces the checkpoint's config.
     generation_config: replaces the checkpoint's sampling options.
-    state_dict: weights in memory, with None for the name: transformers then builds the model from these and `config`.
+    state_dict: weights in memory, with None as the name: transformers then builds the model from them and `config`.
     """
 
     config: HiggsAudioConfig | str | os.PathLike[str] | None
@@ -107,7 +96,7 @@ def config_overrides(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options that are fields of the config.
 
     Raises:
-        OptionError: an unknown option, or an attention implementation that is not there.
+        OptionError: an unknown option or attention implementation.
     """
     fields = set(HiggsAudioConfig.__dataclass_fields__)
     known = {*FOLDER_OPTIONS, *LOAD_OPTIONS, *UNUSED_OPTIONS}

@@ -1,7 +1,7 @@
-"""The losses of the language model: which hidden state predicts which label, and the cross-entropy of both.
+"""The losses of the language model: which hidden state predicts which label, and their cross-entropy.
 
 `HiggsAudioForConditionalGeneration.forward` averages them over a batch; training sums them over processes and
-micro-batches first. `IGNORE_INDEX` marks what is not trained.
+micro-batches first. Positions with the label `IGNORE_INDEX` are not trained.
 """
 
 from torch import Tensor
@@ -12,10 +12,10 @@ from higgs_audio.errors import CodesError, PromptError
 
 
 def place_audio_labels(audio: Tensor, audio_labels: Tensor, columns_mask: Tensor | None) -> Tensor:
-    """Returns the labels of the columns at the positions of their placeholders, `[B, T, K]`, ignored elsewhere.
+    """Returns the labels of the columns at the positions of their placeholders, `[B, T, K]`; others are ignored.
 
     Args:
-        audio: `[B, T]` bool, the placeholders that take a column.
+        audio: `[B, T]` bool, true at placeholders of columns.
         audio_labels: `[B, F, K]`.
         columns_mask: `[B, F]`, true where a column is not padding; no padding when None.
     """
@@ -27,17 +27,17 @@ def place_audio_labels(audio: Tensor, audio_labels: Tensor, columns_mask: Tensor
 def select_labelled(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the M hidden states that predict a label, `[M, D]`, and their labels, `[M]` or `[M, K]`.
 
-    The label of a position is predicted by the hidden state one position earlier: labels are shifted here and nowhere
-    else.
+    The hidden state one position earlier predicts the label of a position: labels are shifted here and nowhere else.
 
     Args:
         hidden: `[B, T, D]`.
-        labels: text labels `[B, T]`, or labels of columns `[B, T, K]`; a column with one label of its K is selected.
+        labels: text labels `[B, T]`, or labels of columns `[B, T, K]`; a column is selected if any of its K cells has a
+            label.
     """
-    wanted = labels[:, 1:].flatten(0, 1)
-    is_labelled = wanted != IGNORE_INDEX
-    rows = (is_labelled if wanted.dim() == 1 else is_labelled.any(-1)).nonzero().squeeze(1)  # [M]
-    return hidden[:, :-1].flatten(0, 1).index_select(0, rows), wanted[rows]
+    targets = labels[:, 1:].flatten(0, 1)
+    is_labelled = targets != IGNORE_INDEX
+    rows = (is_labelled if targets.dim() == 1 else is_labelled.any(-1)).nonzero().squeeze(1)  # [M]
+    return hidden[:, :-1].flatten(0, 1).index_select(0, rows), targets[rows]
 
 
 def text_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def codebook_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
-    """Returns the mean of `losses [K]`, weighted by `weights [K]` where passed."""
+    """Returns the mean of `losses [K]`, weighted by `weights [K]` unless None."""
     if weights is None:
         return losses.mean()
     weights = weights.to(losses)
@@ -69,21 +69,21 @@ def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
 def check_labels(
     labels: Tensor | None, input_ids: Tensor | None, audio_labels: Tensor | None, columns: Tensor | None
 ) -> None:
-    """Checks that labels have the shape of what they label.
+    """Checks that labels have the shape of the ids that they label.
 
     Raises:
         PromptError: text labels of another shape than `input_ids`, or labels without `input_ids`.
         CodesError: audio labels of another shape than `audio_input_ids`.
     """
     if input_ids is None and (labels is not None or audio_labels is not None):
-        raise PromptError("labels without input_ids: pass the token ids, whose placeholders mark the columns")
+        raise PromptError("labels without input_ids; pass the token ids, whose placeholders mark the columns")
     if labels is not None and input_ids is not None and labels.shape != input_ids.shape:
-        raise PromptError(f"labels {tuple(labels.shape)} for input_ids {tuple(input_ids.shape)}: pass one for each id")
+        raise PromptError(f"labels {tuple(labels.shape)} for input_ids {tuple(input_ids.shape)}; pass one for each id")
     if audio_labels is None:
         return
-    wanted = None if columns is None else tuple(columns.shape)
-    if tuple(audio_labels.shape) != wanted:
+    expected = None if columns is None else tuple(columns.shape)
+    if tuple(audio_labels.shape) != expected:
         raise CodesError(
-            f"audio_labels {tuple(audio_labels.shape)} for audio_input_ids {wanted}: pass one for each code, "
-            f"{IGNORE_INDEX} where it is not trained"
+            f"audio_labels {tuple(audio_labels.shape)} for audio_input_ids {expected}; pass one label for each code, "
+            f"{IGNORE_INDEX} for codes that are not trained"
         )

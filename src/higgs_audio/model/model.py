@@ -1,4 +1,4 @@
-"""The language model: a Llama trunk whose layers have a second feed-forward network for audio positions (DualFFN)."""
+"""The language model: a Llama whose layers have a second feed-forward network for audio positions (DualFFN)."""
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,13 @@ from higgs_audio.model.tower import AudioTower, FeatureProjector, check_feature_
 
 
 class HiggsAudioModel(HiggsAudioPreTrainedModel):
-    """The trunk: from token ids and delayed codes to hidden states.
+    """The backbone: maps token ids and delayed codes to hidden states.
 
     Args:
         config: sizes and token ids.
 
     >>> model = HiggsAudioModel.from_pretrained(NANO)
-    >>> placeholder = model.config.audio_out_token_idx  # takes the place of one column of 8 codes
+    >>> placeholder = model.config.audio_out_token_idx  # stands for one column of 8 codes
     >>> ids, column = torch.tensor([[0, placeholder]]), torch.full((1, 1, 8), 1024)
     >>> model(input_ids=ids, audio_input_ids=column).last_hidden_state.shape
     torch.Size([1, 2, 320])
@@ -59,13 +59,13 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
 
     @property
     def text_config(self) -> LlamaConfig:
-        """The configuration of the trunk."""
+        """The configuration of the Llama backbone."""
         assert isinstance(self.config.text_config, LlamaConfig)
         return self.config.text_config
 
     @property
     def encoder_config(self) -> HiggsAudioEncoderConfig:
-        """The configuration of the audio tower; exists for models that have one."""
+        """The configuration of the audio tower, for models that have one."""
         assert isinstance(self.config.audio_encoder_config, HiggsAudioEncoderConfig)
         return self.config.audio_encoder_config
 
@@ -84,21 +84,24 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         feature_positions: Tensor | None = None,
         **options: Unpack[FlashAttentionKwargs],
     ) -> HiggsAudioModelOutput:
-        """Runs the trunk.
+        """Runs the backbone.
 
         Args:
-            input_ids: `[B, T]`; the n-th position of a row whose id is one of `config.audio_placeholder_ids` takes
-                the row's n-th column of `audio_input_ids`. None for a step in which every position is audio.
+            input_ids: `[B, T]`; the n-th position of a row whose id is one of `config.audio_placeholder_ids` is
+                replaced by the row's n-th column of `audio_input_ids`. None for a step in which every position is
+                audio.
             attention_mask: `[B, T_past + T]`, 1 = real, 0 = padding.
             audio_input_ids: delayed columns `[B, F, K]`, ids 0 to V + 1, padded on the right.
             audio_input_ids_mask: `[B, F]`, true = real; all real when None.
             position_ids: `[B, T]`; counted from the attention mask when None.
             past_key_values: a transformers cache, extended in place; created when None and `use_cache`.
+            use_cache: whether to return a cache.
+            output_hidden_states: whether to return the input of each layer and the last hidden state.
             input_features: log-mel windows `[N, mel bins, M]` of the whole batch, in the order of the rows; 100 frames
                 per second, M at most `2 * max_source_positions` (3000).
             feature_attention_mask: `[N, M]`, 1 = a frame of the recording, 0 = padding after it; all real when None.
-            feature_positions: `[B, T]`, true where an audio-in placeholder takes a feature of the windows instead of a
-                column. These positions take the text path.
+            feature_positions: `[B, T]`, true where an audio-in placeholder is replaced by a feature of the windows
+                instead of a column. These positions use the modules for text.
             **options: passed to the attention function.
 
         Returns:
@@ -122,12 +125,12 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         mask = _causal_mask(self.text_config, embeds, attention_mask, past_key_values, position_ids)
         position_ids = _read_positions(position_ids, embeds, attention_mask, past_key_values)
         rotary = self.rotary_emb(position_ids, embeds.dtype)
-        rows, states = route.take(embeds), []
+        rows, states = route.gather(embeds), []
         for layer in self.layers:
             if output_hidden_states:
-                states.append(route.put(rows))
+                states.append(route.scatter(rows))
             rows = layer(rows, route, rotary, mask, past_key_values, position_ids=position_ids, **options)
-        last = route.put(self.norm(rows))
+        last = route.scatter(self.norm(rows))
         return HiggsAudioModelOutput(last, past_key_values, (*states, last) if output_hidden_states else None)
 
     def embed(
@@ -144,13 +147,16 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         Args:
             input_ids, attention_mask, feature_positions: as in `forward`.
             columns, columns_mask: `audio_input_ids` and its mask, as in `forward`.
-            features: `[P, D]` encoded features, which take the positions that `feature_positions` marks.
+            features: `[P, D]` encoded features for the positions that `feature_positions` marks.
+
+        Raises:
+            PromptError, CodesError: as for `forward`.
         """
         if columns is not None:
             check_columns(columns, self.config, with_range=input_ids is not None)
         if input_ids is None:
             if columns is None:
-                raise PromptError("neither input_ids nor audio_input_ids: pass token ids, columns of codes, or both")
+                raise PromptError("neither input_ids nor audio_input_ids; pass token ids, columns of codes, or both")
             return Route(columns.shape[0], 0), self.embed_audio_tokens(columns)
         audio = self.audio_mask(input_ids, feature_positions)  # [B, T]
         attended = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
@@ -164,23 +170,24 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
             _check_counts(audio, real)
             embeds = embeds.masked_scatter(audio[..., None], self.embed_audio_tokens(columns[real]).to(embeds.dtype))
         elif bool(audio.any()):
-            raise PromptError(f"{int(audio.sum())} audio placeholders and no audio_input_ids to fill them")
+            raise PromptError(f"{int(audio.sum())} audio placeholders but no audio_input_ids; pass one column for each")
         return route, embeds
 
     def _encode_features(
         self, input_ids: Tensor | None, mels: Tensor | None, mels_mask: Tensor | None, positions: Tensor | None
     ) -> Tensor | None:
-        """Returns the embeddings `[P, D]` for the feature positions; None where the batch has none."""
+        """Returns the embeddings `[P, D]` for the feature positions; None if the batch has no features."""
         if mels is None and (positions is None or not bool(positions.any())):
             return None
         if mels is None or positions is None or input_ids is None or positions.shape != input_ids.shape:
             raise PromptError(
-                "input_ids, input_features and feature_positions belong together, and feature_positions has the shape "
-                "of input_ids; pass all that the processor returns"
+                "input_ids, input_features and feature_positions must be passed together, and feature_positions must "
+                "have the shape of input_ids; pass all tensors that the processor returns"
             )
         is_audio_in = input_ids == self.config.audio_in_token_idx
         if bool((positions.bool() & ~is_audio_in).any()):
-            raise PromptError(f"feature_positions marks ids other than {self.config.audio_in_token_idx}, audio in")
+            audio_in = self.config.audio_in_token_idx
+            raise PromptError(f"feature_positions marks ids other than {audio_in} (audio in); mark only those")
         features, counts = self.audio_features(mels, mels_mask)
         check_feature_positions(positions, is_audio_in, counts)
         return features
@@ -194,8 +201,8 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
             input_features, feature_attention_mask: as in `forward`.
 
         Returns:
-            Embeddings `[P, D]` of all windows one after the other, without padding, 25 per second; and the number of
-            real mel frames of each window, `[N]`.
+            Embeddings `[P, D]` of all windows, concatenated without padding, 25 per second; and the number of real mel
+            frames of each window, `[N]`.
 
         Raises:
             PromptError: windows of the wrong shape, or a model without the audio tower.
@@ -207,7 +214,7 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         return self.audio_encoder_proj(features), counts
 
     def audio_mask(self, input_ids: Tensor, feature_positions: Tensor | None = None) -> Tensor:
-        """Returns `[B, T]`, true where a token id is a placeholder that takes a column of codes."""
+        """Returns `[B, T]`, true where a token id is the placeholder of a column of codes."""
         audio = audio_mask(input_ids, self.config)
         return audio if feature_positions is None else audio & ~feature_positions.bool()
 
@@ -215,11 +222,13 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
 def _check_counts(audio: Tensor, real: Tensor) -> None:
     """Raises PromptError unless every row has as many placeholders as columns.
 
-    Without the check, a row with one column too few would take a column of the next row.
+    Without the check, a row with one column too few would use a column of the next row.
     """
-    wanted, given = audio.sum(1).tolist(), real.sum(1).tolist()
-    if wanted != given:
-        raise PromptError(f"audio placeholders per row {wanted}, columns of codes per row {given}: they must be equal")
+    placeholders, columns = audio.sum(1).tolist(), real.sum(1).tolist()
+    if placeholders != columns:
+        raise PromptError(
+            f"audio placeholders per row {placeholders}, columns of codes per row {columns}: they must be equal"
+        )
 
 
 def _causal_mask(
@@ -229,17 +238,17 @@ def _causal_mask(
     cache: Cache | None,
     position_ids: Tensor | None,
 ) -> object:
-    """Returns the causal mask in the form of the attention backend.
+    """Returns the causal mask in the format of the attention backend.
 
     Args:
-        config: of the trunk; names the backend.
+        config: config of the backbone, which names the backend.
         embeds: `[B, T, D]`.
         attention_mask: `[B, T_past + T]`.
-        cache: of the past positions.
+        cache: keys and values of the past positions.
         position_ids: `[B, T]` as passed by the caller: where they restart, a sequence of a packed row begins.
     """
     needs_mask = cache is not None or not _is_right_padded(attention_mask)
-    # By position: the fourth parameter is `past_key_values` before transformers 5.24 and `cache` from there on.
+    # Passed by position: the fourth parameter is `past_key_values` before transformers 5.24 and `cache` since then.
     return create_causal_mask(config, embeds, attention_mask if needs_mask else None, cache, position_ids)
 
 
@@ -254,7 +263,7 @@ def _is_right_padded(mask: Tensor | None) -> bool:
 def _read_positions(
     position_ids: Tensor | None, embeds: Tensor, attention_mask: Tensor | None, cache: Cache | None
 ) -> Tensor:
-    """Returns position ids `[B, T]`: those passed, or a count of real positions, so that left padding has no effect."""
+    """Returns `position_ids [B, T]`, or a count of real positions if None, so that left padding has no effect."""
     length = embeds.shape[1]
     if position_ids is not None:
         return position_ids
@@ -265,22 +274,22 @@ def _read_positions(
 
 
 class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
-    """The trunk with its two heads: one predicts the next text token, the other the next column of K codes.
+    """The backbone with two heads: one predicts the next text token, the other the next column of K codes.
 
     Args:
         config: sizes and token ids.
 
     >>> processor = HiggsAudioProcessor.from_pretrained(NANO)
     >>> model = HiggsAudioForConditionalGeneration.from_pretrained(NANO)
-    >>> spoken = {"type": "audio", "codes": torch.zeros(8, 5, dtype=torch.long)}  # [K, F]
-    >>> conversation = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": [spoken]}]
+    >>> audio = {"type": "audio", "codes": torch.zeros(8, 5, dtype=torch.long)}  # [K, F]
+    >>> conversation = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": [audio]}]
     >>> inputs = processor.apply_chat_template(conversation, add_generation_prompt=False)  # with labels
     >>> out = model(**inputs)
     >>> out.logits.shape[2:], out.codebook_losses.shape
     (torch.Size([8, 1026]), torch.Size([8]))
     >>> out.loss.backward()
 
-    With the audio tower (`config.skip_audio_tower` False), the model answers in text about the audio of a user turn:
+    With the audio tower (`config.skip_audio_tower` False), the model answers questions about audio in user turns:
     `{"role": "user", "content": ["What is said?", {"type": "audio", "path": "question.wav"}]}`.
     """
 
@@ -317,23 +326,23 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         with_text: bool = True,
         **options: Unpack[FlashAttentionKwargs],
     ) -> HiggsAudioOutput:
-        """Runs the trunk and both heads; see `HiggsAudioModel.forward` for the other arguments.
+        """Runs the backbone and both heads; see `HiggsAudioModel.forward` for the other arguments.
 
         Args:
             labels: `[B, T]` text token ids, -100 where untrained; position t is trained to predict label t + 1.
             audio_labels: `[B, F, K]`, the delayed codes of each column itself, not shifted, -100 where untrained.
             logits_to_keep: number of last positions to compute logits for; 0 = all.
             codebook_weights: `[K]`, weights of the codebooks in `audio_loss`; equal when None.
-            only_loss: for training: compute logits at labelled positions only, and return none.
-            with_text: compute `text_logits`.
+            only_loss: for training: computes logits at labelled positions only, and returns no logits.
+            with_text: whether to compute `text_logits`.
 
         Returns:
             HiggsAudioOutput. The losses are None without labels.
 
         Raises:
-            PromptError, CodesError: as `HiggsAudioModel.forward`, and labels of another shape than what they label.
+            PromptError, CodesError: as `HiggsAudioModel.forward`, and labels of another shape than their ids.
 
-        Source: the losses described on the model's page: text, plus the mean over codebooks, with one eos in each.
+        Source: the losses of the model card: text, plus the mean over codebooks, with one eos in each.
 
         >>> model = HiggsAudioForConditionalGeneration.from_pretrained(NANO)
         >>> model(input_ids=torch.tensor([[0, 40, 41]])).logits.shape
@@ -348,7 +357,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         hidden = out.last_hidden_state  # [B, T, D]
         result = HiggsAudioOutput(cache=out.cache, hidden_states=out.hidden_states)
         if not only_loss:
-            kept = hidden[:, -logits_to_keep:]  # all of them for 0
+            kept = hidden[:, -logits_to_keep:]  # all positions for 0
             result["logits"] = self.audio_logits(kept)
             if with_text and self.text_lm_head is not None:
                 result["text_logits"] = self.text_lm_head(kept)
@@ -366,7 +375,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         columns_mask: Tensor | None,
         codebook_weights: Tensor | None,
     ) -> None:
-        """Adds the losses for `labels [B, T]` and `audio_labels [B, F, K]`, whose placeholders are `audio [B, T]`."""
+        """Adds the losses for `labels [B, T]` and `audio_labels [B, F, K]`; `audio [B, T]` marks their placeholders."""
         if labels is not None:
             result["text_loss"] = self._text_loss(hidden, labels)
         if audio_labels is not None:
@@ -396,18 +405,18 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         """Generates text tokens and delayed codes; `higgs_audio.generation.generate` documents all arguments.
 
         Args:
-            input_ids: `[B, T]`, and the other tensors as the processor returns them, labels included.
-            **options: of `GenerateOptions`: max_new_tokens (steps; 25 per second of sound), max_length, do_sample,
-                temperature, top_k, top_p, seed and others.
+            input_ids: `[B, T]`. It and the other tensors are passed as the processor returns them, labels included.
+            **options: options of `GenerateOptions`: max_new_tokens (steps; 25 per second of audio), max_length,
+                do_sample, temperature, top_k, top_p, seed and others.
 
         Returns:
             GenerateOutput: `[0]` is sequences `[B, T']`, `[1]` the segments of delayed columns `[K, n]` of each row;
-            for a batch of one, the list of its row.
+            for a batch of one, the list of segments of its row.
 
         Raises:
             OptionError, PromptError, CodesError, NumericsError: see `higgs_audio.generation.generate`.
 
-        Source: `generate` of boson-ai/higgs-audio and the call of the model's page.
+        Source: `generate` of boson-ai/higgs-audio and the call in the model card.
 
         >>> processor = HiggsAudioProcessor.from_pretrained(NANO)
         >>> model = HiggsAudioForConditionalGeneration.from_pretrained(NANO)
@@ -423,12 +432,12 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
     def _text_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Returns the mean cross-entropy over the labelled tokens."""
         if self.text_lm_head is None:
-            raise PromptError("labels for text, but the checkpoint has no text head; train with audio_labels alone")
-        selected, wanted = select_labelled(hidden, labels)
-        return text_loss_sum(self.text_lm_head(selected).float(), wanted) / max(1, len(wanted))
+            raise PromptError("labels for text, but the checkpoint has no text head; pass audio_labels alone")
+        selected, targets = select_labelled(hidden, labels)
+        return text_loss_sum(self.text_lm_head(selected).float(), targets) / max(1, len(targets))
 
     def _codebook_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Returns the mean cross-entropy over the labelled cells of each codebook, `[K]`."""
-        selected, wanted = select_labelled(hidden, labels)
-        losses = codebook_losses(self.audio_logits(selected).float(), wanted)
-        return losses.sum(0) / (wanted != IGNORE_INDEX).sum(0).clamp(min=1)
+        selected, targets = select_labelled(hidden, labels)
+        losses = codebook_losses(self.audio_logits(selected).float(), targets)
+        return losses.sum(0) / (targets != IGNORE_INDEX).sum(0).clamp(min=1)

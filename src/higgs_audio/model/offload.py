@@ -1,12 +1,12 @@
-"""Offloads the weights that only text needs to host memory, while audio is generated on the device.
+"""Offloads weights that only text uses to host memory, while audio is generated on the device.
 
-A step in which every row is audio uses the attention, `audio_mlp` and `audio_lm_head`: `Route.apply` then calls no text
-feed-forward network, and `generate` requests no text logits. The weights of these, 4.2 + 1.6 of the published model's
+A step in which every row is audio uses attention, `audio_mlp` and `audio_lm_head`: `Route.apply` then calls no text
+feed-forward network, and `generate` requests no text logits. The text weights, 4.2 + 1.6 of the published model's
 11.5 GB, stay in host memory at no cost. A step with text rows (mostly the prompt) uses them in one of two ways:
 
     text feed-forward   weights are copied to the device, one layer at a time, and dropped after use
-    embed_tokens,       inputs are copied to host memory and outputs back: one row of the table for each token, one
-    text_lm_head        hidden state for each row of logits
+    embed_tokens,       inputs are copied to host memory and outputs back: one embedding for each token, one hidden
+    text_lm_head        state for each row of logits
 """
 
 import copy
@@ -24,19 +24,19 @@ HOST = torch.device("cpu")
 
 @dataclass
 class TextOffload:
-    """Counts what has been copied to the device.
+    """Counts the weights that have been copied to the device.
 
     Attributes:
-        device: of everything that is not offloaded.
+        device: device of all weights that are not offloaded.
         num_layers: layers whose text feed-forward network is offloaded.
-        layers_sent: feed-forward networks copied to the device so far.
-        bytes_sent: bytes of their weights.
+        layers_copied: feed-forward networks copied to the device so far.
+        bytes_copied: bytes of their weights.
     """
 
     device: torch.device
     num_layers: int
-    layers_sent: int = 0
-    bytes_sent: int = 0
+    layers_copied: int = 0
+    bytes_copied: int = 0
 
 
 def offload_text(model: Any, device: torch.device | str) -> TextOffload:
@@ -47,29 +47,31 @@ def offload_text(model: Any, device: torch.device | str) -> TextOffload:
 
     Args:
         model: `HiggsAudioForConditionalGeneration`, in host memory.
-        device: of everything else.
+        device: device of all other weights.
 
     Returns:
-        The counts of what is copied, updated by each forward pass.
+        Counts of the copied weights, updated by each forward pass.
 
     Raises:
-        OptionError: a model without DualFFN, whose audio rows need the text feed-forward networks too; or no such
+        OptionError: a model without DualFFN, whose audio rows use the text feed-forward networks too; or no such
             device.
     """
-    trunk = model.model
-    feeds = [layer.mlp for layer in trunk.layers if layer.audio_mlp is not None]
-    if not feeds:
-        raise OptionError("offload_text=True: no layer of this model has a feed-forward for audio alone; omit it")
-    offload = TextOffload(resolve_device(device), len(feeds))
-    tables = [module for module in (trunk.embed_tokens, model.text_lm_head) if module is not None]
-    on_host = {part for module in (*feeds, *tables) for part in module.modules()}
+    backbone = model.model
+    text_mlps = [layer.mlp for layer in backbone.layers if layer.audio_mlp is not None]
+    if not text_mlps:
+        raise OptionError(
+            "offload_text=True, but no layer of this model has a separate feed-forward network for audio; omit it"
+        )
+    offload = TextOffload(resolve_device(device), len(text_mlps))
+    embedding_and_head = [module for module in (backbone.embed_tokens, model.text_lm_head) if module is not None]
+    on_host = {part for module in (*text_mlps, *embedding_and_head) for part in module.modules()}
     for module in model.modules():
         if module not in on_host:
             _move(module, offload.device)
-    for feed in feeds:
-        _send_weights(feed, offload)
-    for module in tables:
-        _send_rows(module, offload.device)
+    for mlp in text_mlps:
+        _copy_weights_on_call(mlp, offload)
+    for module in embedding_and_head:
+        _run_on_host(module, offload.device)
     return offload
 
 
@@ -81,33 +83,33 @@ def _move(module: nn.Module, device: torch.device) -> None:
         module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
-def _send_weights(feed: nn.Module, offload: TextOffload) -> None:
+def _copy_weights_on_call(mlp: nn.Module, offload: TextOffload) -> None:
     """Adds hooks that replace the weights of a feed-forward network by copies on the device during each call."""
     originals = [
         (part, name, weight)
-        for part in feed.modules()
+        for part in mlp.modules()
         for name, weight in part._parameters.items()
         if weight is not None
     ]
 
-    def send(module: nn.Module, args: Any) -> None:
+    def copy_weights(module: nn.Module, args: Any) -> None:
         for part, name, weight in originals:
             part._parameters[name] = copied = _copy_to(weight, offload.device)
-            offload.bytes_sent += num_bytes(copied)
-        offload.layers_sent += 1
+            offload.bytes_copied += num_bytes(copied)
+        offload.layers_copied += 1
 
     def restore(module: nn.Module, args: Any, output: Any) -> None:
         for part, name, weight in originals:
             part._parameters[name] = weight
 
-    feed.register_forward_pre_hook(send)
-    feed.register_forward_hook(restore, always_call=True)
+    mlp.register_forward_pre_hook(copy_weights)
+    mlp.register_forward_hook(restore, always_call=True)
 
 
-@torch.inference_mode(False)  # bitsandbytes cannot use a tensor that was created in inference mode a second time
+@torch.inference_mode(False)  # bitsandbytes can use a tensor that was created in inference mode only once
 @torch.no_grad()
 def _copy_to(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
-    """Returns a copy on the device. bitsandbytes moves scales in place, so they are copied first."""
+    """Returns a copy on the device. bitsandbytes moves scales in place, so the original's are copied first."""
     if (state := getattr(weight, "quant_state", None)) is not None:
         weight = copy.copy(weight)
         weight.quant_state = copy.deepcopy(state)  # type: ignore[attr-defined]
@@ -115,7 +117,7 @@ def _copy_to(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
     return copied if isinstance(copied, nn.Parameter) else nn.Parameter(copied, requires_grad=False)
 
 
-def _send_rows(module: nn.Module, device: torch.device) -> None:
+def _run_on_host(module: nn.Module, device: torch.device) -> None:
     """Adds hooks that copy a module's input to host memory and its output to the device."""
     module.register_forward_pre_hook(lambda module, args: tuple(tensor.to(HOST) for tensor in args))
     module.register_forward_hook(lambda module, args, output: output.to(device))

@@ -8,7 +8,7 @@ from transformers.utils import ModelOutput
 
 
 class _CachedOutput(ModelOutput):
-    """Adds `past_key_values`, which transformers renamed to `cache` in 5.24 and programs still use."""
+    """Adds `past_key_values`, which transformers 5.24 renamed to `cache` and programs still use."""
 
     cache: Cache | None
 
@@ -38,7 +38,7 @@ class HiggsAudioOutput(_CachedOutput):
 
     loss: scalar, `text_loss + audio_loss`.
     text_loss: mean cross-entropy of the labelled text positions.
-    audio_loss: mean of `codebook_losses`, weighted by `codebook_weights` where passed.
+    audio_loss: mean of `codebook_losses`, weighted by `codebook_weights` if given.
     codebook_losses: `[K]`, mean cross-entropy of each codebook's labelled cells.
     logits: audio logits `[B, T, K, V + 2]`, for the column that follows each position.
     text_logits: `[B, T, V_text]`, for the token that follows each position.

@@ -1,4 +1,4 @@
-"""HiggsAudioPreTrainedModel: what transformers needs to build, place and save the model, and strict loading."""
+"""HiggsAudioPreTrainedModel: the base class of both models, with strict loading."""
 
 import copy
 import os
@@ -16,7 +16,7 @@ from higgs_audio import checkpoint
 from higgs_audio.checkpoint import FOLDER_OPTIONS, Checkpoint, layouts, open_checkpoint
 from higgs_audio.checkpoint.weights import FLOATS, Weight, Weights, open_weights, read_dtype
 from higgs_audio.config import HiggsAudioConfig
-from higgs_audio.errors import CheckpointError, OptionError, checkpoint_errors, first_line
+from higgs_audio.errors import CheckpointError, OptionError, checkpoint_errors, first_line, join_names
 from higgs_audio.model.layers import AudioEmbeddings, RMSNorm, RotaryEmbedding
 from higgs_audio.model.load_options import PASSED_OPTIONS, LoadOptions, config_overrides
 from higgs_audio.model.quantize import with_exclusions
@@ -24,11 +24,9 @@ from higgs_audio.model.tower import FrozenPositions, sinusoids
 
 M = TypeVar("M", bound=PreTrainedModel)
 
-MAX_LISTED = 20  # weights named in an error message; files of the wrong layout would name 397
-
 
 class HiggsAudioPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know to build, load, place and save the model."""
+    """Base class of the models: tells transformers how to build, load, place and save them."""
 
     config: HiggsAudioConfig
     config_class = HiggsAudioConfig
@@ -49,11 +47,12 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
         *args: Any,
         **options: Unpack[LoadOptions],
     ) -> Self:
-        """Loads a checkpoint in any layout that `checkpoint.layouts` knows. Loading is strict: weights that are
-        missing, unexpected or of another shape are an error.
+        """Loads a checkpoint in any layout of `checkpoint.layouts`. Loading is strict: missing or unexpected weights
+        and weights of another shape are errors.
 
         Args:
             pretrained_model_name_or_path: "nano", a folder, a hub repository "org/name", or a `Checkpoint`.
+            *args: not supported; transformers passes model arguments here.
             **options: see `LoadOptions`. revision, cache_dir, token, local_files_only and force_download of a
                 repository; subfolder; dtype (or torch_dtype; "auto", the default, is the checkpoint's own), device_map,
                 attn_implementation ("sdpa", "eager", "flex_attention", "flash_attention_2"), quantization_config,
@@ -61,19 +60,19 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
 
         Returns:
             The model in eval mode, with the sampling options of the checkpoint's `generation_config.json`; with
-            output_loading_info=True a tuple of the model and transformers' report. Host memory holds each weight once.
-            A `quantization_config` leaves embeddings, heads and norms as they are.
+            output_loading_info=True, a tuple of the model and transformers' report. Host memory holds each weight once.
+            A `quantization_config` does not quantize embeddings, heads and norms.
 
         Raises:
             CheckpointError: no such checkpoint, or files that do not fit; the message lists the weights.
-            OptionError: an unknown option, or one whose package is not installed.
+            OptionError: an unknown option, or an option whose package is not installed.
 
         >>> model = HiggsAudioForConditionalGeneration.from_pretrained("nano", dtype="float32")  # doctest: +SKIP
         """
         build = super().from_pretrained
         given: dict[str, Any] = {**options}
         if pretrained_model_name_or_path is None and isinstance(given.get("state_dict"), Mapping):
-            return build(None, *args, **given)  # a model in memory, loaded as transformers does
+            return build(None, *args, **given)  # weights in memory, loaded as transformers does
         if args:
             raise OptionError(f"from_pretrained takes options by keyword; {args[0]!r:.60} was passed without one")
         if given.get("quantization_config") is not None:
@@ -89,8 +88,8 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
 
         Args:
             save_directory: a folder, created if it does not exist.
-            push_to_hub: also upload it, to `repo_id` or a repository with the folder's name.
-            **options: of transformers' `save_pretrained`, such as `max_shard_size`.
+            push_to_hub: whether to upload it as well, to `repo_id` or a repository with the folder's name.
+            *args, **options: arguments of transformers' `save_pretrained`, such as `max_shard_size`.
 
         Raises:
             CheckpointError: `save_directory` is a file, or cannot be written.
@@ -106,12 +105,12 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
     @property
     def device(self) -> torch.device:
         """The device of audio weights and of inputs; text weights may be elsewhere (`offload_text`)."""
-        trunk: Any = getattr(self, self.base_model_prefix, self)
-        return trunk.embed_audio_tokens.embed_audio_tokens.weight.device
+        backbone: Any = getattr(self, self.base_model_prefix, self)
+        return backbone.embed_audio_tokens.embed_audio_tokens.weight.device
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initializes matrices from N(0, initializer_range), norms to ones, and the buffers that no checkpoint has."""
+        """Initializes matrices from N(0, initializer_range), norms to ones, and the buffers that are not stored."""
         if isinstance(module, RMSNorm):
             module.weight.fill_(1.0)
         elif isinstance(module, RotaryEmbedding):
@@ -138,11 +137,11 @@ def load_language_model(
         kind: `HiggsAudioModel` or `HiggsAudioForConditionalGeneration`.
         build: transformers' `from_pretrained`, bound to the class.
         name: as in `checkpoint.open_checkpoint`.
-        options: of the caller.
+        options: the caller's options, see `LoadOptions`.
 
     Raises:
         CheckpointError: no such checkpoint, or files that do not fit; the message lists the weights.
-        OptionError: an unknown option, or one whose package is not installed.
+        OptionError: an unknown option, or an option whose package is not installed.
     """
     overrides = config_overrides(options)
     source: Any = name
@@ -169,13 +168,14 @@ def load_language_model(
 
 
 def read_config(folder: str | Path | Checkpoint, weights: Weights, **overrides: Any) -> HiggsAudioConfig:
-    """Returns the config of a language model. transformers' layout does not store whether there is a text head: the
-    names of its weights tell.
+    """Returns the config of a language model.
+
+    The config of transformers' layout does not contain `use_text_head`: the names of the weights determine it.
 
     Args:
-        folder: holds config.json.
-        weights: of the same checkpoint.
-        **overrides: fields that replace those of the file.
+        folder: folder with config.json.
+        weights: weights of the same checkpoint.
+        **overrides: fields that replace fields of the file.
 
     Raises:
         CheckpointError: the file is missing or does not fit.
@@ -188,7 +188,7 @@ def read_config(folder: str | Path | Checkpoint, weights: Weights, **overrides: 
 
 
 def _dtype(options: Mapping[str, Any], config: HiggsAudioConfig, weights: Weights) -> torch.dtype:
-    """Returns the requested dtype; for "auto" or none that of the config, else that of the weights."""
+    """Returns the requested dtype; for "auto" or none the dtype of the config, else of the weights."""
     given = options.get("dtype") or options.get("torch_dtype") or "auto"
     if given == "auto":
         stored = (dtype for weight in weights.values() if (dtype := FLOATS.get(weight.get_dtype())))
@@ -203,14 +203,14 @@ def check_weights(
 
     Raises:
         CheckpointError: weights that are missing, unexpected, of another shape or not floating-point, by their names in
-            the files; or a config that no model can be built from.
+            the files; or a config from which no model can be built.
     """
-    with checkpoint_errors(f"{folder} has a config.json of which no model can be built"), torch.device("meta"):
+    with checkpoint_errors(f"{folder} has a config.json from which no model can be built"), torch.device("meta"):
         tensors = kind(copy.deepcopy(config)).state_dict()
-    trunk = f"{kind.base_model_prefix}."
-    prefix = "" if any(name.startswith(trunk) for name in tensors) else trunk  # names in a trunk alone lack it
+    backbone = f"{kind.base_model_prefix}."
+    prefix = "" if any(name.startswith(backbone) for name in tensors) else backbone  # a backbone's own names lack it
     shapes = {prefix + name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    given = {name: weight for name, weight in weights.items() if name.startswith(prefix)}  # a trunk ignores the heads
+    given = {name: weight for name, weight in weights.items() if name.startswith(prefix)}  # a backbone has no heads
     stored_name = weights.layout.stored_name
     mismatched = [
         f"{stored_name(name)} {list(given[name].shape)} instead of {list(shapes[name])}"
@@ -232,10 +232,9 @@ def _check_report(report: Mapping[str, Any], folder: str, kind: type) -> None:
 
 
 def _raise_problems(problems: Mapping[str, list[str]], folder: str, kind: type) -> None:
-    """Raises CheckpointError if there are any: kind of problem -> weights."""
+    """Raises CheckpointError if any list of `problems` (kind of problem -> weights) is not empty."""
     listed = [
-        f"{len(names)} {what} weights for {kind.__name__}: {', '.join(sorted(names)[:MAX_LISTED])}"
-        + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+        f"{len(names)} {what} weights for {kind.__name__}: {join_names(names)}"
         for what, names in problems.items()
         if names
     ]
@@ -245,7 +244,7 @@ def _raise_problems(problems: Mapping[str, list[str]], folder: str, kind: type) 
 
 @contextmanager
 def _load_errors(message: str) -> Iterator[None]:
-    """Turns exceptions into CheckpointError; a missing package, which an option requires, into OptionError."""
+    """Converts exceptions to CheckpointError, and an ImportError, for the package of an option, to OptionError."""
     with checkpoint_errors(message):
         try:
             yield

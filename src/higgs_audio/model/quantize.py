@@ -1,8 +1,8 @@
-"""Quantization of the language model: which matrices may be stored in fewer bits, and by which package.
+"""Quantization of the language model: the modules that are quantized, and the packages that do it.
 
-The matrices of the decoder layers are quantized: seven kinds of them hold 4.93 of the published model's 5.77 billion
-parameters. `NOT_QUANTIZED` matches every other module. Embeddings and heads choose between ids whose logits are close,
-and norms have a few thousand parameters; neither is worth the error.
+The seven matrices of each decoder layer are quantized; they hold 4.93 of the published model's 5.77 billion parameters.
+`NOT_QUANTIZED` matches every other module. Embeddings and heads decide between ids whose logits are close, and norms
+have a few thousand parameters; the error would cost more than the memory saved.
 """
 
 import copy
@@ -18,10 +18,10 @@ from higgs_audio.errors import CheckpointError, MissingExtraError, OptionError, 
 
 WEIGHTS = ("int8", "nf4")
 EXTRA = "quantize"
-NOT_QUANTIZED = r"(?!(?:model\.)?layers\.).*"  # as transformers takes it: every module outside the decoder layers
+NOT_QUANTIZED = r"(?!(?:model\.)?layers\.).*"  # pattern for transformers: every module outside the decoder layers
 # `quant_method` in the config.json of a checkpoint with quantized weights -> the package that reads it.
 PACKAGES = {"torchao": "torchao", "bitsandbytes": "bitsandbytes"}
-_EXCLUSIONS = ("modules_to_not_convert", "llm_int8_skip_modules")  # the attribute's names in transformers' configs
+_EXCLUSIONS = ("modules_to_not_convert", "llm_int8_skip_modules")  # names of the attribute in transformers' configs
 
 
 def quantization_config(weights: str, dtype: torch.dtype) -> QuantizationConfigMixin:
@@ -30,7 +30,7 @@ def quantization_config(weights: str, dtype: torch.dtype) -> QuantizationConfigM
     Args:
         weights: "int8": symmetric, one scale for each row of a matrix (torchao). "nf4": 4 bits, with sixteen levels at
             the quantiles of a normal distribution, one scale for each 64 numbers (bitsandbytes).
-        dtype: of all other weights, and of the products.
+        dtype: dtype of all other weights, and of the products.
 
     Raises:
         OptionError: no such weights.
@@ -38,10 +38,10 @@ def quantization_config(weights: str, dtype: torch.dtype) -> QuantizationConfigM
 
     >>> quantization_config("int4", torch.bfloat16)
     Traceback (most recent call last):
-    higgs_audio.errors.OptionError: weights='int4'; allowed: 'int8', 'nf4' (4 bits), or None for those of the checkpoint
+    higgs_audio.errors.OptionError: weights='int4'; allowed: 'int8', 'nf4' (4 bits), or None for the stored weights
     """
     if weights not in WEIGHTS:
-        raise OptionError(f"weights={weights!r}; allowed: 'int8', 'nf4' (4 bits), or None for those of the checkpoint")
+        raise OptionError(f"weights={weights!r}; allowed: 'int8', 'nf4' (4 bits), or None for the stored weights")
     return _int8() if weights == "int8" else _nf4(dtype)
 
 
@@ -68,32 +68,32 @@ def _nf4(dtype: torch.dtype) -> QuantizationConfigMixin:
 
 
 def with_exclusions(config: object) -> QuantizationConfigMixin:
-    """Returns a copy of a caller's quantization config that excludes `NOT_QUANTIZED` too.
+    """Returns a copy of a quantization config that also excludes `NOT_QUANTIZED`.
 
     Args:
         config: transformers' `TorchAoConfig`, `BitsAndBytesConfig` or another that can exclude modules; or its dict.
 
     Raises:
-        OptionError: something else, a config that cannot exclude modules, or one that quantizes embeddings.
+        OptionError: another type, a config that cannot exclude modules, or a config that quantizes embeddings.
     """
     copied = _read_config(config)
     attribute = next((name for name in _EXCLUSIONS if hasattr(copied, name)), None)
     if attribute is None:
         raise OptionError(
-            f"quantization_config of type {type(copied).__name__} cannot leave embeddings and heads as they are; "
+            f"quantization_config of type {type(copied).__name__} cannot exclude embeddings and heads; "
             "use transformers' TorchAoConfig or BitsAndBytesConfig"
         )
     if getattr(copied, "include_input_output_embeddings", False):
-        raise OptionError("include_input_output_embeddings=True: embeddings and heads stay as they are; omit it")
+        raise OptionError("include_input_output_embeddings=True: embeddings and heads are never quantized; omit it")
     names = getattr(copied, attribute) or ()
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise OptionError(f"{attribute}={names!r:.100} of the quantization_config; pass a list of names of modules")
+        raise OptionError(f"{attribute}={names!r:.100} in quantization_config; pass a list of names of modules")
     setattr(copied, attribute, list(dict.fromkeys([*names, NOT_QUANTIZED])))
     return cast(QuantizationConfigMixin, copied)
 
 
 def _read_config(config: object) -> object:
-    """Returns a quantization config that may be changed: a copy, or the one that a dict describes."""
+    """Returns a copy of a quantization config, or the config that a dict describes."""
     from transformers.quantizers import AutoQuantizationConfig
 
     try:
@@ -106,9 +106,9 @@ def _read_config(config: object) -> object:
 
 
 def saved_method(folder: str | Path | Checkpoint) -> str | None:
-    """Returns the `quant_method` in the config.json of a checkpoint; None where its weights are not quantized.
+    """Returns the `quant_method` in the config.json of a checkpoint; None if its weights are not quantized.
 
-    A file that cannot be read counts as not quantized: loading it reports what is wrong.
+    A file that cannot be read counts as not quantized: loading it reports the error.
 
     Raises:
         MissingExtraError: the package that reads these weights is not installed.

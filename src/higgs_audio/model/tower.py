@@ -1,5 +1,4 @@
-"""The audio tower of the understanding variant, a Whisper encoder whose positions are averaged in pairs, and its
-projector.
+"""The audio tower of the understanding variant and its projector: a Whisper encoder with positions averaged in pairs.
 
 A mel frame is 10 ms, a position after the convolutions 20 ms, a feature 40 ms: features have the frame rate of the
 audio tokenizer.
@@ -16,7 +15,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 from higgs_audio.config import HiggsAudioEncoderConfig
 from higgs_audio.errors import PromptError
 
-MIN_MEL_FRAMES = 3  # of the shortest window that has a feature
+MIN_MEL_FRAMES = 3  # the shortest window with a feature
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -27,7 +26,7 @@ def num_encoded(num_mels: Count) -> Count:
 
 
 def num_features(num_mels: Count) -> Count:
-    """Returns the number of features for a number of mel frames, or for each of a tensor of numbers.
+    """Returns the number of features for a number of mel frames, or for each number of a tensor.
 
     >>> [num_features(n) for n in (2, 3, 6, 7, 3000)]
     [0, 1, 1, 2, 750]
@@ -43,7 +42,7 @@ def sinusoids(num_positions: int, width: int) -> Tensor:
 
 
 class FrozenPositions(nn.Module):
-    """Position embeddings that are saved but not trained: a buffer, as loading makes every parameter trainable."""
+    """Position embeddings that are saved but not trained: a buffer, because loading makes every parameter trainable."""
 
     weight: Tensor
 
@@ -79,7 +78,7 @@ class AudioTower(nn.Module):
 
         Args:
             mels: `[N, mel bins, M]`.
-            counts: `[N]`, the number of real frames in each window; the attention does not see the padding after them.
+            counts: `[N]`, the number of real frames in each window; the padding after them is masked in attention.
 
         Returns:
             Features `[N, M // 4, D]`, of which the first `num_features(count)` of each window are real.
@@ -109,8 +108,8 @@ class AudioTower(nn.Module):
         bins, most = self.config.num_mel_bins, 2 * self.config.max_source_positions
         if mels.dim() != 3 or 0 in mels.shape or mels.shape[1] != bins or mels.shape[2] > most:
             raise PromptError(
-                f"input_features of shape {tuple(mels.shape)}: expected [windows, {bins}, at most {most} frames], one "
-                "window at least; leave them out where there is no audio"
+                f"input_features of shape {tuple(mels.shape)}: expected [windows, {bins}, at most {most} frames], with "
+                "at least one window; omit them if there is no audio"
             )
         if mask is None:
             mask = torch.ones_like(mels[:, 0])
@@ -119,11 +118,11 @@ class AudioTower(nn.Module):
         if mask.shape != mels.shape[::2] or not torch.equal(mask, _first(counts, mels.shape[2])):
             raise PromptError(
                 f"feature_attention_mask {tuple(mask.shape)} does not fit input_features {tuple(mels.shape)}, or hides "
-                "frames before real ones; it is [windows, frames], true on the first frames of each window"
+                "frames before real ones; it must be [windows, frames], true on the first frames of each window"
             )
         if bool((counts < MIN_MEL_FRAMES).any()):
             raise PromptError(
-                f"windows with {counts.tolist()} mel frames; each needs {MIN_MEL_FRAMES} real ones at least"
+                f"windows with {counts.tolist()} mel frames; each must have at least {MIN_MEL_FRAMES} real frames"
             )
         return counts
 
@@ -140,7 +139,7 @@ class FeatureProjector(nn.Module):
 
 
 def real_features(features: Tensor, counts: Tensor) -> Tensor:
-    """Returns the real features of all windows in order, without those of padding.
+    """Returns the features of all windows in order, without features of padding.
 
     Args:
         features: `[N, P, D]`.
@@ -153,13 +152,13 @@ def real_features(features: Tensor, counts: Tensor) -> Tensor:
 
 
 def check_feature_positions(positions: Tensor, is_audio_in: Tensor, counts: Tensor) -> None:
-    """Checks that features stand at the beginning of runs of audio-in placeholders, and that runs hold whole windows.
+    """Checks that features come first in each run of audio-in placeholders, and that they are whole windows.
 
     Without the check, shifted features would go unnoticed.
 
     Args:
-        positions: `[B, T]`, true where a position takes a feature.
-        is_audio_in: `[B, T]`, true on audio-in placeholders, whether they take features or columns.
+        positions: `[B, T]`, true where a placeholder stands for a feature.
+        is_audio_in: `[B, T]`, true on audio-in placeholders, whether they stand for features or columns.
         counts: `[N]`, the number of real mel frames in each window.
 
     Raises:
@@ -169,8 +168,8 @@ def check_feature_positions(positions: Tensor, is_audio_in: Tensor, counts: Tens
     after_column = F.pad(is_audio_in & ~positions, (1, 0))[:, :-1]
     if bool((positions & after_column).any()):
         raise PromptError(
-            "feature_positions has features behind codes of the same audio: they take the first placeholders of each, "
-            "and codes the rest; pass what the processor returns"
+            "feature_positions has features after codes of the same audio; features must come first. Pass the tensors "
+            "that the processor returns"
         )
     edges = F.pad(positions.long(), (1, 1)).diff(dim=1)  # [B, T + 1]
     runs = ((edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]).cumsum(0).tolist()
@@ -178,7 +177,7 @@ def check_feature_positions(positions: Tensor, is_audio_in: Tensor, counts: Tens
     if runs[-1:] != windows[-1:] or not set(runs) <= set(windows):
         raise PromptError(
             f"feature_positions has runs that end after {runs} positions, the windows end after {windows} features: "
-            "each run must hold whole windows, in order"
+            "each run must consist of whole windows, in order"
         )
 
 

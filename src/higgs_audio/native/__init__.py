@@ -1,4 +1,4 @@
-"""C code for CPUs, for operations on tensors so small that torch mostly spends its time on per-operation overhead."""
+"""C code for CPUs, for operations on tensors so small that per-operation overhead dominates in torch."""
 
 from higgs_audio.native.library import native_library
 from higgs_audio.native.matrix import WIDTH_MULTIPLE, MatrixPacker, are_exact_in_bfloat16

@@ -1,7 +1,7 @@
 /* A ConvNeXt block on rows, on a CPU; see codec/blocks.py.
  *
- * Rows are processed in tiles that stay in a core's cache through the whole block, so that cores do not wait for one
- * another. The result of a row does not depend on the other rows.
+ * Rows are processed in tiles that stay in a core's cache through the whole block, so that cores do not wait for each
+ * other. The result of a row does not depend on the other rows.
  */
 
 #include "export.h"
@@ -48,10 +48,10 @@ static void convolve_and_norm(const convnext_block *b, const float *wide, float 
 /* GELU, tanh approximation: x times the logistic function of 2 sqrt(2 / pi) (x + 0.044715 x^3). */
 static inline vec gelu(vec x) { return x / (1.0f + exponential(-1.5957691f * (x + 0.044715f * x * x * x))); }
 
-/* x [rows, width] to inner [rows, expand.out]: linear layer and GELU. */
+/* Maps x [rows, width] to inner [rows, expand.out]: linear layer and GELU. */
 static void expand(const convnext_block *b, const float *x, int64_t rows, float *buffer, float *inner) {
     for (int64_t o = 0; o < b->expand.out; o += outputs_at_once(rows)) {
-        int64_t stride = multiply(&b->expand, b->is_bfloat16, x, rows, o, buffer), count = least(stride, b->expand.out - o);
+        int64_t stride = multiply(&b->expand, b->is_bfloat16, x, rows, o, buffer), count = minimum(stride, b->expand.out - o);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t i = 0; i < count; i += LANES)
                 *(vec *)(inner + r * b->expand.out + o + i) =
@@ -59,12 +59,12 @@ static void expand(const convnext_block *b, const float *x, int64_t rows, float 
     }
 }
 
-/* inner [rows, expand.out] to result [rows, width]: linear layer and scale, added to the center row of each window. */
+/* Maps inner [rows, expand.out] to result [rows, width]: linear layer and scale, added to the center row of each window. */
 static void contract(
     const convnext_block *b, const float *inner, int64_t rows, const float *wide, const int64_t *starts, float *buffer,
     float *result) {
     for (int64_t o = 0; o < b->width; o += outputs_at_once(rows)) {
-        int64_t stride = multiply(&b->contract, b->is_bfloat16, inner, rows, o, buffer), count = least(stride, b->width - o);
+        int64_t stride = multiply(&b->contract, b->is_bfloat16, inner, rows, o, buffer), count = minimum(stride, b->width - o);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t i = 0; i < count; i += LANES) {
                 vec y = *(const vec *)(buffer + r * stride + i) + *(const vec *)(b->contract_bias + o + i);
@@ -79,12 +79,12 @@ static int64_t tile_floats(const convnext_block *b) { return TILE * (b->width + 
 /* Floats of working memory that `higgs_convnext` needs. */
 EXPORT int64_t higgs_convnext_workspace(const convnext_block *b, int64_t threads) { return threads * tile_floats(b); }
 
-/* wide [any, width] to result [count, width]: row i is computed from the `kernel` rows from starts[i] on. */
+/* Maps wide [any, width] to result [count, width]: row i is computed from the `kernel` rows from starts[i] on. */
 EXPORT void higgs_convnext(
     const convnext_block *b, const float *wide, const int64_t *starts, int64_t count, float *result, float *work,
     int64_t threads) {
     if (!count) return;
-    int64_t each = (count + threads - 1) / threads, size = least(TILE, (each + BLOCK - 1) / BLOCK * BLOCK);
+    int64_t each = (count + threads - 1) / threads, size = minimum(TILE, (each + BLOCK - 1) / BLOCK * BLOCK);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t number = thread_number();
@@ -92,7 +92,7 @@ EXPORT void higgs_convnext(
         float *buffer = inner + TILE * b->expand.out;
 #pragma omp for schedule(dynamic)
         for (int64_t first = 0; first < count; first += size) {
-            int64_t rows = least(size, count - first);
+            int64_t rows = minimum(size, count - first);
             for (int64_t r = 0; r < rows; r++)
                 convolve_and_norm(b, wide + starts[first + r] * b->width, normed + r * b->width);
             expand(b, normed, rows, buffer, inner);

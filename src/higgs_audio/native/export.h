@@ -1,4 +1,4 @@
-/* Functions that Python calls. Everything else is hidden, by -fvisibility=hidden. Exported names begin with higgs_. */
+/* Marks the functions that Python calls; -fvisibility=hidden hides all others. Exported names begin with higgs_. */
 
 #pragma once
 

@@ -1,8 +1,8 @@
 /* All decoder layers for the rows of a batch, on a CPU; see engine/native_layers.py.
  *
- * A step of a small model is mostly per-operation overhead; a step of a large model is mostly reading its weights. Here all
- * layers are one parallel region, and each weight is read once per block of rows, as bfloat16 where that holds it exactly. A
- * row is summed in the same order whatever else is in the batch, so its result does not depend on the other rows.
+ * In torch, overhead per operation dominates a step of a small model, and reading the weights dominates a step of a large one.
+ * Here all layers are one parallel region, and each weight is read once per block of rows, in bfloat16 if that is exact. The
+ * order of summation of a row is fixed, so its result does not depend on the other rows of the batch.
  */
 
 #include "export.h"
@@ -39,8 +39,8 @@ typedef struct {
     int64_t num_rows, num_text_rows, num_logit_rows;
     const int64_t *slots, *positions; /* [num_rows] slot of the KV cache, position in it */
     const float *rotation;            /* [positions, 2, head_dim], from `rotation_factors` of fused.py */
-    /* Prefixes that several slots share and read from one place: for each row a pointer to [layer, 2, KV head, length,
-     * head_dim], the number of positions that its slot shares (0 for none), and the length. All null where no row shares. */
+    /* Prefixes that several slots share and read from one copy: for each row a pointer to [layer, 2, KV head, length,
+     * head_dim], the number of positions that its slot shares (0 for none), and the length. All null if no row shares any. */
     const float *const *shared;
     const int64_t *num_shared, *shared_lengths;
 } batch;
@@ -51,11 +51,11 @@ EXPORT_SIZEOF(model)
 EXPORT_SIZEOF(kv_cache)
 EXPORT_SIZEOF(batch)
 
-/* up(x) times the SiLU of gate(x), from output o on. */
+/* Computes up(x) times the SiLU of gate(x), from output o on. */
 static void gated(
     const feed_forward *f, int64_t is_bfloat16, const float *x, int64_t rows, int64_t o, float *buffer, float *result) {
     float *gate = buffer, *up = buffer + rows * outputs_at_once(rows);
-    int64_t stride = multiply(&f->gate, is_bfloat16, x, rows, o, gate), count = least(stride, f->gate.out - o);
+    int64_t stride = multiply(&f->gate, is_bfloat16, x, rows, o, gate), count = minimum(stride, f->gate.out - o);
     multiply(&f->up, is_bfloat16, x, rows, o, up);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < count; i += LANES) {
@@ -73,7 +73,7 @@ static void norm(const float *x, const float *weight, int64_t width, float eps, 
         *(vec *)(result + i) = *(const vec *)(x + i) * scale * *(const vec *)(weight + i);
 }
 
-/* Rotary embedding in place: x * a + (x, halves exchanged) * b, times a scale. */
+/* Rotary embedding in place: x * a + (x with its halves swapped) * b, times a scale. */
 static void rotate(float *x, const float *rotation, int64_t width, float scale) {
     const float *a = rotation, *b = rotation + width;
     int64_t middle = width / 2;
@@ -90,7 +90,7 @@ typedef struct {
     int64_t stop;
 } span;
 
-/* The weighted sum of the values of two spans, for `count` vectors of each from i on. */
+/* Weighted sum of the values of two spans, for `count` vectors of each from i on. */
 static inline __attribute__((always_inline)) void weighted_sum(
     const float *weights, const span *spans, int64_t i, int64_t width, const int count, float scale, float *out) {
     vec total[count];
@@ -105,19 +105,19 @@ static inline __attribute__((always_inline)) void weighted_sum(
 /* Attention of a scaled query [width] over two spans; scores [positions + LANES] is working memory. */
 static void attend(const float *query, const span *spans, int64_t width, float *scores, float *out) {
     const int64_t positions = spans[1].stop;
-    float most = -INFINITY;
+    float highest = -INFINITY;
     for (int64_t s = 0, t = 0; s < 2; s++)
         for (; t < spans[s].stop; t++) {
             const float *key = spans[s].keys + t * width;
             vec dot = {0};
             for (int64_t i = 0; i < width; i += LANES) dot += *(const vec *)(query + i) * *(const vec *)(key + i);
             scores[t] = sum(dot);
-            most = scores[t] > most ? scores[t] : most;
+            highest = scores[t] > highest ? scores[t] : highest;
         }
     for (int64_t t = positions; t < positions + LANES; t++) scores[t] = -INFINITY;
     vec weights = {0};
     for (int64_t t = 0; t < positions; t += LANES)
-        weights += *(vec *)(scores + t) = exponential(*(vec *)(scores + t) - most);
+        weights += *(vec *)(scores + t) = exponential(*(vec *)(scores + t) - highest);
     float scale = 1 / sum(weights);
     int64_t i = 0;
     for (; i + 8 * LANES <= width; i += 8 * LANES) weighted_sum(scores, spans, i, width, 8, scale, out);
@@ -125,9 +125,9 @@ static void attend(const float *query, const span *spans, int64_t width, float *
     for (; i < width; i += LANES) weighted_sum(scores, spans, i, width, 1, scale, out);
 }
 
-/* The two spans that row r attends to in layer l, for KV head g. */
+/* Finds the two spans that row r attends to in layer l, for KV head g. */
 static void find_spans(const model *m, const kv_cache *c, const batch *b, int64_t l, int64_t r, int64_t g, span *spans) {
-    int64_t stop = b->positions[r] + 1, shared = b->shared && b->shared[r] ? least(b->num_shared[r], stop) : 0;
+    int64_t stop = b->positions[r] + 1, shared = b->shared && b->shared[r] ? minimum(b->num_shared[r], stop) : 0;
     const float *own = c->state + l * c->layer_stride + b->slots[r] * c->slot_stride + g * c->head_stride;
     spans[1] = (span){own, own + c->value_stride, stop};
     spans[0] = (span){own, own, shared};
@@ -137,7 +137,7 @@ static void find_spans(const model *m, const kv_cache *c, const batch *b, int64_
     spans[0].values = spans[0].keys + value_stride;
 }
 
-/* Writes key and value of row r and one KV head into the cache; rotates the key and the queries of that head. */
+/* Writes the key and value of row r and one KV head to the cache; rotates the key and the queries of that head. */
 static void store(
     const model *m, const batch *b, int64_t r, int64_t head, float *keys, float *values, float *query, const float *key,
     const float *value) {
@@ -150,7 +150,7 @@ static void store(
         rotate(query + (r * m->num_heads + n) * h, rotation, h, 1 / sqrtf(h));
 }
 
-/* Floats of working memory that `higgs_forward` needs where rows attend to at most `positions` positions. */
+/* Floats of working memory that `higgs_forward` needs if rows attend to at most `positions` positions. */
 EXPORT int64_t higgs_forward_workspace(const model *m, int64_t rows, int64_t threads, int64_t positions) {
     int64_t heads = (2 * m->num_heads + 2 * m->num_kv_heads) * m->head_dim;
     return rows * (heads + m->hidden_size + m->intermediate_size) + threads * (rows * BUFFERED + positions + LANES);
@@ -190,7 +190,7 @@ EXPORT void higgs_forward(
                 float *keys = state + b->slots[r] * c->slot_stride + g * c->head_stride;
                 store(m, b, r, g, keys, keys + c->value_stride, query, key, value);
             }
-            if (l + 1 == m->num_layers && !b->num_logit_rows) break; /* without logits only its keys and values are needed */
+            if (l + 1 == m->num_layers && !b->num_logit_rows) break; /* without logits, only the layer's keys and values are needed */
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < rows * m->num_heads; i++) { /* head by head: rows that share a prefix are consecutive */
                 int64_t head = i / rows, r = i % rows;

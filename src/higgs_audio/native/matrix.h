@@ -1,7 +1,7 @@
 /* Matrices packed in panels of two vectors of outputs, input by input: a product needs no sum across a vector, and memory
  * is read sequentially.
  *
- * A row is summed in the same order whatever else is in the batch, so its result does not depend on the other rows.
+ * The order of summation of a row is fixed, so its result does not depend on the other rows of the batch.
  */
 
 #pragma once
@@ -14,7 +14,7 @@
 #define BLOCK 6
 #endif
 #define PANEL (2 * LANES) /* outputs */
-#define FEW 2             /* up to so many rows read two panels at once: one panel does not fill the pipeline */
+#define FEW 2             /* at most this many rows read two panels at once: one panel does not fill the pipeline */
 
 typedef struct {
     /* [out / PANEL, in, PANEL], the last panel padded with zeros: float, or bfloat16 with outputs o and o + LANES
@@ -72,7 +72,7 @@ static inline __attribute__((always_inline)) void products(
         else product(weight, is_bfloat16, in, x, n, 1, 1, result); \
         break;
     for (int64_t left = (rows + BLOCK - 1) / BLOCK; left > 0; left--) {
-        int64_t count = (rows + left - 1) / left; /* equal blocks: one of few rows could not fill the pipeline */
+        int64_t count = (rows + left - 1) / left; /* equal blocks: a block of few rows could not fill the pipeline */
         switch (count) {
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if BLOCK > 6
@@ -102,14 +102,14 @@ static int64_t multiply(const matrix *m, int64_t is_bfloat16, const float *x, in
 /* Multiplies rows x [rows, in] with a matrix, to result [rows, out], outputs from o on; `buffer` holds [rows, N]. */
 static void multiply_to(
     const matrix *m, int64_t is_bfloat16, const float *x, int64_t rows, int64_t o, float *buffer, float *result) {
-    int64_t stride = multiply(m, is_bfloat16, x, rows, o, buffer), count = least(stride, m->out - o);
+    int64_t stride = multiply(m, is_bfloat16, x, rows, o, buffer), count = minimum(stride, m->out - o);
     for (int64_t r = 0; r < rows; r++) memcpy(result + r * m->out + o, buffer + r * stride, count * sizeof(float));
 }
 
 /* `multiply_to` that adds to the result. */
 static void multiply_add(
     const matrix *m, int64_t is_bfloat16, const float *x, int64_t rows, int64_t o, float *buffer, float *result) {
-    int64_t stride = multiply(m, is_bfloat16, x, rows, o, buffer), count = least(stride, m->out - o);
+    int64_t stride = multiply(m, is_bfloat16, x, rows, o, buffer), count = minimum(stride, m->out - o);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < count; i++) result[r * m->out + o + i] += buffer[r * stride + i];
 }

@@ -1,5 +1,5 @@
-"""Packs weights for the C code (`matrix.h`): a second copy, in bfloat16 where that is exact, as for weights that were
-saved in it. It then takes half of the bytes and holds the same numbers.
+"""Packs weights for the C code (`matrix.h`): a second copy, in bfloat16 if that is exact, as for weights saved in it.
+The copy then has the same values in half the bytes.
 """
 
 import ctypes
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from higgs_audio.native.structs import MatrixStruct
 
-WIDTH_MULTIPLE = 16  # widths must be multiples of it: the longest vector of vectors.h
+WIDTH_MULTIPLE = 16  # widths must be multiples of the longest vector in vectors.h
 
 
 class MatrixPacker:
-    """Packs the matrices of one model and keeps the memory that C points to.
+    """Packs the matrices of one model and keeps the packed memory alive.
 
     Args:
         library: from `native_library`.
@@ -23,7 +23,7 @@ class MatrixPacker:
 
     def __init__(self, library: ctypes.CDLL, is_bfloat16: bool) -> None:
         self._library, self._is_bfloat16 = library, is_bfloat16
-        self._panels: dict[int, Tensor] = {}  # by the address of the weight: some models use one twice
+        self._panels: dict[int, Tensor] = {}  # by the address of the weight, which some models use twice
 
     def __call__(self, weight: Tensor) -> MatrixStruct:
         """Packs a weight `[out, in]`, float32, contiguous, on the CPU."""
@@ -37,5 +37,5 @@ class MatrixPacker:
 
 
 def are_exact_in_bfloat16(matrices: Iterable[Tensor]) -> bool:
-    """Whether bfloat16 holds all numbers exactly: the lower 16 bits of each float32 are then 0."""
+    """Whether bfloat16 represents all numbers exactly: the lower 16 bits of each float32 are then 0."""
     return all(not bool((matrix.detach().view(torch.int32) & 0xFFFF).any()) for matrix in matrices)

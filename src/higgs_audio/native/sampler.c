@@ -1,6 +1,6 @@
-/* The next column of every sequence, on a CPU: guidance, filters, draws, and the markers of the delay pattern.
+/* Samples the next column of every sequence, on a CPU: guidance, filters, draws, and the bos and eos of the delay pattern.
  *
- * `next_columns` of engine/decode_state.py does the same with tensors, which on a CPU is mostly per-operation overhead. The
+ * `next_columns` of engine/decode_state.py does the same with tensors, where overhead per operation dominates on a CPU. The
  * column of a sequence does not depend on the other sequences.
  */
 
@@ -34,7 +34,7 @@ typedef struct {
     int32_t index;
 } candidate;
 
-/* Working memory of a thread: logits padded with -inf to whole vectors, and what is computed from them. */
+/* Working memory of a thread: logits padded with -inf to whole vectors, and values computed from them. */
 typedef struct {
     float *conditional, *negative, *scaled, *weights;
     int32_t *ids;
@@ -45,23 +45,23 @@ static int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANE
 
 /* The maximum of x [count], whole vectors. */
 static float maximum(const float *x, int64_t count) {
-    vec most = *(const vec *)x;
-    for (int64_t i = LANES; i < count; i += LANES) most = where(*(const vec *)(x + i) > most, *(const vec *)(x + i), most);
-    float result = most[0];
-    for (int i = 1; i < LANES; i++) result = most[i] > result ? most[i] : result;
+    vec highest = *(const vec *)x;
+    for (int64_t i = LANES; i < count; i += LANES) highest = where(*(const vec *)(x + i) > highest, *(const vec *)(x + i), highest);
+    float result = highest[0];
+    for (int i = 1; i < LANES; i++) result = highest[i] > result ? highest[i] : result;
     return result;
 }
 
 /* log(sum(exp(x))) of x [count], whole vectors. */
 static float log_sum_exp(const float *x, int64_t count) {
-    float most = maximum(x, count);
-    if (most == -INFINITY) return most;
+    float highest = maximum(x, count);
+    if (highest == -INFINITY) return highest;
     vec total = {0};
-    for (int64_t i = 0; i < count; i += LANES) total += exponential(*(const vec *)(x + i) - most);
-    return most + logf(sum(total));
+    for (int64_t i = 0; i < count; i += LANES) total += exponential(*(const vec *)(x + i) - highest);
+    return highest + logf(sum(total));
 }
 
-/* Copies logits and pads them. Returns whether all are below infinity, which NaN is not. */
+/* Copies logits and pads them. Returns whether all are below infinity; NaN is not. */
 static int copy(const float *source, int64_t count, float *target) {
     memcpy(target, source, count * sizeof(float));
     for (int64_t i = count; i < padded(count); i++) target[i] = -INFINITY;
@@ -86,7 +86,7 @@ static void apply_guidance(float *conditional, const float *negative, int64_t co
     conditional[eos] = log_odds + log_sum_exp(conditional, padded(count));
 }
 
-/* Floats as integers that compare in the same order. */
+/* Converts floats to integers that compare in the same order. */
 static inline ints ordered(vec x) {
     ints bits;
     memcpy(&bits, &x, sizeof bits);
@@ -113,9 +113,9 @@ static float kth_largest(const float *x, int64_t count, int64_t k) {
 
 /* The first index of the maximum of x [count]. */
 static int64_t argmax(const float *x, int64_t count) {
-    float most = maximum(x, padded(count));
+    float highest = maximum(x, padded(count));
     for (int64_t i = 0; i < count; i++)
-        if (x[i] == most) return i;
+        if (x[i] == highest) return i;
     return 0;
 }
 
@@ -130,10 +130,10 @@ static int64_t draw(const float *weights, int64_t count, double noise) {
 
 /* exp(x - max(x)) of x [count]; 0 for -inf. */
 static void softmax_weights(const float *x, int64_t count, float *weights) {
-    float most = maximum(x, padded(count));
+    float highest = maximum(x, padded(count));
     for (int64_t i = 0; i < padded(count); i += LANES) {
         vec v = *(const vec *)(x + i);
-        *(vec *)(weights + i) = where(v == -INFINITY, (vec){0}, exponential(v - most));
+        *(vec *)(weights + i) = where(v == -INFINITY, (vec){0}, exponential(v - highest));
     }
 }
 
@@ -143,7 +143,7 @@ static int by_logit(const void *a, const void *b) {
     return x->index < y->index ? -1 : 1; /* equal logits: the lower id first */
 }
 
-/* Top-p: in descending order, a weight becomes 0 where those before it reach top_p of the total. */
+/* Top-p: in descending order, a weight becomes 0 if the weights before it reach top_p of the total. */
 static void keep_top_p(int64_t count, float top_p, const scratch *s) {
     double total = 0, before = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -178,12 +178,12 @@ static int64_t sample_id(const sampler *in, int64_t n, double noise, const scrat
 /* Whether repetition-aware sampling redraws an id: it occurs too often in the window of its codebook. */
 static int is_repeated(const sampler *in, int64_t n, int64_t codebook, int64_t id) {
     const int64_t *recent = in->recent + (n * in->num_codebooks + codebook) * in->window_width, width = in->window_width;
-    int64_t counted = 0, first = width - least(width, in->ras_win_len[n]);
+    int64_t counted = 0, first = width - minimum(width, in->ras_win_len[n]);
     for (int64_t i = first; i < width; i++) counted += recent[i] == id;
     return counted >= in->ras_win_max_num_repeat[n];
 }
 
-/* The next id of one codebook of sequence n; is_finite tells whether its logits were finite or -inf. */
+/* Samples the next id of one codebook of sequence n; sets is_finite to whether its logits were finite or -inf. */
 static int64_t next_id(
     const sampler *in, int64_t n, int64_t codebook, const float *logits, const scratch *s, int64_t *is_finite) {
     int64_t count = in->num_ids, stride = in->num_codebooks * count;
@@ -205,18 +205,18 @@ static int64_t next_id(
     return codebook == 0 && in->end[n] == 0 && in->num_columns[n] == in->max_frames[n] + 1 ? in->eos : id;
 }
 
-/* Writes the markers that the delay pattern forces into ids [K] of sequence n. Returns the number of columns of the whole
- * segment, 0 while it is open. */
-static int64_t force_markers(const sampler *in, int64_t n, int64_t *ids) {
+/* Writes the bos and eos that the delay pattern forces into ids [K] of sequence n. Returns the number of columns of the
+ * whole segment, 0 while it is open. */
+static int64_t force_bos_and_eos(const sampler *in, int64_t n, int64_t *ids) {
     int64_t codebooks = in->num_codebooks, num_columns = in->num_columns[n], end = in->end[n], first = 0;
     for (int64_t k = num_columns; k < codebooks; k++) ids[k] = in->bos;
     while (first < codebooks && ids[first] != in->eos) first++;
     if (end == 0 && first < codebooks) end = num_columns + codebooks - first;
-    for (int64_t k = 0; end && k < least(codebooks, num_columns + codebooks - end); k++) ids[k] = in->eos;
+    for (int64_t k = 0; end && k < minimum(codebooks, num_columns + codebooks - end); k++) ids[k] = in->eos;
     return end;
 }
 
-/* Shifts the window [K, W] of repetition-aware sampling by one column; markers are stored as -1. */
+/* Shifts the window [K, W] of repetition-aware sampling by one column; bos and eos are stored as -1. */
 static void shift_window(const sampler *in, int64_t n, const int64_t *ids, int64_t *recent) {
     int64_t width = in->window_width;
     const int64_t *before = in->recent + n * in->num_codebooks * width;
@@ -256,7 +256,7 @@ EXPORT void higgs_sampler_next_columns(
         for (int64_t n = 0; n < in->num_sequences; n++) {
             int64_t *column = result + n * (codebooks + 3), is_finite = 1;
             for (int64_t k = 0; k < codebooks; k++) is_finite &= finite[n * codebooks + k];
-            column[codebooks] = force_markers(in, n, column);
+            column[codebooks] = force_bos_and_eos(in, n, column);
             column[codebooks + 1] = column[codebooks] > 0 && in->num_columns[n] + 1 >= column[codebooks];
             column[codebooks + 2] = is_finite;
             shift_window(in, n, column, recent + n * codebooks * in->window_width);

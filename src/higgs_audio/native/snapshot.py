@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 
 class ModuleSnapshot:
-    """Remembers modules and weights, and detects replaced, wrapped or hooked modules and weights that were moved,
-    converted or written to.
+    """Records modules and weights, and detects whether modules were replaced, wrapped or hooked, or weights were moved,
+    converted or modified.
 
-    Writes through `weight.data` leave no trace and are not detected.
+    Writes through `weight.data` are not detected.
 
     Args:
         owner: the module that contains them.
-        names: dotted names of the submodules to watch.
+        names: dotted names of the submodules to record.
     """
 
     def __init__(self, owner: nn.Module, names: Sequence[str]) -> None:
@@ -48,5 +48,5 @@ def have_hooks(modules: Iterable[nn.Module]) -> bool:
 
 
 def _version(weight: Tensor) -> tuple[int, int]:
-    """Changes when the weight is moved or written to."""
+    """Returns a value that changes when the weight is moved or modified."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version

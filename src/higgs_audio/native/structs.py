@@ -1,4 +1,4 @@
-"""ctypes mirrors of the C structures, in the order of their fields. `library.py` compares their sizes with C's."""
+"""ctypes mirrors of the C structures, with fields in the same order. `library.py` compares the sizes."""
 
 import ctypes
 
@@ -36,7 +36,7 @@ class SamplerStruct(ctypes.Structure):
 
 
 class FeedForwardStruct(ctypes.Structure):
-    """`feed_forward` of layers.c: the feed-forward network and the norms of one kind of positions, text or audio."""
+    """`feed_forward` of layers.c: the feed-forward network and the norms of either text or audio positions."""
 
     _fields_ = [*_pointers("input_norm", "post_attention_norm"), *_matrices("gate", "up", "down")]
 
@@ -91,7 +91,7 @@ class ConvNeXtStruct(ctypes.Structure):
     ]
 
 
-STRUCTS: dict[str, type[ctypes.Structure]] = {  # by the names that they have in C
+STRUCTS: dict[str, type[ctypes.Structure]] = {  # name in C -> mirror
     "matrix": MatrixStruct,
     "sampler": SamplerStruct,
     "feed_forward": FeedForwardStruct,

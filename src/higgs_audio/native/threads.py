@@ -1,5 +1,5 @@
-"""How many threads the C code uses. A container may have less CPU time than it sees cores, and threads that wait at a
-barrier for threads that are not scheduled are slower than a single one.
+"""The number of threads of the C code. A container may have less CPU time than visible cores, and threads that wait at
+a barrier for unscheduled threads are slower than a single thread.
 """
 
 import math
@@ -12,14 +12,14 @@ CGROUP = Path("/sys/fs/cgroup")  # the control group of this container, on Linux
 
 
 def num_threads(cgroup: Path = CGROUP) -> int:
-    """The number of torch's threads, limited to the CPU quota of the container, at least 1."""
-    cores = cores_allowed(cgroup)
+    """Returns the number of torch's threads, limited to the CPU quota of a control group, at least 1."""
+    cores = cpu_quota(cgroup)
     return torch.get_num_threads() if cores is None else max(1, min(torch.get_num_threads(), math.ceil(cores)))
 
 
 @lru_cache(maxsize=1)
-def cores_allowed(cgroup: Path = CGROUP) -> float | None:
-    """The CPU quota of a control group in cores, read once; None where there is no limit."""
+def cpu_quota(cgroup: Path = CGROUP) -> float | None:
+    """Returns the CPU quota of a control group in cores, on Linux; None without a limit."""
     for quota, period in _quotas(cgroup):
         if quota > 0 and period > 0:
             return quota / period
@@ -27,7 +27,7 @@ def cores_allowed(cgroup: Path = CGROUP) -> float | None:
 
 
 def _quotas(cgroup: Path) -> list[tuple[int, int]]:
-    """(quota, period) of control groups v2 and v1, in microseconds; a quota of -1 is no limit."""
+    """Returns (quota, period) of control groups v2 and v1, in microseconds; a quota of -1 means no limit."""
     found = []
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:

@@ -1,4 +1,4 @@
-/* Vectors as wide as the processor's, by the vector extensions of GCC and Clang, and operations that all files use. */
+/* Vectors of the processor's width, with the vector extensions of GCC and Clang, and operations that all files use. */
 
 #pragma once
 
@@ -32,8 +32,8 @@ static inline int64_t thread_number(void) {
 #endif
 }
 
-/* The smaller of two. */
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+/* The smaller of two integers. */
+static inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* The sum across a vector. */
 static inline float sum(vec v) {
@@ -56,7 +56,7 @@ static inline vec where(ints is, vec yes, vec no) {
     return yes;
 }
 
-/* exp(x) to 2 in 10^7: a power of two times a polynomial in the remainder of x. */
+/* exp(x) with an error of 2 in 10^7: a power of two times a polynomial in the remainder of x. */
 static inline vec exponential(vec x) {
     x = where(x < -87.0f, (vec){0} - 87.0f, x);
     x = where(x > 88.0f, (vec){0} + 88.0f, x);

@@ -1,4 +1,4 @@
-"""ProcessorBase: holds the parts of a processor; loads, saves and uploads them."""
+"""ProcessorBase: the parts of a processor, and how they are loaded, saved and uploaded."""
 
 import os
 import tempfile
@@ -16,7 +16,6 @@ from higgs_audio import checkpoint
 from higgs_audio.audio.limits import AudioLimits
 from higgs_audio.checkpoint.upload import UPLOAD_OPTIONS, upload
 from higgs_audio.errors import CheckpointError, OptionError, nearest
-from higgs_audio.model.load_options import FolderOptions
 from higgs_audio.prompt.audio_tokenizer import check_audio_tokenizer
 from higgs_audio.prompt.config import ProcessorConfig, ProcessorFields, read_processor_config
 from higgs_audio.prompt.encoder import PromptEncoder
@@ -37,7 +36,7 @@ UNUSED_OPTIONS = ("dtype", "torch_dtype", "trust_remote_code", "_from_auto")
 OPTIONS = ("audio_tokenizer", "device_map", "limits", *checkpoint.FOLDER_OPTIONS, *UNUSED_OPTIONS)
 
 
-class ProcessorLoadOptions(FolderOptions, total=False):
+class ProcessorLoadOptions(checkpoint.FolderOptions, total=False):
     """Further keyword options of `from_pretrained`: those that select the folder, and some that have no effect."""
 
     dtype: torch.dtype | str | None
@@ -46,7 +45,7 @@ class ProcessorLoadOptions(FolderOptions, total=False):
 
 
 class UploadOptions(TypedDict, total=False):
-    """Further keyword options of `push_to_hub`: `private` is of a new repository, the others are huggingface_hub's."""
+    """Further keyword options of `push_to_hub`: `private` applies to a new repository; others as in huggingface_hub."""
 
     private: bool | None
     token: str | bool | None
@@ -69,13 +68,13 @@ class ProcessorBase:
         _check_names(config, ProcessorConfig.__dataclass_fields__)
         self.config = ProcessorConfig(**config)
         if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
-            raise OptionError(f"the tokenizer is a {type(tokenizer).__name__}; give the fast one of a checkpoint")
+            raise OptionError(f"the tokenizer is a {type(tokenizer).__name__}; give the fast tokenizer of a checkpoint")
         if not isinstance(limits, (AudioLimits, NoneType)):
             raise OptionError(f"limits is a {type(limits).__name__}; give AudioLimits(...), or None")
         self.tokenizer = tokenizer
         self.limits = limits or AudioLimits()
         self._encoder = PromptEncoder(tokenizer, self.config.audio_num_codebooks, self.config.audio_codebook_size)
-        assert self._encoder.ids  # read now, so that a tokenizer without special tokens fails here
+        assert self._encoder.ids  # accessed now, so that a tokenizer without special tokens fails here
         self.load_audio_tokenizer: Callable[[], HiggsAudioTokenizer] | None = None
         self._audio_tokenizer: HiggsAudioTokenizer | None = None
         if callable(audio_tokenizer) and not isinstance(audio_tokenizer, torch.nn.Module):
@@ -85,7 +84,7 @@ class ProcessorBase:
 
     @property
     def audio_tokenizer(self) -> "HiggsAudioTokenizer | None":
-        """The audio tokenizer, loaded on first access if loading was deferred; None if there is none.
+        """The audio tokenizer, loaded on first access if loading was deferred; None without one.
 
         Raises:
             CheckpointError: it does not load, or has other codebooks.
@@ -116,9 +115,9 @@ class ProcessorBase:
     ) -> Self:
         """Loads the text tokenizer, `processor_config.json` and the audio tokenizer.
 
-        All layouts are supported: ours (audio tokenizer in the folder `codec`), transformers' (which names a repository
-        or path), and the original one, without processor_config.json. An audio tokenizer outside the checkpoint is
-        loaded when it is first needed.
+        All layouts are supported: ours (audio tokenizer in the folder `codec`), transformers' (which contains a
+        repository or path), and the original one, without processor_config.json. An audio tokenizer outside the
+        checkpoint is loaded when it is first needed.
 
         Args:
             pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or a name that
@@ -129,7 +128,8 @@ class ProcessorBase:
             **options: see `ProcessorLoadOptions`.
 
         Raises:
-            OptionError: an unknown option. CheckpointError: no such checkpoint, or files that do not match.
+            OptionError: an unknown option.
+            CheckpointError: no such checkpoint, or files that do not match.
 
         >>> HiggsAudioProcessor.from_pretrained("nano", device_map="cpu", torch_dtype="auto").text_frontend
         'phonemes'
@@ -153,12 +153,18 @@ class ProcessorBase:
     ) -> None:
         """Writes the files that `from_pretrained` reads, with the audio tokenizer in the folder `codec`.
 
-        With `save_audio_tokenizer=False` the config names the folder or repository that the audio tokenizer was loaded
-        from. With `push_to_hub=True` the folder is then uploaded to the repository `repo_id`, by default the folder's
-        name; further options are those of `push_to_hub`. An existing folder is replaced once all files are written.
+        An existing folder is replaced once all files are written.
+
+        Args:
+            save_directory: a folder, created if it does not exist.
+            save_audio_tokenizer: False stores the folder or repository that the audio tokenizer was loaded from.
+            push_to_hub: whether to upload the folder.
+            repo_id: repository of the upload; the folder's name when None.
+            **options: see `UploadOptions`.
 
         Raises:
-            OptionError: an unknown option. CheckpointError: `save_directory` is a file, or cannot be written.
+            OptionError: an unknown option.
+            CheckpointError: `save_directory` is a file, or cannot be written.
         """
         _check_names(options, UPLOAD_OPTIONS)
         folder = Path(os.path.abspath(save_directory))
@@ -180,7 +186,7 @@ class ProcessorBase:
             The URL of the commit.
 
         Raises:
-            OptionError: an unknown option. huggingface_hub's own errors: no network, or no permission to write.
+            OptionError: an unknown option. Without network or permission, huggingface_hub raises its own errors.
         """
         _check_names(options, UPLOAD_OPTIONS)
         with tempfile.TemporaryDirectory() as folder:
@@ -191,7 +197,7 @@ class ProcessorBase:
         codec = self.audio_tokenizer
         if codec is None:
             raise CheckpointError(
-                "the processor has no audio tokenizer: load it from a checkpoint that has one, or pass audio_tokenizer="
+                "the processor has no audio tokenizer; load it from a checkpoint with one, or pass audio_tokenizer="
             )
         return codec
 

@@ -1,4 +1,4 @@
-"""The arguments of a processor that take one value or a list: conversations, prompts, the first trained message."""
+"""Arguments of a processor that are one value or a list: conversations, prompts, the first trained message."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,11 +39,11 @@ def parse_prompts(text: Any, audio: Any) -> list[list[Piece]]:
     """Parses one rendered prompt or several, and assigns the audio to their placeholders in order.
 
     Raises:
-        PromptError: no prompt, or a number of audios other than that of the placeholders.
+        PromptError: no prompt, or a number of audios that differs from the number of placeholders.
     """
     texts = [text] if isinstance(text, str) else text
     if not is_list(texts) or not texts or not all(isinstance(prompt, str) and prompt for prompt in texts):
-        raise PromptError(f"the prompts are {text!r:.60}; give a string, or a list of strings, none of them empty")
+        raise PromptError(f"the prompts are {text!r:.60}; give a non-empty string, or a list of non-empty strings")
     prompts = [template.parse(prompt) for prompt in texts]
     sources = as_sources(audio)
     num_placeholders = sum(piece.kind == "audio" for pieces in prompts for piece in pieces)

@@ -1,4 +1,4 @@
-"""ProcessorConfig: the contents of `processor_config.json`, in our layout and in that of transformers."""
+"""ProcessorConfig: the contents of `processor_config.json`, in our layout and in transformers'."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,8 +11,8 @@ from higgs_audio.checkpoint import CODEC_FOLDER, CONFIG_FILE, PROCESSOR_FILE, Ch
 from higgs_audio.errors import CheckpointError, OptionError, nearest
 
 TEXT_FRONTENDS = ("none", "phonemes")
-POSITIONS_PER_SECOND = 50  # of the audio tower: two mel frames of 10 ms each
-PUBLISHED_CODEC = "bosonai/higgs-audio-v2-tokenizer"  # of checkpoints in the original layout, which name none
+POSITIONS_PER_SECOND = 50  # positions of the audio tower, of two mel frames of 10 ms each
+PUBLISHED_CODEC = "bosonai/higgs-audio-v2-tokenizer"  # for the original layout, which does not name one
 
 
 class ProcessorFields(TypedDict, total=False):
@@ -35,13 +35,13 @@ class ProcessorConfig:
 
     Attributes:
         audio_num_codebooks, audio_codebook_size: K and V of the language model; stream bos is V, stream eos V + 1.
-        sampling_rate: of the audio tokenizer, in Hz.
-        text_frontend: "none", or "phonemes" for a model that reads English as phonemes: the texts of user turns are
-            converted, and no other text.
-        codec: the audio tokenizer: a folder inside the checkpoint, or a path or repository of its own.
+        sampling_rate: sample rate of the audio tokenizer, in Hz.
+        text_frontend: "none", or "phonemes" for a model whose input is English phonemes: the texts of user turns are
+            converted, other texts are not.
+        codec: the audio tokenizer: a folder inside the checkpoint, another path, or a repository.
         encode_whisper_embed, encode_audio_in_tokens: whether audio in user and system turns is encoded as features for
             the audio tower and as codes; with both, features come first.
-        num_mel_bins, window_seconds: of these features; longer audio is split into several windows.
+        num_mel_bins, window_seconds: sizes of these features; longer audio is split into several windows.
 
     Raises:
         OptionError: a value of another type, a number below 1, an unknown text frontend, or neither features nor codes.
@@ -61,7 +61,7 @@ class ProcessorConfig:
     encode_whisper_embed: bool = False
     encode_audio_in_tokens: bool = True
     num_mel_bins: int = 128
-    window_seconds: int = 30  # as Whisper's
+    window_seconds: int = 30  # as in Whisper
 
     def __post_init__(self) -> None:
         for name, kind in _TYPES.items():
@@ -71,13 +71,16 @@ class ProcessorConfig:
         if self.text_frontend not in TEXT_FRONTENDS:
             raise OptionError(f"text_frontend={self.text_frontend!r}; {nearest(self.text_frontend, TEXT_FRONTENDS)}")
         if not self.encode_whisper_embed and not self.encode_audio_in_tokens:
-            raise OptionError("encode_whisper_embed and encode_audio_in_tokens are both False; set one of them")
+            raise OptionError("encode_whisper_embed and encode_audio_in_tokens are both False; set one of them to True")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ProcessorConfig":
-        """Reads the fields of our own file, of the one that transformers writes, or of both in one.
+        """Reads the fields of our layout, of transformers', or of both in one file.
 
-        Our `codec` takes precedence: theirs is an absolute path, which is wrong once the folder has moved.
+        Our `codec` takes precedence: transformers' is an absolute path, which is wrong once the folder has moved.
+
+        Raises:
+            OptionError: an invalid field.
         """
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         if "codec" not in known and isinstance(tokenizer := fields.get("audio_tokenizer"), Mapping):
@@ -90,10 +93,14 @@ class ProcessorConfig:
 
     @classmethod
     def of_model(cls, fields: Mapping[str, Any], codec: str) -> "ProcessorConfig":
-        """Derives the config from the `config.json` of a language model, which says how audio is encoded."""
+        """Derives the config from the `config.json` of a language model, which determines how audio is encoded.
+
+        Raises:
+            OptionError: an invalid field.
+        """
         tower = fields.get("audio_encoder_config") or {}
         if not isinstance(tower, Mapping):
-            raise OptionError(f"audio_encoder_config={tower!r:.60}; give an object of fields")
+            raise OptionError(f"audio_encoder_config={tower!r:.60}; give an object with fields")
         known = {name: fields[name] for name in ("encode_whisper_embed", "encode_audio_in_tokens") if name in fields}
         positions = tower.get("max_source_positions", POSITIONS_PER_SECOND * cls.window_seconds)
         if type(positions) is not int:
@@ -109,8 +116,8 @@ _ALLOWED = {int: "a whole number of at least 1", str: "a string that is not empt
 def read_processor_config(folder: str | Path | Checkpoint) -> ProcessorConfig:
     """Reads the `processor_config.json` of a checkpoint.
 
-    The original layout has none: the fields then come from the model's config, and the audio tokenizer is the published
-    one unless the folder holds one.
+    The original layout lacks this file: the fields then come from the model's config, and the audio tokenizer is the
+    published one unless the folder contains one.
 
     Raises:
         CheckpointError: not a JSON object, or an invalid field.

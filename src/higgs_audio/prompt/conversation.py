@@ -1,4 +1,4 @@
-"""Reads chat messages: validates a conversation once and brings both prompt styles to one form."""
+"""Reads chat messages: validates a conversation once and converts both prompt styles to one form."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,20 +7,20 @@ from typing import Any
 
 from higgs_audio.audio.sources import AUDIO_KEYS, AUDIO_OPTIONS, AudioSource
 from higgs_audio.errors import OptionError, PromptError, nearest
-from higgs_audio.special_tokens import INSTRUCTION_END, INSTRUCTION_START, SCENE_END, SCENE_START, SPECIAL_SHAPE
+from higgs_audio.special_tokens import INSTRUCTION_END, INSTRUCTION_START, SCENE_END, SCENE_START, SPECIAL_TOKEN_PATTERN
 
 INSTRUCTION_TAGS = (INSTRUCTION_START, INSTRUCTION_END)
-SYSTEM_TAGS = (SCENE_START, SCENE_END, *INSTRUCTION_TAGS)  # special tokens that a system text may hold
+SYSTEM_TAGS = (SCENE_START, SCENE_END, *INSTRUCTION_TAGS)  # special tokens that a system text may contain
 
 ROLES_WITH_AUDIO = ("system", "user", "assistant", "scene")
 MESSAGE_KEYS = ("role", "content", "recipient")
 CONTENT_TYPES = ("text", "audio")
 
-# The prompts of Boson's own code, or those of the template published for transformers.
+# The prompts of Boson's own code, or of the chat template published for transformers.
 STYLES = ("original", "transformers")
 _USE_ORIGINAL = "Change the conversation, or use style='original'"
 
-Item = str | AudioSource  # of a message: a text, or the keys of an audio item that are set
+Item = str | AudioSource  # item of a message: a text, or the keys of an audio item that are set
 Conversation = Sequence[Mapping[str, Any]]
 
 
@@ -44,12 +44,12 @@ def read_conversation(
             `{"type": "text", "text": ...}` and `{"type": "audio", ...}` with one of `AUDIO_KEYS`. All texts of a
             conversation with a `scene` message are trimmed, as the Hugging Face template does.
         allow_special: whether texts may contain special tokens that are otherwise rejected (see `template.render`).
-        style: one of `STYLES`. With "transformers" all texts are trimmed, and whatever that template rejects or
+        style: one of `STYLES`. With "transformers" all texts are trimmed, and content that its template rejects or
             silently drops is an error.
 
     Raises:
-        PromptError: an empty conversation, an unknown key, role or content type, a special token typed in a text, or
-            a message that the style cannot express.
+        PromptError: an empty conversation, an unknown key, role or content type, a special token in a text, or a
+            message that the style cannot express.
         OptionError: an unknown style.
     """
     if style not in STYLES:
@@ -111,30 +111,30 @@ def _is_unset(key: str, value: Any) -> bool:
 def _check_special(message: Message) -> None:
     allowed = SYSTEM_TAGS if message.role == "system" else ()
     texts = (message.role, message.recipient, *(item for item in message.items if isinstance(item, str)))
-    forbidden = [token for text in texts for token in SPECIAL_SHAPE.findall(text) if token not in allowed]
+    forbidden = [token for text in texts for token in SPECIAL_TOKEN_PATTERN.findall(text) if token not in allowed]
     if forbidden:
         raise PromptError(
-            f"message {message.index} ({message.role}) holds the special token {forbidden[0]}; allowed there: "
-            f"{', '.join(allowed) or 'none'}. Take it out, or pass allow_special=True: generation instructions are "
-            "then tokens, and everything else is read as plain text"
+            f"message {message.index} ({message.role}) contains the special token {forbidden[0]}; allowed there: "
+            f"{', '.join(allowed) or 'none'}. Remove it, or pass allow_special=True: generation instructions are then "
+            "tokens, and all other special tokens plain text"
         )
 
 
 def _check_published(messages: Sequence[Message]) -> None:
-    """Raises PromptError where transformers' template would raise or silently drop content."""
+    """Raises PromptError if transformers' template would raise or silently drop content."""
     if messages[0].role != "system" or len(messages[0].items) != 1 or not isinstance(messages[0].items[0], str):
         raise PromptError(
-            f"message 0 is not a system message of one text; style='transformers' needs one. {_USE_ORIGINAL}"
+            f"message 0 is not a system message of one text, which style='transformers' requires. {_USE_ORIGINAL}"
         )
     for message in messages[1:]:
         where = f"message {message.index} ({message.role})"
         is_audio = [not isinstance(item, str) for item in message.items]
         if message.recipient:
-            raise PromptError(f"{where} has a recipient, and style='transformers' has none. {_USE_ORIGINAL}")
+            raise PromptError(f"{where} has a recipient, which style='transformers' does not support. {_USE_ORIGINAL}")
         if message.role == "assistant" and is_audio != [True]:
-            raise PromptError(f"{where} is not one audio item, as style='transformers' needs it. {_USE_ORIGINAL}")
+            raise PromptError(f"{where} is not one audio item, which style='transformers' requires. {_USE_ORIGINAL}")
         if message.role not in ("assistant", "scene") and any(is_audio):
-            raise PromptError(f"{where} has audio, and style='transformers' reads none there. {_USE_ORIGINAL}")
+            raise PromptError(f"{where} has audio, which style='transformers' does not support there. {_USE_ORIGINAL}")
 
 
 def _merge_scene(
@@ -145,7 +145,7 @@ def _merge_scene(
     if not scenes:
         return messages
     if scenes != [1] or messages[0].role != "system":
-        raise PromptError(f"a scene is message {scenes[-1]}; give one, as message 1, after a system message")
+        raise PromptError(f"message {scenes[-1]} is a scene; give one scene, as message 1, after a system message")
     system, scene, *rest = [_trim(message) for message in messages]
     block = (f"\n\n{SCENE_START}\n", *format_scene(scene.items), f"\n{SCENE_END}")
     return [Message("system", (*system.items, *block), system.index), *rest]
@@ -156,7 +156,7 @@ def _trim(message: Message) -> Message:
 
 
 def _format_scene(items: Sequence[Item]) -> Iterator[Item]:
-    """Puts a blank line after a leading text, a line end after every other item, and one space before an audio."""
+    """Yields a scene with a blank line after a leading text, a line end after other items, and a space before audio."""
     for number, (item, following) in enumerate(zip_longest(items, items[1:])):
         yield item
         if following is None:
@@ -168,8 +168,8 @@ def _format_scene(items: Sequence[Item]) -> Iterator[Item]:
 
 
 def _format_published_scene(items: Sequence[Item]) -> Iterator[Item]:
-    """Formats a scene as transformers' template does: a blank line after a leading text even before its audio, a space
-    before every audio, and a line end after it."""
+    """Yields a scene as transformers' template formats it: a blank line after a leading text even before its audio, a
+    space before every audio, and a line end after it."""
     for number, (item, following) in enumerate(zip_longest(items, items[1:])):
         if not isinstance(item, str):
             yield " "

@@ -1,6 +1,6 @@
-"""PromptEncoder: encodes pieces of prompts and their codes as the tensors of the language model, with turn spans.
+"""PromptEncoder: encodes the pieces of prompts as the tensors of the language model, and records the spans of turns.
 
-Codes [K, F] become columns [F, K] here and nowhere else.
+Codes [K, F] are transposed to columns [F, K] here and nowhere else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from higgs_audio.model.tower import num_features
 from higgs_audio.prompt.template import Piece
 from higgs_audio.special_tokens import SPEAKER_TAG
 
-MAX_TAG_TOKENS = 8  # a longer speaker tag is one that the tokenizer does not know, and counts as text
+MAX_TAG_TOKENS = 8  # a speaker tag of more tokens is unknown to the tokenizer, and counts as text
 
 PaddingSide = Literal["left", "right"]
 
@@ -40,9 +40,9 @@ class TurnSpan:
     """The token range of the body of one turn: the tokens between its header and its closing token.
 
     Attributes:
-        role: of the turn.
+        role: role of the turn.
         start, stop: positions in the unpadded ids; `ids[start:stop]` is the body, which may be empty.
-        tag_length: tokens of the speaker tag that the text begins with, such as "[SPEAKER0] "; 0 without one.
+        tag_length: number of tokens of the speaker tag at its start, such as "[SPEAKER0] "; 0 without a tag.
         audio: (start, stop) of the placeholders of each audio in the body.
     """
 
@@ -62,8 +62,8 @@ class EncodedPrompt:
         labels: [T], -100 where a token is not trained.
         columns: [F, K], the delayed columns of all its audio, in order.
         column_labels: [F, K].
-        is_feature: [T] bool, True where a placeholder takes a feature of the audio tower.
-        windows: the audio inputs that have mels, in order.
+        is_feature: [T] bool, True where a placeholder stands for a feature of the audio tower.
+        windows: the audio inputs that have mel features, in order.
         turns: the turns in order, without the header of a generation prompt.
     """
 
@@ -84,11 +84,11 @@ class EncodedPrompt:
         """The last user turn.
 
         Raises:
-            PromptError: there is none.
+            PromptError: the prompt has no user turn.
         """
         turns = self.turns_of("user")
         if not turns:
-            raise PromptError("the prompt has no user turn whose text could be masked")
+            raise PromptError("the prompt has no user turn whose text could be masked; add one, or omit guidance")
         return turns[-1]
 
 
@@ -103,7 +103,7 @@ class _Draft:
     is_feature: list[bool] = field(default_factory=list)
     windows: list[AudioInput] = field(default_factory=list)
     turns: list[TurnSpan] = field(default_factory=list)
-    turn: TurnSpan | None = None  # whose body is being encoded
+    turn: TurnSpan | None = None  # the open turn, whose body is being encoded
 
     def add(self, ids: Sequence[int], trained: Sequence[bool], is_feature: bool = False) -> None:
         """Appends tokens."""
@@ -122,7 +122,7 @@ class _Draft:
         self.turn = None
 
     def add_audio_span(self, start: int) -> None:
-        """Records the tokens from `start` on as an audio of the open turn."""
+        """Records the tokens from `start` on as audio of the open turn."""
         if self.turn is not None:
             self.turn = replace(self.turn, audio=(*self.turn.audio, (start, len(self.ids))))
 
@@ -158,12 +158,12 @@ class PromptEncoder:
         """
         vocabulary = self.tokenizer.get_vocab()
         if missing := [token for token in special_tokens.SPECIAL_TOKENS if token not in vocabulary]:
-            raise CheckpointError(f"the tokenizer has no token {missing[0]}; use the one of a Higgs Audio checkpoint")
+            raise CheckpointError(f"the tokenizer lacks the token {missing[0]}; use that of a Higgs Audio checkpoint")
         return {token: vocabulary[token] for token in special_tokens.SPECIAL_TOKENS}
 
     @property
-    def markers(self) -> tuple[int, int]:
-        """Stream bos and stream eos."""
+    def bos_and_eos(self) -> tuple[int, int]:
+        """The ids of stream bos and stream eos."""
         return self.codebook_size, self.codebook_size + 1
 
     def encode(
@@ -222,9 +222,9 @@ class PromptEncoder:
 
     def _add_columns(self, draft: _Draft, piece: Piece, codes: Tensor) -> None:
         """Adds delayed columns; the last K - 1 placeholders of an assistant segment are delay tokens."""
-        bos, eos = self.markers
+        bos, eos = self.bos_and_eos
         columns = apply_delay(codes, bos, eos).T  # [L, K]
-        labels = delay_labels(codes, eos, IGNORE_INDEX).T  # [L, K]
+        labels = delay_labels(codes, eos).T  # [L, K]
         draft.columns.append(columns)
         draft.column_labels.append(labels if piece.trained else torch.full_like(labels, IGNORE_INDEX))
         num_delay = self.num_codebooks - 1 if piece.content == special_tokens.AUDIO_OUT else 0
@@ -233,16 +233,16 @@ class PromptEncoder:
         draft.add(ids, [False] * len(ids))
 
     def _add_text(self, draft: _Draft, group: Sequence[Piece]) -> None:
-        """Adds adjacent texts, tokenized as one; a token is trained if it reaches into a trained text.
+        """Adds adjacent texts, tokenized as one; a token is trained if it extends into a trained text.
 
-        The only untrained text of a group with trained ones, the blank line of a header, comes first. In the same way
-        a body begins at the first token that reaches into it.
+        The only untrained text in a group with trained texts, the blank line of a header, comes first. Likewise, a body
+        begins at the first token that extends into it.
         """
         text = "".join(piece.content for piece in group)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
         ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
-        if special := set(ids) & set(self.ids.values()):  # a tokenizer whose special tokens are not marked as such
-            raise PromptError(f"the tokenizer reads token {min(special)} in the text {text!r:.60}; take it out")
+        if special := set(ids) & set(self.ids.values()):  # the tokenizer's special tokens are not marked as such
+            raise PromptError(f"the text {text!r:.60} is tokenized with the special token {min(special)}; remove it")
         untrained = sum(len(piece.content) for piece in group if not piece.trained)
         header, role = _header(group)
         skipped = sum(end <= header for end in ends)  # tokens before the body
@@ -274,7 +274,7 @@ class PromptEncoder:
         features = {
             "input_ids": torch.stack([tokens(row.input_ids, padding) for row in rows]),  # [B, T]
             "attention_mask": torch.stack([tokens(torch.ones_like(row.input_ids), 0) for row in rows]),  # [B, T]
-            "audio_input_ids": torch.stack([columns(row.columns, self.markers[1]) for row in rows]),  # [B, F, K]
+            "audio_input_ids": torch.stack([columns(row.columns, self.bos_and_eos[1]) for row in rows]),  # [B, F, K]
             "audio_input_ids_mask": torch.arange(num_columns)[None] < lengths[:, None],  # [B, F]
         }
         if output_labels:
@@ -288,9 +288,9 @@ class PromptEncoder:
 
 
 def _header(group: Sequence[Piece]) -> tuple[int, str]:
-    """Returns the number of characters before the body that a group of texts opens, and the role of its turn.
+    """Returns the number of characters before the body of the turn that a group of texts opens, and its role.
 
-    (0, "") if the group opens no turn.
+    Returns (0, "") if the group opens no turn.
     """
     length = 0
     for piece in group:
@@ -301,10 +301,10 @@ def _header(group: Sequence[Piece]) -> tuple[int, str]:
 
 
 def _tag_length(text: str, ends: Sequence[int]) -> int:
-    """Returns the number of tokens of the speaker tag, with one space after it, that a text begins with.
+    """Returns the number of tokens of the speaker tag at the start of a text, with one space after it.
 
-    0 without a tag, or if no token ends where the tag does, or if it has more than `MAX_TAG_TOKENS`. `ends` are the
-    character offsets at which the tokens end.
+    Returns 0 without a tag, if no token ends where the tag does, or if it has more than `MAX_TAG_TOKENS`. `ends` are
+    the character offsets at which the tokens end.
     """
     tag = SPEAKER_TAG.match(text)
     if tag is None:

@@ -1,4 +1,4 @@
-"""Log-mel features of a recording in windows of 30 seconds, the input of the audio tower."""
+"""Log-mel features of a recording in windows of 30 seconds: the input of the audio tower."""
 
 from functools import lru_cache
 
@@ -15,7 +15,7 @@ def mel_windows(waveform: Waveform, num_mel_bins: int = 128, window_seconds: int
     """Returns, for each window of a recording at any rate, its features and the number of frames before the padding.
 
     Features are `[num_mel_bins, M]`. A frame is 10 ms, so M is 100 * window_seconds. The last window is padded with
-    silence, as Whisper does.
+    silence, as in Whisper.
     """
     samples = resample(waveform, SAMPLE_RATE).samples  # [S]
     size = window_seconds * SAMPLE_RATE

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -15,7 +14,6 @@ from higgs_audio import checkpoint
 from higgs_audio.checkpoint import CODEC_FOLDER, PROCESSOR_FILE, Checkpoint
 from higgs_audio.checkpoint.names import TOKENIZER_FILE
 from higgs_audio.checkpoint.tokenizer import read_tokenizer
-from higgs_audio.device import resolve_device
 from higgs_audio.errors import CheckpointError, InputError, first_line
 from higgs_audio.prompt.config import ProcessorConfig
 
@@ -33,9 +31,11 @@ def open_processor(name_or_path: str | Path | Checkpoint, **where: Any) -> Check
         **where: options of `checkpoint.FOLDER_OPTIONS`.
 
     Raises:
-        CheckpointError: no such checkpoint, or one without a text tokenizer.
+        CheckpointError: no such checkpoint, or a checkpoint without a text tokenizer.
     """
-    return checkpoint.open_checkpoint(name_or_path, patterns=checkpoint.DOWNLOADED, needs=TOKENIZER_FILE, **where)
+    return checkpoint.open_checkpoint(
+        name_or_path, patterns=checkpoint.DOWNLOADED, required_file=TOKENIZER_FILE, **where
+    )
 
 
 def load_tokenizer(name_or_path: str | Path | Checkpoint, **options: Any) -> PreTrainedTokenizerFast:
@@ -46,7 +46,7 @@ def load_tokenizer(name_or_path: str | Path | Checkpoint, **options: Any) -> Pre
         **options: options of `checkpoint.FOLDER_OPTIONS` and of transformers' own `from_pretrained`.
 
     Raises:
-        CheckpointError: no such checkpoint, or none of its files is a tokenizer.
+        CheckpointError: no such checkpoint, or a tokenizer that does not load.
     """
     where = {name: options.pop(name) for name in checkpoint.FOLDER_OPTIONS if name in options}
     folder = open_processor(name_or_path, **where)
@@ -54,7 +54,7 @@ def load_tokenizer(name_or_path: str | Path | Checkpoint, **options: Any) -> Pre
         return PreTrainedTokenizerFast.from_pretrained(folder.folder, **options) if options else read_tokenizer(folder)
     except Exception as error:  # the tokenizers library raises a bare Exception for an invalid file
         raise CheckpointError(
-            f"{folder} has no tokenizer that loads: {first_line(error)}; fetch its files again"
+            f"the tokenizer in {folder} does not load: {first_line(error)}; download the files again"
         ) from error
 
 
@@ -64,37 +64,46 @@ def choose_codec(
     """Returns the audio tokenizer of a processor, or a function that loads it.
 
     Args:
-        source: an audio tokenizer, its folder or repository, or None for the one of the checkpoint.
+        source: an audio tokenizer, its folder or repository, or None for the audio tokenizer of the checkpoint.
         folder, name, device_map, hub: as in `find_codec`.
 
     Raises:
-        CheckpointError: it does not load. OptionError: no such device.
+        CheckpointError: the audio tokenizer does not load.
+        OptionError: no such device.
     """
     if source is None:
         return find_codec(folder, name, device_map, **hub)
     if isinstance(source, (str, Path)):
         return load_codec(source, device_map, **hub)
     if device_map is not None and isinstance(source, nn.Module):
-        return source.to(resolve_device(_whole_device(device_map), "device_map"))
+        from higgs_audio.codec.loading import single_device
+
+        return source.to(single_device(device_map))
     return source
-
-
-def _whole_device(device_map: Any) -> str | torch.device | None:
-    """Returns the device of a map that places the whole module on one device, such as {"": "cpu"}."""
-    return device_map.get("") if isinstance(device_map, dict) and len(device_map) == 1 else device_map
 
 
 def find_codec(folder: Checkpoint, name: str, device_map: Any = None, **hub: Any) -> AudioTokenizerSource:
     """Finds the audio tokenizer `name` of a checkpoint.
 
-    A folder inside the checkpoint is loaded now; another path or repository is returned as a function that loads it.
-    Returns None if the checkpoint has no such folder, as is the case for checkpoints of training runs.
+    Args:
+        folder: the checkpoint.
+        name: a folder inside the checkpoint, which is loaded now; or another path or repository, for which a function
+            that loads it is returned.
+        device_map: device of the audio tokenizer; the CPU when None.
+        **hub: options of `checkpoint.HUB_OPTIONS`.
+
+    Returns:
+        None if the checkpoint has no such folder, as is the case for checkpoints of training runs.
+
+    Raises:
+        CheckpointError: the audio tokenizer does not load.
+        OptionError: no such device.
     """
     if folder.path(name).is_dir():
         return load_codec(folder.inside(name), device_map)
     if name == CODEC_FOLDER:
         return None
-    # A revision is that of the checkpoint's own repository.
+    # `revision` belongs to the repository of the checkpoint.
     own_hub = {option: value for option, value in hub.items() if option != "revision"}
     return lambda: load_codec(name, device_map, **own_hub)
 
@@ -104,11 +113,12 @@ def load_codec(name_or_path: str | Path | Checkpoint, device_map: Any = None, **
 
     Args:
         name_or_path: as in `HiggsAudioTokenizer.from_pretrained`.
-        device_map: its device; the CPU when None.
+        device_map: device of the audio tokenizer; the CPU when None.
         **hub: options of `checkpoint.HUB_OPTIONS`.
 
     Raises:
-        CheckpointError: it does not load. OptionError: no such device.
+        CheckpointError: the audio tokenizer does not load.
+        OptionError: no such device.
     """
     from higgs_audio.codec import HiggsAudioTokenizer
 
@@ -118,8 +128,8 @@ def load_codec(name_or_path: str | Path | Checkpoint, device_map: Any = None, **
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"the audio tokenizer {str(name_or_path)!r} does not load: {first_line(error)}; pass a loaded one, or the "
-            "folder of one, as audio_tokenizer="
+            f"the audio tokenizer {str(name_or_path)!r} does not load: {first_line(error)}; pass another one, or its "
+            "folder, as audio_tokenizer="
         ) from error
     return codec.eval()
 
@@ -132,9 +142,9 @@ def write_processor(
     save_codec: bool,
     processor_class: str,
 ) -> None:
-    """Writes a processor's files: text tokenizer, config, and the audio tokenizer with `save_codec`.
+    """Writes a processor's files: text tokenizer, config, and with `save_codec` the audio tokenizer.
 
-    Without `save_codec` the config names the folder or repository that the audio tokenizer was loaded from.
+    Without `save_codec` the config stores the folder or repository that the audio tokenizer was loaded from.
     """
     _save_tokenizer(tokenizer, folder)
     if codec is not None and save_codec:

@@ -1,4 +1,4 @@
-"""The options of rendering a conversation: their defaults, and their type as keyword arguments."""
+"""Options for rendering a conversation: their defaults, and their type as keyword arguments."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,16 +14,16 @@ class RenderOptions:
     """How conversations are rendered and encoded.
 
     Attributes:
-        add_generation_prompt: end with an assistant header; False for a complete training example.
-        force_audio: end with the token that opens an audio segment, as transformers' template does.
+        add_generation_prompt: whether to end with an assistant header; False for a complete training example.
+        force_audio: whether to end with the token that opens an audio segment, as transformers' template does.
         start_index: index of the first trained message; a list has one for each conversation.
-        allow_special: spell out special tokens typed in a text instead of rejecting them; the generation instruction
+        allow_special: encode special tokens in a text as plain text instead of rejecting them; generation instruction
             tags in user and assistant texts then become tokens.
         piecewise: tokenize each text separately, as the original code does, instead of joining adjacent texts.
-        sampling_rate: of audio given as arrays without a rate, in Hz; `sampling_rate` of the processor when None.
-        style: "original", the prompts of Boson's code, which the published weights were trained with, or
-            "transformers", those of the template published for transformers. They differ in what is trimmed, in the
-            tokens around the audio of a scene, and in that the second always opens an audio segment.
+        sampling_rate: rate of audio given as arrays without a rate, in Hz; the processor's `sampling_rate` when None.
+        style: "original", the prompts of Boson's code, with which the published weights were trained, or
+            "transformers", the prompts of the template published for transformers. They differ in which texts are
+            trimmed and in the tokens around the audio of a scene; the second always opens an audio segment.
         allow_private_urls: whether URLs may resolve to private addresses; as in the processor's `limits` when None.
     """
 

@@ -1,4 +1,4 @@
-"""HiggsAudioProcessor: chat messages to the inputs and labels of the language model, and its output to audio."""
+"""HiggsAudioProcessor: chat messages to inputs and labels of the language model, and its outputs to audio and text."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ from higgs_audio.prompt.conversation import Conversation, read_conversation
 from higgs_audio.prompt.encoder import EncodedPrompt, PaddingSide
 from higgs_audio.prompt.frontend import check_phonemes, to_phonemes
 from higgs_audio.prompt.options import RenderKeywords, RenderOptions, read_render_options
-from higgs_audio.prompt.response import HiggsAudioResponse, read_ids, read_segments, save_sounds
+from higgs_audio.prompt.response import HiggsAudioResponse, read_ids, read_segments, write_waveforms
 from higgs_audio.prompt.template import Piece
 
 
@@ -41,14 +41,14 @@ class HiggsAudioProcessor(ProcessorBase):
         tokenizer: a fast text tokenizer with all tokens of `special_tokens.SPECIAL_TOKENS`.
         audio_tokenizer: a `HiggsAudioTokenizer`, or a function that loads one when it is first needed; None if all
             audio is given as codes and none is decoded.
-        limits: of the size and duration of audio in conversations, and of downloads; see `AudioLimits`.
+        limits: limits on the size and duration of audio in conversations, and on downloads; see `AudioLimits`.
         **config: fields of `ProcessorConfig`.
 
     Raises:
         CheckpointError: the tokenizer lacks a special token, or the audio tokenizer has other codebooks.
         OptionError: an unknown field, or an argument of another type.
 
-    Source: the prompt format of boson-ai/higgs-audio and the calls of the published model page.
+    Source: the prompt format of boson-ai/higgs-audio and the calls in the published model card.
     """
 
     # Prompts.
@@ -87,11 +87,11 @@ class HiggsAudioProcessor(ProcessorBase):
         return_tensors: str = "pt",
         **options: Unpack[RenderKeywords],
     ) -> BatchFeature | str | list[str]:
-        """Renders and encodes one conversation or a batch of them.
+        """Renders and encodes one conversation or a batch of conversations.
 
-        A scene may be written as scene tags inside the system text, or as a message of the role `scene`. An audio item
-        has one of `audio_url`, `url`, `path` (paths and URLs alike: file:, data:, http:, https:), `audio` (an array,
-        with `sampling_rate`), `raw_audio` (base64) and `codes` [K, F]. See `read_conversation` and `template.render`.
+        A scene is given as scene tags inside the system text, or as a message with the role `scene`. An audio item has
+        one of `audio_url`, `url`, `path` (each a path or URL: file:, data:, http:, https:), `audio` (an array, with
+        `sampling_rate`), `raw_audio` (base64) and `codes` [K, F]. See `read_conversation` and `template.render`.
 
         Text labels cover the assistant's turns: text, recipient, the tokens around audio, the closing token. Audio
         labels are the codes of these turns and one eos per codebook. All other labels are -100: system and user turns,
@@ -108,26 +108,28 @@ class HiggsAudioProcessor(ProcessorBase):
         Returns:
             BatchFeature with input_ids [B, T] and attention_mask [B, T], padded on the left; audio_input_ids
             [B, F, K] delayed columns, padded on the right, and audio_input_ids_mask [B, F] bool; labels [B, T] and
-            audio_labels [B, F, K]. F is 0 without audio. The n-th placeholder of a row takes its n-th column.
+            audio_labels [B, F, K]. F is 0 without audio. The n-th placeholder of a row stands for its n-th column.
 
             If audio in user and system turns is encoded for the audio tower (`encode_whisper_embed`), also
             input_features [N, mel bins, 3000] log-mel windows of 30 seconds in the order of the rows,
-            feature_attention_mask [N, 3000] bool, and feature_positions [B, T] bool: the placeholders that take
-            features, each window's before its columns. Longer audio is split into windows, each between its own
-            opening and closing tokens.
+            feature_attention_mask [N, 3000] bool, and feature_positions [B, T] bool: the placeholders of features,
+            each window's before its columns. Longer audio is split into windows, each between its own opening and
+            closing tokens.
 
         Raises:
-            PromptError: a conversation that cannot be rendered. AudioError, CodesError: unusable audio or codes.
-            TextError: a text that cannot be spoken (with phonemes). OptionError: an unsupported option.
+            PromptError: a conversation that cannot be rendered.
+            AudioError, CodesError: unusable audio or codes.
+            TextError: a text that cannot be spoken (with phonemes).
+            OptionError: an unsupported option.
 
-        Source: the original's `prepare_chatml_sample` and its collator; the published model page.
+        Source: the original's `prepare_chatml_sample` and its collator; the published model card.
 
         >>> processor = HiggsAudioProcessor.from_pretrained("nano")
         >>> processor.apply_chat_template([{"role": "user", "content": "Hello."}]).input_ids.shape[0]
         1
         """
         if return_tensors != "pt" or not return_dict:
-            raise OptionError(f"{return_tensors=}, {return_dict=}; only return_tensors='pt' and return_dict=True exist")
+            raise OptionError(f"{return_tensors=}, {return_dict=}; allowed: return_tensors='pt' and return_dict=True")
         conversations: Sequence[Any] = conversation if is_batch(conversation) else [conversation]
         if tokenize:
             return self.collate(self.encode_conversations(conversations, **options), output_labels)
@@ -137,13 +139,13 @@ class HiggsAudioProcessor(ProcessorBase):
     def encode_conversations(
         self, conversations: Sequence[Conversation], **options: Unpack[RenderKeywords]
     ) -> list[EncodedPrompt]:
-        """Renders and encodes conversations without batching them; `collate` makes the batch.
+        """Renders and encodes conversations without batching them; `collate` batches the result.
 
-        Arguments and errors are those of `apply_chat_template`.
+        For arguments and errors see `apply_chat_template`.
 
         Returns:
-            One `EncodedPrompt` for each conversation. Its `turns` are the role, token range, speaker tag length and
-            audio placeholders of each turn, counted before padding.
+            One `EncodedPrompt` for each conversation. Its `turns` contain the role, token range, speaker tag length and
+            audio placeholders of each turn, at positions before padding.
 
         >>> processor = HiggsAudioProcessor.from_pretrained("nano")
         >>> prompt, = processor.encode_conversations([[{"role": "user", "content": "Hello."}]])
@@ -159,8 +161,8 @@ class HiggsAudioProcessor(ProcessorBase):
     ) -> BatchFeature:
         """Batches encoded prompts; returns the tensors that `apply_chat_template` returns.
 
-        Tokens are padded on `padding_side`: on the left to generate, on the right to train, where causal attention
-        hides the padding. Columns are always padded on the right.
+        Tokens are padded on `padding_side`: on the left for generation, on the right for training, where causal
+        attention hides the padding. Columns are always padded on the right.
         """
         return self._encoder.collate(prompts, output_labels, padding_side)
 
@@ -175,11 +177,12 @@ class HiggsAudioProcessor(ProcessorBase):
         return self._encoder.mask_last_text(prompt)
 
     def check_conversation(self, conversation: Conversation) -> None:
-        """Raises what rendering and encoding the conversation raises, without either; recordings are not opened.
+        """Checks that a conversation can be rendered and encoded, without doing either; recordings are not opened.
 
         Raises:
-            PromptError: a conversation that cannot be rendered. CodesError: unusable codes. TextError: a text that
-            cannot be spoken (with phonemes).
+            PromptError: a conversation that cannot be rendered.
+            CodesError: unusable codes.
+            TextError: a text that cannot be spoken (with phonemes).
         """
         messages = read_conversation(conversation)
         if self.text_frontend == "phonemes":
@@ -198,15 +201,15 @@ class HiggsAudioProcessor(ProcessorBase):
         allow_private_urls: bool | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Encodes rendered prompts, such as `apply_chat_template(..., tokenize=False)` returns.
+        """Encodes rendered prompts, for example from `apply_chat_template(..., tokenize=False)`.
 
         Args:
             text: one prompt or several; special tokens in them are parsed as tokens. Labels cover the assistant turns
                 that the prompt closes.
-            audio: one for each placeholder, in order over all prompts: an array in [-1, 1], a path or URL, a
-                `Waveform`, or a dict like an audio item of a message. A single one needs no list.
+            audio: one audio, or a list with one for each placeholder, in order over all prompts: an array in [-1, 1],
+                a path or URL, a `Waveform`, or a dict like an audio item of a message.
             output_labels: whether to add labels.
-            sampling_rate: of arrays, in Hz; 24000, the rate of the processor, when None.
+            sampling_rate: rate of arrays, in Hz; 24000, the rate of the processor, when None.
             allow_private_urls: as in `RenderOptions`.
             return_tensors: only "pt".
 
@@ -216,10 +219,11 @@ class HiggsAudioProcessor(ProcessorBase):
             [B, F, K] with `output_labels`.
 
         Raises:
-            PromptError: no prompt, or a number of audios other than that of the placeholders. AudioError, CodesError:
-            unusable audio or codes. CheckpointError: audio, and no audio tokenizer to encode it.
+            PromptError: no prompt, or a number of audios that differs from the number of placeholders.
+            AudioError, CodesError: unusable audio or codes.
+            CheckpointError: audio, but no audio tokenizer to encode it.
 
-        Source: `HiggsAudioProcessor.__call__` of the published model page.
+        Source: `HiggsAudioProcessor.__call__` in the published model card.
 
         >>> processor = HiggsAudioProcessor.from_pretrained("nano")
         >>> prompt = "<|begin_of_text|><|audio_bos|><|AUDIO|><|audio_eos|><|eot_id|>"
@@ -228,15 +232,16 @@ class HiggsAudioProcessor(ProcessorBase):
         torch.Size([1, 34, 8])
         """
         if return_tensors != "pt":
-            raise OptionError(f"{return_tensors=}; only return_tensors='pt' exists")
+            raise OptionError(f"{return_tensors=}; allowed: return_tensors='pt'")
         options = RenderOptions(sampling_rate=sampling_rate, allow_private_urls=allow_private_urls)
         return self.collate(self._encode(parse_prompts(text, audio), options), output_labels)
 
     def encode_audio(self, waveform: Waveform) -> np.ndarray:
-        """Encodes a recording at any rate to codes, int64 [K, F].
+        """Encodes a recording at any rate as codes, int64 [K, F].
 
         Raises:
-            AudioError: too short, or no `Waveform`. CheckpointError: the processor has no audio tokenizer.
+            AudioError: too short, or not a `Waveform`.
+            CheckpointError: the processor has no audio tokenizer.
         """
         check_waveform(waveform)
         return encode_waveform(self._codec(), waveform)
@@ -257,7 +262,7 @@ class HiggsAudioProcessor(ProcessorBase):
 
     def _encode(self, prompts: Sequence[Sequence[Piece]], options: RenderOptions) -> list[EncodedPrompt]:
         rate = self.sampling_rate if options.sampling_rate is None else options.sampling_rate
-        check_count("sampling_rate", rate, MIN_RATE, MAX_RATE, "None for that of the processor")
+        check_count("sampling_rate", rate, MIN_RATE, MAX_RATE, "None for the processor's rate")
         limits = self.limits
         if options.allow_private_urls is not None:
             limits = replace(limits, allow_private_urls=options.allow_private_urls)
@@ -294,19 +299,20 @@ class HiggsAudioProcessor(ProcessorBase):
             decoder_text_ids: [T] or [1, T], prompt included.
             decoder_audio_ids: the generated segments, delayed columns [K, n] from the bos column on. The complete
                 frames of each segment are decoded separately, and the samples are concatenated.
-            prompt_token_length: number of tokens of the prompt, which the text omits.
-            skip_special_tokens: omit special tokens, including placeholders, from the text.
+            prompt_token_length: number of tokens of the prompt, which is omitted from the text.
+            skip_special_tokens: whether to omit special tokens, including placeholders, from the text.
 
         Returns:
             HiggsAudioResponse: `audio` float32 [S] in [-1, 1] at `sampling_rate` (24000 samples per second, 960 per
             frame), None if no segment has a complete frame; `generated_text` without the prompt.
 
         Raises:
-            PromptError: several sequences (see `batch_decode`), or ids outside the vocabulary. CodesError: segments of
-            another form or number of codebooks. OptionError: a prompt longer than the sequence.
-            CheckpointError: codes, and no audio tokenizer to decode them.
+            PromptError: several sequences (see `batch_decode`), or ids outside the vocabulary.
+            CodesError: segments of another form or number of codebooks.
+            OptionError: a prompt longer than the sequence.
+            CheckpointError: codes, but no audio tokenizer to decode them.
 
-        Source: `HiggsAudioProcessor.decode` of the published model page, whose text lacked its beginning.
+        Source: `HiggsAudioProcessor.decode` in the published model card, which dropped the beginning of the text.
 
         >>> processor = HiggsAudioProcessor.from_pretrained("nano")
         >>> ids = processor.tokenizer.encode("prompt<|audio_out_bos|>text<|eot_id|>", add_special_tokens=False)
@@ -320,7 +326,7 @@ class HiggsAudioProcessor(ProcessorBase):
         ids = read_ids(decoder_text_ids, len(self.tokenizer))
         ids = ids[0] if ids.dim() == 2 and len(ids) == 1 else ids  # [T]
         if ids.dim() != 1:
-            raise PromptError(f"decode takes one sequence and got ids of shape {tuple(ids.shape)}; use batch_decode")
+            raise PromptError(f"decode got ids of shape {tuple(ids.shape)}; give one sequence, or use batch_decode")
         check_count("prompt_token_length", prompt_token_length, 0, len(ids))
         text = self.tokenizer.decode(ids[prompt_token_length:].tolist(), skip_special_tokens=skip_special_tokens)
         codes = read_segments(decoder_audio_ids, self.config.audio_num_codebooks, self.config.audio_codebook_size)
@@ -334,16 +340,17 @@ class HiggsAudioProcessor(ProcessorBase):
         prompt_token_length: int = 0,
         skip_special_tokens: bool = True,
     ) -> list[HiggsAudioResponse]:
-        """Decodes each row of ids [B, T] with its list of segments, as `decode` does.
+        """Decodes each row of ids [B, T] with its list of segments; see `decode` for the other arguments.
 
         Raises:
-            PromptError: the number of lists is not that of the rows. Those of `decode`.
+            PromptError: the numbers of rows and lists differ.
+            PromptError, CodesError, OptionError, CheckpointError: as for `decode`.
         """
         rows = decoder_text_ids if is_list(decoder_text_ids) else read_ids(decoder_text_ids, len(self.tokenizer))
         if (isinstance(rows, Tensor) and rows.dim() != 2) or not is_list(decoder_audio_ids):
             raise PromptError("batch_decode takes ids [B, T] and a list with the segments of each row; see decode")
         if len(rows) != len(decoder_audio_ids):
-            raise PromptError(f"{len(rows)} sequences and {len(decoder_audio_ids)} lists of segments")
+            raise PromptError(f"{len(rows)} sequences and {len(decoder_audio_ids)} lists of segments; give one each")
         return [
             self.decode(ids, segments, prompt_token_length, skip_special_tokens)
             for ids, segments in zip(rows, decoder_audio_ids, strict=True)
@@ -354,11 +361,12 @@ class HiggsAudioProcessor(ProcessorBase):
 
         Args:
             audio: float [S] array or tensor at the processor's rate, or a list of them.
-            saving_path: a path, or one for each waveform; its suffix names the format.
-            format: the format, if the suffix does not name it.
+            saving_path: a path, or one for each waveform; its suffix determines the format.
+            format: the format, if the suffix does not determine it.
 
         Raises:
-            AudioError: the audio is None. PromptError: the number of files is not that of the waveforms.
-            OptionError: no path.
+            AudioError: the audio is None.
+            PromptError: the numbers of waveforms and files differ.
+            OptionError: no path, or an unknown format.
         """
-        save_sounds(audio, saving_path, self.sampling_rate, format)
+        write_waveforms(audio, saving_path, self.sampling_rate, format)

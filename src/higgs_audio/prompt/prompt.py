@@ -1,7 +1,7 @@
-"""Voice, Turn and Prompt: a conversation as plain data; scripts to turns, and prompts to chat messages.
+"""Voice, Turn and Prompt: a conversation as plain data; converts scripts to turns, and prompts to chat messages.
 
-The messages are those of the published examples: a system turn with the scene and the speakers; then, for each
-reference, a user turn (its text) and an assistant turn (its codes); then the text to generate.
+The messages follow the published examples: a system turn with the scene and the speakers; then, for each reference, a
+user turn (its text) and an assistant turn (its codes); then the text to generate.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ MULTI_SPEAKER = (
     "text, using the specified voice.\n"
     "If no speaker tag is present, select a suitable voice on your own."
 )
-DEFAULT_PROFILES = ("feminine", "masculine")  # of speakers without a voice, alternating
+DEFAULT_PROFILES = ("feminine", "masculine")  # for speakers without a voice, alternating
 
 _SPEAKER = re.compile(r"SPEAKER(0|[1-9]\d*)")
 _TAG = re.compile(r"\[\s*SPEAKER\s*(\d+)\s*\]", re.IGNORECASE)
@@ -41,13 +41,13 @@ class Voice:
     With neither, the model chooses a voice.
 
     Args:
-        name: for people; the model does not read it.
+        name: a name for users; it is not part of the prompt.
         transcript: the text of the reference, exactly as spoken.
         codes: [K, F] integers, the codes of the reference; copied as int64.
         profile: a line such as "feminine", or the profile of a named voice of the checkpoint.
 
     Raises:
-        VoiceError: both, or codes without their transcript, or a transcript without codes.
+        VoiceError: codes and a profile, codes without their transcript, or a transcript without codes.
         CodesError: codes of another shape or type.
     """
 
@@ -61,7 +61,7 @@ class Voice:
         if self.codes is not None and self.profile is not None:
             raise VoiceError(f"{who} has both codes and a profile; give one of them")
         if self.codes is not None and not (isinstance(self.transcript, str) and self.transcript.strip()):
-            raise VoiceError(f"{who} has codes without their transcript; give the text that the recording says")
+            raise VoiceError(f"{who} has codes without their transcript; give the text spoken in the recording")
         if self.codes is None and self.transcript is not None:
             raise VoiceError(f"{who} has a transcript without codes; encode its recording")
         if self.profile is not None:
@@ -79,10 +79,10 @@ class Turn:
     """One contribution of one speaker.
 
     Args:
-        text: of the turn.
-        speaker: "SPEAKER0", "SPEAKER1", ...; None if there is only one.
-        codes: [K, F] integers, the turn's audio: of a reference, of a turn generated before, or of a training target.
-            None for a turn that is to be generated.
+        text: text of the turn.
+        speaker: "SPEAKER0", "SPEAKER1", ...; None if there is only one speaker.
+        codes: [K, F] integers, the turn's audio: a reference, an earlier generated turn, or a training target. None for
+            a turn to generate.
 
     Raises:
         TextError: no text.
@@ -108,15 +108,15 @@ class Prompt:
     """A conversation: turns with codes, then turns to generate. In training, the last turn has codes too.
 
     Args:
-        turns: at least one; those without codes come last.
+        turns: at least one; turns without codes come last.
         scene: the scene description: where and how the audio was recorded.
         profiles: speaker -> a line of words, or the codes [K, F] of a reference that is placed in the scene.
         system: the text of the system turn; "" for no system turn, None for the text of the original examples (see
             `to_messages`).
 
     Raises:
-        PromptError: no turns, a turn with codes after one without, a special token in the scene or a profile, or a
-            scene or profiles without a system turn to hold them.
+        PromptError: no turns, a turn with codes after a turn without, a special token in the scene or a profile, or a
+            scene or profiles without a system turn.
         CodesError: codes with different numbers of codebooks.
     """
 
@@ -140,12 +140,12 @@ class Prompt:
         _check_codebooks([*(turn.codes for turn in self.turns), *self.profiles.values()])
         if self.scene and not is_unicode(self.scene):
             raise PromptError(
-                f"the scene {self.scene!r:.60} holds half of a character (a lone surrogate); decode it as UTF-8"
+                f"the scene {self.scene!r:.60} contains half of a character (a lone surrogate); decode it as UTF-8"
             )
         if self.scene and (found := find_special_tokens(self.scene)):
-            raise PromptError(f"the scene holds the special token {found[0]}; give its text alone, the tags are added")
+            raise PromptError(f"the scene contains the special token {found[0]}; give plain text, scene tags are added")
         if self.system == "" and (self.scene or self.profiles):
-            raise PromptError("a scene and profiles belong in the system turn; give system=None or a text")
+            raise PromptError("a scene and profiles require a system turn; give system=None or a text")
 
     @property
     def speakers(self) -> tuple[str, ...]:
@@ -206,7 +206,7 @@ def _check_profiles(profiles: Mapping[str, Any]) -> dict[str, str | Codes]:
         if isinstance(profile, str):
             _check_line(profile, f"the profile of {speaker}", PromptError)
         elif (profile := _check_codes(profile, f"the profile of {speaker}")) is None:
-            raise PromptError(f"the profile of {speaker} is None; leave it out, or give a line of words or codes")
+            raise PromptError(f"the profile of {speaker} is None; omit it, or give a line of words or codes")
         checked[speaker] = profile
     return checked
 
@@ -222,7 +222,7 @@ def _check_line(text: str, what: str, error: type[Exception]) -> None:
     if not isinstance(text, str) or not text.strip() or len(text.splitlines()) != 1:
         raise error(f"{what} is {text!r:.60}; give one line of words")
     if found := find_special_tokens(text):
-        raise error(f"{what} holds the special token {found[0]}; take it out")
+        raise error(f"{what} contains the special token {found[0]}; remove it")
 
 
 def _check_speaker(speaker: str) -> re.Match[str]:
@@ -281,21 +281,22 @@ def compose(
     scene: str | None = None,
     previous: Sequence[Turn] = (),
 ) -> Prompt:
-    """Composes turns and voices to the Prompt of the original examples.
+    """Composes turns and voices into a `Prompt` as in the original examples.
 
     References become turns before all others. If some voices are references and some are profiles, the references are
-    placed in the scene instead, beside the profiles. Several speakers without any reference get the profiles of
-    `DEFAULT_PROFILES`, alternating, where they have none.
+    placed in the scene instead, beside the profiles. With several speakers and no reference, speakers without a profile
+    get `DEFAULT_PROFILES`, alternating.
 
     Args:
-        turns: to generate.
-        voices: speaker -> voice; a single voice is that of SPEAKER0.
+        turns: turns to generate.
+        voices: speaker -> voice; a single voice belongs to SPEAKER0.
         scene: the scene description.
-        previous: generated turns of the same conversation, with codes; the system turn and the tags are the same as
-            without them.
+        previous: generated turns of the same conversation, with codes; they change neither the system turn nor the
+            tags.
 
     Raises:
         PromptError: as `Prompt`; or voices of another type.
+        CodesError: codes with different numbers of codebooks.
     """
     voices = {"SPEAKER0": voices} if isinstance(voices, Voice) else _check_voices(voices)
     previous, turns = _check_turns(previous), _check_turns(turns)
@@ -318,12 +319,13 @@ def compose(
 def to_messages(prompt: Prompt) -> list[dict[str, Any]]:
     """Converts a prompt to chat messages; codes are content `{"type": "audio", "codes": [K, F]}`.
 
-    If `prompt.system` is None, as in the original examples: no system turn before reference turns without scene or
-    profiles; `MULTI_SPEAKER` for several speakers without any reference, with `DEFAULT_PROFILES` where they have none;
-    otherwise `SINGLE_SPEAKER`. Texts begin with their speaker's tag if there are several speakers, and the turns to
-    generate make one user message, a line each.
+    If `prompt.system` is None, the system turn is as in the original examples: none before reference turns without
+    scene or profiles; `MULTI_SPEAKER` for several speakers without a reference, with `DEFAULT_PROFILES` for speakers
+    without a profile; otherwise `SINGLE_SPEAKER`. With several speakers, texts begin with the speaker's tag. The turns
+    to generate are one user message, one line each.
 
-    A last turn with codes counts as the turn to generate, so a training example begins as its prompt does.
+    A last turn with codes counts as the turn to generate, so a training example begins with the same messages as its
+    prompt.
     """
     system, profiles = _choose_system(prompt)
     messages: list[dict[str, Any]] = []
@@ -358,7 +360,7 @@ def _choose_system(prompt: Prompt) -> tuple[str, Mapping[str, str | Codes]]:
 
 
 def _write_system(system: str, scene: str | None, profiles: Mapping[str, str | Codes]) -> list[str | Codes]:
-    """Returns the texts and codes of the system turn, to be joined."""
+    """Returns the texts and codes of the system turn, in order."""
     parts: list[str | Codes] = [system]
     if not scene and not profiles:
         return parts

@@ -1,4 +1,4 @@
-"""Responses of the language model: checks its token ids and delayed columns, and reverts the columns to codes."""
+"""Responses of the language model: checks token ids and delayed columns, and reverts the columns to codes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def read_ids(token_ids: Any, vocabulary_size: int) -> Tensor:
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary_size):
         raise PromptError(
             f"token ids run from {int(ids.min())} to {int(ids.max())}; allowed: 0 to {vocabulary_size - 1}, the "
-            "tokenizer's vocabulary. Give ids, not labels, of the model that this tokenizer belongs to"
+            "tokenizer's vocabulary. Give ids, not labels, of this tokenizer's model"
         )
     return ids.long()
 
@@ -57,7 +57,7 @@ def read_segments(segments: Any, num_codebooks: int, bos: int) -> list[Tensor]:
     Args:
         segments: a list of delayed columns [K, n], one such matrix, or None for no segment.
         num_codebooks: K.
-        bos: id of stream bos, which fills the first column of a segment.
+        bos: id of stream bos, of which the first column of a segment consists.
 
     Raises:
         CodesError: another type, or another number of codebooks.
@@ -73,22 +73,22 @@ def read_segments(segments: Any, num_codebooks: int, bos: int) -> list[Tensor]:
 def _read_segment(segment: Any, num_codebooks: int, bos: int) -> Tensor:
     delayed = torch.from_numpy(read_codes(segment, "a segment"))
     if len(delayed) != num_codebooks:
-        raise CodesError(f"a segment has {len(delayed)} codebooks; the processor's model has {num_codebooks}")
+        raise CodesError(f"a segment has {len(delayed)} codebooks; give columns of {num_codebooks}, as the model's")
     if delayed.shape[1] and int(delayed[0, 0]) != bos:
-        raise CodesError(f"a segment begins with {int(delayed[0, 0])}; pass it whole, from its column of {bos} on")
+        raise CodesError(f"a segment begins with {int(delayed[0, 0])}; pass all of it, from the column of {bos} on")
     return revert_delay(delayed)
 
 
-def save_sounds(audio: Any, saving_path: Any, sampling_rate: int, format: str | None = None) -> None:
+def write_waveforms(audio: Any, saving_path: Any, sampling_rate: int, format: str | None = None) -> None:
     """Writes one waveform, or a list of waveforms to a list of files; see `HiggsAudioProcessor.save_audio`."""
-    sounds: Sequence[Any] = audio if isinstance(audio, (list, tuple)) else [audio]
+    waveforms: Sequence[Any] = audio if isinstance(audio, (list, tuple)) else [audio]
     paths = saving_path if isinstance(saving_path, (list, tuple)) else [saving_path]
     if not all(isinstance(path, (str, Path)) for path in paths):
-        raise OptionError(f"saving_path={saving_path!r:.60}; give a path, or a list with one for each sound")
-    if len(sounds) != len(paths):
-        raise PromptError(f"{len(sounds)} sounds and {len(paths)} files; give one path for each sound")
-    if any(sound is None for sound in sounds):
-        raise AudioError("there is no audio to save: the response of the model has none")
-    for sound, path in zip(sounds, paths, strict=True):
-        samples = sound.detach().float().cpu().numpy() if isinstance(sound, Tensor) else sound
+        raise OptionError(f"saving_path={saving_path!r:.60}; give a path, or a list with one for each waveform")
+    if len(waveforms) != len(paths):
+        raise PromptError(f"{len(waveforms)} waveforms and {len(paths)} files; give one path for each waveform")
+    if any(waveform is None for waveform in waveforms):
+        raise AudioError("there is no audio to save: the response has none; render the prompt with force_audio=True")
+    for waveform, path in zip(waveforms, paths, strict=True):
+        samples = waveform.detach().float().cpu().numpy() if isinstance(waveform, Tensor) else waveform
         write(from_array(samples, sampling_rate), path, format=format)

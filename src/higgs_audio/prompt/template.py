@@ -1,8 +1,8 @@
-"""The prompt format: the one renderer from messages to pieces of a prompt, and the parser of rendered strings.
+"""The prompt format: the only renderer from messages to pieces of a prompt, and the parser of rendered strings.
 
-A prompt is a list of pieces, not a string. The renderer makes each special token a piece of its own, and user-written
-text is never parsed for special tokens, so no text can open a turn or insert an audio placeholder. Joining the content
-of the pieces gives the equivalent string.
+A prompt is a list of pieces, not a string. The renderer makes each special token a separate piece, and user text is
+never parsed for special tokens, so no text can open a turn or insert an audio placeholder. The joined contents of the
+pieces are the equivalent string.
 """
 
 import re
@@ -33,7 +33,7 @@ from higgs_audio.special_tokens import (
     SPECIAL_TOKENS,
 )
 
-# Convert a text and check one; the flag says whether the message of the text also has sound tags.
+# Functions that convert or check a text; the flag is whether the message of the text also has sound tags.
 TextFrontend = Callable[[str, bool], str]
 TextCheck = Callable[[str, bool], None]
 
@@ -43,11 +43,11 @@ class Piece:
     """A part of a prompt: one special token, one text, or one audio (a single placeholder, repeated when encoded).
 
     Attributes:
-        kind: of the part.
+        kind: kind of the part.
         content: the token, the text, or the placeholder.
         trained: whether its tokens are labels.
-        source: of an audio.
-        opens: role of the turn whose body begins after this piece, the last one of a header; "" for every other piece.
+        source: the audio item of an audio piece.
+        opens: role of the turn whose body begins after this piece, the last piece of a header; "" for other pieces.
         closes: whether this piece ends the body of a turn.
     """
 
@@ -78,8 +78,8 @@ def render(
 ) -> tuple[Piece, ...]:
     """Renders turns to the pieces of a prompt.
 
-    The sound tags (<SE> ...) are tokens in every role; the scene and instruction tags are tokens in the system turn,
-    the instruction tags also in other turns. Any other special token in a text is spelled out as text.
+    Sound tags (<SE> ...) are tokens in every role; scene and instruction tags are tokens in the system turn,
+    instruction tags also in other turns. Any other special token in a text is encoded as plain text.
 
     Args:
         messages: from `read_conversation`.
@@ -87,7 +87,7 @@ def render(
         force_audio: whether to add the token that opens an audio segment to that header.
         start_index: index of the first trained message; all assistant turns are trained when None. In a trained turn
             the text, the audio with the tokens around it, and the closing token are labels; a recipient always is.
-        text_frontend: converts the text of user turns outside of tags; None leaves it unchanged.
+        text_frontend: converts the text of user turns outside of tags; None keeps it unchanged.
         style: one of `STYLES`. With "transformers" the generation prompt always opens an audio segment, every turn
             ends with <|eot_id|>, and the audio of a scene has the tokens of an assistant's audio.
     """
@@ -152,7 +152,7 @@ def _render_text(text: str, role: str, trained: bool, text_frontend: TextFronten
 
 
 def _split_tags(text: str, role: str) -> list[tuple[str, Literal["tag", "enclosed", "text"]]]:
-    """Splits a text at the tags that are tokens in this role; what a pair of tags encloses has its own kind."""
+    """Splits a text at the tags that are tokens in this role; text between a pair of tags is of the kind "enclosed"."""
     tags = (*SOUND_TAGS, *(SYSTEM_TAGS if role == "system" else INSTRUCTION_TAGS))
     parts: list[tuple[str, Literal["tag", "enclosed", "text"]]] = []
     enclosed = False
@@ -164,7 +164,7 @@ def _split_tags(text: str, role: str) -> list[tuple[str, Literal["tag", "enclose
 
 
 def _split(text: str, tokens: Sequence[str]) -> Iterator[str]:
-    """Splits a text at tokens, which are parts too."""
+    """Splits a text at tokens; the tokens are parts too."""
     pattern = "(" + "|".join(map(re.escape, tokens)) + ")"
     return (part for part in re.split(pattern, text) if part)
 
@@ -175,10 +175,10 @@ def _split(text: str, tokens: Sequence[str]) -> Iterator[str]:
 def parse(prompt: str) -> tuple[Piece, ...]:
     """Splits a rendered prompt into its pieces; the bodies of closed assistant turns are trained.
 
-    Only for strings that a program rendered: every special token in them is taken as a token.
+    Only for strings that a program rendered: every special token in them is parsed as a token.
 
     Raises:
-        PromptError: a placeholder token that only the processor writes.
+        PromptError: a placeholder token that only the processor may write.
     """
     pieces: list[Piece] = []
     for part in _split(prompt, SPECIAL_TOKENS):
@@ -194,19 +194,19 @@ def parse(prompt: str) -> tuple[Piece, ...]:
 
 def _parse_part(part: str) -> Piece:
     if part == AUDIO_DELAY:
-        raise PromptError(f"the prompt holds {AUDIO_DELAY}; write one {AUDIO_IN} or {AUDIO_OUT} for each audio")
+        raise PromptError(f"the prompt contains {AUDIO_DELAY}; write one {AUDIO_IN} or {AUDIO_OUT} for each audio")
     if part in (AUDIO_IN, AUDIO_OUT):
         return Piece("audio", part, source={})
     return _special(part) if part in SPECIAL_TOKENS else _text(part)
 
 
 def _close_turn(pieces: list[Piece]) -> None:
-    """Marks the body of the turn that the last piece closes, and its pieces as trained if it is the assistant's."""
+    """Marks the body of the turn that the last piece closes; the body of an assistant turn is trained."""
     headers = [number for number, piece in enumerate(pieces) if piece.content == HEADER_END]
     if not headers or headers[-1] == 0:
         return
     role, last = pieces[headers[-1] - 1].content, headers[-1]
-    last += pieces[last + 1].content == "\n\n"  # of the header
+    last += pieces[last + 1].content == "\n\n"  # part of the header
     trained = role == "assistant"
     body = [replace(piece, trained=trained) for piece in pieces[last + 1 :]]
     pieces[last:] = [replace(pieces[last], opens=role), *body[:-1], replace(body[-1], closes=True)]

@@ -1,4 +1,4 @@
-"""Text in, speech out: voices, whole and streamed speech, long text."""
+"""Text to speech: voices, complete and streamed speech, long text."""
 
 from higgs_audio.speech.result import Speech
 from higgs_audio.speech.tts import HiggsAudio

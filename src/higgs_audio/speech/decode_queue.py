@@ -1,7 +1,7 @@
-"""Decode queue: turns columns into chunks of sound, for all utterances that are ready at once.
+"""Decode queue: decodes columns to chunks of audio, together for all utterances that have enough frames.
 
 Decoding several utterances in one call of the audio tokenizer is faster than decoding each alone. There is no worker
-thread: a caller that needs a chunk decodes it, and with it the chunks of other utterances that have enough frames.
+thread: a caller that needs a chunk decodes it together with the chunks of other utterances that are ready.
 """
 
 import threading
@@ -16,27 +16,27 @@ from torch import Tensor
 from higgs_audio.codec import HiggsAudioTokenizer, StreamDecoder, push_many
 from higgs_audio.delay import FrameAligner
 from higgs_audio.engine import RequestHandle
-from higgs_audio.errors import typed
+from higgs_audio.errors import wrap_error
 from higgs_audio.speech.result import Chunk
 
-# Frames per chunk: few at first, so that sound starts early, then more, because each call has a cost (a `dac` body
-# decodes the frames around a chunk again).
+# Frames per chunk: few at first, so that audio starts early, then more, because each call has a cost ("dac" decodes the
+# frames around a chunk again).
 FIRST_CHUNK_FRAMES = 4
 NEXT_CHUNK_FRAMES = 8
 MAX_CHUNK_FRAMES = 64
 OFFLINE_CHUNK_FRAMES = 256  # longer than most utterances
-GROUP_SIZE = 8  # offline utterances decoded in one call: 39 ms each instead of 61, on two cores
+GROUP_SIZE = 8  # offline utterances decoded in one call: 39 ms each instead of 61 ms, on two cores
 
 
 class DecodeJob:
     """An utterance that is being decoded; `DecodeQueue.open` creates it.
 
     Attributes:
-        handle: of its engine request, the source of its columns.
-        decoder: holds its decoder state.
-        is_offline: whether nobody waits for its first chunk.
-        chunks: decoded chunks that have not been taken.
-        error: that ended it; raised after its chunks have been taken.
+        handle: handle of the engine request, which yields the columns.
+        decoder: decoder with the state of the stream.
+        is_offline: whether the caller does not wait for the first chunk.
+        chunks: decoded chunks that have not been returned yet.
+        error: the error that ended the job, or None; raised after the chunks have been returned.
         is_last: whether the chunk that is ready to be decoded is the last one.
         is_finished: whether the last chunk has been decoded.
     """
@@ -48,17 +48,17 @@ class DecodeJob:
         self.chunks: deque[Chunk] = deque()
         self.error: Exception | None = None
         self.is_last = self.is_finished = False
-        self._num_codebooks, marker = codec.config.num_codebooks, codec.config.codebook_size
-        self._aligner = FrameAligner(self._num_codebooks, marker, marker + 1)
+        self._num_codebooks, bos = codec.config.num_codebooks, codec.config.codebook_size
+        self._aligner = FrameAligner(self._num_codebooks, bos, bos + 1)
         self._frames: list[list[int]] = []
         ahead = codec.decoder_context[1] if look_ahead is None else look_ahead
         first = OFFLINE_CHUNK_FRAMES if is_offline else FIRST_CHUNK_FRAMES
-        self._size = ahead + first  # frames of the next chunk, then of the one after it
+        self._size = ahead + first  # frames of the next chunk; `_next_size` is for the one after it
         self._next_size = OFFLINE_CHUNK_FRAMES if is_offline else NEXT_CHUNK_FRAMES
         self._max_size = max(self._next_size, MAX_CHUNK_FRAMES)
 
     def collect(self) -> bool:
-        """Takes the available columns. Returns whether they make a chunk, and sets `is_last` if it is the last one."""
+        """Reads the available columns. Returns whether a chunk is ready, and sets `is_last` if it is the last one."""
         while not self.is_finished and len(self._frames) < self._size:
             is_done = self.handle.is_done  # read first: the last column arrives before the handle is done
             column = self.handle.poll()
@@ -72,11 +72,11 @@ class DecodeJob:
 
     @property
     def codes(self) -> Tensor:
-        """The codes [K, F] of the chunk that is ready, on the CPU."""
+        """Codes [K, F] of the chunk that is ready, on the CPU."""
         return torch.tensor(self._frames, dtype=torch.long).reshape(-1, self._num_codebooks).T
 
     def add(self, samples: NDArray[np.float32], codes: Tensor) -> None:
-        """Adds the chunk that was ready, decoded."""
+        """Adds the decoded samples [S] and the codes [K, F] of the chunk that was ready."""
         self.chunks.append(Chunk(samples, codes, self.handle.finish_reason if self.is_last else None))
         self.is_finished = self.is_last
         self._frames, self._size = [], self._next_size
@@ -105,12 +105,12 @@ class DecodeQueue:
         return len(self._jobs)
 
     def open(self, handle: RequestHandle, is_offline: bool = False, look_ahead: int | None = None) -> DecodeJob:
-        """Creates the job of an utterance whose chunks will be taken with `chunks`.
+        """Creates the job of an utterance; `chunks` then yields its chunks.
 
         Args:
-            handle: of its engine request.
-            is_offline: whether nobody waits for the first chunk. Chunks then have the maximum length, and may be
-                decoded together with others from now on. Otherwise they start small and double.
+            handle: handle of the engine request.
+            is_offline: whether the caller does not wait for the first chunk. Chunks then have the maximum length, and
+                may be decoded together with others from now on. Otherwise they start small and double.
             look_ahead: as in `StreamDecoder`.
         """
         job = DecodeJob(handle, self.codec, is_offline, look_ahead)
@@ -119,13 +119,17 @@ class DecodeQueue:
         return job
 
     def close(self, job: DecodeJob) -> None:
-        """Removes a job whose chunks are no longer needed; its engine request goes on."""
+        """Removes a job whose chunks are no longer needed; its engine request continues."""
         with self._jobs_lock:
             if job in self._jobs:
                 self._jobs.remove(job)
 
     def chunks(self, job: DecodeJob) -> Iterator[Chunk]:
-        """Yields all chunks of a job and closes it; raises the error of the engine or the audio tokenizer."""
+        """Yields all chunks of a job and closes it.
+
+        Raises:
+            HiggsAudioError: the engine request or the audio tokenizer failed.
+        """
         self._add(job)
         try:
             while not job.is_finished or job.chunks:
@@ -145,7 +149,7 @@ class DecodeQueue:
     def _advance(self, job: DecodeJob) -> None:
         """Runs one step of the engine, or one call of the audio tokenizer if the job has a chunk to decode.
 
-        While another thread decodes, this one runs engine steps as long as the engine has any for the job.
+        While another thread decodes, this thread runs engine steps as long as the job's request is not done.
         """
         waiting = job
         if self._decode_lock.acquire(blocking=job.handle.is_done):
@@ -174,7 +178,7 @@ class DecodeQueue:
         return [job, *sorted(ready, key=lambda other: other.is_offline)][:GROUP_SIZE], not_ready
 
     def _decode(self, jobs: list[DecodeJob]) -> None:
-        """Decodes a chunk of each job. If the call fails, each job is decoded alone, so only the failing one ends."""
+        """Decodes a chunk of each job. If that fails, each job is decoded alone, so that only the failing one ends."""
         for job in jobs:
             if job.is_last and job.handle.error is not None:
                 job.fail(job.handle.error)
@@ -190,7 +194,7 @@ class DecodeQueue:
             if not isinstance(error, Exception):
                 raise
             if len(jobs) == 1:
-                jobs[0].fail(typed(error))
+                jobs[0].fail(wrap_error(error))
             else:
                 for job in jobs:
                     self._decode([job])
@@ -199,7 +203,7 @@ class DecodeQueue:
             job.add(job_samples, job_codes)
 
     def _push(self, jobs: list[DecodeJob], codes: list[Tensor]) -> list[NDArray[np.float32]]:
-        """Returns the samples of each job, on the CPU, clipped to [-1, 1], which the decoder may slightly exceed."""
+        """Returns the samples of each job, on the CPU; clips them, because the decoder may slightly exceed [-1, 1]."""
         decoders, on_device = [job.decoder for job in jobs], [job_codes.to(self.codec.device) for job_codes in codes]
         samples = push_many(decoders, on_device, [job.is_last for job in jobs])
         return [job_samples.float().clamp(-1, 1).cpu().numpy() for job_samples in samples]

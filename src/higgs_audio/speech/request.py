@@ -22,19 +22,25 @@ from higgs_audio.text.pace import count_phones, frame_bounds
 from higgs_audio.text.utterances import split_utterances
 
 SPEAKER = "SPEAKER0"  # the only speaker of a text
-UTTERANCE_CHARS = 110  # maximum length of an utterance: nano was trained on nothing longer
-SILENCE_FRAMES = 50  # of zeros, encoded to find the codes of silence
+UTTERANCE_CHARS = 110  # maximum length of an utterance: nano was not trained on longer ones
+SILENCE_FRAMES = 50  # number of silent frames that are encoded to find the codes of silence
 
 
 class SpeechOptions(SamplingKwargs, total=False):
-    """The options of a call: seed, limit and scene, as `HiggsAudio.generate` documents them, and sampling options."""
+    """The keyword options of `HiggsAudio.generate` and `stream`; `SamplingOptions` documents those of `SamplingKwargs`.
+
+    seed: equal seeds give equal audio on one machine; when None, every call gives a different result.
+    max_seconds: limit on the duration of the audio. Each utterance also has its own limit: 1 second plus 0.12 seconds
+        per phone, about twice the usual duration.
+    scene: a description of where the speech is recorded, for models that were trained with scenes.
+    """
 
     seed: int | None
     max_seconds: float | None
     scene: str | None
 
 
-REQUEST_OPTIONS = ("seed", "max_seconds", "scene")
+OPTION_NAMES = tuple(SpeechOptions.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,12 @@ class SpeechRequest:
     """The checked arguments of `HiggsAudio.generate` or `stream`.
 
     Attributes:
-        utterances: the text, split and normalized; each is generated on its own.
-        voice: of all utterances; None if the model chooses one.
+        utterances: the text, split and normalized; each utterance is generated separately.
+        voice: the voice of all utterances; None if the model chooses one.
         scene: the scene description.
-        seed: of the first utterance; the n-th one after it has seed + n.
-        max_frames: limit of all utterances together.
-        sampling: how codes are sampled.
+        seed: seed of the first utterance; utterance n after it has seed + n.
+        max_frames: limit on the frames of all utterances together.
+        sampling: sampling options.
     """
 
     utterances: tuple[str, ...]
@@ -59,9 +65,10 @@ class SpeechRequest:
 
     @property
     def is_parallel(self) -> bool:
-        """Whether utterances can be generated at once.
+        """Whether utterances can be generated at the same time.
 
-        They depend on earlier ones without a voice, which the first utterance then sets, and with a common limit.
+        They depend on earlier ones if there is no voice, because the first utterance then determines it, or if there is
+        a limit on all of them together.
         """
         return self.voice is not None and self.max_frames is None
 
@@ -70,7 +77,7 @@ class RequestBuilder:
     """Checks calls and builds engine requests for one model. Thread-safe: one thread at a time uses the tokenizer.
 
     Args:
-        model, processor: of a checkpoint, the processor with its audio tokenizer.
+        model, processor: language model and processor of a checkpoint, with an audio tokenizer.
     """
 
     def __init__(self, model: HiggsAudioForConditionalGeneration, processor: HiggsAudioProcessor) -> None:
@@ -81,26 +88,26 @@ class RequestBuilder:
         self._lock = threading.Lock()
 
     def read_request(self, text: str, voice: Voice | None, options: Mapping[str, Any]) -> SpeechRequest:
-        """Returns the request of a call. Its prompts are checked, and rendered only by `build`.
+        """Returns the request of a call. Checks its prompts, but does not render them; `build` does.
 
         Args:
-            text: of any length.
-            voice: that speaks it.
-            options: `SpeechOptions`.
+            text: text of any length.
+            voice: the voice; None if the model chooses one.
+            options: see `SpeechOptions`.
 
         Raises:
-            HiggsAudioError: the errors of `HiggsAudio.generate`.
+            HiggsAudioError: as for `HiggsAudio.generate`.
         """
-        sampling = {name: value for name, value in options.items() if name not in REQUEST_OPTIONS}
-        if unknown := sorted(set(sampling) - set(SAMPLING_NAMES)):
-            raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], SAMPLING_NAMES)}")
+        if unknown := sorted(set(options) - set(OPTION_NAMES)):
+            raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], OPTION_NAMES)}")
+        sampling = {name: options[name] for name in SAMPLING_NAMES if name in options}
         rules = read_rules(self._model.config, getattr(self._model, "generation_config", None), sampling)
         with self._lock:
             parts = split_utterances(check_speakable(text), UTTERANCE_CHARS)
             utterances = tuple(self._normalize(part) for part in parts)
         seed = options.get("seed")
         if seed is not None:
-            check_count("seed", seed, 0, 2**63 - len(utterances), "None for another sound with every call")
+            check_count("seed", seed, 0, 2**63 - len(utterances), "None for a different result with every call")
         max_frames = self._num_frames(options.get("max_seconds"))
         request = SpeechRequest(utterances, voice, options.get("scene"), seed, max_frames, rules.sampling)
         with self._lock:
@@ -118,9 +125,9 @@ class RequestBuilder:
 
         Args:
             request: from `read_request`.
-            number: of the utterance, from 0.
-            previous: generated turns that the prompt includes, which set the voice.
-            frames_left: of the limit of the whole request; None for no limit.
+            number: index of the utterance.
+            previous: generated turns that the prompt includes, which determine the voice.
+            frames_left: frames left of the limit of the whole request; None for no limit.
         """
         utterance = request.utterances[number]
         with self._lock:
@@ -139,23 +146,23 @@ class RequestBuilder:
             max_frames=max_frames,
             negative_ids=self._processor.mask_last_text(prompt) if is_guided else None,
             prefix=prompt.last_user_turn.start,  # system turn and reference, which other requests are likely to share
-            guarded=True,
+            detect_loops=True,
         )
 
     def _check_prompts(self, request: SpeechRequest) -> None:
-        """Checks voice and scene with the first utterance, then the other texts; nothing is rendered."""
+        """Checks voice and scene with the first utterance, then the other texts, without rendering them."""
         first, *others = request.utterances
         self._processor.check_conversation(_messages(request, first))
         for utterance in others:
             self._processor.check_conversation([{"role": "user", "content": utterance}])
 
     def _normalize(self, utterance: str) -> str:
-        """Normalizes an utterance; a model that reads written text gets sounds in brackets as tokens."""
+        """Normalizes an utterance; unless the model's input is phonemes, converts sound tags to tokens."""
         normalized = normalize(utterance)
         return normalized if self._is_phonemes else sounds_to_tokens(normalized)
 
     def _num_frames(self, seconds: float | None) -> int | None:
-        """Returns the number of whole frames in `seconds`."""
+        """Returns the number of whole frames in `seconds`; None for None."""
         if seconds is None:
             return None
         rate = self._frame_rate
@@ -164,7 +171,7 @@ class RequestBuilder:
         return int(seconds * rate + 1e-6)
 
     def _frame_bounds(self, utterance: str, voice: Voice | None) -> tuple[int, int]:
-        """Returns the minimum and maximum frames of an utterance."""
+        """Returns the minimum and maximum number of frames of an utterance."""
         pace = 0.0
         if voice is not None and voice.codes is not None:
             num_phones = count_phones(voice.transcript or "", self._is_phonemes)
@@ -173,12 +180,12 @@ class RequestBuilder:
 
 
 def _messages(request: SpeechRequest, utterance: str, previous: tuple[Turn, ...] = ()) -> list[dict[str, Any]]:
-    """Returns the chat messages that ask for an utterance."""
+    """Returns the chat messages for the generation of an utterance."""
     return to_messages(compose([Turn(utterance, SPEAKER)], request.voice, scene=request.scene, previous=previous))
 
 
 def silence_codes(codec: HiggsAudioTokenizer) -> frozenset[int]:
-    """Returns the codes of codebook 0 that stand for silence."""
+    """Returns the codes of codebook 0 that represent silence."""
     silence = torch.zeros(1, 1, SILENCE_FRAMES * codec.config.hop_length, device=codec.device)
     codes = codec.encode(silence).audio_codes
     assert codes is not None

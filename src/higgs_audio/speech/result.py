@@ -1,4 +1,4 @@
-"""The results of speech generation: chunks of sound, and the `Speech` that they make."""
+"""The results of speech generation: chunks of audio, and the complete `Speech`."""
 
 import math
 import time
@@ -19,32 +19,32 @@ class Speech:
     """The speech of a text.
 
     Attributes:
-        waveform: the sound, 24 kHz.
-        codes: [K, F] int64, the codes that the sound was decoded from.
+        waveform: the audio, 24 kHz.
+        codes: [K, F] int64, the codes from which the audio was decoded.
         finish_reason: "stop" if the model ended every utterance itself; otherwise the reason of the first utterance
             that it did not end: "length" at its limit, "silence" or "repetition" if generation was stuck.
-        first_sound_seconds: seconds from the call to the first sound; NaN if not measured.
+        first_audio_seconds: seconds from the call to the first audio; NaN if not measured.
     """
 
     waveform: Waveform
     codes: NDArray[np.int64]
     finish_reason: str
-    first_sound_seconds: float = math.nan
+    first_audio_seconds: float = math.nan
 
     @property
     def seconds(self) -> float:
-        """Seconds of sound."""
+        """Duration of the audio in seconds."""
         return self.waveform.seconds
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk of the sound of an utterance.
+    """A chunk of the audio of an utterance.
 
     Attributes:
         samples: [S], final: later frames do not change them.
-        codes: [K, F] of the frames that arrived since the previous chunk, on the CPU.
-        finish_reason: of the utterance, with its last chunk.
+        codes: [K, F], the frames that arrived since the previous chunk, on the CPU.
+        finish_reason: finish reason of the utterance, in its last chunk; None before.
     """
 
     samples: NDArray[np.float32]
@@ -53,29 +53,29 @@ class Chunk:
 
 
 class SpeechBuilder:
-    """Collects the chunks of a text to a `Speech`; measures time from its creation on."""
+    """Collects the chunks of a text into a `Speech`; measures time from its creation on."""
 
     def __init__(self, sample_rate: int) -> None:
         self._rate, self._start = sample_rate, time.perf_counter()
-        self._first_sound_seconds = math.nan
+        self._first_audio_seconds = math.nan
         self._chunks: list[Chunk] = []
         self._num_samples = 0
 
     @property
     def seconds(self) -> float:
-        """Seconds of sound so far."""
+        """Seconds of audio so far."""
         return self._num_samples / self._rate
 
     def add(self, chunk: Chunk) -> None:
         """Adds the next chunk."""
         self._chunks.append(chunk)
         self._num_samples += len(chunk.samples)
-        if math.isnan(self._first_sound_seconds) and len(chunk.samples):
-            self._first_sound_seconds = time.perf_counter() - self._start
+        if math.isnan(self._first_audio_seconds) and len(chunk.samples):
+            self._first_audio_seconds = time.perf_counter() - self._start
 
     def speech(self) -> Speech:
         """Returns the speech of all chunks."""
         waveform = Waveform(np.concatenate([chunk.samples for chunk in self._chunks]), self._rate)
         codes = torch.cat([chunk.codes for chunk in self._chunks], dim=1).numpy()  # [K, F]
         unusual = (chunk.finish_reason for chunk in self._chunks if chunk.finish_reason not in (None, "stop"))
-        return Speech(waveform, codes, next(unusual, None) or "stop", self._first_sound_seconds)
+        return Speech(waveform, codes, next(unusual, None) or "stop", self._first_audio_seconds)

@@ -1,4 +1,4 @@
-"""Speech streams: submit the utterances of a text to the engine, a few ahead, and yield their chunks in order."""
+"""Speech streams: submit the utterances of a text to the engine, some of them ahead, and yield the chunks in order."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -15,20 +15,20 @@ from higgs_audio.speech.decode_queue import DecodeJob, DecodeQueue
 from higgs_audio.speech.request import SPEAKER, RequestBuilder, SpeechRequest
 from higgs_audio.speech.result import Chunk, Speech, SpeechBuilder
 
-UTTERANCES_AHEAD = 4  # utterances of a text that are submitted at once if nobody waits for the first sound
-MAX_ACTIVE_TEXTS = 24  # texts generated at once: sixteen, and the eight that wait to be decoded together
+UTTERANCES_AHEAD = 4  # utterances of a text that are submitted at once if the caller does not wait for the first audio
+MAX_ACTIVE_TEXTS = 24  # texts generated at once: sixteen, and eight that wait to be decoded together
 
 
 class SpeechStream:
-    """The stream of one text: iterating yields its chunks of sound; closing it ends the work.
+    """The stream of one text: iterating yields its chunks of audio; closing it cancels the generation.
 
-    Every utterance is generated in the voice of the request. Without one, the first utterance becomes a previous turn
-    in the prompts of the others; otherwise each would have another voice.
+    Every utterance is generated in the voice of the request. If the request has none, the first utterance becomes a
+    previous turn in the prompts of the others; otherwise each would have another voice.
 
     Args:
-        request: nothing of it is submitted before the first chunk is requested or `start` is called.
-        engine, builder, queue: of a checkpoint.
-        num_ahead: utterances that are submitted at once, if they can be generated in parallel.
+        request: the request; its first utterances are submitted when the first chunk is requested or `start` is called.
+        engine, builder, queue: engine, request builder and decode queue of a checkpoint.
+        num_ahead: number of utterances that are submitted at once, if they can be generated in parallel.
         is_offline, look_ahead: as in `DecodeQueue.open`.
     """
 
@@ -59,7 +59,11 @@ class SpeechStream:
         return next(self._chunks)
 
     def start(self) -> Self:
-        """Submits the first utterances, so that they are generated beside others; raises what `Engine.submit` does."""
+        """Submits the first utterances, so that they are generated together with others.
+
+        Raises:
+            HiggsAudioError: as for `Engine.submit`.
+        """
         try:
             self._submit(0)
         except BaseException:
@@ -68,13 +72,13 @@ class SpeechStream:
         return self
 
     def stop(self) -> None:
-        """Ends the stream at the next step, from any thread; a thread that waits for its next chunk gets no more."""
+        """Ends the stream at the next step, from any thread; a thread that waits for a chunk then gets no more."""
         self._is_stopped = True
         for job in list(self._jobs.values()):
             job.handle.cancel()
 
     def close(self) -> None:
-        """Cancels everything that is not finished."""
+        """Cancels all utterances that are not finished."""
         self._chunks.close()
         self.stop()
         for job in list(self._jobs.values()):
@@ -103,7 +107,7 @@ class SpeechStream:
             self._previous = (Turn(self._request.utterances[number], SPEAKER, codes),)
 
     def _submit(self, first: int) -> None:
-        """Submits an utterance and the next ones, up to `num_ahead`; an error of a later one is raised in its turn."""
+        """Submits up to `num_ahead` utterances from `first` on; the error of a later one is raised in its turn."""
         last = min(first + self._num_ahead, len(self._request.utterances))
         for number in range(first, last):
             if number in self._jobs:
@@ -127,14 +131,14 @@ class SpeechStream:
 def stream_many(
     requests: Iterable[SpeechRequest], open_stream: Callable[[SpeechRequest], SpeechStream], sample_rate: int
 ) -> Generator[tuple[int, Speech | HiggsAudioError], None, None]:
-    """Generates many texts, `MAX_ACTIVE_TEXTS` at once; yields the number of each and its speech or error, once done.
+    """Generates many texts, `MAX_ACTIVE_TEXTS` at once; yields the index and the speech or error of each when done.
+
+    Closing the iterator cancels the generation.
 
     Args:
-        requests: the next one is taken when a text is done, so there may be any number of them.
+        requests: any number of requests; the next one is read when a text is done.
         open_stream: creates the stream of a request.
-        sample_rate: of the sound.
-
-    Closing the iterator ends the work.
+        sample_rate: sample rate of the audio.
     """
     pending, active = enumerate(requests), dict[int, tuple[SpeechStream, SpeechBuilder]]()
     try:

@@ -1,4 +1,4 @@
-"""HiggsAudio: text in, speech out. Connects processor, engine and audio tokenizer."""
+"""HiggsAudio: text to speech. Connects processor, engine and audio tokenizer."""
 
 import asyncio
 import threading
@@ -16,7 +16,6 @@ from higgs_audio.codec import HiggsAudioTokenizer
 from higgs_audio.device import resolve_device
 from higgs_audio.engine import Engine
 from higgs_audio.errors import CheckpointError, HiggsAudioError, OptionError, TextError
-from higgs_audio.generation.sampling import SamplingKwargs
 from higgs_audio.model import offload, quantize
 from higgs_audio.model.load_options import LoadOptions
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
@@ -30,7 +29,7 @@ from higgs_audio.speech.voices import VoiceLibrary, read_voices
 
 
 class HiggsAudio:
-    """A checkpoint that generates speech.
+    """Text to speech with one checkpoint.
 
     >>> tts = HiggsAudio.from_pretrained("nano")  # doctest: +SKIP
     >>> speech = tts.generate("The sun rises in the east.", voice="ava", seed=1)  # doctest: +SKIP
@@ -39,12 +38,13 @@ class HiggsAudio:
 
     Args:
         model: the language model, in eval mode.
-        processor: with its audio tokenizer.
-        voices: name -> {"profile": the text that identifies the voice to the model, "description": for people}; the
-            first is the default. Without any, the model chooses a voice.
+        processor: the processor, with its audio tokenizer.
+        voices: name -> {"profile": the text that identifies the voice to the model, "description": for users}; the
+            first is the default. Without voices, the model chooses one.
 
     Raises:
-        OptionError: an argument of another type. CheckpointError: a processor without audio tokenizer.
+        OptionError: an argument of another type.
+        CheckpointError: a processor without audio tokenizer.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class HiggsAudio:
             raise OptionError(f"HiggsAudio got {types}; give a HiggsAudioForConditionalGeneration and its processor")
         self._voices = VoiceLibrary(voices, processor)
         if processor.audio_tokenizer is None:
-            raise CheckpointError("the processor has no audio tokenizer: load it from a checkpoint that has one")
+            raise CheckpointError("the processor has no audio tokenizer; load it from a checkpoint with one")
         self.model = model
         self.processor = processor
         self._builder, self._queue = RequestBuilder(model, processor), DecodeQueue(processor.audio_tokenizer)
@@ -67,11 +67,11 @@ class HiggsAudio:
 
     @property
     def engine(self) -> Engine:
-        """The engine that runs the requests, created on first use; assign another one for other limits.
+        """The engine that runs the requests, created on first use; assign another engine to change its limits.
 
-        Call `engine.forget()` after changing the weights of the model.
+        Call `engine.reset_caches()` after changing the weights of the model.
         """
-        with self._engine_lock:  # threads that generate first share one
+        with self._engine_lock:  # concurrent first calls share one engine
             if self._engine is None:
                 self._engine = Engine(self.model, silent=silence_codes(self.codec))
             return self._engine
@@ -95,16 +95,16 @@ class HiggsAudio:
 
         Args:
             name: as in `checkpoint.open_checkpoint`: "nano", a folder, or a hub repository.
-            device: "cpu", "cuda", ...; when None a GPU if torch finds one.
-            dtype: of the language model; when None float32 on a CPU, where it is faster than bfloat16, and bfloat16
-                elsewhere. The audio tokenizer is always float32.
-            codec_device: of the audio tokenizer; when None that of the language model.
-            weights: "int8" or "nf4" (4 bits) quantises the matrices of the decoder layers while they are loaded.
-            offload_text: keeps the weights that only text uses in host memory. No effect on a CPU.
+            device: "cpu", "cuda", ...; when None, a GPU if torch finds one.
+            dtype: dtype of the language model; when None, float32 on a CPU, where it is faster than bfloat16, and
+                bfloat16 elsewhere. The audio tokenizer is always float32.
+            codec_device: device of the audio tokenizer; when None, the device of the language model.
+            weights: "int8" or "nf4" (4 bits) quantizes the matrices of the decoder layers while they are loaded.
+            offload_text: whether to keep the weights that only text uses in host memory. No effect on a CPU.
 
         Raises:
             CheckpointError: no such checkpoint, or invalid files.
-            OptionError: no such device or weights; weights for a checkpoint that was saved quantised; offload_text for
+            OptionError: no such device or weights; weights for a checkpoint that was saved quantized; offload_text for
                 a model whose audio uses the text weights too.
             MissingExtraError: torchao (int8) or bitsandbytes (nf4) is not installed.
         """
@@ -145,9 +145,9 @@ class HiggsAudio:
             transcript: the text of the recording, word for word.
 
         Raises:
-            VoiceError: no such voice, a recording without transcript, or a name with one.
+            VoiceError: no such voice, a recording without transcript, or a named voice with a transcript.
             AudioError: a recording that is missing, unreadable, empty, shorter than 5 ms or longer than 30 s.
-            TextError: a transcript with nothing speakable, or with a special token in it.
+            TextError: a transcript that contains nothing speakable, or a special token.
         """
         return self._voices.load(source, transcript)
 
@@ -156,32 +156,29 @@ class HiggsAudio:
         text: str,
         voice: Voice | str | None = None,
         *,
-        seed: int | None = None,
-        max_seconds: float | None = None,
-        scene: str | None = None,
         progress: Callable[[float], None] | None = None,
-        **sampling: Unpack[SamplingKwargs],
+        **options: Unpack[SpeechOptions],
     ) -> Speech:
         """Generates the speech of a text of any length: the concatenation of `stream`.
 
         Args:
-            text: to speak.
-            voice: a name of `voices`, or a `Voice` that `voice()` returned; the default voice when None.
-            seed: equal seeds give equal sound on one machine; when None every call gives another.
-            max_seconds: limit of the whole sound. Without it each utterance still has a limit: 1 second and 0.12 for
-                each phone, about twice the usual duration.
-            scene: a description of where the speech is recorded, for models that were trained with scenes.
-            progress: called with the seconds of sound generated so far.
-            **sampling: `temperature`, `top_k`, `top_p` and the other fields of `SamplingOptions`; omitted ones have the
-                checkpoint's values.
+            text: the text to speak.
+            voice: a name of `voices`, or a `Voice` from `voice()`; the default voice when None.
+            progress: called with the seconds of audio generated so far.
+            **options: `seed`, `max_seconds` and `scene`, which `SpeechOptions` documents; `temperature`, `top_k`,
+                `top_p` and the other fields of `SamplingOptions`, which documents them. Omitted sampling options have
+                the checkpoint's values.
 
         Raises:
-            TextError: a text that is empty, has nothing speakable, or holds a special token.
+            TextError: a text that is empty or contains nothing speakable, or a special token.
             VoiceError: no such voice.
             OptionError: an option that does not exist, or a value outside its range.
-            PromptError: a scene with a special token in it. CodesError: a voice with invalid codes.
+            PromptError: a scene with a special token.
+            CodesError: a voice with invalid codes.
+            QueueFullError: too many requests are waiting.
+            EngineError, NumericsError: the generation failed.
         """
-        request = self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
+        request = self.request(text, voice, options)
         if progress is not None and not callable(progress):
             raise OptionError(f"progress={progress!r:.60}; give a function of seconds, or None")
         builder = SpeechBuilder(self.sample_rate)
@@ -192,24 +189,23 @@ class HiggsAudio:
         return builder.speech()
 
     def generate_batch(
-        self,
-        texts: Sequence[str],
-        voice: Voice | str | None = None,
-        *,
-        seed: int | None = None,
-        max_seconds: float | None = None,
-        scene: str | None = None,
-        **sampling: Unpack[SamplingKwargs],
+        self, texts: Sequence[str], voice: Voice | str | None = None, **options: Unpack[SpeechOptions]
     ) -> list[Speech]:
         """Generates the speech of several texts at once: the results of `generate` in a fraction of the time.
 
+        Args:
+            texts: the texts to speak.
+            voice, **options: as for `generate`; each text uses the same seed.
+
+        Returns:
+            The speech of each text, in order.
+
         Raises:
-            HiggsAudioError: what `generate` raises, for the first text that fails. Invalid arguments and texts are
-                found before anything is generated.
+            HiggsAudioError: as for `generate`, for the first text that fails. Invalid arguments and texts are reported
+                before anything is generated.
         """
         if isinstance(texts, str):
-            raise TextError(f"texts={texts!r:.60} is one text; give a list of them, or call generate")
-        options = {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling}
+            raise TextError(f"texts={texts!r:.60} is one text; give a list of texts, or call generate")
         requests = [self.request(text, voice, options) for text in texts]
         speeches: dict[int, Speech] = {}
         with closing(self.generate_as_completed(requests)) as results:
@@ -222,10 +218,12 @@ class HiggsAudio:
     def generate_as_completed(
         self, requests: Iterable[SpeechRequest]
     ) -> Generator[tuple[int, Speech | HiggsAudioError], None, None]:
-        """Runs any number of requests, several at once; yields the number of each and its speech or error, once done.
+        """Runs any number of requests, several at once; yields the index and the speech or error of each when done.
+
+        Closing the iterator cancels the generation.
 
         Args:
-            requests: made by `request`; the next one is taken when another is done. Closing the iterator ends the work.
+            requests: requests from `request`; the next one is read when another is done.
         """
         return stream_many(
             requests,
@@ -243,7 +241,8 @@ class HiggsAudio:
     ) -> Speech:
         """`generate` for asyncio; concurrent calls are generated together.
 
-        A cancelled task returns at once, but its text is generated to the end. `stream_async` stops.
+        A cancelled task returns at once, but its text is generated to the end. Cancelling `stream_async` stops the
+        generation.
         """
         return await asyncio.to_thread(self.generate, text, voice, progress=progress, **options)
 
@@ -255,7 +254,7 @@ class HiggsAudio:
         low_latency: bool = False,
         **options: Unpack[SpeechOptions],
     ) -> AsyncIterator[Waveform]:
-        """`stream` for asyncio; closing the iterator, or cancelling the task, ends the work."""
+        """`stream` for asyncio; closing the iterator, or cancelling the task, cancels the generation."""
         request = await asyncio.to_thread(self.request, text, voice, options)
         await asyncio.to_thread(lambda: self.engine)  # created on first use
         stream = self._open_stream(request, look_ahead=_look_ahead(low_latency))  # submits in the first thread below
@@ -269,11 +268,11 @@ class HiggsAudio:
                 if len(chunk.samples):
                     yield Waveform(chunk.samples, self.sample_rate)
         finally:
-            stream.stop()  # a thread may still be inside; the stream cannot be closed before it returns
+            stream.stop()  # a thread may still be running it; the stream cannot be closed before that returns
             if pending is not None:
                 await asyncio.wait([pending])
                 if not pending.cancelled():
-                    pending.exception()  # retrieved, so that asyncio does not log it: it has been raised already
+                    pending.exception()  # retrieved, so that asyncio does not log it: it has already been raised
             await asyncio.to_thread(stream.close)
 
     def stream(
@@ -281,23 +280,23 @@ class HiggsAudio:
         text: str,
         voice: Voice | str | None = None,
         *,
-        seed: int | None = None,
-        max_seconds: float | None = None,
-        scene: str | None = None,
         low_latency: bool = False,
-        **sampling: Unpack[SamplingKwargs],
+        **options: Unpack[SpeechOptions],
     ) -> Generator[Waveform, None, None]:
         """Generates the speech of a text in chunks, each as soon as it is final.
 
-        Arguments and errors are those of `generate`, and are checked before the first chunk is requested. Closing the
-        iterator ends the work.
+        Arguments are checked before the first chunk is requested. Closing the iterator cancels the generation.
 
         Args:
-            low_latency: yields each chunk some frames earlier, before all frames that it depends on are known. The
-                sound then differs slightly from that of `generate`; docs/measurements.md has the latency and the
+            text, voice, **options: as for `generate`.
+            low_latency: whether to yield each chunk some frames earlier, before all frames that it depends on are
+                known. The audio then differs slightly from `generate`; docs/measurements.md has the latency and the
                 difference.
+
+        Raises:
+            HiggsAudioError: as for `generate`.
         """
-        request = self.request(text, voice, {"seed": seed, "max_seconds": max_seconds, "scene": scene, **sampling})
+        request = self.request(text, voice, options)
         return self._waveforms(request, _look_ahead(low_latency))
 
     def _waveforms(self, request: SpeechRequest, look_ahead: int | None) -> Generator[Waveform, None, None]:
@@ -308,7 +307,7 @@ class HiggsAudio:
     def _open_stream(
         self, request: SpeechRequest, *, num_ahead: int = 1, is_offline: bool = False, look_ahead: int | None = None
     ) -> SpeechStream:
-        if self._queue.codec is not self.codec:  # the processor has been given another audio tokenizer
+        if self._queue.codec is not self.codec:  # the processor has a new audio tokenizer
             self._queue = DecodeQueue(self.codec)
         return SpeechStream(
             request,
@@ -321,14 +320,18 @@ class HiggsAudio:
         )
 
     def request(self, text: str, voice: Voice | str | None, options: Mapping[str, Any]) -> SpeechRequest:
-        """Returns the checked request of a `generate` call with these arguments, for `generate_as_completed`."""
+        """Returns the checked request of a `generate` call with these arguments, for `generate_as_completed`.
+
+        Raises:
+            HiggsAudioError: as for `generate`.
+        """
         if not isinstance(voice, Voice):
             voice = self._voices.default() if voice is None else self._voices.find(str(voice))
         return self._builder.read_request(text, voice, options)
 
 
 def _look_ahead(low_latency: bool) -> int | None:
-    """Returns the frames that a chunk waits for; None for all that its samples depend on.
+    """Returns the look-ahead in frames; None for all frames that a sample depends on.
 
     Raises:
         OptionError: not a bool.
@@ -339,13 +342,13 @@ def _look_ahead(low_latency: bool) -> int | None:
 
 
 def _load_options(checkpoint: Checkpoint, weights: str | None, dtype: torch.dtype) -> LoadOptions:
-    """Returns the options of loading the model: its type, and the quantisation of the argument or of the checkpoint."""
+    """Returns the options for loading the model: dtype, and quantization as in the argument or the checkpoint."""
     saved = quantize.saved_method(checkpoint)
     if weights is not None and saved is not None:
-        raise OptionError(f"weights={weights!r}: {checkpoint} was saved quantised by {saved}; leave weights out")
+        raise OptionError(f"weights={weights!r}, but {checkpoint} was saved quantized by {saved}; omit weights")
     options: LoadOptions = {"dtype": dtype}
     if weights is not None or saved is not None:
-        # Quantised in host memory, then moved: transformers would otherwise choose a GPU, even one without room for it.
+        # Quantize in host memory, then move: transformers would otherwise choose a GPU, even one without enough memory.
         options["device_map"] = {"": "cpu"}
     if weights is not None:
         options["quantization_config"] = quantize.quantization_config(weights, dtype)
@@ -359,16 +362,3 @@ def _load_processor(checkpoint: Checkpoint, device: torch.device) -> HiggsAudioP
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the tokenizer or processor files of {checkpoint} do not load: {error}") from error
-
-
-def load_codec(name: str | Path | Checkpoint, device: str | torch.device | None = None) -> HiggsAudioTokenizer:
-    """Loads the audio tokenizer of a checkpoint, or one in its own folder or repository.
-
-    Args:
-        name, device: as in `HiggsAudio.from_pretrained`.
-
-    Raises:
-        CheckpointError: no such checkpoint, or invalid files.
-        OptionError: no such device.
-    """
-    return HiggsAudioTokenizer.from_pretrained(name, device_map=resolve_device(device))

@@ -1,4 +1,4 @@
-"""Voices: the named voices of a checkpoint, and voices of recordings."""
+"""Voices: the named voices of a checkpoint, and voices cloned from recordings."""
 
 import hashlib
 import threading
@@ -20,17 +20,17 @@ from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.prompt.prompt import Voice
 from higgs_audio.text.markup import check_speakable
 
-MAX_REFERENCE_SECONDS = 30.0  # a longer reference makes every step slower and the voice no better
-NUM_REFERENCES = 64  # recordings whose codes are cached, so that a recording in use is encoded once
+MAX_REFERENCE_SECONDS = 30.0  # a longer reference slows down every step and does not improve the voice
+NUM_REFERENCES = 64  # recordings whose codes are cached, so that each recording in use is encoded once
 
 
 def read_voices(folder: str | Path | Checkpoint) -> dict[str, dict[str, str]]:
     """Returns the named voices of a checkpoint, in the file's order: name -> {"profile": ..., "description": ...}.
 
-    The model identifies the voice by the text `profile`; `description` is for people. Empty without voices.json.
+    The model identifies the voice by the text `profile`; `description` is for users. Empty without voices.json.
 
     Raises:
-        CheckpointError: voices.json is not of that form.
+        CheckpointError: voices.json has another form.
     """
     checkpoint = as_checkpoint(folder)
     voices, path = checkpoint.read_if_present(VOICES_FILE), checkpoint.path(VOICES_FILE)
@@ -40,16 +40,16 @@ def read_voices(folder: str | Path | Checkpoint) -> dict[str, dict[str, str]]:
 
 
 def _is_voice(entry: Any) -> bool:
-    """Whether an entry holds only strings, among them a profile of one line."""
+    """Whether an entry has only strings as values, and a profile of one line."""
     texts = isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values())
     return texts and len(entry.get("profile", "").splitlines()) == 1
 
 
 class VoiceLibrary:
-    """The named voices of a checkpoint, and voices made of recordings. Thread-safe.
+    """The named voices of a checkpoint, and voices cloned from recordings. Thread-safe.
 
     Args:
-        profiles: name -> {"profile": ..., "description": ...}; the first is the default voice. None for none.
+        profiles: name -> {"profile": ..., "description": ...}; the first is the default voice. None for no voices.
         processor: encodes recordings.
 
     Raises:
@@ -79,33 +79,33 @@ class VoiceLibrary:
         """
         if name not in self._profiles:
             raise VoiceError(
-                f"no voice {name!r}; {nearest(name, self.names)}. A recording and its transcript make another: "
+                f"no voice {name!r}; {nearest(name, self.names)}. To clone the voice of a recording, call "
                 "voice(path, transcript)"
             )
         return Voice(name=name, profile=self._profiles[name]["profile"])
 
     def default(self) -> Voice | None:
-        """Returns the default voice; None if the checkpoint names no voices."""
+        """Returns the default voice; None if the checkpoint has no named voices."""
         return self.find(self.names[0]) if self.names else None
 
     def load(self, source: str | Path | bytes | Waveform, transcript: str | None = None) -> Voice:
-        """Returns a named voice, or the voice of a recording; arguments and errors are those of `HiggsAudio.voice`."""
+        """Returns a named voice, or the voice of a recording; for arguments and errors see `HiggsAudio.voice`."""
         if isinstance(source, str) and not self._is_recording(source):
             if transcript is not None:
-                raise VoiceError(f"{source!r} names a voice, which takes no transcript; leave it out, or give a path")
+                raise VoiceError(f"{source!r} is a named voice, which takes no transcript; omit it, or give a path")
             return self.find(source)
         if transcript is None:
-            raise VoiceError("a recording needs its transcript: pass what is said in it, word for word, as transcript=")
+            raise VoiceError("a recording needs its transcript; pass the spoken text, word for word, as transcript=")
         text = check_speakable(transcript).strip()
         return Voice(transcript=text, codes=self._encode(_read_reference(source)))
 
     def _is_recording(self, source: str) -> bool:
-        """Whether a string is a path instead of the name of a voice, which may be misspelled."""
+        """Whether a string is a path, not the (possibly misspelled) name of a voice."""
         path = Path(source)
         return source not in self._profiles and (len(path.parts) > 1 or bool(path.suffix) or path.is_file())
 
     def _encode(self, reference: Waveform) -> NDArray[np.int64]:
-        """Returns the codes [K, F] of a recording, a copy of those in the cache."""
+        """Returns a copy of the cached codes [K, F] of a recording."""
         key = hashlib.sha256(reference.samples.tobytes() + str(reference.sample_rate).encode()).digest()
         with self._lock:
             if key not in self._references:

@@ -2,8 +2,8 @@
 
 - check_speakable: text -> the same text, or a TextError if it cannot be spoken
 - is_speakable: whether a text contains a letter or digit
-- find_special_tokens: the special tokens that a text spells
-- normalize: text -> the form that the language model reads best
+- find_special_tokens: the special tokens that a text contains
+- normalize: text -> the form that the language model was trained on
 - sounds_to_tokens: sound tags such as [laugh] -> tokens of the published checkpoint
 - split_utterances: long text -> utterances, which are generated one at a time
 - phonemize: English text -> phonemes

@@ -1,4 +1,4 @@
-"""Tables that replace characters, and the one that folds typographic characters to plain ones."""
+"""Character tables for `str.translate`, and `fold`, which replaces typographic characters by plain ones."""
 
 import unicodedata
 
@@ -6,8 +6,8 @@ __all__ = ["JOINERS", "CharacterTable", "fold"]
 
 JOINERS = "\u200c\u200d"  # invisible, but part of the spelling of Persian and Hindi words
 
-# What the published examples replace, and similar characters. Two choices are ours: title marks become quotes,
-# because as < and > they could spell a special token; and a dash gets spaces, so that it is a pause.
+# The characters that the published examples replace, and similar ones. Two choices are ours: title marks become quotes,
+# because as < and > they could form a special token; and a dash gets spaces, so that it is a pause.
 _PUNCTUATION = {
     **dict.fromkeys("“”„‟«»「」『』《》〈〉〝〞″", '"'),
     **dict.fromkeys("‘’‚‛′`´＇", "'"),
@@ -43,7 +43,7 @@ class CharacterTable(dict[int, str]):
 
 
 class _FoldingTable(CharacterTable):
-    """Character -> its plain form; invisible characters and lone surrogates -> nothing."""
+    """Character -> its plain form; invisible characters and lone surrogates -> an empty string."""
 
     def replacement(self, character: str) -> str:
         if character in _PUNCTUATION:

@@ -1,14 +1,14 @@
-"""Sound tags and special tokens in texts of users, and the check that a text can be spoken."""
+"""Sound tags and special tokens in user text, and the check that a text can be spoken."""
 
 import re
 
 from higgs_audio.errors import TextError
-from higgs_audio.special_tokens import SOUND_TAGS, SPECIAL_SHAPE
+from higgs_audio.special_tokens import SOUND_TAGS, SPECIAL_TOKEN_PATTERN
 from higgs_audio.text.characters import fold
 
 __all__ = ["SOUNDS", "check_speakable", "find_special_tokens", "is_speakable", "is_unicode", "sounds_to_tokens"]
 
-_SPECIAL_TOKEN = re.compile(rf"{SPECIAL_SHAPE.pattern}|{'|'.join(SOUND_TAGS)}")
+_SPECIAL_TOKEN = re.compile(rf"{SPECIAL_TOKEN_PATTERN.pattern}|{'|'.join(SOUND_TAGS)}")
 _SOUND_TOKENS = {
     "laugh": "<SE>[Laughter]</SE>",
     "humming start": "<SE_s>[Humming]</SE_s>",
@@ -27,7 +27,7 @@ _SOUND_TAG = re.compile(rf"\[({'|'.join(SOUNDS)})\]", re.IGNORECASE)
 
 
 def find_special_tokens(text: str) -> list[str]:
-    """Returns the special tokens that a text spells, in order: `<|...|>`, `<SE>`, `</SE>`, `<SE_s>`, ...
+    """Returns the special tokens that a text contains, in order: `<|...|>`, `<SE>`, `</SE>`, `<SE_s>`, ...
 
     Also finds those that appear only after `normalize`, because an invisible character or full-width brackets hide
     them.
@@ -41,8 +41,8 @@ def find_special_tokens(text: str) -> list[str]:
 def check_speakable(text: str) -> str:
     """Returns the text unchanged if it can be spoken.
 
-    A text with a special token is rejected. If it were encoded as a token, it would end the turn or request audio that
-    is not there; if it were removed, the spoken text would differ from the given one.
+    A text with a special token is rejected. Encoded as a token, it would end the turn or refer to audio that does not
+    exist; removed, the spoken text would differ from the given one.
 
     Raises:
         TextError: not a string, empty, without a letter or digit, with a special token, or not valid Unicode.

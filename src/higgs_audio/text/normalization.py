@@ -1,4 +1,4 @@
-"""Text normalization: the form of a text that the language model was trained to read."""
+"""Text normalization: the form of text that the language model was trained on."""
 
 import re
 
@@ -21,7 +21,7 @@ def normalize(text: str) -> str:
     whitespace become single spaces, and blank lines are removed. A text without a closing mark gets a full stop: the
     transcripts of the training data end in a mark, and without one the model may continue beyond the given text.
 
-    Numbers, dates and abbreviations are kept; the model or `phonemize` reads them.
+    Numbers, dates and abbreviations are kept; the model or `phonemize` expands them.
 
     >>> normalize("“Hello”…  it’s me")
     '"Hello"... it\\'s me.'

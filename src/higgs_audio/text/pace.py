@@ -1,4 +1,4 @@
-"""Speaking pace: bounds on the number of frames of an utterance, so that generation neither stops early nor runs on."""
+"""Speaking pace: bounds on the number of frames of an utterance, so that generation stops neither early nor late."""
 
 from higgs_audio.text.phonemes import PHONES, phonemize
 
@@ -8,7 +8,7 @@ __all__ = ["count_phones", "frame_bounds"]
 # the upper bound.
 _MIN_PHONE_SECONDS = 0.03
 _MAX_PHONE_SECONDS = 0.12
-_EXTRA_SECONDS = 1.0
+_EXTRA_SECONDS = 1.0  # added to the upper bound
 _REFERENCE_MARGIN = 1.5  # a slow reference raises the upper bound to this multiple of its own pace
 _PHONES_PER_SYMBOL = 5  # phones of a digit or an ideograph in written text
 _FIRST_IDEOGRAPH = "\u2e80"
@@ -23,7 +23,7 @@ def count_phones(text: str, phonemes: bool) -> int:
             per digit or ideograph.
 
     Raises:
-        TextError: with `phonemes`, the text contains nothing to speak.
+        TextError: with `phonemes`, the text contains nothing speakable.
 
     >>> count_phones("Hello 42", phonemes=False)
     15
@@ -36,11 +36,11 @@ def count_phones(text: str, phonemes: bool) -> int:
 
 
 def frame_bounds(num_phones: int, frame_rate: float, reference_pace: float = 0.0) -> tuple[int, int]:
-    """Returns the least and the greatest number of frames of an utterance.
+    """Returns the minimum and maximum number of frames of an utterance.
 
     Args:
-        num_phones: of the utterance.
-        frame_rate: of the audio tokenizer, in frames per second.
+        num_phones: phones of the utterance, see `count_phones`.
+        frame_rate: frames per second of the audio tokenizer.
         reference_pace: seconds per phone of the reference recording; a slow one raises the upper bound.
     """
     slowest = max(_MAX_PHONE_SECONDS, _REFERENCE_MARGIN * reference_pace)

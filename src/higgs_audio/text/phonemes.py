@@ -17,8 +17,8 @@ __all__ = ["PAUSES", "PHONEMES", "PHONES", "phonemize", "phonemize_punctuation"]
 # The American English symbols of misaki: 45 vowels and consonants, and the two stress marks.
 PHONES = "AIOTWYbdfhijklmnpstuvwzæðŋɐɑɔəɛɜɡɪɹʃʊʌʒʤʧθᵊᵻ"
 _STRESSES = "ˈˌ"
-# One mark for each kind of pause. Rarer marks (dashes, quotes, brackets) are mapped to these or removed: a model
-# learns little about a symbol that it has hardly seen.
+# One mark for each kind of pause. Rarer marks (dashes, quotes, brackets) are mapped to these or removed: a model learns
+# little about a symbol that is rare in the training data.
 PAUSES = ".!?,;:"
 PHONEMES = frozenset(PHONES + _STRESSES + PAUSES + " ")
 
@@ -28,8 +28,8 @@ _RUN_OF_PAUSES = re.compile(rf"\s*([{PAUSES}](?:\s*[{PAUSES}])*)\s*")
 _READABLE_SYMBOLS = "°§±×÷™®©¢→←½¼¾²³µ"
 _ELLIPSIS_IN_SENTENCE = re.compile(r"\.{2,}(?=\s+[a-z])")
 _DASH = re.compile(r"\s+-+\s+|--+")
-# The front end reads numbers as words only up to a decillion, and spells at most 24 letters of an unknown word; the
-# longest words it knows have fewer than 33. Its time grows with the cube of the number of parts in a run without space.
+# The front end expands numbers only up to a decillion, and spells at most 24 letters of an unknown word; the longest
+# words in its dictionary have fewer than 33. Its time is cubic in the number of parts of a run without spaces.
 _LONG_NUMBER = re.compile(r"\d(?:[,.]?\d){18,}")
 _LONG_WORD = re.compile(r"[^\W\d_]{33,}")
 _LONG_RUN = re.compile(r"\S{61,}")
@@ -37,7 +37,7 @@ _GREEK = re.compile("GREEK (?:SMALL|CAPITAL) LETTER (?:FINAL )?([A-Z]+)")
 
 
 class _ReadableTable(CharacterTable):
-    """Character -> what the English front end can read: itself, its name, a space, or nothing for a lone accent."""
+    """Character -> text that the English front end can read: itself, its name, a space, or "" for a lone accent."""
 
     def replacement(self, character: str) -> str:
         category, name = unicodedata.category(character), unicodedata.name(character, "")
@@ -80,15 +80,15 @@ def phonemize(text: str) -> str:
     """
     try:
         phonemes = _clean_phonemes(_front_end()(_to_readable(text)))
-    except (IndexError, KeyError, TypeError, ValueError) as error:  # no text is known that leads here
+    except (IndexError, KeyError, TypeError, ValueError) as error:  # no known text leads here
         raise TextError(f"{text!r:.60} cannot be read: {error}; write it in plainer words") from error
     if not any(phone in PHONES for phone in phonemes):
-        raise TextError(f"there is nothing to read in {text!r:.60}; give English text, in Latin letters or digits")
+        raise TextError(f"{text!r:.60} contains nothing speakable; give English text, in Latin letters or digits")
     return phonemes
 
 
 def phonemize_punctuation(text: str) -> str:
-    """Returns the one mark that `phonemize` would write after a word for punctuation without letters, or nothing.
+    """Returns the mark that `phonemize` would write after a word for punctuation without letters, or an empty string.
 
     >>> phonemize_punctuation(" … "), phonemize_punctuation("?!"), phonemize_punctuation('"')
     ('.', '?', '')
@@ -98,7 +98,7 @@ def phonemize_punctuation(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _front_end() -> "G2P":
-    """Returns hibari's grapheme-to-phoneme model, without its voice. Loading takes a second, so it is lazy."""
+    """Returns hibari's grapheme-to-phoneme model, without its voice; loaded lazily, because it takes a second."""
     from hibari.g2p import G2P
 
     return G2P(british=False)

@@ -55,7 +55,7 @@ def split_utterances(text: str, max_chars: int = MAX_CHARS) -> list[str]:
 
     Args:
         text: as written, before `normalize`, which removes blank lines.
-        max_chars: the greatest length of an utterance, at least 1. An ideograph or kana counts as three characters,
+        max_chars: maximum length of an utterance, at least 1. An ideograph or kana counts as three characters,
             because it takes longer to speak.
 
     Raises:

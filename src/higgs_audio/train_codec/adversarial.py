@@ -1,4 +1,4 @@
-"""Adversarial training: the discriminators of a run, their optimizer, and the losses of both sides."""
+"""Adversarial training: the discriminators of a run, their optimizer, and the losses of discriminators and decoder."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,12 @@ MIN_RMS = 1e-3  # -60 dBFS
 
 
 class AdversarialLoss:
-    """The discriminators and their optimizer. Each step trains them, then computes the decoder's adversarial losses."""
+    """The discriminators and their optimizer. Each step trains them, then computes the decoder's adversarial losses.
+
+    Args:
+        recipe: the recipe of the run.
+        device: the device; the CPU when None.
+    """
 
     def __init__(self, recipe: TokenizerRecipe, device: torch.device | None = None) -> None:
         self.recipe, self.device = recipe, device or torch.device("cpu")
@@ -23,10 +28,11 @@ class AdversarialLoss:
     def update(self, real: Tensor, decoded: Tensor, step: int) -> tuple[dict[str, Tensor], float]:
         """Trains the discriminators on waveforms `[B, S]`.
 
-        Returns the losses "adversarial" and "feature" of `decoded`, and the discriminators' own loss before this step.
+        Returns:
+            The losses "adversarial" and "feature" of `decoded`, and the discriminators' own loss before this step.
         """
         rms = real.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=MIN_RMS)  # [B, 1]
-        real, decoded = real / rms, decoded / rms  # biases dominate the features of quiet sound
+        real, decoded = real / rms, decoded / rms  # biases dominate the features of quiet audio
         own_loss = self._train(real, decoded.detach(), step - self.recipe.adversarial_from)
         self.discriminators.requires_grad_(False)
         with self._autocast():
@@ -38,7 +44,7 @@ class AdversarialLoss:
         return losses, own_loss
 
     def _train(self, real: Tensor, decoded: Tensor, step: int) -> float:
-        """Takes step number `step` of the discriminators' optimizer; returns their loss before it."""
+        """Runs step number `step` of the discriminators' optimizer; returns their loss before it."""
         recipe = self.recipe
         with self._autocast():
             loss = discriminator_loss(self.discriminators(real), self.discriminators(decoded))
@@ -48,6 +54,6 @@ class AdversarialLoss:
         return float(loss.detach())
 
     def _autocast(self) -> torch.autocast:
-        """Autocast to the recipe's precision; STFTs remain in float32."""
+        """Returns autocast to the recipe's precision; STFTs stay in float32."""
         dtype = PRECISIONS[self.recipe.judge_precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)

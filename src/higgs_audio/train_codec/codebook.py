@@ -1,4 +1,4 @@
-"""Codebook training: k-means initialisation, running averages, and replacement of dead entries."""
+"""Codebook training: k-means initialization, running averages, and replacement of dead entries."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from higgs_audio.codec.model import HiggsAudioTokenizer
 from higgs_audio.codec.quantizer import Codebook, ResidualVectorQuantizer
 
 EPSILON = 1e-5
-DEAD_SHARE = 0.1  # of the mean usage; an absolute count would kill most of 1024 entries in small batches
+DEAD_SHARE = 0.1  # of the mean usage; with an absolute count most of 1024 entries would be dead in small batches
 
 
 @torch.no_grad()
@@ -29,13 +29,19 @@ def kmeans(vectors: Tensor, size: int, num_steps: int, generator: torch.Generato
 
 
 @torch.no_grad()
-def start_codebooks(
+def init_codebooks(
     quantizer: ResidualVectorQuantizer, latents: Tensor, num_steps: int, scale: float, generator: torch.Generator
 ) -> None:
-    """Initialises the codebooks from `latents [N, D]`, each from the residual of the previous ones.
+    """Initializes the codebooks from `latents [N, D]`, each from the residual of the previous ones.
 
-    The projections become the principal axes of that residual: `project_in` onto them, `project_out` back.
-    `scale` converts the counts of the k-means batch to the running counts of one training batch.
+    The projections become the principal axes of that residual: `project_in` projects onto them, `project_out` back.
+
+    Args:
+        quantizer: modified in place.
+        latents: `[N, D]`.
+        num_steps: number of k-means steps.
+        scale: converts the counts of the k-means batch to the running counts of one training batch.
+        generator: on the CPU.
     """
     residual = latents
     for layer in quantizer.layers:
@@ -59,15 +65,16 @@ def start_codebooks(
 def rebalance(tokenizer: HiggsAudioTokenizer, latents: Tensor, acoustic_share: float) -> Tensor:
     """Rescales the latent space so that distances measure the error at the decoders' inputs; returns the new latents.
 
-    The quantizer minimises squared error, so it spends its codes on directions of high energy. Without rebalancing the
-    semantic half had nearly all of the energy and left few codes for sound. Here the energy of a direction becomes its
-    share in the inputs of the two decoders, each relative to its variance: `acoustic_share` for the acoustic one, the
-    rest for the semantic one. The map is folded into `fc` and its inverse into `fc1` and `fc2`, so only the input of
-    the quantizer changes. The mean energy of a frame becomes 1.
+    The quantizer minimizes squared error, so it spends its codes on directions of high energy. Without rebalancing, the
+    semantic half had nearly all of the energy, and few codes were left for the acoustic half. Here the energy of a
+    direction becomes its share in the inputs of the two decoders, each relative to its variance: `acoustic_share` for
+    the acoustic decoder, the rest for the semantic one. The map is folded into `fc` and its inverse into `fc1` and
+    `fc2`, so only the input of the quantizer changes. The mean energy of a frame becomes 1.
 
     Args:
-        tokenizer: changed in place.
+        tokenizer: modified in place.
         latents: `[N, D]`, from many clips.
+        acoustic_share: share of the energy for the acoustic decoder.
     """
     centred = latents - latents.mean(0)
     metric = latents.new_zeros(latents.shape[1], latents.shape[1])
@@ -95,10 +102,10 @@ def update_codebook(book: Codebook, vectors: Tensor, codes: Tensor, decay: float
 
 
 @torch.no_grad()
-def revive(book: Codebook, vectors: Tensor, generator: torch.Generator) -> int:
+def replace_dead_entries(book: Codebook, vectors: Tensor, generator: torch.Generator) -> int:
     """Replaces entries used less than DEAD_SHARE of the mean by random `vectors [N, width]`; returns their number.
 
-    Their sums and counts are reset to the mean usage; otherwise the next update would make them dead again.
+    Their sums and counts are reset to the mean usage; otherwise they would be dead again after the next update.
     """
     mean = book.cluster_size.mean()
     dead = book.cluster_size < DEAD_SHARE * mean

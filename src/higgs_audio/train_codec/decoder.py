@@ -1,7 +1,7 @@
-"""Training of an audio tokenizer's decoder alone. Codes do not change: language models trained on them stay valid.
+"""Training of an audio tokenizer's decoder only. Codes do not change, so language models trained on them stay valid.
 
 The input of the decoder is the same in every step. Each clip is therefore encoded once, and a step takes a third of the
-time of a full one.
+time of a full step.
 """
 
 import sys
@@ -38,9 +38,9 @@ class EncodedClipAudio:
     """Waveforms, codes and pitch of clips. Each clip is encoded when it is first drawn, then kept in memory.
 
     Args:
-        clips: those shorter than a crop are left out.
+        clips: the clips; those shorter than a crop are omitted.
         tokenizer: encodes the clips.
-        recipe: the run's; a clip's gain is a function of the recipe's seed and the clip's index.
+        recipe: the recipe of the run; a clip's gain is a function of the recipe's seed and the clip's index.
 
     Raises:
         RecipeError: no clip is as long as a crop.
@@ -53,15 +53,15 @@ class EncodedClipAudio:
         self._clips = [clip for clip in clips if clip.seconds * frame_rate >= self._num_frames + 1]
         self._encoded: dict[int, Crops] = {}
         if num_short := len(clips) - len(self._clips):
-            print(f"{num_short} of {len(clips)} clips are shorter than a crop and left out", file=sys.stderr)
+            print(f"{num_short} of {len(clips)} clips are shorter than a crop and omitted", file=sys.stderr)
         if not self._clips:
-            raise RecipeError(f"no clip is longer than crop_seconds={recipe.crop_seconds}; give a smaller one")
+            raise RecipeError(f"no clip is longer than crop_seconds={recipe.crop_seconds}; give a smaller value")
 
     def __len__(self) -> int:
         return len(self._clips)
 
     def whole(self, index: int) -> Crops:
-        """Returns all of a clip as a batch of one; `waveform` and `codes` are int16."""
+        """Returns a whole clip as a batch of one; `waveform` and `codes` are int16."""
         if index not in self._encoded:
             self._encoded[index] = self._encode(index)
         return self._encoded[index]
@@ -69,7 +69,8 @@ class EncodedClipAudio:
     def random_crops(self, count: int, generator: torch.Generator) -> Crops:
         """Draws `count` crops of whole frames from random clips.
 
-        Raises RecipeError if a clip is shorter than a crop, because its manifest gives a wrong length.
+        Raises:
+            RecipeError: a clip is shorter than a crop, because its duration in the manifest is wrong.
         """
         crops = [self._random_crop(generator) for _ in range(count)]
         waveform, codes = (torch.cat([getattr(crop, name) for crop in crops]) for name in ("waveform", "codes"))
@@ -85,7 +86,7 @@ class EncodedClipAudio:
         num_frames = clip.codes.shape[2]
         if num_frames < self._num_frames:
             name, seconds = self._clips[index].id, self._clips[index].seconds
-            raise RecipeError(f"{name} has {num_frames} frames, and its manifest says {seconds} s: correct it")
+            raise RecipeError(f"{name} has {num_frames} frames, but {seconds} s in the manifest: correct the manifest")
         first = int(torch.randint(num_frames - self._num_frames + 1, (), generator=generator))
         frames, samples = (slice(n * first, n * (first + self._num_frames)) for n in (1, self._hop))
         pitch = clip.pitch
@@ -109,7 +110,18 @@ class EncodedClipAudio:
 
 
 def train_decoder(recipe: TokenizerRecipe, tokenizer: HiggsAudioTokenizer, clips: Sequence[Clip]) -> Path:
-    """Trains the decoder; writes a checkpoint to `output/model` and returns that path."""
+    """Trains the decoder; writes a checkpoint to `output/model` and returns that path.
+
+    Args:
+        recipe: the recipe of the run.
+        tokenizer: the audio tokenizer; modified in place.
+        clips: the training clips.
+
+    Raises:
+        RecipeError: no usable clip, or impossible values.
+        NumericsError: a loss is not finite.
+        CheckpointError: a checkpoint cannot be read or written.
+    """
     tokenizer.requires_grad_(False)
     for part in (tokenizer.acoustic_decoder, tokenizer.fc2):
         part.requires_grad_(True)
@@ -133,9 +145,9 @@ def train_decoder(recipe: TokenizerRecipe, tokenizer: HiggsAudioTokenizer, clips
 def decode(
     tokenizer: HiggsAudioTokenizer, crops: Crops, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Decodes the codes of `crops` to waveforms `[B, S]`.
+    """Decodes the codes of `crops` to waveforms `[B, S]`; returns them and the losses of a harmonic head.
 
-    A harmonic head decodes at the pitch of the recording; the losses of the pitch that it predicts are returned too.
+    A harmonic head decodes at the pitch of the recording; the losses are those of its predicted pitch.
     """
     device, pitch, phase = tokenizer.device, crops.pitch, None
     if pitch is not None:

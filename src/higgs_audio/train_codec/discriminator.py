@@ -1,6 +1,6 @@
-"""Discriminators of real and decoded sound, and the losses of discriminators and decoder.
+"""Discriminators of real and decoded audio, and the losses of discriminators and decoder.
 
-Spectral losses alone leave decoded sound blurred between harmonics, because they do not penalise phase and fine
+With spectral losses alone, decoded audio is blurred between harmonics, because they do not penalize phase and fine
 structure. There are two kinds of discriminators: over a waveform folded by a prime number of samples (HiFi-GAN, arXiv
 2010.05646) and over complex spectra (UnivNet and EnCodec, arXiv 2106.07889 and 2210.13438). They are small, because on
 two CPU cores they take most of a training step.
@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 SLOPE = 0.1  # of the leaky ReLUs
-PERIODS = (2, 3, 5, 7, 11)  # samples; primes, so that no two discriminators see the same columns
+PERIODS = (2, 3, 5, 7, 11)  # samples; primes, so that no two discriminators have the same columns as input
 SPECTRA = ((2048, 512), (1024, 256), (512, 128))  # n_fft, hop
 MIN_SAMPLES = max(n_fft for n_fft, _ in SPECTRA)
 
-Maps = list[Tensor]  # feature maps of one discriminator's layers, and last its score map
+Maps = list[Tensor]  # feature maps of one discriminator's layers, then its score map
 
 
 class PeriodDiscriminator(nn.Module):
-    """Discriminator of a waveform folded into rows of `period` samples: `[B, S]` to maps `[B, C, rows, period]`."""
+    """Discriminator of a waveform folded into rows of `period` samples: maps `[B, S]` to `[B, C, rows, period]`."""
 
     def __init__(self, period: int, channels: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class PeriodDiscriminator(nn.Module):
 
 
 class SpectrumDiscriminator(nn.Module):
-    """Discriminator of complex spectra: `[B, S]` to maps `[B, C, T, bins]`; each layer halves the bins."""
+    """Discriminator of complex spectra: maps `[B, S]` to `[B, C, T, bins]`; each layer halves the bins."""
 
     window: Tensor
 
@@ -69,10 +69,10 @@ def _maps(layers: nn.ModuleList, score: nn.Module, x: Tensor) -> Maps:
 
 
 class Discriminators(nn.Module):
-    """All discriminators of a recipe: `[B, S]` to the maps of each.
+    """All discriminators of a recipe; returns the feature maps of each for waveforms `[B, S]`.
 
     Args:
-        period_channels, spectrum_channels: width of the first layer of either kind; 0 omits that kind.
+        period_channels, spectrum_channels: width of the first layer of each kind; 0 omits that kind.
     """
 
     def __init__(self, period_channels: int = 8, spectrum_channels: int = 16) -> None:
@@ -87,7 +87,7 @@ class Discriminators(nn.Module):
 
 
 def discriminator_loss(real: Sequence[Maps], decoded: Sequence[Maps]) -> Tensor:
-    """Least-squares loss of the discriminators, whose targets are 1 for real and 0 for decoded sound; their mean."""
+    """Returns the mean least-squares loss of the discriminators; the targets are 1 for real and 0 for decoded audio."""
     errors = [
         (1 - real_maps[-1].float()).pow(2).mean() + decoded_maps[-1].float().pow(2).mean()
         for real_maps, decoded_maps in zip(real, decoded, strict=True)
@@ -96,12 +96,12 @@ def discriminator_loss(real: Sequence[Maps], decoded: Sequence[Maps]) -> Tensor:
 
 
 def generator_loss(decoded: Sequence[Maps]) -> Tensor:
-    """Least-squares loss of the decoder, whose target is a score of 1; the mean over discriminators."""
+    """Returns the least-squares loss of the decoder, with a target score of 1; the mean over discriminators."""
     return torch.stack([(1 - maps[-1].float()).pow(2).mean() for maps in decoded]).mean()
 
 
 def feature_loss(real: Sequence[Maps], decoded: Sequence[Maps]) -> Tensor:
-    """L1 distance of feature maps relative to those of real sound; the mean over layers and discriminators."""
+    """Returns the L1 distance of feature maps, relative to those of real audio; the mean over all layers."""
     distances = [
         (a.detach() - b).abs().mean().float() / a.detach().abs().mean().float().clamp(min=1e-4)
         for real_maps, decoded_maps in zip(real, decoded, strict=True)

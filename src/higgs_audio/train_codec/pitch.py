@@ -1,7 +1,7 @@
 """Pitch tracking of recordings by autocorrelation, and the losses of a predicted pitch.
 
-The autocorrelation is divided by that of the window (Boersma 1993, "Accurate short-term analysis of the fundamental
-frequency"). Viterbi finds the smoothest path through the best candidates of every hop.
+The autocorrelation is divided by the autocorrelation of the window (Boersma 1993, "Accurate short-term analysis of the
+fundamental frequency"). Viterbi finds the smoothest path through the best candidates of every hop.
 """
 
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from higgs_audio.codec.harmonic import MIDDLE_HZ, NOISE_PERIOD, PhaseState, Pitch
+from higgs_audio.codec.harmonic import CENTER_HZ, NOISE_PERIOD, PhaseState, Pitch
 
 HIGHEST_HZ, LOWEST_HZ = 480.0, 55.0
 WINDOW_SECONDS = 0.06  # three periods of LOWEST_HZ
@@ -23,7 +23,7 @@ NO_PEAK = -9.0  # score of a lag without a peak
 
 
 def track_pitch(waveform: Tensor, hop: int, sample_rate: int) -> Pitch:
-    """Tracks the pitch of waveforms `[B, S]`, S a multiple of `hop`, at the middle of every hop, `[B, S / hop]`.
+    """Tracks the pitch of waveforms `[B, S]`, S a multiple of `hop`, at the center of every hop, `[B, S / hop]`.
 
     In unvoiced hops `hz` is interpolated between the voiced neighbours.
     """
@@ -41,21 +41,21 @@ def track_pitch(waveform: Tensor, hop: int, sample_rate: int) -> Pitch:
 
 
 def _windows(waveform: Tensor, hop: int, width: int) -> Tensor:
-    """Returns windows `[B, T, width]` around the middle of every hop, with their mean removed."""
+    """Returns windows `[B, T, width]` around the center of every hop, with their mean removed."""
     before = width // 2 - hop // 2
     windows = F.pad(waveform, (before, width)).unfold(1, width, hop)[:, : waveform.shape[1] // hop]
     return windows - windows.mean(-1, keepdim=True)
 
 
 def _autocorrelation(windows: Tensor, num_lags: int) -> Tensor:
-    """Returns the normalised autocorrelation `[B, T, num_lags]`: 1 at lag 0, near 0 for noise."""
+    """Returns the normalized autocorrelation `[B, T, num_lags]`: 1 at lag 0, near 0 for noise."""
     width = windows.shape[-1]
     size = 2 ** math.ceil(math.log2(width + num_lags))
     hann = torch.hann_window(width, device=windows.device)
     powers = (torch.fft.rfft(x, size).abs() ** 2 for x in (windows * hann, hann))
     correlations = (torch.fft.irfft(power, size)[..., :num_lags] for power in powers)
-    of_sound, of_hann = (x / x[..., :1].clamp(min=1e-9) for x in correlations)
-    return of_sound / of_hann
+    of_windows, of_hann = (x / x[..., :1].clamp(min=1e-9) for x in correlations)
+    return of_windows / of_hann
 
 
 def _candidates(correlation: Tensor, shortest: int) -> tuple[Tensor, Tensor]:
@@ -96,16 +96,16 @@ def _interpolated(hz: Tensor, voiced: Tensor) -> Tensor:
 
 
 def random_phase(count: int, generator: torch.Generator, device: torch.device) -> PhaseState:
-    """Draws the state of a harmonic head at the start of `count` crops: a random phase of the period and the noise."""
+    """Draws the state of a harmonic head at the start of `count` crops: random phases of pulses and noise."""
     cycles = torch.rand(count, generator=generator, dtype=torch.float64)
-    hz = torch.full((count,), MIDDLE_HZ)
+    hz = torch.full((count,), CENTER_HZ)
     return PhaseState(cycles.to(device), hz.to(device), int(torch.randint(NOISE_PERIOD, (), generator=generator)))
 
 
 def pitch_losses(predicted: Tensor, target: Pitch) -> dict[str, Tensor]:
-    """Returns the losses of `HarmonicHead.pitch` `[B, T, 2]`: octaves of pitch error, cross-entropy of the voicing."""
+    """Returns the losses of `HarmonicHead.pitch` `[B, T, 2]`: the pitch error in octaves, the voicing cross-entropy."""
     octaves, voicing_logits = predicted.unbind(-1)
-    error = (octaves - torch.log2(target.hz / MIDDLE_HZ)).abs() * target.voiced
+    error = (octaves - torch.log2(target.hz / CENTER_HZ)).abs() * target.voiced
     return {
         "pitch": error.sum() / target.voiced.sum().clamp(min=1),
         "voicing": F.binary_cross_entropy_with_logits(voicing_logits, target.voiced),

@@ -14,19 +14,20 @@ GAIN_DB = (-10.0, 3.0)  # range of the random gain of training clips
 class TokenizerRecipe:
     """All settings of a tokenizer run.
 
-    `data` is a folder with manifests, `teacher` a HubertForCTC checkpoint (frozen), `output` the run's folder.
-    `depth_one` and `depth_any` are the shares of waveforms that use one codebook, or a random number of them; the rest
-    use all. Without `semantic_branch` the teacher's features do not enter the quantizer: an ablation, with
-    `semantic_weight` and `first_weight` 0 and `acoustic_share` 1.
+    `data` is a folder with manifests, `teacher` a HubertForCTC checkpoint (frozen), `output` the run's folder, `body`
+    the fields of the acoustic model. `depth_one` and `depth_any` are the shares of waveforms that use one codebook, or
+    a random number of codebooks; the rest use all. Without `semantic_branch` the teacher's features are no input of the
+    quantizer: an ablation, with `semantic_weight` and `first_weight` 0 and `acoustic_share` 1.
 
     `start` continues to train an existing tokenizer with its own teacher; `body` and `codebook_dim` are then ignored.
-    `decoder_only` trains its decoder alone: the codes do not change, so language models trained on them remain valid.
+    `decoder_only` trains only its decoder: the codes do not change, so language models trained on them stay valid.
     Clips are then encoded once, each at one random gain.
 
-    `heard_weight` weighs the difference between the teacher's features of decoded and of recorded sound, for the first
-    `heard_share` of every batch. An `adversarial_weight` above 0 trains discriminators from step `adversarial_from` on,
-    on the first `judged_share` of every batch. `in_memory` keeps all sound on the device, 2.9 MB a minute.
-    `matmul_precision` is torch's for float32 matrices: "high" lets a GPU multiply them in TF32.
+    `heard_weight` is the weight of the consistency loss: the difference between the teacher's features of decoded and
+    recorded audio, for the first `heard_share` of every batch. An `adversarial_weight` above 0 trains discriminators
+    from step `adversarial_from` on, on the first `judged_share` of every batch; `judge_rate` is their learning rate.
+    `in_memory` keeps all audio on the device, 2.9 MB per minute. `matmul_precision` is torch's setting for float32
+    matrices: "high" allows TF32 on a GPU.
     """
 
     data: str
@@ -43,10 +44,10 @@ class TokenizerRecipe:
     warmup_unquantized: int = 500
     kmeans_batches: int = 25
     refit_every: int = 210  # steps between refits of axes and k-means, because the latents drift from the first axes
-    refit_share: float = 0.75  # of the steps; after it the quantizers are not refitted
+    refit_share: float = 0.75  # share of the steps after which the quantizers are no longer refitted
     revive_every: int = 50  # steps between replacements of dead codebook entries
     decay: float = 0.97
-    acoustic_share: float = 0.65  # of the latents' energy, see `codebook.rebalance`; the rest is semantic
+    acoustic_share: float = 0.65  # share of the latents' energy, see `codebook.rebalance`; the rest is semantic
     depth_one: float = 0.15
     depth_any: float = 0.35
     mel_weight: float = 15.0
@@ -64,9 +65,9 @@ class TokenizerRecipe:
     period_channels: int = 8
     spectrum_channels: int = 16
     judge_rate: float = 3e-4
-    pitch_weight: float = 2.0  # for harmonic heads only, as is voicing_weight
+    pitch_weight: float = 2.0  # only for harmonic heads, as is voicing_weight
     voicing_weight: float = 1.0
-    judge_precision: str = "float32"  # of discriminators; or bfloat16: on a GPU they take most of a step
+    judge_precision: str = "float32"  # of the discriminators; or bfloat16: on a GPU they take most of a step
     peak_rate: float = 1e-3
     final_rate: float = 5e-5
     warmup: int = 200
@@ -85,7 +86,7 @@ class TokenizerRecipe:
 
 
 def check_precisions(recipe: TokenizerRecipe) -> None:
-    """Raises RecipeError for an unknown precision; for that of matrices torch itself only warns."""
+    """Raises RecipeError for an unknown precision; for `matmul_precision` torch only warns."""
     for name, allowed in (("matmul_precision", MATMUL_PRECISIONS), ("judge_precision", tuple(PRECISIONS))):
         value = getattr(recipe, name)
         if value not in allowed:

@@ -1,4 +1,4 @@
-"""Losses of semantic features, relative to the variance of the target: predicting its mean scores 1."""
+"""Losses of semantic features, relative to the variance of the target: predicting its mean gives a loss of 1."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,18 @@ from higgs_audio.codec import HiggsAudioTokenizer
 
 
 def relative_error(values: Tensor, target: Tensor) -> Tensor:
-    """Returns the mean squared error of `[B, F, D]` over the variance of the target around its mean over the batch."""
+    """Returns the mean squared error of `[B, F, D]` divided by the target's variance around its mean over the batch."""
     return F.mse_loss(values, target) / target.var(dim=(0, 1)).mean().clamp(min=1e-6)
 
 
 def consistency_loss(tokenizer: HiggsAudioTokenizer, decoded: Tensor, target: Tensor, share: float) -> Tensor:
-    """Compares the teacher's features of decoded waveforms `[B, S]` with those of the recordings, `target [B, F, D]`.
+    """Returns the error of the teacher's features of decoded waveforms `[B, S]`, relative to those of the recordings.
 
-    Uses the first `share` of the batch, at least one waveform.
+    Args:
+        tokenizer: contains the teacher.
+        decoded: `[B, S]`.
+        target: the teacher's features of the recordings, `[B, F, D]`.
+        share: share of the batch that is used, from the first waveform on; at least one waveform.
     """
     return relative_error(tokenizer.semantic_features(first_share(decoded, share)[:, None]), first_share(target, share))
 

@@ -30,7 +30,7 @@ def magnitude(waveform: Tensor, n_fft: int, hop: int) -> Tensor:
 
 
 def log_mel(magnitudes: Tensor, filters: Tensor) -> Tensor:
-    """Returns log10 of the mel magnitudes, at least that of MEL_FLOOR."""
+    """Returns log10 of the mel magnitudes `[B, bands, T]`, which are clamped to at least MEL_FLOOR."""
     return (filters @ magnitudes).clamp(min=MEL_FLOOR).log10()
 
 

@@ -19,11 +19,11 @@ from higgs_audio.data.align import SAMPLE_RATE, semantic_input
 from higgs_audio.data.clips import Clip, batch_order, read_samples
 from higgs_audio.data.manifest import read_manifests
 from higgs_audio.data.phones import PHONES, phone_ids, phones
+from higgs_audio.delay import IGNORE_INDEX
 from higgs_audio.training.recipe import save_recipe
 from higgs_audio.training.run import Run, apply_gradients, decay_groups, learning_rate, seed_step
 
 TEACHER_RATE = 50  # HuBERT steps per second
-IGNORED = -100  # label without a loss
 
 DEFAULT_HUBERT = {
     "hidden_size": 192,
@@ -44,8 +44,8 @@ DEFAULT_HUBERT = {
 class TeacherRecipe:
     """All settings of a teacher run. `data` is a folder with manifests, `output` the run's folder.
 
-    With `body`, an audio tokenizer, the teacher is its frozen HuBERT: only a new CTC head is trained, and `hubert` is
-    ignored. This gives published tokenizers, which have no CTC head, a teacher that aligns phones.
+    `body` is an audio tokenizer or empty. If given, the teacher is its frozen HuBERT: only a new CTC head is trained,
+    and `hubert` is ignored. Published tokenizers have no CTC head; this trains one that aligns phones.
     """
 
     data: str
@@ -60,7 +60,7 @@ class TeacherRecipe:
     weight_decay: float = 0.01
     max_norm: float = 1.0
     max_seconds: float = 8.0
-    timed_steps: int = 400  # first steps on clips with known phone times; CTC alone has a long initial plateau
+    timed_steps: int = 400  # first steps, on clips with known phone times; CTC alone has a long initial plateau
     noise: float = 0.01  # standard deviation of added noise, times a random factor in [0, 1]
     seed: int = 0
     save_every: int = 200
@@ -85,7 +85,7 @@ def new_teacher(hubert: dict[str, Any], seed: int) -> HubertForCTC:
     return HubertForCTC(config)
 
 
-def teacher_of(tokenizer: str, seed: int) -> HubertForCTC:
+def teacher_from_tokenizer(tokenizer: str, seed: int) -> HubertForCTC:
     """Returns the frozen HuBERT of the audio tokenizer at `tokenizer` with a new CTC head."""
     codec = HiggsAudioTokenizer.from_pretrained(tokenizer)
     teacher = new_teacher({name: getattr(codec.config.semantic, name) for name in DEFAULT_HUBERT}, seed)
@@ -95,10 +95,18 @@ def teacher_of(tokenizer: str, seed: int) -> HubertForCTC:
 
 
 def train_teacher(recipe: TeacherRecipe) -> Path:
-    """Trains the teacher; writes a transformers checkpoint to `output/model` and returns that path."""
+    """Trains the teacher; writes a transformers checkpoint to `output/model` and returns that path.
+
+    Raises:
+        RecipeError: no usable clip, or impossible values.
+        NumericsError: a loss is not finite.
+        CheckpointError: a checkpoint cannot be read or written.
+    """
     clips = read_manifests(recipe.data, "train", recipe.max_seconds)
     targets = {clip.id: phone_ids(phones(clip.text)) for clip in clips}
-    teacher = teacher_of(recipe.body, recipe.seed) if recipe.body else new_teacher(recipe.hubert, recipe.seed)
+    teacher = (
+        teacher_from_tokenizer(recipe.body, recipe.seed) if recipe.body else new_teacher(recipe.hubert, recipe.seed)
+    )
     optimizer = torch.optim.AdamW(decay_groups(teacher, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
     parts = {"model": teacher, "optimizer": optimizer}
     run = Run(recipe.output, recipe.save_every, recipe.log_every)
@@ -118,7 +126,7 @@ def train_teacher(recipe: TeacherRecipe) -> Path:
         norm = apply_gradients(loss, teacher, optimizer, rate, recipe.max_norm)
         step += 1
         run.log(step, {"timed" if is_timed else "ctc": float(loss.detach()), "norm": norm})
-        if run.due(step, recipe.num_steps):
+        if run.should_save(step, recipe.num_steps):
             run.save(step, parts)
     teacher.save_pretrained(run.folder / "model")
     return run.folder / "model"
@@ -132,21 +140,21 @@ def batches(clips: list[Clip], recipe: TeacherRecipe, start: int) -> Iterator[li
 
 
 def timed_loss(teacher: HubertForCTC, inputs: dict[str, Tensor], batch: list[Clip]) -> Tensor:
-    """Returns the cross-entropy of each step with the synthesizer's phone at that time; blank between phones."""
+    """Returns the cross-entropy with the synthesizer's phone at the time of each step; blank between phones."""
     logits = teacher(inputs["input_values"], attention_mask=inputs["attention_mask"]).logits  # [B, T, P + 1]
-    targets = torch.full(logits.shape[:2], IGNORED)
+    targets = torch.full(logits.shape[:2], IGNORE_INDEX)
     for row, clip in enumerate(batch):
         targets[row, : int(clip.seconds * TEACHER_RATE)] = 0
         for phone, start, end in clip.phones:
             first = round(start * TEACHER_RATE)
             targets[row, first : max(first + 1, round(end * TEACHER_RATE))] = phone_ids(phone)[0]
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
 
 
 def collate(
     batch: list[Clip], targets: dict[str, list[int]], noise: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Returns inputs: `input_values [B, S]` at 16 kHz, `attention_mask [B, S]`, `labels [B, P]` padded with -100."""
+    """Returns `input_values [B, S]` at 16 kHz, `attention_mask [B, S]`, and `labels [B, P]` padded with -100."""
     waveforms = [semantic_input(read_samples(clip, SAMPLE_RATE)) for clip in batch]
     longest = max(map(len, waveforms))
     values, mask = torch.zeros(len(batch), longest), torch.zeros(len(batch), longest, dtype=torch.long)
@@ -155,5 +163,5 @@ def collate(
         values[row, : len(waveform)] = waveform + level * torch.randn(len(waveform), generator=generator)
         mask[row, : len(waveform)] = 1
     ids = [torch.tensor(targets[clip.id]) for clip in batch]
-    labels = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=IGNORED)
+    labels = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=IGNORE_INDEX)
     return {"input_values": values, "attention_mask": mask, "labels": labels}

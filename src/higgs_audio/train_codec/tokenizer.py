@@ -11,7 +11,7 @@ from higgs_audio.codec.model import TokenizerTrainingOutput
 from higgs_audio.data.clips import ClipAudio
 from higgs_audio.data.manifest import read_manifests
 from higgs_audio.errors import RecipeError
-from higgs_audio.train_codec.codebook import rebalance, revive, start_codebooks, update_codebook
+from higgs_audio.train_codec.codebook import init_codebooks, rebalance, replace_dead_entries, update_codebook
 from higgs_audio.train_codec.decoder import train_decoder
 from higgs_audio.train_codec.pitch import pitch_losses, random_phase, track_pitch
 from higgs_audio.train_codec.recipe import GAIN_DB, TokenizerRecipe
@@ -24,14 +24,15 @@ KMEANS_STEPS = 10
 
 
 def initial_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
-    """Returns the tokenizer that a run begins with, its semantic model and quantizer projections frozen.
+    """Returns the tokenizer at the start of a run, with semantic model and quantizer projections frozen.
 
-    Raises RecipeError unless the recipe names either a teacher (for a new tokenizer) or a start.
+    Raises:
+        RecipeError: the recipe must have either a teacher (for a new tokenizer) or a start.
     """
     if bool(recipe.start) == bool(recipe.teacher) or (recipe.decoder_only and not recipe.start):
         raise RecipeError(
             f"start={recipe.start!r}, teacher={recipe.teacher!r}, decoder_only={recipe.decoder_only}: give a teacher "
-            "for a new tokenizer, or a start to train an existing one further; decoder_only needs a start"
+            "for a new tokenizer, or a start to continue an existing one; decoder_only requires a start"
         )
     tokenizer = HiggsAudioTokenizer.from_pretrained(recipe.start) if recipe.start else new_tokenizer(recipe)
     tokenizer.semantic_model.requires_grad_(False)
@@ -66,7 +67,13 @@ def zero_and_freeze(module: nn.Module) -> None:
 
 
 def train_tokenizer(recipe: TokenizerRecipe) -> Path:
-    """Trains the tokenizer; writes a checkpoint to `output/model` and returns that path."""
+    """Trains the tokenizer; writes a checkpoint to `output/model` and returns that path.
+
+    Raises:
+        RecipeError: no usable clip, or impossible values.
+        NumericsError: a loss is not finite.
+        CheckpointError: a checkpoint cannot be read or written.
+    """
     clips, tokenizer = read_manifests(recipe.data, "train"), initial_tokenizer(recipe)
     if recipe.decoder_only:
         return train_decoder(recipe, tokenizer, clips)
@@ -79,7 +86,7 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
         waveform = random_crops(audio, tokenizer.config, recipe, generator).to(trainer.device)  # [B, 1, S]
         depth = draw_depth(recipe, generator).to(trainer.device) if is_quantized(recipe, trainer.step) else None
         output, losses = forward_pass(tokenizer, waveform, depth, recipe, generator)
-        metrics = {} if output.quantized is None else {"left_first": output.quantized.left[0]}
+        metrics = {} if output.quantized is None else {"left_first": output.quantized.residual_energy[0]}
         trainer.train_step(losses, waveform[:, 0], output.audio_values[:, 0], metrics)  # type: ignore[index]
         update_codebooks(tokenizer, output, recipe, trainer.step, generator)
         trainer.save_if_due()
@@ -105,7 +112,7 @@ def forward_pass(
 def random_crops(
     audio: ClipAudio, config: HiggsAudioTokenizerConfig, recipe: TokenizerRecipe, generator: torch.Generator
 ) -> Tensor:
-    """Draws a batch of crops `[B, 1, S]`, each at a random gain; S is a multiple of the hop."""
+    """Draws a batch of crops `[B, 1, S]`, each at a random gain; S is a multiple of the hop length."""
     length = recipe.crop_frames(config.frame_rate) * config.hop_length
     waveform = audio.random_crops(recipe.batch, length, generator)
     low, high = GAIN_DB
@@ -129,7 +136,7 @@ def is_quantized(recipe: TokenizerRecipe, step: int) -> bool:
 def is_refit(recipe: TokenizerRecipe, step: int) -> bool:
     """Whether the quantizers of a new tokenizer are fitted before this step.
 
-    They are before the first quantized step, and then every `refit_every` steps in the first `refit_share` of the run.
+    They are fitted before the first quantized step, then every `refit_every` steps in the first `refit_share` of a run.
     """
     if recipe.start:
         return False
@@ -145,18 +152,21 @@ def fit_quantizers(
 ) -> None:
     """Fits the projections and codebooks of all quantizers to the latents of `kmeans_batches` batches.
 
-    Ten vectors per entry or more are a good number. Raises RecipeError if there are fewer vectors than entries.
+    Use at least ten vectors per entry.
+
+    Raises:
+        RecipeError: fewer vectors than entries.
     """
     config = tokenizer.config
     num_vectors = recipe.kmeans_batches * recipe.batch * recipe.crop_frames(config.frame_rate)
     if num_vectors < config.codebook_size:
-        raise RecipeError(f"{num_vectors} vectors for {config.codebook_size} entries: raise kmeans_batches or batch")
+        raise RecipeError(f"{num_vectors} vectors for {config.codebook_size} entries: increase kmeans_batches or batch")
     latents = []
     for _ in range(recipe.kmeans_batches):
         waveform = random_crops(audio, config, recipe, generator).to(tokenizer.device)
         latents.append(tokenizer(waveform, None).latent.flatten(0, 1))
     balanced = rebalance(tokenizer, torch.cat(latents), recipe.acoustic_share)  # [N, D]
-    start_codebooks(tokenizer.quantizer, balanced, KMEANS_STEPS, 1 / recipe.kmeans_batches, generator)
+    init_codebooks(tokenizer.quantizer, balanced, KMEANS_STEPS, 1 / recipe.kmeans_batches, generator)
 
 
 def tokenizer_losses(
@@ -199,4 +209,4 @@ def update_codebooks(
         vectors = output.quantized.projected[number].flatten(0, 1)  # [B * F, width]
         update_codebook(quantizer.codebook, vectors, output.quantized.codes[number].flatten(), recipe.decay)
         if step % recipe.revive_every == 0:
-            revive(quantizer.codebook, vectors, generator)
+            replace_dead_entries(quantizer.codebook, vectors, generator)

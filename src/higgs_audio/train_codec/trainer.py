@@ -20,8 +20,8 @@ class CodecTrainer:
     """Starts or resumes the run of a recipe.
 
     Args:
-        recipe: of the run.
-        tokenizer: the model to train; moved to the recipe's device and set to the run's last checkpoint.
+        recipe: the recipe of the run.
+        tokenizer: the model to train; moved to the recipe's device and loaded from the run's last checkpoint.
 
     Attributes:
         step: number of finished steps.
@@ -36,7 +36,7 @@ class CodecTrainer:
         self._optimizer = torch.optim.AdamW(decay_groups(tokenizer, recipe.weight_decay), betas=(0.8, 0.99), fused=True)
         self._parts: dict[str, Any] = {"model": tokenizer, "optimizer": self._optimizer}
         self._adversarial = AdversarialLoss(recipe, self.device) if recipe.adversarial_weight else None
-        if self._adversarial is not None:  # the keys are those of saved states
+        if self._adversarial is not None:  # saved states have these keys
             self._parts |= {
                 "judges": self._adversarial.discriminators,
                 "judges_optimizer": self._adversarial.optimizer,
@@ -53,9 +53,15 @@ class CodecTrainer:
     def train_step(
         self, losses: dict[str, Tensor], recorded: Tensor, decoded: Tensor, metrics: dict[str, Tensor]
     ) -> None:
-        """Takes one optimizer step on `losses` and the adversarial losses of waveforms `[B, S]`.
+        """Runs one optimizer step on `losses` and the adversarial losses of waveforms `[B, S]`; logs all metrics.
 
-        Logs the losses and `metrics`.
+        Args:
+            losses: name -> unweighted loss.
+            recorded, decoded: `[B, S]`, inputs of the discriminators.
+            metrics: other values to log.
+
+        Raises:
+            NumericsError: a loss is not finite.
         """
         recipe, own_loss = self.recipe, {}
         if self._adversarial is not None and self.step >= recipe.adversarial_from:
@@ -68,8 +74,8 @@ class CodecTrainer:
         self._run.log(self.step, to_floats(losses | metrics) | own_loss | {"norm": norm})
 
     def save_if_due(self) -> None:
-        """Saves a checkpoint and records the codebooks' perplexities if the recipe asks for it after this step."""
-        if self._run.due(self.step, self.recipe.num_steps):
+        """Saves a checkpoint and records the codebooks' perplexities, every `save_every` steps and after the last."""
+        if self._run.should_save(self.step, self.recipe.num_steps):
             self._run.save(self.step, self._parts)
             books = enumerate(quantizer.codebook for quantizer in self.tokenizer.quantizer.layers)
             self._run.record(self.step, {f"perplexity_{k}": perplexity(book) for k, book in books})

@@ -20,23 +20,23 @@ from higgs_audio.train_lm.composer import Composer
 from higgs_audio.train_lm.corruption import corrupt
 from higgs_audio.train_lm.examples import Dialogue
 from higgs_audio.train_lm.packing import pack
-from higgs_audio.training.parallel import shares
+from higgs_audio.training.parallel import partition
 
-# A micro-batch before corruption and packing, with the indices of its conversations in the step.
+# The indices of a micro-batch's conversations in the step, and the micro-batch before corruption and packing.
 IndexedBatch = tuple[Sequence[int], Batch]
-Cursor = tuple[int, int]  # position of a step in the data: the number of its window, its number in the window
+Cursor = tuple[int, int]  # position of a step in the data: index of its window, index in the window
 
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """Everything that the order of the conversations depends on, apart from the clips.
+    """The settings that, with the clips, determine the order of the conversations.
 
     Args:
         positions: maximum number of positions in a step, over all processes.
         num_short: number of steps at the start that use only the shorter half of the clips.
         seed: seed of the run.
-        min_window_size: minimum number of conversations in a window, see `Windows`. A smaller window would batch
-            conversations of more different lengths.
+        min_window_size: minimum number of conversations in a window, see `Windows`. In a smaller window, the lengths in
+            a batch would differ more.
         min_window_batches: approximate minimum number of batches in a window.
     """
 
@@ -66,8 +66,8 @@ def training_steps(
 ) -> Iterator[tuple[list[IndexedBatch], Cursor]]:
     """Yields the conversations of `dialogue_batches`, collated into this process's micro-batches.
 
-    `num_workers` processes collate them; 0 collates in this process. Each step comes with the cursor of the next one.
-    A run that resumes at step `start` with the `cursor` yielded before it does not compose the windows before that.
+    `num_workers` processes collate them; 0 collates in this process. Each step is yielded with the cursor of the next
+    step. A run that resumes at step `start` with the `cursor` yielded before it need not compose earlier windows.
     """
     for windows, first, count in phases(composer, samples, order, start):
         begin = cursor if cursor and first else windows.find(first)  # a cursor is in the phase of its step
@@ -77,7 +77,7 @@ def training_steps(
 def phases(
     composer: Composer, samples: Sequence[EncodedClip], order: BatchOrder, start: int
 ) -> Iterator[tuple["Windows", int, int | None]]:
-    """Yields each phase: its windows, the first step to take from them, and the number of steps (None: endless)."""
+    """Yields each phase: its windows, the first step in them, and the number of steps (None: endless)."""
     sizes = [s.num_frames + len(s.phonemes) for s in samples]
     short = sorted(range(len(samples)), key=sizes.__getitem__)[: max(1, len(samples) // 2)]
     if start < order.num_short:
@@ -90,13 +90,13 @@ class Windows:
     """The endless order of conversations, one for each sample in an epoch, in numbered windows.
 
     The lengths of conversations differ by a factor of ten, so a window's conversations are composed first and then
-    batched by length. A window is a function of its number, so several processes can build windows and none waits for
-    an epoch to be composed.
+    batched by length. A window is a function of its number, so several processes can build windows, and no process has
+    to compose a whole epoch first.
 
     Args:
         composer: composes the conversations.
-        indices: the samples that they are composed for.
-        order: maximum number of positions in a step, and the minimum size of a window.
+        indices: indices of the samples for which conversations are composed.
+        order: maximum number of positions in a step, and minimum size of a window.
         seed: seed of this phase of the run.
     """
 
@@ -127,8 +127,8 @@ class Windows:
     def find(self, step: int) -> Cursor:
         """Returns the cursor of step number `step`.
 
-        The number of steps in a window is known only once its conversations are composed, so this composes every
-        window before the step.
+        The number of steps in a window is unknown until its conversations are composed, so this composes every window
+        before the step.
         """
         window = 0
         while step and step >= (count := len(self.batches(window))):
@@ -147,7 +147,7 @@ class Windows:
 class CollatedWindows(Dataset[bytes]):
     """Dataset of windows whose steps `MicroBatcher.collate` has collated, pickled with small integers.
 
-    Tensors would pass between processes in shared memory, one file descriptor each: thousands at a time.
+    Tensors would be passed between processes in shared memory, with one file descriptor each: thousands at a time.
     """
 
     windows: Windows
@@ -159,7 +159,7 @@ class CollatedWindows(Dataset[bytes]):
 
 
 def load_steps(source: CollatedWindows, start: Cursor, num_workers: int) -> Iterator[tuple[list[IndexedBatch], Cursor]]:
-    """Yields the steps from cursor `start` on, in order for any number of workers, each with the next cursor."""
+    """Yields the steps from cursor `start` on, each with the next cursor; the order is independent of `num_workers`."""
     first, offset = start
     numbers: Any = itertools.count(first)
     identity = bytes  # the default collate_fn would look for tensors
@@ -171,7 +171,7 @@ def load_steps(source: CollatedWindows, start: Cursor, num_workers: int) -> Iter
 
 
 def generator_for(*numbers: int) -> torch.Generator:
-    """Returns the random generator of one conversation, seeded by `numbers` alone."""
+    """Returns the random generator of one conversation, which depends on `numbers` only."""
     return torch.Generator().manual_seed(hash(numbers) & 0xFFFF_FFFF)
 
 
@@ -180,13 +180,14 @@ class MicroBatcher:
     """Splits the conversations of a step into micro-batches.
 
     Args:
+        processor: renders the conversations.
         rank, size: rank of this process and number of processes.
-        accumulate: micro-batches of each process.
+        accumulate: number of micro-batches per process.
         reference_labels_after: see `collate`.
-        packed: pack each micro-batch into one row without padding, see `pack`.
+        packed: whether to pack each micro-batch into one row without padding, see `pack`.
         codebook_size: V; corrupted codes are drawn below it.
         seed: seed of the run.
-        speakers: class of each speaker that the speaker classifier knows.
+        speakers: speaker -> class of the speaker classifier.
     """
 
     processor: HiggsAudioProcessor
@@ -204,8 +205,8 @@ class MicroBatcher:
         return self.finish(self.collate(dialogues), step, corruption)
 
     def collate(self, dialogues: Sequence[Dialogue]) -> list[IndexedBatch]:
-        """Collates this process's micro-batches, without what depends on the number of the step."""
-        assigned = shares([dialogue.num_positions for dialogue in dialogues], self.size * self.accumulate)
+        """Collates this process's micro-batches, before corruption, which depends on the number of the step."""
+        assigned = partition([dialogue.num_positions for dialogue in dialogues], self.size * self.accumulate)
         return [(indices, self._batch(dialogues, indices)) for indices in assigned[self.rank :: self.size]]
 
     def finish(self, collated: Sequence[IndexedBatch], step: int, corruption: float) -> list[Batch]:
@@ -215,7 +216,7 @@ class MicroBatcher:
     def _batch(self, dialogues: Sequence[Dialogue], indices: Sequence[int]) -> Batch:
         """Collates the conversations of one micro-batch.
 
-        An empty micro-batch becomes a conversation without labels, because every process must take part in every
+        An empty micro-batch becomes a conversation without labels, because every process must participate in every
         collective operation.
         """
         if not indices:
@@ -234,7 +235,7 @@ class MicroBatcher:
 
 
 def without_labels(batch: Batch) -> Batch:
-    """Returns the batch without labels, so that it adds nothing to any loss or gradient."""
+    """Returns the batch without labels, so that it does not contribute to any loss or gradient."""
     ignored = {name: torch.full_like(batch.inputs[name], IGNORE_INDEX) for name in ("labels", "audio_labels")}
     no_targets = torch.full_like(batch.attention_targets, IGNORE_INDEX)
     return replace(

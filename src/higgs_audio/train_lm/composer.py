@@ -1,4 +1,4 @@
-"""Composition of training conversations from prepared clips: by profile, after a reference, among several speakers."""
+"""Composes training conversations from prepared clips: with a profile, with a reference, with several speakers."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from higgs_audio.train_lm.draws import Draws
 from higgs_audio.train_lm.examples import Dialogue
 
 SAME_VOICE = "Generate audio following instruction with the same voice."
-# System text of the Hugging Face examples for several speakers; MULTI_SPEAKER is that of the original examples.
+# System text of the transformers examples for several speakers; MULTI_SPEAKER is from the original examples.
 SEVERAL_SPEAKERS = (
     "As an AI assistant, your task is to convert written text into spoken words.\n"
     "    If the user's input begins with a [SPEAKER*] tag, omit the tag and create speech based on the following "
@@ -23,7 +23,7 @@ SEVERAL_SPEAKERS = (
 )
 QUIET_ROOM = "Audio is recorded from a quiet room."
 
-# (share, system text, scene) of prompts with reference turns; with None, `to_messages` applies its default.
+# (share, system text, scene) of prompts with reference turns; for None, `to_messages` uses its default.
 Forms = tuple[tuple[float, str | None, str | None], ...]
 CLONE_FORMS: Forms = (
     (0.4, SAME_VOICE, QUIET_ROOM),
@@ -39,8 +39,8 @@ SEVERAL_FORMS: Forms = (
 )
 NUM_SPEAKERS = (0.75, 0.17, 0.08)  # shares of conversations with two, three and four speakers
 MAX_TURN_FRAMES = 200  # of two sentences joined into one turn
-NUM_TRIES = 6  # random clips tried before all clips of a speaker are searched,
-MAX_SEARCHED_CLIPS = 50  # which happens only for speakers with fewer clips than this
+NUM_TRIES = 6  # random clips tried before all clips of a speaker are searched
+MAX_SEARCHED_CLIPS = 50  # only speakers with fewer clips are searched
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ class ExampleMix:
     """Shares of the kinds of conversation, and the length of references.
 
     Args:
-        reference: of the samples of a speaker with a profile, those that follow a reference of the same speaker; half
-            of them keep the profile.
-        plain: of the default speaker's samples, those with neither profile nor reference.
-        several: of all samples, those among two to four speakers, each introduced by a reference.
-        cast: of the samples of a speaker with a profile, those in a tagged dialogue of speakers with profiles.
-        joined: of all samples, those joined with another sentence of the speaker into one turn.
+        reference: share of the samples of speakers with a profile that follow a reference of the same speaker; half of
+            them keep the profile.
+        plain: share of the default speaker's samples that have neither profile nor reference.
+        several: share of all samples in conversations of two to four speakers, each introduced by a reference.
+        cast: share of the samples of speakers with a profile in tagged dialogues of speakers with profiles.
+        joined: share of all samples that are joined with another sentence of the speaker into one turn.
         reference_frames: minimum and maximum; several clips are joined if one is too short.
         more_turns: shares of conversations with zero, one, two ... turns between the references and the last turn.
-            They are trained too, so that one reference serves several answers.
-        switch: of the turns among several speakers that would continue the previous speaker, those given to another
-            one. Without it, a model that always continues in the last voice is right too often.
-        unread: of all conversations, those whose last text is dropped. The model then learns the prediction without a
-            text that classifier-free guidance needs; see `text_guidance_scale` of `generate`.
+            They are trained too, so that several turns use one reference.
+        switch: share of the turns in conversations of several speakers that would continue the previous speaker and are
+            given to another. Without it, a model that always continues in the last voice is correct too often.
+        unread: share of all conversations whose last text is dropped, so that the model learns the unconditional
+            prediction of classifier-free guidance; see `text_guidance_scale` of `generate`.
     """
 
     reference: float = 0.15
@@ -79,8 +79,8 @@ class Composer:
 
     Args:
         samples: all prepared clips.
-        profiles: speaker -> profile text. Other speakers occur only after a reference of their own.
-        default_speaker: the speaker of prompts that name no voice.
+        profiles: speaker -> profile text. Other speakers occur only with a reference.
+        default_speaker: the speaker of prompts without a voice.
         mix: shares of the kinds of conversation.
     """
 
@@ -96,13 +96,13 @@ class Composer:
         return len(self._pool.samples)
 
     def compose(self, index: int, generator: torch.Generator) -> Dialogue:
-        """Returns a conversation whose last turn is, or ends with, sample `index`. No clip occurs in it twice."""
+        """Returns a conversation whose last turn is, or ends with, sample `index`. No clip occurs twice."""
         draft = _Draft(self._pool, self._mix, Draws(generator), index)
         return draft.with_dropped_text(draft.compose(self._profiles, self._default_speaker, self._with_profile))
 
 
 class _Pool:
-    """The samples, indexed by speaker, and by id where another sample names them as its reference."""
+    """The samples, indexed by speaker, and by id if they are the reference of another sample."""
 
     def __init__(self, samples: Sequence[EncodedClip]) -> None:
         self.samples = samples
@@ -114,7 +114,7 @@ class _Pool:
 
 
 class _Draft:
-    """A conversation in composition; `_used` holds the indices of the clips that it already contains."""
+    """A conversation while it is composed; `_used` contains the indices of its clips."""
 
     def __init__(self, pool: _Pool, mix: ExampleMix, draws: Draws, index: int) -> None:
         self._samples, self._by_speaker, self._references = pool.samples, pool.by_speaker, pool.references
@@ -127,7 +127,7 @@ class _Draft:
         mix, chance = self._mix, self._draws.chance
         speaker = self._target.speaker
         profile = profiles.get(speaker)
-        if chance(mix.joined) and len(self._by_speaker[speaker]) > 2:  # leaves one clip to be the reference
+        if chance(mix.joined) and len(self._by_speaker[speaker]) > 2:  # one clip is left as a reference
             self._lengthen_target()
         if chance(mix.several) and (dialogue := self._several()):
             return dialogue
@@ -143,17 +143,17 @@ class _Draft:
         return Dialogue((self._target,), profile, scene=scene)
 
     def with_dropped_text(self, dialogue: Dialogue) -> Dialogue:
-        """Returns the conversation, a random share of the time with its last text dropped."""
+        """Returns the conversation; drops its last text with probability `mix.unread`."""
         return replace(dialogue, drops_text=True) if self._draws.chance(self._mix.unread) else dialogue
 
     def _lengthen_target(self) -> None:
-        """Puts another sentence of the speaker before the target's if both are short enough for one turn."""
+        """Prepends another sentence of the speaker to the target if both are short enough for one turn."""
         other = self._take_clip(self._target.speaker, MAX_TURN_FRAMES - self._target.num_frames)
         if other is not None:
             self._target = join([other, self._target])
 
     def _clone(self, profile: str | None) -> Dialogue | None:
-        """Returns the target after its given reference or one of its speaker; None if there is no other clip."""
+        """Returns the target after its given reference or a reference of its speaker; None without another clip."""
         reference = self._given_reference() or self._take_reference(self._target.speaker, *self._mix.reference_frames)
         if reference is None:
             return None
@@ -162,7 +162,7 @@ class _Draft:
         return Dialogue((reference, *turns, self._target), profile, system=system, scene=self._target.scene or scene)
 
     def _several(self) -> Dialogue | None:
-        """Returns the target after references of two to four speakers in random order, its own among them."""
+        """Returns the target after references of two to four speakers in random order, including its own speaker."""
         min_frames, max_frames = self._mix.reference_frames
         count = 2 + self._draws.weighted_index(NUM_SPEAKERS)
         cast = self._draw_cast(count)
@@ -182,14 +182,14 @@ class _Draft:
         return Dialogue((*references, *turns, self._target), speakers=tags, system=system, scene=scene)
 
     def _draw_cast(self, count: int) -> list[str]:
-        """Draws `count` speakers in random order, the target's among them; fewer if there are not so many."""
+        """Draws up to `count` speakers in random order, including the target's speaker."""
         others = [speaker for speaker in self._by_speaker if speaker != self._target.speaker]
         others = [others[i] for i in self._draws.permutation(len(others))[: count - 1]]
         cast = [self._target.speaker, *others]
         return [cast[i] for i in self._draws.permutation(len(cast))]
 
     def _cast(self, profiles: Mapping[str, str], with_profile: Sequence[str]) -> Dialogue:
-        """Returns a dialogue of two speakers with profiles that ends with the target; all its turns are trained."""
+        """Returns a dialogue of two speakers with profiles that ends with the target; all turns are trained."""
         others = [speaker for speaker in with_profile if speaker != self._target.speaker]
         cast = [self._target.speaker, others[self._draws.permutation(len(others))[0]]]
         cast = [cast[i] for i in self._draws.permutation(len(cast))]
@@ -199,9 +199,9 @@ class _Draft:
         return Dialogue((*turns, self._target), speakers=tags, profiles=numbered, system=MULTI_SPEAKER)
 
     def _more_turns(self, cast: Sequence[str], previous: int | None = None) -> tuple[list[EncodedClip], list[int]]:
-        """Draws turns of random speakers of the cast before the last one: the clips and the number of each speaker.
+        """Draws turns of random speakers of the cast, before the last turn; returns the clips and speaker numbers.
 
-        `previous` is the number of the speaker of the turn before.
+        `previous` is the speaker number of the turn before.
         """
         count, switch = self._draws.weighted_index(self._mix.more_turns), self._mix.switch
         turns: list[tuple[int, EncodedClip]] = []
@@ -212,11 +212,11 @@ class _Draft:
                 turns.append((number, clip))
                 previous = number
         if turns and cast[turns[-1][0]] == self._target.speaker and len(cast) > 1 and self._draws.chance(switch):
-            turns.pop()  # the target follows
+            turns.pop()  # the target, which follows, has the same speaker
         return [clip for _, clip in turns], [number for number, _ in turns]
 
     def _given_reference(self) -> EncodedClip | None:
-        """Takes the clip that the target names as its reference; None if it is not a sample or already used."""
+        """Returns the given reference of the target; None if it is not a sample or already used."""
         index = self._references.get(self._target.reference)
         if index is None or index in self._used:
             return None
@@ -224,25 +224,25 @@ class _Draft:
         return self._samples[index]
 
     def _take_reference(self, speaker: str, min_frames: int, max_frames: int) -> EncodedClip | None:
-        """Joins clips of the speaker up to a random length; shorter ones are more likely."""
+        """Joins clips of the speaker up to a random length; short lengths are more likely. None without a clip."""
         length = min_frames + (max_frames - min_frames) * self._draws.uniform() ** 1.5
         clips: list[EncodedClip] = []
         num_frames = 0
         while num_frames < length and (clip := self._take_clip(speaker, max_frames - num_frames)) is not None:
             clips.append(clip)
             num_frames += clip.num_frames
-        clip = None if clips else self._take_any_clip(speaker)  # a reference that is too long is better than none
+        clip = None if clips else self._take_any_clip(speaker)  # better too long than no reference
         return join([*clips, *([clip] if clip else [])]) if clips or clip else None
 
     def _take_any_clip(self, speaker: str) -> EncodedClip | None:
-        """Takes an unused clip of the speaker, of any length."""
+        """Returns an unused clip of the speaker of any length, or None."""
         indices = self._by_speaker[speaker]
         unused = [indices[i] for i in self._draws.permutation(len(indices)) if indices[i] not in self._used]
         self._used.update(unused[:1])
         return self._samples[unused[0]] if unused else None
 
     def _take_clip(self, speaker: str, max_frames: int) -> EncodedClip | None:
-        """Takes an unused clip of the speaker of at most `max_frames` frames."""
+        """Returns an unused clip of the speaker of at most `max_frames` frames, or None."""
         indices = self._by_speaker[speaker]
         drawn = self._draws.integers(len(indices), NUM_TRIES)
         searched = self._draws.permutation(len(indices)) if len(indices) < MAX_SEARCHED_CLIPS else ()

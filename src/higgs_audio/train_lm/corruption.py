@@ -1,4 +1,4 @@
-"""Corruption of input codes: random codes replace some, so that a model does not only copy the previous frame."""
+"""Corruption of input codes: some are replaced by random codes, so that a model does not only copy the last frame."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,16 @@ CORRUPTED_ROWS = 0.7  # share of the rows of a batch in which codes are replaced
 def corrupt(columns: Tensor, labels: Tensor, share: float, keys: Sequence[int], codebook_size: int) -> Tensor:
     """Returns input columns `[B, F, K]` with a random `share` of the trained cells replaced by random codes.
 
-    Without corruption the model copies the previous frame and never learns to read the text. Seven rows of ten are
-    corrupted. The draw for a cell depends only on its row's key and its position in the row, so the other rows of the
-    batch do not change it.
+    Without corruption the model copies the previous frame and never learns to use the text. Seven of ten rows are
+    corrupted. The draw for a cell depends only on its row's key and its position in the row, not on the other rows of
+    the batch.
+
+    Args:
+        columns: `[B, F, K]`.
+        labels: `[B, F, K]`; cells with IGNORE_INDEX are not corrupted.
+        share: share of the trained cells that are replaced in a corrupted row.
+        keys: B integers that seed the draws of each row.
+        codebook_size: V.
     """
     rows = splitmix64(0, torch.tensor(keys, device=columns.device))  # [B]
     cells = torch.arange(columns[0].numel(), device=columns.device).view(columns.shape[1:])  # [F, K]

@@ -32,9 +32,9 @@ class Draws:
         return torch.randperm(count, generator=self._generator).tolist()
 
     def switched(self, index: int, previous: int | None, count: int, probability: float) -> int:
-        """Returns `index`, but if it equals `previous`, with this probability another index below `count`.
+        """Returns `index`; if it equals `previous`, replaces it with this probability by another index below `count`.
 
-        The other indices are equally likely.
+        All other indices are equally likely.
         """
         if index != previous or count < 2 or not self.chance(probability):
             return index

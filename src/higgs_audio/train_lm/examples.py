@@ -7,7 +7,7 @@ from typing import Any
 from higgs_audio.data.shards import EncodedClip
 from higgs_audio.prompt.prompt import Prompt, Turn, to_messages
 
-# Positions that are neither phonemes nor frames: markers and header of a turn; the system turn with scene and profiles.
+# Positions that are neither phonemes nor frames: the special tokens of a turn; the system turn with scene and profiles.
 TURN_POSITIONS = 22
 SYSTEM_POSITIONS = 27
 
@@ -16,16 +16,16 @@ SYSTEM_POSITIONS = 27
 class Dialogue:
     """One training example, rendered by the processor like a prompt.
 
-    A turn is trained if what precedes it determines its voice, by a profile or by an earlier turn of the speaker. The
-    last turn is always trained.
+    A turn is trained if its voice is determined by the preceding context: a profile or an earlier turn of the speaker.
+    The last turn is always trained.
 
     Args:
-        turns: the clips in order; the last one is the answer.
-        profile: names the voice of the only speaker.
+        turns: the clips in order; the last one is the turn to generate.
+        profile: the profile of the only speaker.
         speakers: number of each turn's speaker; empty for one speaker.
-        profiles: profile of each speaker number that has one.
+        profiles: speaker number -> profile, for speakers with a profile.
         system, scene: as in `Prompt`.
-        drops_text: replace the last text by padding, as classifier-free guidance needs; see `mask_last_text`.
+        drops_text: whether to replace the last text by padding, for classifier-free guidance; see `mask_last_text`.
     """
 
     turns: tuple[EncodedClip, ...]
@@ -46,12 +46,12 @@ class Dialogue:
 
     @property
     def num_positions(self) -> int:
-        """Upper estimate of the number of positions of the prompt."""
+        """Upper bound estimate of the number of positions of the prompt."""
         content = sum(sample.num_frames + len(sample.phonemes) for sample in self.turns)
         return content + SYSTEM_POSITIONS + TURN_POSITIONS * len(self.turns)
 
     def messages(self, with_phonemes: bool = False) -> list[dict[str, Any]]:
-        """Returns chat messages with the codes of every turn, and its phonemes instead of its text on request."""
+        """Returns chat messages with the codes and the text of every turn, or with `with_phonemes` its phonemes."""
         names: Sequence[str | None] = [f"SPEAKER{number}" for number in self.speakers] or [None] * len(self.turns)
         texts = [sample.phonemes if with_phonemes else sample.text for sample in self.turns]
         turns = tuple(Turn(t, name, s.codes) for t, s, name in zip(texts, self.turns, names, strict=True))

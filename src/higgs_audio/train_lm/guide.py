@@ -1,11 +1,11 @@
 """Auxiliary losses that guide attention; they exist only in training, and the exported checkpoint is a plain model.
 
 A small language model learns slowly which phone comes next, because the previous frame explains most of a frame.
-So (1) one attention head in some layers is supervised to attend to the text position that the frame renders, and (2) a
-linear head on a middle layer classifies the phone. Both use the alignment of `data/align.py`. The model learns as
-slowly which of several references has the voice of a turn, so (3) another attention head is supervised to attend to
-the speaker's earlier turns, and (4) a linear head on a middle layer classifies the speaker at the start of a turn,
-before the turn's own past reveals it.
+Therefore (1) one attention head in some layers is supervised to attend to the text position of the frame's phone, and
+(2) a linear head on a middle layer classifies the phone. Both use the alignment of `data/align.py`. The model learns
+just as slowly which of several references has the voice of a turn. Therefore (3) another attention head is supervised
+to attend to the speaker's earlier turns, and (4) a linear head on a middle layer classifies the speaker at the start of
+a turn, before its own codes reveal the voice.
 """
 
 from functools import partial
@@ -23,15 +23,15 @@ GUIDED_HEAD, VOICE_HEAD = 0, 1
 
 
 class Guide(nn.Module):
-    """Records a model's forward pass through hooks and computes the auxiliary losses of the last one.
+    """Records a model's forward pass through hooks and computes the auxiliary losses of the last pass.
 
     Args:
         model: the model; hooks stay attached to it until `close`.
         layers: layers whose head GUIDED_HEAD is supervised to attend to the text position of a frame.
-        phone_layer: layer whose output the phone classifier reads.
-        num_phones: size of the phone alphabet, blank included.
+        phone_layer: layer whose output is the input of the phone classifier.
+        num_phones: size of the phone alphabet, with the blank.
         voice_layers: layers whose head VOICE_HEAD is supervised to attend to the speaker's earlier turns.
-        name_layer: layer whose output the speaker classifier reads.
+        name_layer: layer whose output is the input of the speaker classifier.
         num_speakers: number of speaker classes; 0 for no speaker classifier.
     """
 
@@ -70,14 +70,14 @@ class Guide(nn.Module):
             hook.remove()
 
     def attention_loss(self, targets: Tensor, blocks: Tensor | None = None) -> Tensor:
-        """Returns the negative log of the weight that a guided head gives to its target.
+        """Returns the negative log of the attention weight of a guided head on its target.
 
         The result is the sum over positions of the mean over layers.
 
         Args:
             targets: `[B, T]`, position to attend to, or IGNORE_INDEX.
-            blocks: `[B, T]`, number of the sequence that each position of a packed row belongs to; None if rows are
-                not packed. Padding is on the right and needs no mask.
+            blocks: `[B, T]`, the index of each position's sequence in a packed row; None if rows are not packed.
+                Padding is on the right and needs no mask.
         """
         visible, flat_targets = attention_mask(targets, blocks), targets.flatten()
         losses = [
@@ -87,7 +87,7 @@ class Guide(nn.Module):
         return torch.stack(losses).mean()
 
     def voice_loss(self, turn_speakers: Tensor, blocks: Tensor | None = None) -> Tensor:
-        """Returns the negative log of the weight that a voice head gives to the speaker's earlier turns.
+        """Returns the negative log of the attention weight of a voice head on the speaker's earlier turns.
 
         The result is the sum, over positions whose speaker has an earlier turn, of the mean over layers.
 
@@ -111,12 +111,12 @@ class Guide(nn.Module):
         return self._classifier_loss(self.phone_head, "phone", labels)
 
     def name_loss(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the same as `phone_loss` for the speaker classifier."""
+        """Returns the same for the speaker classifier."""
         assert self.name_head is not None
         return self._classifier_loss(self.name_head, "name", labels)
 
     def _classifier_loss(self, head: nn.Linear, kind: str, labels: Tensor) -> tuple[Tensor, Tensor]:
-        routed = self._route.take(labels)  # [N]
+        routed = self._route.gather(labels)  # [N]
         rows = (routed != IGNORE_INDEX).nonzero().squeeze(1)
         logits = head(self._hidden[kind][rows])
         num_correct = (logits.detach().argmax(-1) == routed[rows]).sum()
@@ -126,8 +126,10 @@ class Guide(nn.Module):
         """Returns one head's attention logits `[B, T, T]` in float32; -inf where not `visible [B, T, T]`."""
         attention, rows, route, rotary = self._attention_inputs[layer]
         width, group = attention.head_dim, head // attention.num_key_value_groups
-        query = rotate(route.put(project_head(attention.q_proj, head, width, rows))[:, :, None], *rotary)
-        key = rotate(route.put(project_head(attention.k_proj, group, width, rows))[:, :, None], *rotary)  # [B, T, 1, H]
+        query = rotate(route.scatter(project_head(attention.q_proj, head, width, rows))[:, :, None], *rotary)
+        key = rotate(
+            route.scatter(project_head(attention.k_proj, group, width, rows))[:, :, None], *rotary
+        )  # [B, T, 1, H]
         scores = query[:, :, 0] @ key[:, :, 0].transpose(1, 2) * width**-0.5  # [B, T, T]
         return scores.float().masked_fill(~visible, -torch.inf)
 
@@ -148,7 +150,7 @@ def attention_mask(positions: Tensor, blocks: Tensor | None) -> Tensor:
 
 
 def has_earlier_turn(turn_speakers: Tensor) -> Tensor:
-    """Returns which audio positions of `turn_speakers [B, T, 2]` have a speaker with an earlier turn, `[B, T]` bool."""
+    """Returns, for `turn_speakers [B, T, 2]`, which positions are audio of a speaker with an earlier turn, `[B, T]`."""
     turn, speaker = turn_speakers.unbind(-1)
     late = torch.where(turn > 0, turn, torch.iinfo(turn.dtype).max)
     first = late.new_full((len(turn), int(speaker.max()) + 1), torch.iinfo(turn.dtype).max)  # [B, speakers]
@@ -156,7 +158,10 @@ def has_earlier_turn(turn_speakers: Tensor) -> Tensor:
 
 
 def project_head(projection: nn.Linear, head: int, width: int, rows: Tensor) -> Tensor:
-    """Applies one head's share of a projection to rows `[N, D]`: `[N, H]`, a quarter of the work of all four heads."""
+    """Applies the part of a projection that belongs to one head: maps rows `[N, D]` to `[N, H]`.
+
+    With four heads, that is a quarter of the work.
+    """
     span = slice(head * width, (head + 1) * width)
     bias = None if projection.bias is None else projection.bias[span]
     return F.linear(rows, projection.weight[span], bias)

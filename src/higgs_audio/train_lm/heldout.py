@@ -1,4 +1,4 @@
-"""Evaluation of a language model during training on clips that it does not train on."""
+"""Evaluation of a language model during training, on held-out clips."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from higgs_audio.train_lm.composer import Composer, ExampleMix
 from higgs_audio.train_lm.losses import LanguageModelLoss, counts
 from higgs_audio.train_lm.recipe import LanguageModelRecipe
 
-NUM_CONVERSATIONS = 48  # about, spread evenly over the clips
+NUM_CONVERSATIONS = 48  # approximately, spread evenly over the clips
 BATCH_SIZE = 16
 
 
@@ -26,9 +26,8 @@ def evaluate_heldout(
 ) -> dict[str, float]:
     """Returns the held-out loss of each codebook, their mean, and the text gain, in nats.
 
-    The text gain is how much the loss of codebook 0 grows if every text is replaced by another one: a model that does
-    not read its text has none. It is missing if no clip is aligned, because only alignments tell which tokens are the
-    text.
+    The text gain is the increase of the loss of codebook 0 when every text is replaced by another text; it is 0 for a
+    model that ignores the text. It is missing if no clip is aligned, because the alignment identifies the text tokens.
     """
     composer = Composer(heldout, recipe.profiles, recipe.default_speaker, ExampleMix(reference=0.0, plain=0.0))
     generator = torch.Generator().manual_seed(0)
@@ -61,7 +60,7 @@ def mean_codebook_losses(module: LanguageModelLoss, batches: Sequence[Batch]) ->
 
 
 def with_reversed_texts(batch: Batch) -> Batch:
-    """Returns the batch with the phones of each row in reverse order: the same symbols, another text."""
+    """Returns the batch with the phones of each row in reverse order: another text with the same symbols."""
     ids: Tensor = batch.inputs["input_ids"].clone()
     for row, targets in enumerate(batch.attention_targets):
         positions = targets[targets >= 0].unique()

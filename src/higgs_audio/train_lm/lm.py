@@ -1,4 +1,4 @@
-"""Training of the language model: one loop, for one process or many."""
+"""Training of the language model: one loop for one process or many."""
 
 import contextlib
 import shutil
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from higgs_audio.data.phones import PHONES
-from higgs_audio.data.shards import EncodedClip, Stamp, read_encoded_clips, stamp_of
+from higgs_audio.data.shards import EncodedClip, Fingerprint, codec_fingerprint, read_encoded_clips
 from higgs_audio.errors import RecipeError, first_line, nearest
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.prompt.processor import HiggsAudioProcessor
@@ -35,7 +35,7 @@ from higgs_audio.train_lm.recipe import (
 from higgs_audio.train_lm.samples import generate_samples
 from higgs_audio.train_lm.start import check_recipe_fits, compile_modules, initial_model
 from higgs_audio.train_lm.tokens import add_tokens, check_trained
-from higgs_audio.training.parallel import PRECISIONS, World, join_world, shard
+from higgs_audio.training.parallel import PRECISIONS, World, init_distributed, shard
 from higgs_audio.training.recipe import save_recipe
 from higgs_audio.training.run import Run, apply_step, decay_groups, learning_rate, seed_step
 from higgs_audio.training.sharded import ShardedState
@@ -47,33 +47,34 @@ def train_language_model(recipe: LanguageModelRecipe) -> Path:
     Raises:
         RecipeError: the recipe has impossible values, or a data loading process was killed.
         NumericsError: a loss is not finite.
-        CheckpointError: something cannot be read or written.
+        CheckpointError: a checkpoint cannot be read or written.
+        OptionError: the device is not available.
     """
     check_numbers(recipe)
     for name in ("precision", "frozen_precision"):
         if getattr(recipe, name) not in PRECISIONS:
             raise RecipeError(f"{name}={getattr(recipe, name)!r}; {nearest(getattr(recipe, name), PRECISIONS)}")
-    world = join_world(recipe.device)
+    world = init_distributed(recipe.device)
     try:
         return _train(recipe, world)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):  # torch reports it through a signal, at any point of a step
             raise
         raise RecipeError(
-            f"a data loading process was lost ({first_line(error)}). The last checkpoint in {recipe.output!r} is "
+            f"a data loading process was killed ({first_line(error)}). The last checkpoint in {recipe.output!r} is "
             f"complete: start the same run again to resume it. Fewer than num_workers={recipe.num_workers} processes "
             "need less memory; 0 loads the data in the training process"
         ) from error
     finally:
-        world.leave()
+        world.destroy()
 
 
 def _train(recipe: LanguageModelRecipe, world: World) -> Path:
     processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
     add_tokens(processor, recipe.new_tokens)
-    stamp = stamp_for(processor, recipe.processor)
-    samples = usable(read_encoded_clips(recipe.data, stamp), recipe.profiles)
-    heldout = read_encoded_clips(recipe.heldout, stamp)
+    fingerprint = expected_fingerprint(processor, recipe.processor)
+    samples = usable(read_encoded_clips(recipe.data, fingerprint), recipe.profiles)
+    heldout = read_encoded_clips(recipe.heldout, fingerprint)
     if not any(len(sample.phones) for sample in samples):
         recipe = without_guide(recipe)
     composer = Composer(samples, recipe.profiles, recipe.default_speaker, example_mix(recipe))
@@ -81,7 +82,7 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
     check_recipe_fits(recipe, model)
     if recipe.sample_every and processor.audio_tokenizer is None:
         raise RecipeError(
-            f"sample_every={recipe.sample_every}: {recipe.processor!r} has no audio tokenizer to decode samples with; "
+            f"sample_every={recipe.sample_every}, but {recipe.processor!r} has no audio tokenizer to decode samples; "
             "add one, or set sample_every to 0"
         )
     speakers = {name: number for number, name in enumerate(sorted({sample.speaker for sample in samples}))}
@@ -95,10 +96,10 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
         save_recipe(recipe, run.folder / "recipe.yaml")
     batcher = micro_batcher(recipe, model, processor, world, speakers if recipe.name_weight else {})
     if recipe.num_workers and world.device.type == "cuda":
-        torch.set_num_threads(1)  # leaves the cores to the workers; threads waiting for one another delay the step
+        torch.set_num_threads(1)  # leaves the cores to the workers; threads that wait for each other delay the step
     order = BatchOrder(recipe.batch_positions, int(recipe.short_share * recipe.num_steps), recipe.seed)
     steps = training_steps(composer, samples, order, step, batcher, recipe.num_workers, cursor)
-    while step < recipe.num_steps and not run.is_stale("heldout", recipe.patience):
+    while step < recipe.num_steps and not run.has_plateaued("heldout", recipe.patience):
         seed_step(recipe.seed, step)
         corruption = interpolate(recipe.corruption, recipe.final_corruption, step / recipe.num_steps)
         collated, cursor = next(steps)
@@ -106,7 +107,7 @@ def _train(recipe: LanguageModelRecipe, world: World) -> Path:
         step += 1
         run.log(step, values)
         evaluate(module, recipe, processor, heldout, world, run, step)
-        if run.due(step, recipe.num_steps):
+        if run.should_save(step, recipe.num_steps):
             state.save(step, cursor)
     if module.guide is not None:
         module.guide.close()
@@ -122,7 +123,7 @@ def evaluate(
     run: Run,
     step: int,
 ) -> None:
-    """Records held-out losses and audio samples at the steps that the recipe names, and exports the best model."""
+    """Records held-out losses and audio samples at the steps given by the recipe, and exports the best model."""
     if step % recipe.check_every == 0 or step == recipe.num_steps:
         run.record(step, evaluate_heldout(module, heldout, recipe, processor))
         if recipe.patience and run.is_best("heldout"):
@@ -131,20 +132,25 @@ def evaluate(
         run.record(step, sample(module, recipe, processor, heldout, world, step))
 
 
-def stamp_for(processor: HiggsAudioProcessor, folder: str) -> Stamp:
-    """Returns what prepared clips must match: the number and size of the codebooks and, if the folder has one, the
-    audio tokenizer itself.
+def expected_fingerprint(processor: HiggsAudioProcessor, folder: str) -> Fingerprint:
+    """Returns the fingerprint that prepared clips must match.
+
+    It contains the number and size of the codebooks, and identifies the audio tokenizer if the folder has one.
     """
     config = processor.config
     sizes = {"num_codebooks": str(config.audio_num_codebooks), "codebook_size": str(config.audio_codebook_size)}
     tokenizer = processor.audio_tokenizer if (Path(folder) / config.codec).is_dir() else None
-    return sizes if tokenizer is None else stamp_of(tokenizer)
+    return sizes if tokenizer is None else codec_fingerprint(tokenizer)
 
 
 def build_module(
     model: HiggsAudioForConditionalGeneration, recipe: LanguageModelRecipe, world: World, num_speakers: int = 0
 ) -> LanguageModelLoss:
-    """Returns the model with its guide, untrained parts frozen, on the device, sharded among several processes."""
+    """Returns the model with its guide, on the device, with untrained parts frozen; shards it over several processes.
+
+    Raises:
+        RecipeError: an attention implementation or a precision that is not available, or no trained parameters.
+    """
     if lora := lora_options(recipe):
         add_lora(model, lora)
     else:
@@ -158,27 +164,28 @@ def build_module(
     if recipe.compile:
         compile_modules(model)
     if recipe.gradient_checkpointing:
-        renamed = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.24 on
+        renamed = getattr(model, "activation_checkpointing_enable", None)  # the name since transformers 5.24
         (renamed or model.gradient_checkpointing_enable)()
     guided = is_guided(recipe)
     layers = (recipe.guide_layers, recipe.phone_layer, len(PHONES) + 1, recipe.voice_layers, recipe.name_layer)
     guide = Guide(model, *layers, num_speakers if recipe.name_weight else 0) if guided else None
     module = LanguageModelLoss(model, guide, with_z=recipe.z_weight > 0).to(world.device)
     if world.size > 1:
-        shard(module, list(model.model.layers), world, recipe.precision, regather=not guided)
+        shard(module, list(model.model.layers), world, recipe.precision, reshard_after_forward=not guided)
     return module
 
 
 def cast_frozen(model: HiggsAudioForConditionalGeneration, precision: str, world: World) -> None:
     """Converts the frozen parameters to `precision`, in place.
 
-    Raises RecipeError if the model is sharded, because all parameters of a shard have one dtype.
+    Raises:
+        RecipeError: the model is sharded; all parameters of a shard must have one dtype.
     """
     if precision == "float32":
         return
     if world.size > 1:
         raise RecipeError(
-            f"frozen_precision={precision!r} works in one process, and this run has {world.size}: leave it at 'float32'"
+            f"frozen_precision={precision!r} requires a single process, and this run has {world.size}: use 'float32'"
         )
     for weight in model.parameters():
         if not weight.requires_grad:
@@ -192,7 +199,7 @@ def micro_batcher(
     world: World,
     speakers: Mapping[str, int],
 ) -> MicroBatcher:
-    """Returns what splits the steps of this run into micro-batches."""
+    """Returns the `MicroBatcher` of this run."""
     return MicroBatcher(
         processor=processor,
         rank=world.rank,
@@ -214,7 +221,7 @@ def train_step(
     world: World,
     step: int,
 ) -> dict[str, float]:
-    """Performs one optimizer step over this process's micro-batches.
+    """Runs one optimizer step over this process's micro-batches.
 
     Returns:
         The weighted loss, the mean of every term over the labels of all processes, and the gradient norm.
@@ -243,9 +250,9 @@ def sample(
     world: World,
     step: int,
 ) -> dict[str, float]:
-    """Generates held-out sentences into output/samples/STEP; see `generate_samples`.
+    """Generates held-out sentences and writes them to output/samples/STEP; see `generate_samples`.
 
-    Sharded parameters are gathered first, so every process must call this; the first one generates.
+    Sharded parameters are gathered first, so every process must call this; only the first process generates.
     """
     folder = Path(recipe.output) / "samples" / str(step)
     texts = list(dict.fromkeys(sample.text for sample in heldout))[: recipe.num_samples]
@@ -261,13 +268,13 @@ def sample(
 def sum_over_world(values: Sequence[Mapping[str, Tensor | float]], world: World) -> dict[str, float]:
     """Returns the sum of each entry over this process's micro-batches and over all processes."""
     names = list(values[0])
-    rows = [torch.stack([torch.as_tensor(entry[name]) for name in names]) for entry in values]  # one transfer in all
+    rows = [torch.stack([torch.as_tensor(entry[name]) for name in names]) for entry in values]  # a single transfer
     own = torch.stack(rows).double().cpu().sum(0)
-    return dict(zip(names, world.total(own).tolist(), strict=True))
+    return dict(zip(names, world.all_reduce(own).tolist(), strict=True))
 
 
 def autocast(precision: str, world: World) -> contextlib.AbstractContextManager[object]:
-    """Returns autocast to `precision` for one process; FSDP casts sharded parameters as it gathers them."""
+    """Returns autocast to `precision` for one process; FSDP casts sharded parameters when it gathers them."""
     if precision == "float32" or world.size > 1:
         return contextlib.nullcontext()
     return torch.autocast(world.device.type, PRECISIONS[precision])
@@ -278,7 +285,7 @@ def export(
 ) -> Path:
     """Writes the model as a plain checkpoint, gathered and with adapters merged; every process must call it.
 
-    The processor is written beside it if the recipe adds tokens to its tokenizer.
+    The processor is written to the same folder if the recipe adds tokens to its tokenizer.
     """
     options = StateDictOptions(full_state_dict=world.size > 1, cpu_offload=world.size > 1)
     state: dict[str, Any] = get_model_state_dict(module, options=options)
@@ -288,5 +295,5 @@ def export(
         module.model.save_pretrained(folder, state_dict=merge_adapters(own, lora_options(recipe)))
         if recipe.new_tokens:
             processor.save_pretrained(folder)
-    world.wait()
+    world.barrier()
     return folder

@@ -1,4 +1,4 @@
-"""Which parameters of a model are trained: all of them, named parts, or LoRA adapters."""
+"""Selects the trained parameters of a model: all of them, named parts, or LoRA adapters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from higgs_audio.errors import RecipeError, nearest
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
-# The parts that `train` of a recipe may name, as patterns of parameter names.
+# The parts that `train` in a recipe may list, as patterns of parameter names.
 PARTS = {
     "all": ("*",),
     "audio": (
@@ -32,8 +32,8 @@ PARTS = {
     "heads": ("audio_lm_head.*", "text_lm_head.*"),
     "embeddings": ("model.embed_tokens.*", "model.embed_audio_tokens.*"),
 }
-# Attention and both feed-forwards: adapters of attention alone would leave the audio feed-forwards, which model the
-# sound, as they are.
+# Attention and both feed-forward networks: with adapters of attention alone, the feed-forward networks that model audio
+# would not be adapted.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -43,9 +43,9 @@ class Lora:
 
     Args:
         rank: rank of the two factors.
-        alpha: their product is scaled by alpha / rank.
-        dropout: dropout probability of their input.
-        also: parts (see PARTS) that are fully trained beside the adapters, such as "heads".
+        alpha: the product of the factors is scaled by alpha / rank.
+        dropout: dropout probability of the adapters' input.
+        also: parts (see PARTS) that are fully trained in addition to the adapters, such as "heads".
     """
 
     rank: int
@@ -55,9 +55,10 @@ class Lora:
 
 
 def freeze_except(model: nn.Module, parts: Sequence[str]) -> None:
-    """Freezes every parameter that belongs to none of `parts`, in place.
+    """Freezes every parameter that is in none of `parts`, in place.
 
-    Raises RecipeError if a part is unknown, or if no parameter would be trained.
+    Raises:
+        RecipeError: an unknown part, or no parameter would be trained.
     """
     chosen = parameters_of(model, parts)
     if not chosen:
@@ -69,7 +70,7 @@ def freeze_except(model: nn.Module, parts: Sequence[str]) -> None:
 
 
 def parameters_of(model: nn.Module, parts: Sequence[str]) -> set[str]:
-    """Returns the names of the parameters of `parts`. Raises RecipeError if a part is unknown."""
+    """Returns the names of the parameters of `parts`; raises RecipeError for an unknown part."""
     if unknown := [part for part in parts if part not in PARTS]:
         raise RecipeError(f"train: unknown part {unknown[0]!r}; {nearest(unknown[0], PARTS)}")
     patterns = [pattern for part in parts for pattern in PARTS[part]]
@@ -78,9 +79,10 @@ def parameters_of(model: nn.Module, parts: Sequence[str]) -> set[str]:
 
 
 def add_lora(model: HiggsAudioForConditionalGeneration, lora: Lora) -> None:
-    """Adds adapters to `model`, in place, and freezes everything else except the parts in `lora.also`.
+    """Adds adapters to `model`, in place, and freezes all other parameters except the parts in `lora.also`.
 
-    Raises RecipeError if PEFT is not installed or a part is unknown.
+    Raises:
+        RecipeError: PEFT is not installed, or an unknown part.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -97,7 +99,7 @@ def add_lora(model: HiggsAudioForConditionalGeneration, lora: Lora) -> None:
 
 
 def merge_adapters(state: Mapping[str, Tensor], lora: Lora | None) -> dict[str, Tensor]:
-    """Returns the plain model's state dict from that of a model with adapters, each added to its weight."""
+    """Merges the adapters in a state dict into their weights and returns the state dict of the plain model."""
     if lora is None:
         return dict(state)
     plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}

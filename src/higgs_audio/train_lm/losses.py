@@ -1,7 +1,7 @@
 """The losses of a language-model training step, and the number of labels of each.
 
-Losses are sums, not means: the labels of a step may lie in several processes and micro-batches, and each loss is
-divided by the number of its labels in all of them.
+Losses are sums, not means: the labels of a step may be in several processes and micro-batches, and each loss is divided
+by the number of its labels in all of them.
 """
 
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ class LossWeights:
         text: text cross-entropy.
         codebooks: cross-entropy of each codebook; the weights are normalized to a sum of 1.
         z: squared log of the audio head's normalizers.
-        look: attention supervision of the text position.
+        look: supervised attention to the text position.
         phone: phone classification.
-        voice: attention supervision of the speaker's earlier turns.
+        voice: supervised attention to the speaker's earlier turns.
         name: speaker classification.
     """
 
@@ -73,7 +73,7 @@ class LanguageModelLoss(nn.Module):
         return sums
 
     def _guide_sums(self, batch: Batch, guide: Guide) -> dict[str, Tensor]:
-        """Returns the losses of attention supervision and of the phone and speaker classifiers."""
+        """Returns the losses of supervised attention and of the phone and speaker classifiers."""
         positions = batch.inputs.get("position_ids")
         blocks = None if positions is None else sequence_ids(positions)
         sums = {"look": guide.attention_loss(batch.attention_targets, blocks)}
@@ -85,7 +85,7 @@ class LanguageModelLoss(nn.Module):
         return sums
 
     def _audio_sums(self, hidden: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Returns the cross-entropy of each codebook, that of the stream eos alone, and the z-loss."""
+        """Returns the cross-entropy of each codebook, the cross-entropy of stream eos alone, and the z-loss."""
         selected, targets = select_labelled(hidden, labels)  # [M, D], [M, K]
         logits = self.model.audio_logits(selected).float()  # [M, K, V + 2]
         losses = codebook_losses(logits, targets)  # [M, K], 0 where unlabelled
@@ -103,7 +103,7 @@ class LanguageModelLoss(nn.Module):
 
 
 def counts(batch: Batch, eos: int) -> dict[str, int]:
-    """Returns the number of labels of each sum of `LanguageModelLoss.forward`; `eos` is the id of the stream eos."""
+    """Returns the number of labels of each sum of `LanguageModelLoss.forward`; `eos` is the id of stream eos."""
     labels = batch.inputs["audio_labels"]
     codebooks = (labels != IGNORE_INDEX).flatten(0, 1).sum(0).tolist()
     numbers = {f"codebook_{k}": count for k, count in enumerate(codebooks)}

@@ -1,4 +1,4 @@
-"""Packing of a batch into one row without padding, in which conversations do not attend to one another."""
+"""Packing of a batch into one row without padding, in which conversations do not attend to each other."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,11 @@ MAX_SPEAKERS = 64  # of one conversation
 
 
 def pack(batch: Batch) -> Batch:
-    """Returns the conversations of `batch` (padded on the right, see `collate`) one after the other, `[1, T]`.
+    """Concatenates the conversations of `batch` (padded on the right, see `collate`) to one row, `[1, T]`.
 
-    Position ids restart with each conversation, which tells the attention where it ends: sdpa and eager use a block
-    mask, flash attention sequence lengths. The first position of a conversation is never labelled, so no loss crosses
-    a boundary.
+    Position ids restart with each conversation; from them, sdpa and eager attention derive a block mask, and flash
+    attention the sequence lengths. The first position of a conversation is never labelled, so no loss crosses a
+    boundary.
     """
     inputs = dict(batch.inputs)
     attended = inputs.pop("attention_mask").bool()  # [B, T]
@@ -40,5 +40,5 @@ def pack(batch: Batch) -> Batch:
 
 
 def sequence_ids(positions: Tensor) -> Tensor:
-    """Returns the number of the conversation that each of the position ids `[B, T]` belongs to, `[B, T]`."""
+    """Returns the index of each position's conversation in its row, `[B, T]`, from position ids `[B, T]`."""
     return (torch.diff(positions, prepend=positions[:, :1] - 1) != 1).cumsum(1)

@@ -11,18 +11,18 @@ from higgs_audio.train_lm.losses import LossWeights
 
 @dataclass(frozen=True)
 class LanguageModelRecipe:
-    """Everything that a language-model run depends on.
+    """All settings of a language-model run.
 
     Args:
-        data, heldout: folders of prepared clips, to train on and to evaluate on.
+        data, heldout: folders of prepared clips for training and for evaluation.
         processor: folder of the tokenizer and processor files.
         output: folder of the run.
         start: checkpoint to continue from; the model keeps its size, and `text_config` is ignored.
-        base: Llama checkpoint that initializes a new model, text and audio alike; `text_config` only overrides it.
+        base: Llama checkpoint that initializes the text and audio modules of a new model; `text_config` overrides it.
         profiles: speaker -> profile text.
-        default_speaker: the speaker of prompts that name no voice.
+        default_speaker: the speaker of prompts without a voice.
 
-    The shares, `reference_frames` and `more_turns` are those of `ExampleMix`; comments describe the other fields.
+    For the shares, `reference_frames` and `more_turns` see `ExampleMix`; comments describe the other fields.
     """
 
     data: str
@@ -48,16 +48,16 @@ class LanguageModelRecipe:
     reference_labels_after: int = 0  # first trained column of references; 0: references are not trained
     num_steps: int = 5000
     batch_positions: int = 3000
-    packed: bool = False  # no padding: pays off with flash attention; on a CPU the block mask costs more than padding
+    packed: bool = False  # no padding: faster with flash attention; on a CPU the block mask costs more than padding
     accumulate: int = 1  # micro-batches of each process; they share the positions of a step
     short_share: float = 0.15  # share of the steps, at the start, that use only the shorter half of the clips
-    train: tuple[str, ...] = ("all",)  # parts to train, see `lora.PARTS`; with LoRA, those beside the adapters
+    train: tuple[str, ...] = ("all",)  # parts to train, see `lora.PARTS`; with LoRA, in addition to the adapters
     lora_rank: int = 0  # 0: no LoRA
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
     codebook_weights: tuple[float, ...] = (4.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5)
     text_weight: float = 0.1
-    z_weight: float = 0.0  # weight of the squared log of the audio head's normalizers, which keeps logits from drifting
+    z_weight: float = 0.0  # weight of the squared log of the audio head's normalizers, to keep logits from drifting
     corruption: float = 0.2
     final_corruption: float = 0.05
     guide_layers: tuple[int, ...] = (1, 2, 3)
@@ -66,12 +66,10 @@ class LanguageModelRecipe:
     phone_layer: int = 4
     phone_weight: float = 0.5
     final_phone_weight: float = 0.1
-    voice_layers: tuple[
-        int, ...
-    ] = ()  # layers whose second head is supervised to attend to the speaker's earlier turns
+    voice_layers: tuple[int, ...] = ()  # layers with a head supervised to attend to the speaker's earlier turns
     voice_weight: float = 0.0
     final_voice_weight: float = 0.0
-    name_layer: int = 3  # layer whose output the speaker classifier reads, if `name_weight` is above 0
+    name_layer: int = 3  # layer whose output is the input of the speaker classifier, if `name_weight` is above 0
     name_weight: float = 0.0
     final_name_weight: float = 0.0
     peak_rate: float = 1.5e-3
@@ -79,13 +77,13 @@ class LanguageModelRecipe:
     warmup: int = 300
     weight_decay: float = 0.05
     max_norm: float = 1.0
-    compile: bool = False  # torch.compile for norms and feed-forwards; on a CPU it needs a C++ compiler
+    compile: bool = False  # torch.compile for norms and feed-forward networks; on a CPU it needs a C++ compiler
     attention: str = "sdpa"  # or eager, flash_attention_2, flex_attention, as in transformers
     precision: str = "float32"  # or bfloat16, for the forward and backward pass; weights and sums stay in float32
-    frozen_precision: str = "float32"  # dtype of the frozen parameters; bfloat16 needs a single process
+    frozen_precision: str = "float32"  # dtype of the frozen parameters; bfloat16 requires a single process
     gradient_checkpointing: bool = False
     device: str = ""  # cpu or cuda; "": a GPU if there is one
-    num_workers: int = 0  # data loading processes of each training process; 0: it loads the data itself
+    num_workers: int = 0  # data loading processes per training process; 0: it loads the data itself
     seed: int = 0
     save_every: int = 200
     log_every: int = 20
@@ -117,14 +115,15 @@ def check_numbers(recipe: LanguageModelRecipe) -> None:
 def example_mix(recipe: LanguageModelRecipe) -> ExampleMix:
     """Returns the shares of the recipe.
 
-    Raises RecipeError if `reference_frames` is not a minimum and a maximum, or if `more_turns` are not shares.
+    Raises:
+        RecipeError: `reference_frames` is not a minimum and a maximum, or `more_turns` are not shares.
     """
     frames = recipe.reference_frames
     if len(frames) != 2 or not 1 <= frames[0] <= frames[1]:
-        raise RecipeError(f"reference_frames={list(frames)} must be the least and the most, such as [75, 250]")
+        raise RecipeError(f"reference_frames={list(frames)} must be a minimum and a maximum, such as [75, 250]")
     if not any(recipe.more_turns) or min(recipe.more_turns) < 0:
         raise RecipeError(
-            f"more_turns={list(recipe.more_turns)} must be the shares of zero, one, two ... further turns, such as "
+            f"more_turns={list(recipe.more_turns)} must be the shares of zero, one, two ... additional turns, such as "
             "[0.6, 0.4]"
         )
     return ExampleMix(
@@ -141,12 +140,12 @@ def example_mix(recipe: LanguageModelRecipe) -> ExampleMix:
 
 
 def is_guided(recipe: LanguageModelRecipe) -> bool:
-    """Whether the recipe uses any loss of the guide."""
+    """Whether the recipe uses a loss of the guide."""
     return recipe.guide_weight > 0 or recipe.phone_weight > 0 or bool(recipe.voice_layers) or recipe.name_weight > 0
 
 
 def without_guide(recipe: LanguageModelRecipe) -> LanguageModelRecipe:
-    """Returns the recipe without the losses that need aligned clips."""
+    """Returns the recipe without the losses that require aligned clips."""
     return replace(recipe, guide_weight=0.0, final_guide_weight=0.0, phone_weight=0.0, final_phone_weight=0.0)
 
 
@@ -159,7 +158,7 @@ def lora_options(recipe: LanguageModelRecipe) -> Lora | None:
 
 
 def loss_weights(recipe: LanguageModelRecipe, step: int) -> LossWeights:
-    """Returns the loss weights at a step; those of the guide fade over the first half of training."""
+    """Returns the loss weights at a step; the guide's weights change over the first half of training."""
     progress = step / recipe.num_steps
     return LossWeights(
         text=recipe.text_weight,
@@ -173,5 +172,5 @@ def loss_weights(recipe: LanguageModelRecipe, step: int) -> LossWeights:
 
 
 def interpolate(first: float, last: float, progress: float) -> float:
-    """Returns a value that moves from `first` to `last` over the first half of training (`progress` 0 to 0.5)."""
+    """Interpolates from `first` to `last` over the first half of training (`progress` 0 to 0.5)."""
     return first + (last - first) * min(1.0, 2 * progress)

@@ -1,4 +1,4 @@
-"""Audio samples of a language model in training: held-out sentences, generated, transcribed and scored."""
+"""Audio samples during training: held-out sentences, generated, transcribed and scored."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ def generate_samples(
     profile: str | None,
     folder: Path,
 ) -> dict[str, float]:
-    """Generates `texts` into `folder/N.wav`, with the same seeds at every call.
+    """Generates `texts` and writes them to `folder/N.wav`, with the same seeds in every call.
 
     Returns:
-        "sample_seconds", the mean duration, and with the `evaluate` extra "sample_wer", the word error rate of what
-        Whisper base recognizes.
+        "sample_seconds", the mean duration, and with the `evaluate` extra "sample_wer", the word error rate of the
+        transcripts of Whisper base.
     """
     folder.mkdir(parents=True, exist_ok=True)
     voices = {"sampled": {"profile": profile, "description": ""}} if profile else None

@@ -1,4 +1,4 @@
-"""The model that a language-model run starts from."""
+"""The initial model of a language-model run."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,7 @@ from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.train_lm.recipe import LanguageModelRecipe, is_guided
 from higgs_audio.train_lm.tokens import copy_rows, grow_vocabulary
 
-# Fields of HiggsAudioConfig that hold the id of a token of the prompt format.
+# Fields of HiggsAudioConfig that are ids of tokens of the prompt format.
 TOKEN_FIELDS = {
     "audio_bos_token_id": special_tokens.AUDIO_BOS,
     "audio_eos_token_id": special_tokens.AUDIO_EOS,
@@ -32,19 +32,20 @@ TOKEN_FIELDS = {
 
 
 def initial_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
-    """Returns the checkpoint that the recipe starts from, in float32, or a new model.
+    """Returns the recipe's start checkpoint, in float32, or a new model.
 
-    Raises RecipeError if the vocabulary or the codebooks of the checkpoint do not match the processor.
+    Raises:
+        RecipeError: the vocabulary or the codebooks of the checkpoint do not match the processor.
     """
     if recipe.start and recipe.base:
         raise RecipeError(
-            f"start={recipe.start!r} and base={recipe.base!r}: a run starts from one of them, remove the other"
+            f"start={recipe.start!r} and base={recipe.base!r}: a run starts from only one of them; remove the other"
         )
     if recipe.base:
         return model_from_llama(recipe, processor)
     if not recipe.start:
         return new_model(recipe, processor)
-    torch.manual_seed(recipe.seed)  # the heads of the guide are new: two runs of a recipe must initialize them equally
+    torch.manual_seed(recipe.seed)  # the guide's heads are new, and two runs of a recipe must initialize them equally
     model = HiggsAudioForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
     size, num_tokens = model.model.text_config.vocab_size, len(processor.tokenizer)
     if recipe.new_tokens and 0 < num_tokens - size <= len(recipe.new_tokens):
@@ -65,7 +66,7 @@ def initial_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -
 
 
 def check_recipe_fits(recipe: LanguageModelRecipe, model: HiggsAudioForConditionalGeneration) -> None:
-    """Raises RecipeError if the recipe names layers or weighs codebooks that the model does not have."""
+    """Raises RecipeError if the recipe refers to layers or codebooks that the model does not have."""
     num_layers, num_codebooks = len(model.model.layers), model.config.audio_num_codebooks
     layers = {"guide_layers": recipe.guide_layers, "phone_layer": (recipe.phone_layer,)} if is_guided(recipe) else {}
     if recipe.voice_layers:
@@ -74,11 +75,11 @@ def check_recipe_fits(recipe: LanguageModelRecipe, model: HiggsAudioForCondition
         layers["name_layer"] = (recipe.name_layer,)
     for name, numbers in layers.items():
         if unknown := [n for n in numbers if not isinstance(n, int) or not 0 <= n < num_layers]:
-            raise RecipeError(f"{name} names layer {unknown[0]}; the model has the layers 0 to {num_layers - 1}")
+            raise RecipeError(f"{name} has layer {unknown[0]}; the model has the layers 0 to {num_layers - 1}")
         if not numbers:
             raise RecipeError(
-                f"{name} names no layer; give at least one, or set guide_weight and phone_weight to "
-                "0 to train without the guide"
+                f"{name} is empty; give at least one layer, or set guide_weight and phone_weight to 0 to train without "
+                "the guide"
             )
     weights = recipe.codebook_weights
     if len(weights) != num_codebooks:
@@ -86,7 +87,7 @@ def check_recipe_fits(recipe: LanguageModelRecipe, model: HiggsAudioForCondition
             f"codebook_weights has {len(weights)} numbers and the model {num_codebooks} codebooks; give one for each"
         )
     if not all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights) or not any(weights):
-        raise RecipeError(f"codebook_weights={list(weights)} must be 0 or more, and one of them above 0")
+        raise RecipeError(f"codebook_weights={list(weights)} must be 0 or more, and at least one above 0")
 
 
 def new_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
@@ -107,7 +108,7 @@ def new_model(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> Hi
 
 
 def model_from_llama(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor) -> HiggsAudioForConditionalGeneration:
-    """Returns a new model with the weights of a Llama, whose feed-forwards and norms initialize both text and audio.
+    """Returns a new model with the weights of a Llama; its norms and feed-forward networks initialize text and audio.
 
     Rows of tokens that the Llama lacks are the mean of its rows. Audio embeddings and the audio head are random.
     """
@@ -125,7 +126,7 @@ def model_from_llama(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor
 
 
 def compile_modules(model: nn.Module) -> None:
-    """Compiles norms and feed-forwards in place, with dynamic shapes because batches differ in length."""
+    """Compiles norms and feed-forward networks in place, with dynamic shapes because batches differ in length."""
     for module in model.modules():
         if isinstance(module, RMSNorm | FeedForward):
             module.compile(dynamic=True)

@@ -1,4 +1,4 @@
-"""Targets of the guide: the text position that each column renders, and the speaker of each turn."""
+"""Targets of the guide: the text position and phone of each column, and the speaker of each turn."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from higgs_audio.delay import IGNORE_INDEX
 from higgs_audio.prompt.encoder import EncodedPrompt
 from higgs_audio.train_lm.examples import Dialogue
 
-SPEAKER_LABEL_COLUMNS = 12  # labelled columns of a turn; after half a second its own past reveals the voice
+SPEAKER_LABEL_COLUMNS = 12  # labelled columns of a turn; after half a second its own codes reveal the voice
 
 
 def turn_speakers(ids: Tensor, prompts: Sequence[EncodedPrompt], dialogues: Sequence[Dialogue]) -> Tensor:
@@ -64,7 +64,7 @@ def audio_spans(prompt: EncodedPrompt) -> list[tuple[int, int]]:
 
 
 def phone_table(tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Returns `[V]`, the phone of each token, or 0 if the token is not a phone."""
+    """Returns the phone of each token, `[V_text]`; 0 if the token is not a phone."""
     phones = torch.zeros(len(tokenizer), dtype=torch.long)
     phones[torch.tensor(tokenizer.convert_tokens_to_ids(list(PHONES)))] = torch.tensor(phone_ids(PHONES))
     return phones
@@ -76,7 +76,7 @@ def write_alignment(
     """Writes the targets of one turn: the column before frame f attends to, and predicts, the phone of frame f.
 
     Writes nothing if the clip is not aligned, if its text is dropped, or if joined sentences are phonemized
-    differently than alone, so that their phones are not the aligned ones.
+    differently than separate ones, so that their phones are not the aligned phones.
 
     Args:
         sample: the clip of the turn.

@@ -1,4 +1,4 @@
-"""New tokens of the text tokenizer, such as a style or a sound in brackets, that a model learns to read."""
+"""Adds tokens to the text tokenizer, such as a style or a sound in brackets, for a model to learn."""
 
 from collections.abc import Sequence
 
@@ -13,31 +13,32 @@ from higgs_audio.text.markup import find_special_tokens
 
 
 def add_tokens(processor: HiggsAudioProcessor, tokens: Sequence[str]) -> None:
-    """Adds the tokens that the processor's tokenizer does not have, in place; each becomes one id wherever it occurs.
+    """Adds tokens to the processor's tokenizer, in place, unless it has them; each becomes one id wherever it occurs.
 
     They are text that users may type, not control tokens.
 
-    Raises RecipeError if a token is empty, given twice or shaped like a special token, which texts may not contain, or
-    if the processor turns texts into phonemes.
+    Raises:
+        RecipeError: a token is empty, given twice or like a special token, which texts may not contain; or the
+            processor converts texts to phonemes.
     """
     if not tokens:
         return
     if processor.text_frontend != "none":
         raise RecipeError(
-            f"new_tokens={list(tokens)}: this processor turns texts into {processor.text_frontend}, which keep "
-            "no token as it was written; train with text_frontend 'none'"
+            f"new_tokens={list(tokens)}: this processor converts texts to {processor.text_frontend}, which does not "
+            "keep tokens; train with text_frontend 'none'"
         )
     for token in tokens:
         if not token.strip() or find_special_tokens(token) or list(tokens).count(token) > 1:
             raise RecipeError(
-                f"new_tokens contains {token!r}; give each once, in a shape that texts may hold, like [whisper]"
+                f"new_tokens contains {token!r}; give each token once, in a form that texts may contain, like [whisper]"
             )
     processor.tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
 
 
 @torch.no_grad()
 def grow_vocabulary(model: HiggsAudioForConditionalGeneration, size: int) -> None:
-    """Resizes text embeddings and text head to `size` rows, in place; new rows are the mean of the others."""
+    """Resizes text embeddings and text head to `size` rows, in place; new rows are the mean of the old ones."""
     backbone = model.model
     embeddings = nn.Embedding(size, backbone.embed_tokens.embedding_dim)
     copy_rows(backbone.embed_tokens.weight, embeddings.weight)
@@ -58,6 +59,6 @@ def copy_rows(source: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def check_trained(model: HiggsAudioForConditionalGeneration, tokens: Sequence[str]) -> None:
-    """Raises RecipeError if the embeddings of new tokens are frozen: they would stay the mean of all others."""
+    """Raises RecipeError if the embeddings of new tokens are frozen: they would stay the mean of the old ones."""
     if tokens and not model.model.embed_tokens.weight.requires_grad:
         raise RecipeError(f"new_tokens={list(tokens)} are not trained: add 'embeddings', 'text' or 'all' to `train`")

@@ -1,1 +1,1 @@
-"""Shared by all training runs: the run folder, recipes, parallel processes, sharded state."""
+"""What all training runs share: the run folder, recipes, parallel processes, sharded state."""

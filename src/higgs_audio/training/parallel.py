@@ -1,7 +1,7 @@
-"""Training in one process or several: rank and size, sums over all processes, and sharded parameters (FSDP2).
+"""Training in one process or several: rank and world size, collective operations, and sharded parameters (FSDP2).
 
 Under torchrun each process reads its own share of a step's conversations. Without torchrun the same code runs in one
-process and exchanges nothing.
+process, without communication.
 """
 
 import os
@@ -21,7 +21,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class World:
-    """Rank of this process, number of processes, and the device of this process."""
+    """The rank of this process, the number of processes, and the device of this process."""
 
     rank: int = 0
     size: int = 1
@@ -29,10 +29,10 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes logs and the common files of checkpoints."""
+        """Whether this process writes logs and the files of checkpoints that are not sharded."""
         return self.rank == 0
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Returns the sum of `values` over all processes."""
         if self.size == 1:
             return values
@@ -40,24 +40,25 @@ class World:
         dist.all_reduce(summed)
         return summed
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Waits until all processes call it."""
         if self.size > 1:
             dist.barrier()
 
-    def leave(self) -> None:
-        """Destroys the process group that `join_world` created."""
+    def destroy(self) -> None:
+        """Destroys the process group of `init_distributed`."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
-def join_world(device: str = "") -> World:
-    """Joins the process group that torchrun's environment variables describe; without them there is one process.
+def init_distributed(device: str = "") -> World:
+    """Initializes the process group from torchrun's environment variables; without them there is one process.
 
     Args:
         device: "cpu" or "cuda"; "" chooses a GPU if there is one.
 
-    Raises OptionError for an unavailable device.
+    Raises:
+        OptionError: an unavailable device.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
@@ -71,26 +72,32 @@ def join_world(device: str = "") -> World:
     return World(int(os.environ.get("RANK", "0")), size, own_device)
 
 
-def shard(module: nn.Module, layers: Sequence[nn.Module], world: World, precision: str, regather: bool = True) -> None:
-    """Shards the parameters of `module` over all processes, in place; each of `layers` is a unit of its own.
+def shard(
+    module: nn.Module, layers: Sequence[nn.Module], world: World, precision: str, reshard_after_forward: bool = True
+) -> None:
+    """Shards the parameters of `module` over all processes, in place; each of `layers` is a separate FSDP unit.
 
     Args:
+        module: the module, with all `layers`.
+        layers: its layers.
+        world: the processes.
         precision: dtype of the forward pass, a key of PRECISIONS; gradients are reduced in float32.
-        regather: frees a layer's gathered parameters after its forward pass and gathers them again for the backward
-            pass; False if anything but the layer reads them in between.
+        reshard_after_forward: whether to free a layer's gathered parameters after its forward pass and gather them
+            again for the backward pass; must be False if other code reads them in between.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=PRECISIONS[precision], reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     mesh = init_device_mesh(world.device.type, (world.size,))
     for unit in (*layers, module):
-        fully_shard(unit, mesh=mesh, reshard_after_forward=regather, mp_policy=policy)
+        fully_shard(unit, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=policy)
 
 
-def shares(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Divides items into `count` shares of about equal size (largest first, into the smallest share).
+def partition(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Divides items into `count` groups of about equal total size: largest first, into the smallest group.
 
-    Returns the item numbers of each share.
+    Returns:
+        The item indices of each group.
     """
     chosen: list[list[int]] = [[] for _ in range(count)]
     totals = [0] * count

@@ -1,7 +1,7 @@
 """The folder of a training run (resumable state, metrics), and the optimizer step that all training loops share.
 
-The randomness of a step depends on (seed, step) only, see `seed_step`. The saved state is therefore the parameters, the
-optimizer and the number of finished steps, and a resumed run equals an uninterrupted one bit for bit.
+The randomness of a step depends on (seed, step) only, see `seed_step`. The saved state therefore consists of the
+parameters, the optimizer and the number of finished steps, and a resumed run equals an uninterrupted one bit for bit.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from higgs_audio.errors import CheckpointError, NumericsError, RecipeError
-from higgs_audio.files import replacing, write_atomic
+from higgs_audio.files import remove_leftovers, replacing, write_atomic
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -32,8 +32,8 @@ class Run:
     Args:
         folder: created if missing; `resume` reads its `state.pt`.
         save_every: steps between checkpoints.
-        log_every: steps between metric lines, which hold the means since the previous line.
-        quiet: writes and prints no metrics, because another process of the same run does.
+        log_every: steps between metric lines, which contain the means since the previous line.
+        quiet: whether to write and print no metrics, because another process of the same run does.
     """
 
     def __init__(self, folder: str | Path, save_every: int = 200, log_every: int = 20, quiet: bool = False) -> None:
@@ -48,39 +48,41 @@ class Run:
     def resume(self, parts: Mapping[str, Any]) -> int:
         """Loads the state dict of each part from the last checkpoint; returns the number of finished steps.
 
-        Raises RecipeError, before loading anything, if the checkpoint belongs to another recipe, and CheckpointError
-        if it cannot be read.
+        Raises:
+            RecipeError: the checkpoint belongs to another recipe; nothing is loaded.
+            CheckpointError: the checkpoint cannot be read.
         """
         path = self.folder / STATE
-        for partial in self.folder.glob(f".{STATE}.*.part"):  # of a run that was killed while it saved
-            partial.unlink(missing_ok=True)
+        remove_leftovers(self.folder, STATE, single_writer=True)
+        (self.folder / f"{STATE}.part").unlink(missing_ok=True)  # of an earlier version
         if not path.exists():
             return 0
         state = _load(path)
         own = {name: part.state_dict() for name, part in parts.items()} | {"step": 0}
-        check_same(path, _sizes(state), _sizes(own))
+        check_state_sizes(path, _sizes(state), _sizes(own))
         for name, part in parts.items():
             part.load_state_dict(state[name])
         print(f"resumed {self.folder} at step {state['step']}", file=sys.stderr)
         return self.continue_from(int(state["step"]))
 
     def continue_from(self, step: int) -> int:
-        """Removes the metrics of steps after `step`, which will run again; returns `step`."""
+        """Removes the metrics of steps after `step`, which will be repeated; returns `step`."""
         path = self.folder / METRICS
         if not path.exists():
             return step
         complete = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         self._lines = [line for line in map(json.loads, complete) if line["step"] <= step]
         if not self.quiet:
+            remove_leftovers(self.folder, METRICS, single_writer=True)
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in self._lines))
         return step
 
     def is_best(self, name: str) -> bool:
-        """Whether the last recorded value of `name` is lower than all earlier ones."""
+        """Whether the last recorded value of `name` is a new minimum."""
         values = self._values(name)
         return bool(values) and values[-1] < min(values[:-1], default=math.inf)
 
-    def is_stale(self, name: str, patience: int) -> bool:
+    def has_plateaued(self, name: str, patience: int) -> bool:
         """Whether none of the last `patience` values of `name` was a new minimum; always False for a patience of 0."""
         values = self._values(name)
         return 0 < patience < len(values) and min(values[-patience:]) >= min(values[:-patience])
@@ -89,23 +91,24 @@ class Run:
         return [line[name] for line in self._lines if name in line]
 
     def save(self, step: int, parts: Mapping[str, Any]) -> None:
-        """Writes a checkpoint, replacing the last one atomically.
+        """Writes a checkpoint; replaces the last one atomically.
 
-        Raises CheckpointError if it cannot be written, for example because the disk is full.
+        Raises:
+            CheckpointError: it cannot be written, for example because the disk is full.
         """
         state = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
         try:
             with replacing(self.folder / STATE) as file:
                 torch.save(state, file)
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
-            raise unsaved(step, self.folder, str(error).splitlines()[0]) from error
+            raise save_error(step, self.folder, str(error).splitlines()[0]) from error
 
-    def due(self, step: int, num_steps: int) -> bool:
-        """Whether to save a checkpoint after step number `step` (counted from 1)."""
+    def should_save(self, step: int, num_steps: int) -> bool:
+        """Whether to save a checkpoint after step number `step`, counted from 1."""
         return step % self.save_every == 0 or step == num_steps
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds the metrics of one step; every `log_every` steps records their means and the seconds per step."""
+        """Adds the metrics of one step; every `log_every` steps, records their means and the seconds per step."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
@@ -131,7 +134,7 @@ class Run:
 
     @cached_property
     def _board(self) -> "SummaryWriter | None":
-        """Created with the first metric, so that a rejected run leaves nothing in the folder."""
+        """The tensorboard writer, created with the first metric, so that a rejected run leaves no file."""
         return _tensorboard(self.folder)
 
 
@@ -145,7 +148,7 @@ def _load(path: Path) -> dict[str, Any]:
     return state
 
 
-def unsaved(step: int, folder: Path, reason: str) -> CheckpointError:
+def save_error(step: int, folder: Path, reason: str) -> CheckpointError:
     """Returns the error of a checkpoint that cannot be written to `folder`."""
     return CheckpointError(
         f"step {step} cannot be saved in {str(folder)!r}: {reason}. The last checkpoint is complete: free disk space "
@@ -153,21 +156,21 @@ def unsaved(step: int, folder: Path, reason: str) -> CheckpointError:
     )
 
 
-def check_same(path: Path, saved: Mapping[str, str], own: Mapping[str, str]) -> None:
-    """Raises RecipeError, naming one difference, if the sizes of a saved state differ from those of this run."""
+def check_state_sizes(path: Path, saved: Mapping[str, str], own: Mapping[str, str]) -> None:
+    """Raises RecipeError, with one difference, if the sizes in a saved state differ from those of this run."""
     difference = next((f"{n} is {saved[n]} there and {own[n]} here" for n in own if saved.get(n, own[n]) != own[n]), "")
     for names, place in ((saved.keys() - own.keys(), "there"), (own.keys() - saved.keys(), "here")):
         if names:
             difference = f"{min(names)} is only {place}"
     if difference:
         raise RecipeError(
-            f"{str(path)!r} is the state of another recipe's run: {difference}. Give another output folder, or that "
+            f"{str(path)!r} is the state of a run of another recipe: {difference}. Give another output folder, or that "
             "recipe"
         )
 
 
 def _sizes(state: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the shape of each tensor of a module's state and the number of parameters of each optimizer group."""
+    """Returns the shape of each tensor in a module's state and the number of parameters of each optimizer group."""
     sizes = dict.fromkeys(state, "a part")
     for name, part in state.items():
         entries = part if isinstance(part, dict) else {}
@@ -195,7 +198,7 @@ def seed_step(seed: int, step: int) -> torch.Generator:
 
 
 def learning_rate(step: int, num_steps: int, peak: float, warmup: int, final: float) -> float:
-    """Returns the rate of a step: linear warm-up to `peak`, then a cosine to `final` at `num_steps`."""
+    """Returns the learning rate of a step: linear warm-up to `peak`, then cosine decay to `final` at `num_steps`."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, num_steps - warmup))
@@ -205,7 +208,11 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup: int, final: fl
 def apply_gradients(
     loss: torch.Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, rate: float, max_norm: float
 ) -> float:
-    """Runs the backward pass and `apply_step`; returns the gradient norm. Raises NumericsError."""
+    """Runs the backward pass and `apply_step`; returns the gradient norm.
+
+    Raises:
+        NumericsError: as for `apply_step`.
+    """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     return apply_step(float(loss.detach()), module, optimizer, rate, max_norm)
@@ -214,12 +221,15 @@ def apply_gradients(
 def apply_step(loss: float, module: nn.Module, optimizer: torch.optim.Optimizer, rate: float, max_norm: float) -> float:
     """Clips the gradients of `module` and steps the optimizer; returns the gradient norm before clipping.
 
-    Raises NumericsError, before any parameter changes, if the loss or the norm is not finite.
+    Raises:
+        NumericsError: the loss or the norm is not finite; no parameter has changed.
     """
     total: Any = nn.utils.clip_grad_norm_(module.parameters(), max_norm)
     norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)  # sharded: over all processes
     if not math.isfinite(norm) or not math.isfinite(loss):
-        raise NumericsError(f"loss {loss}, gradient norm {norm}: lower the learning rate or find the clip")
+        raise NumericsError(
+            f"loss {loss}, gradient norm {norm}: lower the learning rate, or remove the clip that causes it"
+        )
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -227,7 +237,7 @@ def apply_step(loss: float, module: nn.Module, optimizer: torch.optim.Optimizer,
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Returns two parameter groups: matrices with weight decay; norms, biases and embeddings without."""
+    """Returns two parameter groups: matrices with weight decay, and norms, biases and embeddings without."""
     embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     trained = [p for p in module.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1 and id(p) not in embeddings]

@@ -1,4 +1,4 @@
-"""Sharded training state of a language model: each process writes its shard, any number of processes can read them."""
+"""Sharded training state of a language model: each process writes its shard; any number of processes can load them."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from higgs_audio.errors import RecipeError
 from higgs_audio.training.parallel import World
-from higgs_audio.training.run import check_same, unsaved
+from higgs_audio.training.run import check_state_sizes, save_error
 
 STATE, PART, OLD = "state", "state.part", "state.old"
 
@@ -26,7 +26,7 @@ STATE, PART, OLD = "state", "state.part", "state.old"
 class ShardedState:
     """Saves and loads parameters, optimizer, number of finished steps and position in the data, in `folder/state`.
 
-    Frozen parameters are not saved; they come from the checkpoint that the run started from.
+    Frozen parameters are not saved; they come from the checkpoint from which the run started.
     """
 
     def __init__(self, folder: Path, module: nn.Module, optimizer: optim.Optimizer, world: World) -> None:
@@ -34,36 +34,42 @@ class ShardedState:
         self._options = StateDictOptions(ignore_frozen_params=True)
 
     def save(self, step: int, place: tuple[int, int]) -> None:
-        """Writes a new state and, once all processes have finished, replaces the last one.
+        """Writes a new state and replaces the last one when all processes have finished.
 
-        Raises CheckpointError if it cannot be written, for example because the disk is full; the last state is kept.
+        Args:
+            step: number of finished steps.
+            place: position in the data.
+
+        Raises:
+            CheckpointError: it cannot be written, for example because the disk is full; the last state is kept.
         """
         part, old, last = (self._folder / name for name in (PART, OLD, STATE))
         if self._world.is_first:
             shutil.rmtree(part, ignore_errors=True)
-        self._world.wait()
+        self._world.barrier()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about a single process
             try:
                 save(self._state() | {"step": step, "place": place}, checkpoint_id=part, no_dist=self._world.size == 1)
             except (CheckpointException, OSError, RuntimeError) as error:
                 shutil.rmtree(part, ignore_errors=True)
-                raise unsaved(step, self._folder, _reason(error)) from error
-        self._world.wait()
+                raise save_error(step, self._folder, _reason(error)) from error
+        self._world.barrier()
         if self._world.is_first:
             shutil.rmtree(old, ignore_errors=True)
             if last.exists():
                 os.replace(last, old)
             os.replace(part, last)
             shutil.rmtree(old, ignore_errors=True)
-        self._world.wait()
+        self._world.barrier()
 
     def resume(self) -> tuple[int, tuple[int, int] | None]:
         """Loads the last state, if there is one; returns the number of finished steps and the position in the data.
 
         The position is None for states of earlier versions, which did not save it.
 
-        Raises RecipeError if the state is damaged or belongs to another model; the message names the difference.
+        Raises:
+            RecipeError: the state is damaged or belongs to another model; the message names the difference.
         """
         saved = [self._folder / name for name in (STATE, OLD) if (self._folder / name / ".metadata").exists()]
         if not saved:
@@ -72,7 +78,7 @@ class ShardedState:
         entries = _entries(path)
         place = {"place": (0, 0)} if any(name.startswith("place") for name in entries) else {}
         state = self._state() | {"step": 0} | place
-        check_same(path, _sizes(entries), {n: str(list(w.shape)) for n, w in state["model"].items()})
+        check_state_sizes(path, _sizes(entries), {n: str(list(w.shape)) for n, w in state["model"].items()})
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -104,14 +110,14 @@ def _entries(path: Path) -> Mapping[str, Any]:
 
 
 def _sizes(entries: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the shape of each parameter among the entries of a state."""
+    """Returns the shape of each parameter in a state."""
     prefix = "model."
     sizes = {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
     return {name.removeprefix(prefix): str(list(size)) for name, size in sizes.items() if name.startswith(prefix)}
 
 
 def _damaged(path: Path, error: BaseException) -> RecipeError:
-    return RecipeError(f"{str(path)!r} cannot be read: {_reason(error)}. Choose another output, or remove it")
+    return RecipeError(f"{str(path)!r} cannot be read: {_reason(error)}. Remove it, or give another output folder")
 
 
 def _reason(error: BaseException) -> str:

@@ -1,23 +1,23 @@
-"""Detects a stuck model from its codes: frames that repeat in a loop, or silence that does not end."""
+"""Detects a stuck model from its codes: frames that repeat in a loop, or endless silence."""
 
 from collections import deque
 from collections.abc import Collection, Sequence
 
 NUM_FRAMES = 24  # just under a second; the pauses and the longest vowels of speech are shorter
 PERIODS = (1, 2, 3, 4, 6, 8)  # lengths of loops that are detected, in frames; divisors of NUM_FRAMES
-NUM_CODEBOOKS = 2  # codebooks that are compared, if there are so many: in a small model, the upper ones are noise
+NUM_CODEBOOKS = 2  # codebooks that are compared, at most: in a small model, the upper ones are noise
 
 
-class Guard:
-    """Watches the columns of one segment.
+class LoopDetector:
+    """Detects loops and silence in the columns of one segment.
 
     Args:
-        silent: codes of codebook 0 that stand for silence.
-        first_marker: the lowest id that is a marker and not a code.
+        silent: codes of codebook 0 that represent silence.
+        bos: id of stream bos; higher ids are not codes either.
     """
 
-    def __init__(self, silent: Collection[int], first_marker: int) -> None:
-        self._silent, self._first_marker = frozenset(silent), first_marker
+    def __init__(self, silent: Collection[int], bos: int) -> None:
+        self._silent, self._bos = frozenset(silent), bos
         self._columns: deque[Sequence[int]] = deque(maxlen=NUM_CODEBOOKS)
         self._frames: deque[tuple[int, ...]] = deque(maxlen=NUM_FRAMES)
 
@@ -28,7 +28,7 @@ class Guard:
             return None
         latest = list(self._columns)[-len(column) :]  # one column if there is one codebook
         frame = tuple(codes[codebook] for codebook, codes in enumerate(latest))
-        if max(frame) >= self._first_marker:
+        if max(frame) >= self._bos:
             self._frames.clear()
             return None
         self._frames.append(frame)
