@@ -1,11 +1,11 @@
-"""Hashes what the package generates and trains, to check that a change does not alter it.
+"""Hashes the results of generation and training, to check that a change of the code does not alter them.
 
     OMP_NUM_THREADS=1 python benchmarks/fingerprint.py before.json     # on the old commit
     OMP_NUM_THREADS=1 python benchmarks/fingerprint.py after.json --expect before.json
 
 It hashes twenty generations, a stream, a batch, the plain loop, a cloned voice, a dialogue, and three steps of each
-training command. Compare files of one machine and one number of threads only: other processors round differently. The
-command exits with 1 if a hash differs from the expected file.
+training command, from the included checkpoint and of new models. Compare files of one machine and one number of threads
+only: other processors round differently. The command exits with 1 if a hash differs from the expected file.
 """
 
 import argparse
@@ -54,6 +54,55 @@ RECIPES = {
         "default_speaker": "ava",
         "check_every": 3,
     },
+    # New models, with every loss: their first steps take other paths than those of the included checkpoint.
+    "tokenizer-new": {
+        "teacher": "{folder}/teacher/model",
+        "body": {
+            "body": "vocos",
+            "hidden_size": 16,
+            "encoder_widths": [16, 16],
+            "encoder_depths": [1, 1],
+            "decoder_widths": [16, 16],
+            "decoder_depths": [1, 1],
+        },
+        "codebook_dim": 16,
+        "num_steps": 3,
+        "batch": 2,
+        "crop_seconds": 0.8,
+        "kmeans_batches": 26,
+        "warmup_unquantized": 2,
+        "heard_weight": 0.5,
+        "adversarial_weight": 1.0,
+    },
+    "lm-new": {
+        "data": "{folder}/prepare",
+        "heldout": "{folder}/prepare",
+        "processor": str(NANO),
+        "text_config": {
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        },
+        "num_steps": 3,
+        "batch_positions": 600,
+        "accumulate": 2,
+        "guide_layers": [0],
+        "phone_layer": 1,
+        "voice_layers": [1],
+        "voice_weight": 0.3,
+        "name_layer": 0,
+        "name_weight": 0.3,
+        "z_weight": 1e-3,
+        "cast_share": 0.3,
+        "joined_share": 0.3,
+        "reference_labels_after": 5,
+        "profiles": {"ava": "Ava", "joe": "Joe"},
+        "default_speaker": "ava",
+        "check_every": 3,
+    },
 }
 
 
@@ -79,7 +128,7 @@ def fingerprints(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def speech(tts: HiggsAudio, folder: Path) -> Iterator[tuple[str, str]]:
-    """Speech of `HiggsAudio`. Writes the clips that cloning and training need."""
+    """Hashes speech of `HiggsAudio`. Writes the clips that cloning and training need."""
     lines = []
     for number in range(20):
         text, voice = TEXTS[number % 5], tts.voices[number % 4]
@@ -97,16 +146,16 @@ def speech(tts: HiggsAudio, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def programs(folder: Path) -> Iterator[tuple[str, str]]:
-    """`model.generate`, as in the documentation."""
+    """Hashes the results of `model.generate`, called as in the documentation."""
     model = HiggsAudioForConditionalGeneration.from_pretrained(NANO, dtype=torch.float32)
     processor = HiggsAudioProcessor.from_pretrained(NANO)
-    sounds = [{"type": "audio", "audio": str(folder / f"{number}.wav")} for number in (1, 2)]
+    recordings = [{"type": "audio", "audio": str(folder / f"{number}.wav")} for number in (1, 2)]
     dialogue = [
         {"role": "system", "content": "Generate audio following instruction."},
         {"role": "user", "content": f"[SPEAKER0] {TEXTS[1]}"},
-        {"role": "assistant", "content": [sounds[0]]},
+        {"role": "assistant", "content": [recordings[0]]},
         {"role": "user", "content": f"[SPEAKER1] {TEXTS[2]}"},
-        {"role": "assistant", "content": [sounds[1]]},
+        {"role": "assistant", "content": [recordings[1]]},
         {"role": "user", "content": f"[SPEAKER0] {TEXTS[3]}"},
     ]
     for name, messages in (("program", CONVERSATION), ("dialogue", dialogue)):
@@ -116,7 +165,7 @@ def programs(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def training(folder: Path) -> Iterator[tuple[str, str]]:
-    """Three steps of each training command."""
+    """Hashes the weights after three steps of each training command."""
     for name, recipe in RECIPES.items():
         output = folder / name
         filled = {
@@ -124,16 +173,16 @@ def training(folder: Path) -> Iterator[tuple[str, str]]:
         }
         path = folder / f"{name}.yaml"
         path.write_text(json.dumps({"data": str(folder), **filled, "output": str(output)}), encoding="utf-8")
-        verb = "tokenizer" if name == "decoder" else name
-        command = [sys.executable, "-m", "higgs_audio", "train", verb, str(path)]
-        subprocess.run(command, check=True, capture_output=True)
+        command = "tokenizer" if name == "decoder" else name.partition("-")[0]
+        arguments = [sys.executable, "-m", "higgs_audio", "train", command, str(path)]
+        subprocess.run(arguments, check=True, capture_output=True)
         weights = sorted([*output.glob("model/*.safetensors"), *output.glob("*.safetensors")])
-        assert weights, f"train {verb} wrote no weights"
+        assert weights, f"train {command} wrote no weights"
         yield f"train {name}", hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
 
 
 def digest(*arrays: np.ndarray) -> str:
-    """The hash of arrays, with their types and shapes."""
+    """Returns the hash of arrays, their types and their shapes."""
     total = hashlib.sha256()
     for array in map(np.ascontiguousarray, arrays):
         total.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())

@@ -4,11 +4,11 @@
     python benchmarks/paired.py ../old/src src                                        # speech.py
     python benchmarks/paired.py ../old/src src --pairs 6 --benchmark engine.py -- {out} --rounds 2 --no-twin
 
-Each run is a process of its own, with PYTHONPATH set to one of the two `src` folders and with the benchmark from the
-`benchmarks` folder beside it, which knows the names of that commit. The order alternates from pair to pair, so that a
+Each run is a new process, with PYTHONPATH set to one of the two `src` folders and with the benchmark from the
+`benchmarks` folder beside it, which uses the names of that commit. The order alternates from pair to pair, so that a
 machine that becomes slower slows both. A line shows the geometric mean of the ratios within the pairs and its 95 %
 confidence interval (Student's t, on logarithms): below 1, the new commit has the smaller figure. Figures that only one
-commit reports are left out.
+commit reports are omitted.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("new", type=Path, metavar="NEW_SRC", help="src folder of the new commit")
     parser.add_argument("--benchmark", default="speech.py", help="file in the benchmarks folder of each commit")
     parser.add_argument("--pairs", type=int, default=8, help="runs of each commit, at least 2 (default: %(default)s)")
-    parser.epilog = "Behind -- follow the arguments of the benchmark, where {out} is its JSON report (default: {out})."
+    parser.epilog = "The arguments of the benchmark follow --; {out} is its JSON report (default: {out})."
     words = sys.argv[1:]
     middle = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:middle])
@@ -62,15 +62,15 @@ def environment(source: Path) -> dict[str, str]:
 
 
 def check_source(source: Path) -> None:
-    """Exits unless a process with this PYTHONPATH imports the package from there."""
+    """Exits unless a process whose PYTHONPATH is `source` imports the package from there."""
     command = [sys.executable, "-c", "import higgs_audio; print(higgs_audio.__file__)"]
     found = subprocess.run(command, env=environment(source), capture_output=True, text=True).stdout.strip()
     if source.resolve() not in Path(found or "/").resolve().parents:
-        sys.exit(f"{source} is no src folder of this package: Python imports higgs_audio from {found or 'nowhere'}")
+        sys.exit(f"{source} is not a src folder of this package: Python imports higgs_audio from {found or 'nowhere'}")
 
 
 def run(source: Path, benchmark: str, arguments: list[str]) -> dict[str, float]:
-    """The figures of one run, by name."""
+    """Runs a benchmark once; returns its figures by name."""
     script = source.absolute().parent / "benchmarks" / benchmark
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "report.json")
@@ -80,7 +80,7 @@ def run(source: Path, benchmark: str, arguments: list[str]) -> dict[str, float]:
 
 
 def figures_of(report: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in a report with the keys that lead to it; of [median, minimum, maximum] the median."""
+    """Yields the path of keys and the value of every number in a report; the median of [median, minimum, maximum]."""
     if isinstance(report, bool):
         return
     if isinstance(report, (int, float)):
@@ -98,13 +98,13 @@ def figures_of(report: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def ratios(old: dict[str, float], new: dict[str, float]) -> dict[str, float]:
-    """New / old of the figures that both have and that are positive numbers."""
+    """Returns new / old for the figures that both runs have and that are positive, finite numbers."""
     both = [name for name in old if name in new]
     return {name: new[name] / old[name] for name in both if 0 < old[name] < math.inf and 0 < new[name] < math.inf}
 
 
 def table(pairs: list[dict[str, float]]) -> list[str]:
-    """One line for each figure that all pairs have."""
+    """Returns the lines of a table, with one row for each figure that all pairs have."""
     lines = ["| figure | new / old | 95 % interval |", "| --- | ---: | ---: |"]
     for name in pairs[0]:
         if all(name in pair for pair in pairs):
@@ -114,25 +114,25 @@ def table(pairs: list[dict[str, float]]) -> list[str]:
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
-    """The geometric mean of ratios and its 95 % confidence interval."""
+    """Returns the geometric mean of ratios and the limits of its 95 % confidence interval."""
     logs = [math.log(value) for value in values]
     mean = statistics.fmean(logs)
     half = student_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
-def student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t distribution: exact up to 2 degrees of freedom, then within 1 %.
+def student_quantile(degrees: int) -> float:
+    """Returns the 97.5 % quantile of Student's t distribution: exact up to 2 degrees of freedom, then within 1 %.
 
-    The expansion in powers of 1 / freedom is formula 26.7.5 of Abramowitz and Stegun.
+    The expansion in powers of 1 / degrees is formula 26.7.5 of Abramowitz and Stegun.
     """
-    if freedom <= 2:
-        return (12.7062, 4.3027)[freedom - 1]
+    if degrees <= 2:
+        return (12.7062, 4.3027)[degrees - 1]
     z = statistics.NormalDist().inv_cdf(0.975)
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
+    return z + first / degrees + second / degrees**2 + third / degrees**3
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Measures what quantisation costs nano: logits, greedy codes, words. The second table of docs/small-machines.md.
+"""Measures the effect of quantization on nano's logits, greedy codes and word errors, for docs/small-machines.md.
 
     python benchmarks/quantized_nano.py OUT.jsonl [--sentences 20] [--voice ava]
 
-Each kind of weights computes logits for the codes that float32 generated, which are compared with those of float32;
-then it generates speech with the same seeds, which Whisper base transcribes. Rows that OUT.jsonl has are not measured
-again.
+The model with each kind of weights computes logits for the codes that float32 generated; they are compared with the
+logits of float32. It then generates speech with the same seeds, which Whisper base transcribes. Rows that OUT.jsonl
+already has are not measured again. The result is the second table of docs/small-machines.md.
 """
 
 import argparse
@@ -47,7 +47,8 @@ def main() -> None:
 
 
 def measure(kind: str, text: str, voice: str, seed: int) -> dict[str, Any]:
-    """One sentence: mean squared difference and variance of logits, share of equal greedy codes, word errors."""
+    """Measures one sentence: mean squared difference and variance of logits, share of equal greedy codes, and word
+    errors."""
     exact, quantized = audio_logits("fp32", text, voice, seed), audio_logits(kind, text, voice, seed)
     speech = load(kind).generate(text, voice, seed=seed)
     words = word_errors(text, transcribe([speech.waveform], "whisper-base")[0].text)
@@ -64,7 +65,7 @@ def measure(kind: str, text: str, voice: str, seed: int) -> dict[str, Any]:
 @lru_cache(maxsize=8)
 @torch.no_grad()
 def audio_logits(kind: str, text: str, voice: str, seed: int) -> Tensor:
-    """Logits `[C, K, V]` at the columns that float32 generates, without those of stream bos and eos."""
+    """Returns the logits `[C, K, V]` at the columns that float32 generates, without those of stream bos and eos."""
     tts = load(kind)
     codes = torch.from_numpy(reference_codes(text, voice, seed))  # [K, F]
     prompt = compose([Turn(text, "SPEAKER0")], tts.voice(voice))
@@ -76,7 +77,7 @@ def audio_logits(kind: str, text: str, voice: str, seed: int) -> Tensor:
 
 @lru_cache(maxsize=1)
 def reference_codes(text: str, voice: str, seed: int) -> Any:
-    """Codes `[K, F]` that float32 generates."""
+    """Returns the codes `[K, F]` that float32 generates."""
     return load("fp32").generate(text, voice, seed=seed).codes
 
 
@@ -91,11 +92,11 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for kind in KINDS:
-        own = [row for row in rows if row["weights"] == kind]
-        total = {name: sum(row[name] for row in own) for name in own[0] if name not in ("weights", "index")}
-        off = (total["difference"] / total["variance"]) ** 0.5
-        same, rate = total["agreement"] / len(own), total["errors"] / total["words"]
-        lines.append(f"| {kind} | {off:.1%} | {same:.1%} | {rate:.1%} | {total['ended']} of {len(own)} |")
+        matching = [row for row in rows if row["weights"] == kind]
+        total = {name: sum(row[name] for row in matching) for name in matching[0] if name not in ("weights", "index")}
+        error = (total["difference"] / total["variance"]) ** 0.5
+        same, rate = total["agreement"] / len(matching), total["errors"] / total["words"]
+        lines.append(f"| {kind} | {error:.1%} | {same:.1%} | {rate:.1%} | {total['ended']} of {len(matching)} |")
     return lines
 
 

@@ -3,13 +3,13 @@ docs/small-machines.md.
 
     python benchmarks/small_machines.py OUT.json [--weights bf16 int8 nf4] [--steps N] [--prompt TOKENS] [--threads N]
 
-The model has random weights in the published architecture and runs on a CPU. Each kind of weights is measured in a
-process of its own, one after the other, since two do not fit into 24 GiB; kinds that OUT.json has are not measured
-again. One decoder layer is quantised, by the same `from_pretrained` as any checkpoint, and then copied: that takes the
-memory of 28 layers, but not the time to quantise them.
+The model has random weights in the published architecture and runs on a CPU. Each kind of weights is measured in a new
+process, one after the other, since two do not fit into 24 GiB; kinds that OUT.json already has are not measured again.
+One decoder layer is quantized, by the same `from_pretrained` as any checkpoint, and then copied: this takes the memory
+of 28 layers, but not the time to quantize them.
 
-Times are CPU seconds, on one thread by default, so that other processes do not count. Layers are alike: the time of 28
-is extrapolated from those of one and of four (`--whole` runs all of them).
+Times are CPU seconds, on one thread by default, so that other processes do not count. All layers take the same time:
+the time of 28 is extrapolated from the times of one and of four (`--whole` runs all of them).
 """
 
 import argparse
@@ -26,9 +26,9 @@ import torch
 
 WEIGHTS = ("bf16", "int8", "nf4")
 GIB, GB = 2**30, 1e9
-CARDS = (8, 12, 16, 24)  # GiB
-POSITIONS = 4096  # of the KV cache in the sums: a prompt and about 2.5 minutes of audio
-RESERVE = 1.0 * GB  # assumed, not measured: CUDA's context, activations, dequantised matrices
+GPU_SIZES = (8, 12, 16, 24)  # GiB
+POSITIONS = 4096  # of the KV cache in the second table: a prompt and about 2.5 minutes of audio
+RESERVE = 1.0 * GB  # assumed, not measured: CUDA's context, activations, dequantized matrices
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     done = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for weights in args.weights:
         if weights not in done:
-            done[weights] = in_own_process(weights, sys.argv[1:])
+            done[weights] = measure_in_new_process(weights, sys.argv[1:])
             path.write_text(json.dumps(done, indent=1), encoding="utf-8")
     done = {weights: done[weights] for weights in WEIGHTS if weights in done}
     print(*measured_rows(done), "", *fitting_rows(done), sep="\n")
@@ -51,16 +51,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="JSON report")
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS), help="kinds to measure")
-    parser.add_argument("--steps", type=int, default=3, help="decode steps that are timed, after one that is not")
+    parser.add_argument("--steps", type=int, default=3, help="timed decode steps, after one for warm-up")
     parser.add_argument("--prompt", type=int, default=100, help="text tokens of the prefill")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
     parser.add_argument("--whole", action="store_true", help="run all layers, which takes minutes per kind of weights")
-    parser.add_argument("--only", choices=WEIGHTS, help=argparse.SUPPRESS)  # for `in_own_process`
+    parser.add_argument("--only", choices=WEIGHTS, help=argparse.SUPPRESS)  # for `measure_in_new_process`
     return parser.parse_args()
 
 
-def in_own_process(weights: str, arguments: list[str]) -> dict[str, Any]:
-    """`measure` in a new process."""
+def measure_in_new_process(weights: str, arguments: list[str]) -> dict[str, Any]:
+    """Calls `measure` in a new process."""
     command = [sys.executable, __file__, *arguments, "--only", weights]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
@@ -69,7 +69,8 @@ def in_own_process(weights: str, arguments: list[str]) -> dict[str, Any]:
 
 
 def measure(weights: str, num_steps: int, num_tokens: int, whole: bool) -> dict[str, Any]:
-    """Bytes and seconds of one kind of weights, and the bytes of text weights that can be offloaded to the host."""
+    """Measures the bytes and seconds of one kind of weights, and the bytes of text weights that can be offloaded to the
+    host."""
     from higgs_audio.model.offload import num_bytes, offload_text
 
     before = resident_bytes()
@@ -93,7 +94,7 @@ def measure(weights: str, num_steps: int, num_tokens: int, whole: bool) -> dict[
 
 
 def full_size(weights: str) -> Any:
-    """The published architecture, with one layer loaded as `weights` and copied to 28."""
+    """Creates the published architecture: loads one layer in the format `weights` and copies it to 28."""
     from higgs_audio import HiggsAudioConfig, HiggsAudioForConditionalGeneration
     from higgs_audio.model.quantize import quantization_config
 
@@ -118,7 +119,7 @@ def full_size(weights: str) -> Any:
 
 
 def meta_parameters() -> list[torch.Tensor]:
-    """The parameters of the architecture on the meta device."""
+    """Returns the parameters of the architecture on the meta device."""
     from higgs_audio import HiggsAudioConfig, HiggsAudioForConditionalGeneration
 
     with torch.device("meta"):
@@ -126,7 +127,7 @@ def meta_parameters() -> list[torch.Tensor]:
 
 
 def extrapolate(model: Any, num_steps: int, num_tokens: int) -> dict[str, float]:
-    """`time_model` extrapolated from the first layer and the first four layers."""
+    """Extrapolates `time_model` from the first layer and the first four layers to all layers."""
     layers, times = model.model.layers, {}
     for count in (1, 4):
         model.model.layers = layers[:count]
@@ -138,7 +139,7 @@ def extrapolate(model: Any, num_steps: int, num_tokens: int) -> dict[str, float]
 
 @torch.no_grad()
 def time_model(model: Any, num_steps: int, num_tokens: int) -> dict[str, float]:
-    """Seconds of a prefill of text, and the median of the decode steps after it."""
+    """Returns the seconds of a prefill of text, and the median of the decode steps after it."""
     ids = torch.randint(0, 1000, (1, num_tokens))
     start = time.process_time()
     cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
@@ -153,7 +154,7 @@ def time_model(model: Any, num_steps: int, num_tokens: int) -> dict[str, float]:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process in bytes."""
+    """Returns the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
@@ -162,7 +163,7 @@ def resident_bytes() -> int:
 
 def measured_rows(done: dict[str, Any]) -> list[str]:
     rows = [
-        "| weights | bytes | resident, measured | text weights on the host | left on the device | a step | prefill |",
+        "| weights | bytes | resident, measured | text weights on the host | left on the device | step | prefill |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for weights, m in done.items():
@@ -173,25 +174,25 @@ def measured_rows(done: dict[str, Any]) -> list[str]:
 
 
 def fitting_rows(done: dict[str, Any]) -> list[str]:
-    """The memory that each variant needs on the device, and the cards that have it."""
+    """Returns the rows of the second table: the memory that each variant needs on the GPU, and which GPUs have it."""
     codec = codec_bytes()
     rows = [
-        f"| weights | text weights | audio tokenizer | sum | {' | '.join(f'{card} GB' for card in CARDS)} |",
-        f"| --- | --- | --- | ---: | {' | '.join('---' for _ in CARDS)} |",
+        f"| weights | text weights | audio tokenizer | sum | {' | '.join(f'{size} GB' for size in GPU_SIZES)} |",
+        f"| --- | --- | --- | ---: | {' | '.join('---' for _ in GPU_SIZES)} |",
     ]
     for weights, m in done.items():
         for text_on_host in (False, True):
             for codec_on_host in (False, True):
                 kept = m["weight_bytes"] - text_on_host * (m["home_bytes"] - m["text_layer_bytes"])
                 total = kept + cache_bytes() + RESERVE + (not codec_on_host) * codec
-                fits = ["yes" if total <= card * GIB else "no" for card in CARDS]
+                fits = ["yes" if total <= size * GIB else "no" for size in GPU_SIZES]
                 places = ["host" if on_host else "device" for on_host in (text_on_host, codec_on_host)]
                 rows.append(f"| {weights} | {' | '.join(places)} | {total / GB:.1f} GB | {' | '.join(fits)} |")
     return rows
 
 
 def codec_bytes() -> int:
-    """Bytes of the published audio tokenizer in float32."""
+    """Returns the bytes of the published audio tokenizer in float32."""
     from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig
 
     with torch.device("meta"):
@@ -201,7 +202,7 @@ def codec_bytes() -> int:
 
 
 def cache_bytes() -> int:
-    """Bytes of a KV cache in bf16."""
+    """Returns the bytes of a KV cache in bf16."""
     from higgs_audio import HiggsAudioConfig
 
     text = HiggsAudioConfig().text_config

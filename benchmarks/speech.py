@@ -2,7 +2,7 @@
 
     python benchmarks/speech.py [OUT.json] [--model nano] [--rounds 5] [--together 16]
 
-All rounds run in one process, after a first round that is not counted. A round generates a text alone, with and without
+All rounds run in one process, after a first round for warm-up. A round generates a text alone, with and without
 guidance, streams it with and without low latency, and generates `--together` different sentences one after another and
 at once. Figures are medians over rounds (minimum to maximum), ratios are taken within a round.
 """
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import clock, spread
+from timing import clock, median_and_range
 
 from higgs_audio import HiggsAudio
 
 SENTENCE = "The sun rises in the east and sets in the west."
 TEXT = SENTENCE + " This simple fact has been observed by humans for thousands of years."
-SENTENCES = (  # of five to fifteen words
+SENTENCES = (  # five to fifteen words each
     SENTENCE,
     "We walked along the river until it grew dark.",
     "Please leave the keys on the kitchen table.",
@@ -49,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     tts = HiggsAudio.from_pretrained(args.model)
     rounds = [measure(tts, number, args.together) for number in range(args.rounds + 1)][1:]  # the first warms up
-    report = {name: spread([one[name] for one in rounds]) for name in rounds[0]}
+    report = {name: median_and_range([figures[name] for figures in rounds]) for name in rounds[0]}
     report |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     if args.out is not None:
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(tts: HiggsAudio, seed: int, together: int) -> dict[str, float]:
-    """The figures of one round."""
+    """Runs one round; returns its figures."""
     alone, speech = timed(lambda: tts.generate(TEXT, seed=seed))
     plain, unguided = timed(lambda: tts.generate(TEXT, seed=seed, text_guidance_scale=1.0))
     first, _ = timed(lambda: next(tts.stream(TEXT, seed=seed)))
@@ -66,19 +66,19 @@ def measure(tts: HiggsAudio, seed: int, together: int) -> dict[str, float]:
     texts = [SENTENCES[number % len(SENTENCES)] for number in range(together)]
     serial, one_by_one = timed(lambda: [tts.generate(text, seed=seed) for text in texts])
     at_once, batch = timed(lambda: tts.generate_batch(texts, seed=seed))
-    rate = sum(one.seconds for one in batch) / at_once
+    rate = sum(speech.seconds for speech in batch) / at_once
     return {
         "real-time factor": alone / speech.seconds,
         "real-time factor without guidance": plain / unguided.seconds,
         "first sound, s": first,
         "first sound with low latency, s": first_low_latency,
         f"sound a second, {together} at once, s": rate,
-        "times one after another": rate / (sum(one.seconds for one in one_by_one) / serial),
+        "times one after another": rate / (sum(speech.seconds for speech in one_by_one) / serial),
     }
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that the work takes, and its result."""
+    """Returns the seconds that `work` takes, and its result."""
     start = clock()
     result = work()
     return clock() - start, result

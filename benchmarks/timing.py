@@ -1,4 +1,4 @@
-"""What several benchmarks share: a clock and summaries of repeated measurements."""
+"""Functions that several benchmarks share: a clock, and a summary of repeated measurements."""
 
 import statistics
 import time
@@ -8,12 +8,12 @@ import torch
 
 
 def clock() -> float:
-    """Seconds, after all work on the GPU, if one is in use, is done."""
+    """Returns the time in seconds, after the GPU, if one is in use, has finished its work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def spread(values: Sequence[float]) -> list[float]:
-    """[median, minimum, maximum]."""
+def median_and_range(values: Sequence[float]) -> list[float]:
+    """Returns [median, minimum, maximum]."""
     return [statistics.median(values), min(values), max(values)]

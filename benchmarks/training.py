@@ -1,9 +1,9 @@
-"""Compares training speed: this package, the class of transformers, and dense models in place of the DualFFN.
+"""Compares training speed: this package, transformers, and dense models in place of the DualFFN.
 
     python benchmarks/training.py RECIPE.yaml OUT.json [--rounds 5] [--steps 4] [--set key=value ...]
 
-RECIPE trains a language model (`recipes/ablation-lm-dual.yaml`). Parts of it that transformers lacks are switched off,
-so that all rows do the same: forward, loss of text and of each codebook, backward, clipping, AdamW. A round trains
+RECIPE trains a language model (`recipes/ablation-lm-dual.yaml`). Its features that transformers lacks are switched off,
+so that all rows do the same work: forward, loss of text and of each codebook, backward, clipping, AdamW. A round trains
 every row on the same `--steps` batches; ratios are medians of the ratios within a round. "dense" has one feed-forward
 network of the recipe's width, "equal" one of twice that width: as many parameters as the DualFFN.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine import twin_of
-from timing import clock, spread
+from engine import transformers_model
+from timing import clock, median_and_range
 
 from higgs_audio.data.shards import read_encoded_clips
 from higgs_audio.prompt.processor import HiggsAudioProcessor
@@ -55,7 +55,7 @@ def main() -> None:
     world = init_distributed(recipe.device)
     processor = HiggsAudioProcessor.from_pretrained(recipe.processor)
     batches, seconds = prepare(recipe, processor, world, args.steps)
-    rows = steppers(recipe, processor, world)
+    rows = step_functions(recipe, processor, world)
     rounds = [{name: measure(step, batches) for name, step in rows.items()} for _ in range(args.rounds + 1)][1:]
     report = summary(rounds, seconds, args)
     Path(args.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -75,53 +75,54 @@ def parse_arguments() -> argparse.Namespace:
 def prepare(
     recipe: LanguageModelRecipe, processor: HiggsAudioProcessor, world: World, num_steps: int
 ) -> tuple[list[Any], float]:
-    """The micro-batches of so many steps, and the seconds of audio in them."""
+    """Returns the micro-batches of `num_steps` steps, and the seconds of audio in them."""
     samples = usable(read_encoded_clips(recipe.data), recipe.profiles)
     composer = Composer(samples, recipe.profiles, recipe.default_speaker, example_mix(recipe))
-    cutter = micro_batcher(recipe, initial_model(recipe, processor), processor, world, {})
-    steps = training_steps(composer, samples, BatchOrder(recipe.batch_positions, 0, recipe.seed), 0, cutter, 0)
-    batches = [cutter.finish(shares, number, 0.0) for number, (shares, _) in enumerate(islice(steps, num_steps))]
+    batcher = micro_batcher(recipe, initial_model(recipe, processor), processor, world, {})
+    steps = training_steps(composer, samples, BatchOrder(recipe.batch_positions, 0, recipe.seed), 0, batcher, 0)
+    batches = [batcher.finish(parts, number, 0.0) for number, (parts, _) in enumerate(islice(steps, num_steps))]
     frames = sum(int((batch.inputs["audio_labels"][..., 0] >= 0).sum()) for step in batches for batch in step)
     return batches, frames / FRAME_RATE
 
 
-def steppers(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor, world: World) -> dict[str, Step]:
-    """For each row a function that runs one step, from its micro-batches and its number."""
+def step_functions(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor, world: World) -> dict[str, Step]:
+    """Returns, for each row, a function that runs one step, given its micro-batches and its number."""
     wide = {**recipe.text_config, "intermediate_size": 2 * recipe.text_config["intermediate_size"]}
     recipes = {
         "DualFFN": recipe,
         "dense": replace(recipe, audio_adapter_type="stack"),
         "equal": replace(recipe, audio_adapter_type="stack", text_config=wide),
     }
-    twin = twin_of(copy.deepcopy(initial_model(recipe, processor))).train().to(world.device)
-    rows = {"transformers": theirs(twin, recipe)}
-    return rows | {name: ours(one, processor, world) for name, one in recipes.items()}
+    reference = transformers_model(copy.deepcopy(initial_model(recipe, processor))).train().to(world.device)
+    rows = {"transformers": transformers_step(reference, recipe)}
+    return rows | {name: package_step(variant, processor, world) for name, variant in recipes.items()}
 
 
-def ours(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor, world: World) -> Step:
+def package_step(recipe: LanguageModelRecipe, processor: HiggsAudioProcessor, world: World) -> Step:
     module = build_module(initial_model(recipe, processor).train(), recipe, world)
     optimizer = torch.optim.AdamW(decay_groups(module, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
     return lambda batches, number: train_step(module, optimizer, batches, recipe, world, number) and None
 
 
-def theirs(twin: Any, recipe: LanguageModelRecipe) -> Step:
-    """The loop of the documentation of transformers: the loss of the forward pass, backward, step."""
-    optimizer = torch.optim.AdamW(decay_groups(twin, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
+def transformers_step(model: Any, recipe: LanguageModelRecipe) -> Step:
+    """Returns a step of the training loop in the transformers documentation: loss of the forward pass, backward,
+    optimizer step."""
+    optimizer = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), betas=(0.9, 0.98), fused=True)
 
     def step(batches: Any, number: int) -> None:
         optimizer.zero_grad(set_to_none=True)
         for batch in batches:
-            inputs = {name: value.to(twin.device) for name, value in batch.inputs.items()}
-            with torch.autocast(twin.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                loss = twin(**inputs, use_cache=False).loss
+            inputs = {name: value.to(model.device) for name, value in batch.inputs.items()}
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                loss = model(**inputs, use_cache=False).loss
             loss.backward()
-        apply_step(float(loss.detach()), twin, optimizer, 1e-4, recipe.max_norm)
+        apply_step(float(loss.detach()), model, optimizer, 1e-4, recipe.max_norm)
 
     return step
 
 
 def measure(step: Step, batches: list[Any]) -> float:
-    """Seconds of the steps."""
+    """Returns the seconds that the steps take."""
     start = clock()
     for number, batch in enumerate(batches):
         step(batch, number)
@@ -131,13 +132,13 @@ def measure(step: Step, batches: list[Any]) -> float:
 def summary(rounds: list[dict[str, float]], seconds: float, args: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for name in rounds[0]:
-        times = [one[name] for one in rounds]
+        seconds_per_round = [times[name] for times in rounds]
         rows.append(
             {
                 "row": name,
-                "seconds of sound a second": seconds / statistics.median(times),
-                "over transformers": spread([one["transformers"] / one[name] for one in rounds]),
-                "over dense": spread([one["dense"] / one[name] for one in rounds]),
+                "seconds of sound a second": seconds / statistics.median(seconds_per_round),
+                "over transformers": median_and_range([times["transformers"] / times[name] for times in rounds]),
+                "over dense": median_and_range([times["dense"] / times[name] for times in rounds]),
             }
         )
     return {"arguments": vars(args), "threads": torch.get_num_threads(), "seconds of sound": seconds, "rows": rows}

@@ -1,10 +1,11 @@
-"""Compares the audio tokenizers of `ablation-tokenizer-*.yaml`: round trips, phones predicted by codebook 0.
+"""Compares the audio tokenizers of `ablation-tokenizer-*.yaml`: round trips, and phones predicted by codebook 0.
 
     python recipes/ablation_tokenizer.py SPEECH_DIR RUNS_DIR OUT_DIR [--limit 40]
 
-SPEECH_DIR is the output of `nano/speech.py`, RUNS_DIR holds the runs. Word errors, speaker similarity and DistillMOS
-are of the round trip of `--limit` held-out sentences with alternating voices. `phone` is the share of held-out frames
-whose phone, as timed by flite, is the most frequent phone of their codebook-0 code in training clips.
+SPEECH_DIR is the output of `nano/speech.py`, RUNS_DIR contains the runs. Word errors, speaker similarity and DistillMOS
+are measured on the round trip of `--limit` held-out sentences with alternating voices. `phone` is the share of held-out
+frames whose phone, according to flite's phone times, is the most frequent phone of their codebook-0 code in training
+clips.
 """
 
 import argparse
@@ -33,7 +34,7 @@ ARMS = {
     "acoustic alone": "ablation-tokenizer-acoustic.yaml",
     "unheard": "ablation-tokenizer-unheard.yaml",
 }
-COUNTED, TRIED = 1500, 300  # clips
+NUM_TRAIN_CLIPS, NUM_HELDOUT_CLIPS = 1500, 300  # clips whose phones are counted, and predicted
 FRAMES_PER_SECOND = 25
 
 
@@ -45,7 +46,7 @@ def main() -> None:
         for arm, recipe in ARMS.items()
     }
     source = source_folder(Path(args.speech), out / "source")
-    systems = {"source": source} | {arm: partial(tripped, source, str(model)) for arm, model in models.items()}
+    systems = {"source": source} | {arm: partial(reconstruct, source, str(model)) for arm, model in models.items()}
     run(systems, dataclasses.replace(heldout(tuple(VOICES), args.limit), rotated=True), out)
     lines = ["| tokenizer | frames | phone % (95 %) |", "| --- | ---: | ---: |"]
     for arm, model in models.items():
@@ -64,36 +65,36 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def tripped(source: Path, model: str, text: str, voice: str, draw: int):
+def reconstruct(source: Path, model: str, text: str, voice: str, draw: int):
     return round_trip(source, model, text, voice)
 
 
 def phone_row(arm: str, tokenizer: HiggsAudioTokenizer, speech: str) -> str:
     counts: dict[int, Counter] = defaultdict(Counter)
-    for clip in timed(speech, "train", COUNTED):
+    for clip in clips_with_phones(speech, "train", NUM_TRAIN_CLIPS):
         for code, phone in frames(clip, tokenizer):
             counts[code][phone] += 1
-    most = sum(counts.values(), Counter()).most_common(1)[0][0]
-    told = {code: phones.most_common(1)[0][0] for code, phones in counts.items()}
-    right, total = [], []
-    for clip in timed(speech, "heldout", TRIED):
+    most_frequent = sum(counts.values(), Counter()).most_common(1)[0][0]  # for codes that training clips lack
+    predicted = {code: phones.most_common(1)[0][0] for code, phones in counts.items()}
+    correct, total = [], []
+    for clip in clips_with_phones(speech, "heldout", NUM_HELDOUT_CLIPS):
         pairs = list(frames(clip, tokenizer))
-        right.append(sum(told.get(code, most) == phone for code, phone in pairs))
+        correct.append(sum(predicted.get(code, most_frequent) == phone for code, phone in pairs))
         total.append(len(pairs))
-    low, high = bootstrap_interval(right, total)
-    share = sum(right) / sum(total)
+    low, high = bootstrap_interval(correct, total)
+    share = sum(correct) / sum(total)
     return f"| {arm} | {sum(total)} | {100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f}) |"
 
 
-def timed(speech: str, split: str, most: int) -> list[Clip]:
-    """Clips with phone times reported by a synthesizer, the same for every tokenizer."""
-    return [clip for clip in read_manifests(speech, split) if clip.phones][:most]
+def clips_with_phones(speech: str, split: str, limit: int) -> list[Clip]:
+    """Returns the first clips for which a synthesizer reported phone times, the same for every tokenizer."""
+    return [clip for clip in read_manifests(speech, split) if clip.phones][:limit]
 
 
 def frames(clip: Clip, tokenizer: HiggsAudioTokenizer) -> Iterator[tuple[int, str]]:
-    """(code of codebook 0, phone at the frame's middle); frames of pauses are left out."""
-    sound = torch.from_numpy(read(clip.audio, tokenizer.config.sample_rate).samples)
-    codes = tokenizer.encode(sound[None, None]).audio_codes[0, 0].tolist()
+    """Yields (code of codebook 0, phone at the frame's middle) for each frame outside pauses."""
+    samples = torch.from_numpy(read(clip.audio, tokenizer.config.sample_rate).samples)
+    codes = tokenizer.encode(samples[None, None]).audio_codes[0, 0].tolist()
     for number, code in enumerate(codes):
         middle = (number + 0.5) / FRAMES_PER_SECOND
         for phone, start, end in clip.phones:

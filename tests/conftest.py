@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the network
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each take ten times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each are ten times slower
 
 import pytest
 import torch

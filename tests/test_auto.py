@@ -1,4 +1,6 @@
-"""Auto classes: ours read every layout, and those of transformers resolve our model types in any order of imports."""
+"""Tests of Auto classes: ours load every layout, and those of transformers resolve our model types in any order of
+imports.
+"""
 
 import json
 import subprocess
@@ -63,7 +65,8 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
 
 @pytest.fixture
 def layouts(tiny_checkpoint, tmp_path):
-    """The text tokenizer of the tiny checkpoint in each layout, with an audio tokenizer in another folder or none."""
+    """Returns the text tokenizer of the tiny checkpoint in each layout, with an audio tokenizer in another folder or
+    none."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint)
     made = {name: tmp_path / name for name in ("original", "transformers")}
     for name, folder in made.items():

@@ -1,4 +1,6 @@
-"""`higgs-audio convert`: bit-exact round trips through all layouts, and destinations that are complete or absent."""
+"""Tests of `higgs-audio convert`: bit-exact round trips through all layouts, and destinations that are complete or
+absent.
+"""
 
 import json
 import os
@@ -27,7 +29,7 @@ from higgs_audio.prompt.processor import HiggsAudioProcessor
 
 @pytest.fixture(scope="module")
 def source(tiny_checkpoint, tmp_path_factory) -> Path:
-    """A checkpoint with random weights in bfloat16 and an audio tokenizer of the published kind."""
+    """Returns a checkpoint with random weights in bfloat16 and an audio tokenizer of the published architecture."""
     folder = tmp_path_factory.mktemp("source")
     torch.manual_seed(0)
     model = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16)
@@ -44,12 +46,12 @@ def source(tiny_checkpoint, tmp_path_factory) -> Path:
 
 
 def stored(folder: Path) -> dict[str, Tensor]:
-    """Name in the files -> tensor."""
+    """Returns name in the files -> tensor."""
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def bits(folder: Path) -> dict[str, tuple[str, bytes]]:
-    """Name in our module tree -> dtype and bytes."""
+    """Returns name in our module tree -> dtype and bytes."""
     return {
         name: (weight.get_dtype(), weight[...].contiguous().view(torch.uint8).numpy().tobytes())
         for name, weight in open_weights(folder).items()
@@ -83,7 +85,7 @@ def test_the_audio_tokenizer_is_converted_with_the_checkpoint(layout, source, tm
     )
     assert theirs.keys() == ours.keys()
     worst = max(float((theirs[name].float() - ours[name].float()).abs().max()) for name in ours if ours[name].numel())
-    assert worst < 1e-6  # only the weight normalisation that the original stores rounds
+    assert worst < 1e-6  # only weight normalization, as the original stores it, rounds
     has_pickle = (tmp_path / "a" / "codec" / "model.pth").exists()
     assert has_pickle == (layout == "boson")
 
@@ -91,11 +93,11 @@ def test_the_audio_tokenizer_is_converted_with_the_checkpoint(layout, source, tm
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_generates_the_same_speech(layout, tiny_checkpoint, tmp_path):
     """Text tokenizer, voices, sampling options and audio tokenizer are converted with the weights."""
-    spoken = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu").generate("Hi there.", "joe", seed=1)
+    speech = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu").generate("Hi there.", "joe", seed=1)
     convert(tiny_checkpoint, tmp_path / layout, layout)
     again = HiggsAudio.from_pretrained(tmp_path / layout, device="cpu").generate("Hi there.", "joe", seed=1)
-    assert (spoken.codes == again.codes).all()
-    assert (spoken.waveform.samples == again.waveform.samples).all()
+    assert (speech.codes == again.codes).all()
+    assert (speech.waveform.samples == again.waveform.samples).all()
 
 
 @torch.no_grad()
@@ -160,8 +162,8 @@ def test_frozen_tables_are_joined(source, tmp_path):
     assert bits(convert(folder, tmp_path / "y", "native")) == bits(source)
 
 
-def test_a_copied_file_holds_the_same_tensors_of_every_dtype(tmp_path):
-    """Tensors of odd sizes, empty ones and a scalar keep their places."""
+def test_a_copied_file_has_the_same_tensors_of_every_dtype(tmp_path):
+    """Also with tensors of odd sizes, empty tensors and a scalar."""
     kinds = (torch.bfloat16, torch.float32, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float16)
     tensors = {f"{kind}.{n}": torch.arange(n).float().to(kind).clone() for kind in kinds for n in (0, 1, 3, 8)}
     tensors["a.number"] = torch.tensor(3.5)
@@ -177,7 +179,7 @@ def test_a_copied_file_holds_the_same_tensors_of_every_dtype(tmp_path):
 
 
 def test_a_converted_checkpoint_finds_its_audio_tokenizer_after_a_move(tiny_checkpoint, tmp_path):
-    """processor_config.json holds its absolute path, because transformers supports no relative one."""
+    """processor_config.json contains its absolute path, because transformers does not support relative paths."""
     convert(tiny_checkpoint, tmp_path / "x", "transformers")
     named = json.loads((tmp_path / "x" / "processor_config.json").read_text())["audio_tokenizer"]
     assert named["audio_tokenizer_name_or_path"] == str(tmp_path / "x" / "codec")
@@ -212,7 +214,7 @@ def test_only_known_files_are_copied(source, tmp_path):
 # Errors.
 
 
-def test_a_destination_that_is_not_empty_is_refused(source, tmp_path):
+def test_a_destination_that_is_not_empty_is_rejected(source, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("dear diary", encoding="utf-8")
     with pytest.raises(CheckpointError, match="not empty"):
@@ -222,7 +224,7 @@ def test_a_destination_that_is_not_empty_is_refused(source, tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
 
 
-def test_an_unknown_layout_or_source_is_refused(source, tmp_path):
+def test_an_unknown_layout_or_source_is_rejected(source, tmp_path):
     with pytest.raises(OptionError, match="did you mean 'transformers'"):
         convert(source, tmp_path / "x", "transformer")
     with pytest.raises(CheckpointError, match="no model"):
@@ -243,7 +245,7 @@ def test_a_damaged_source_leaves_no_destination(source, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
-def test_a_model_that_the_layout_cannot_express_is_refused(source, tmp_path):
+def test_a_model_that_the_layout_cannot_express_is_rejected(source, tmp_path):
     model = HiggsAudioForConditionalGeneration(HiggsAudioConfig.from_pretrained(source))
     config = HiggsAudioConfig.from_pretrained(source, audio_adapter_type="stack", audio_dual_ffn_layers=[])
     stack = HiggsAudioForConditionalGeneration(config)
@@ -286,8 +288,8 @@ def test_the_command_prints_the_folder_or_an_error(source, tmp_path, capsys):
 
     with pytest.raises(SystemExit) as ended:
         main(["convert", "--help"])
-    said = capsys.readouterr().out
-    assert [name for name in LAYOUTS if name not in said] == []
+    printed = capsys.readouterr().out
+    assert [name for name in LAYOUTS if name not in printed] == []
     with pytest.raises(SystemExit) as ended:
         main(["convert", str(source), str(tmp_path / "x"), "--to", "boson"])
     assert (ended.value.code, capsys.readouterr().out) == (0, f"{tmp_path / 'x'}\n")

@@ -1,4 +1,6 @@
-"""The delay pattern: its documented layout, and its incremental form against the whole-segment functions."""
+"""Tests of the delay pattern: its documented layout, and its incremental implementation against that for whole
+segments.
+"""
 
 import random
 
@@ -26,7 +28,7 @@ def run_script(script, num_codebooks):
 
 
 def random_script(rng, num_codebooks, eos_odds):
-    """[n, K] sampled columns; a model may sample eos in any cell."""
+    """Returns [n, K] sampled columns; eos can be in any cell."""
     length = rng.randint(1, 40)
     return [[EOS if rng.random() < eos_odds else rng.randrange(V) for _ in range(num_codebooks)] for _ in range(length)]
 
@@ -99,7 +101,7 @@ def test_forced_eos_keep_the_sampled_codes_on_the_diagonal():
     assert revert_delay(torch.tensor(columns).T).tolist() == [[1, 2], [3, 4], [5, 8]]
 
 
-def test_two_eos_in_one_column_end_by_the_lower_and_cut_the_sound_at_the_higher():
+def test_two_eos_in_one_column_end_by_the_lower_and_cut_the_audio_at_the_higher():
     script = [[1] * 8 for _ in range(40)]
     script[12][2] = script[12][5] = EOS
     columns, _ = run_script(script, 8)
@@ -121,7 +123,7 @@ def test_ramp_aligner_and_revert_agree_on_random_scripts_cut_anywhere(num_codebo
         frames = [frame for frame in pushed if frame is not None]
         assert frames == revert_delay(torch.tensor(columns).T).T.tolist()
         assert all(code < BOS for frame in frames for code in frame)
-        # Frame f comes with column f + K, the earliest possible: none with the first K columns, then no gap.
+        # Frame f is returned with column f + K, the earliest possible: none with the first K columns, then no gap.
         assert pushed[num_codebooks : num_codebooks + len(frames)] == frames
 
 

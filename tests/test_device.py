@@ -1,4 +1,4 @@
-"""Device arguments: accepted spellings, and the error for a device that does not exist."""
+"""Tests of device arguments: accepted values, and the error for a device that does not exist."""
 
 import pytest
 import torch

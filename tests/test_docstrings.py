@@ -1,4 +1,4 @@
-"""The examples in the docstrings of public classes and functions run."""
+"""Tests that the examples in the docstrings of public classes and functions run."""
 
 import doctest
 import inspect
@@ -35,7 +35,7 @@ DOCUMENTED = {
     "open_checkpoint": checkpoint.open_checkpoint,
     "Layout.stored_name": layouts.Layout.stored_name,
 }
-# Those whose docstrings must have all sections.
+# Methods whose docstrings must have all sections.
 WHOLE = [
     "HiggsAudioProcessor.__call__",
     "HiggsAudioProcessor.decode",
@@ -60,8 +60,8 @@ def test_docstring_examples_run(name, tmp_path, monkeypatch):
     }
     test = doctest.DocTestParser().get_doctest(documentation, names, name, None, None)
     assert test.examples
-    said = []
-    assert doctest.DocTestRunner().run(test, out=said.append).failed == 0, "".join(said)
+    printed = []
+    assert doctest.DocTestRunner().run(test, out=printed.append).failed == 0, "".join(printed)
     assert "SKIP" not in documentation
 
 

@@ -1,4 +1,6 @@
-"""Atomic writes: whatever happens during a write, a reader finds the whole old file or the whole new one."""
+"""Tests of atomic writes: whatever happens during a write, a reader finds the complete old file or the complete new
+file.
+"""
 
 import signal
 import subprocess
@@ -21,7 +23,8 @@ OLD, NEW = b"old content", b"new content" * 1000
 
 
 def run_writer(path, body):
-    """Runs Python code in a new process, where `path` is the path of the file to write; returns the ended process."""
+    """Runs Python code in a new process, where `path` is the path of the file to write; returns the finished
+    process."""
     code = f"""
 import os, signal, resource
 from pathlib import Path
@@ -89,7 +92,7 @@ def test_an_interrupt_keeps_the_existing_file_and_leaves_no_temporary_file(tmp_p
 
 
 def test_a_full_disk_keeps_the_existing_file_and_leaves_no_temporary_file(tmp_path):
-    """A limit of 4 kB on the size of files stands for the full disk: the write fails after its first bytes."""
+    """A limit of 4 kB on the size of files simulates the full disk: the write fails after its first bytes."""
     path = tmp_path / "file"
     path.write_bytes(OLD)
     limit = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"

@@ -1,5 +1,4 @@
-"""The structure of the package: which modules may import which, how large they are, what `import higgs_audio` costs.
-
+"""Tests of the structure of the package: imports between modules, their sizes, and the cost of `import higgs_audio`.
 The levels are those of the table in docs/architecture.md.
 """
 
@@ -34,7 +33,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def modules() -> dict[str, Path]:
-    """Dotted name below the package -> file; the `__init__` of a folder has the name of the folder."""
+    """Returns dotted name below the package -> file; the `__init__` of a folder has the name of the folder."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -44,7 +43,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(path: Path, known: set[str]) -> set[str]:
-    """Modules of this package that a file imports, anywhere in the file."""
+    """Returns the modules of this package that a file imports, anywhere in the file."""
     targets = set()
     for node in ast.walk(parse(path)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -63,7 +62,7 @@ def import_graph() -> Graph:
 
 
 def between_folders(graph: Graph) -> Graph:
-    """Folder or module outside folders -> those that it imports."""
+    """Returns folder or module outside folders -> folders or modules that it imports."""
     folders: Graph = {top(module): set() for module in graph}
     for module, targets in graph.items():
         folders[top(module)] |= {top(target) for target in targets} - {top(module)}
@@ -71,7 +70,7 @@ def between_folders(graph: Graph) -> Graph:
 
 
 def upward(graph: Graph, level: dict[str, int]) -> list[str]:
-    """Imports between folders that do not lead to a lower level."""
+    """Returns the imports between folders that do not lead to a lower level."""
     return [
         f"{source} (level {level[top(source)]}) imports {target} (level {level[top(target)]})"
         for source, targets in sorted(graph.items())
@@ -81,7 +80,8 @@ def upward(graph: Graph, level: dict[str, int]) -> list[str]:
 
 
 def cycles(graph: Graph) -> list[str]:
-    """Modules that are part of a cycle or import one; imports of the own folder's `__init__` do not count."""
+    """Returns the modules that are part of a cycle or import one; imports of the `__init__` of the same folder do not
+    count."""
     left = {module: {target for target in targets if target != top(module)} for module, targets in graph.items()}
     while free := [module for module, targets in left.items() if not targets & set(left)]:
         for module in free:
@@ -90,7 +90,7 @@ def cycles(graph: Graph) -> list[str]:
 
 
 def longest_chain(graph: Graph) -> list[str]:
-    """The longest sequence of names of which each imports the next; the graph has no cycle."""
+    """Returns the longest sequence of names in which each imports the next; the graph has no cycle."""
     chains: dict[str, list[str]] = {}
 
     def chain(name: str) -> list[str]:
@@ -257,7 +257,7 @@ print(seconds, *sorted(ours - sys.stdlib_module_names))
 
 
 def test_importing_the_package_takes_at_most_a_tenth_of_a_second_and_no_dependency():
-    """The fastest of three runs counts, because another process may occupy the processor."""
+    """The fastest of three runs counts, because other processes may use the CPU."""
     times = []
     for _ in range(3):
         result = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
@@ -276,7 +276,7 @@ def test_optional_packages_are_imported_inside_functions():
 
 
 def optional_packages() -> set[str]:
-    """Import names of the packages that the extras install."""
+    """Returns the import names of the packages that the extras install."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     table = re.search(r"^\[project.optional-dependencies\]\n(.*?)^\[", project, re.MULTILINE | re.DOTALL)
     assert table

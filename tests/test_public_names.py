@@ -1,4 +1,4 @@
-"""Public names of `audio`, `text`, `errors`, `files` and `device`: `__all__` is what the documentation names."""
+"""Tests of the public names of `audio`, `text`, `errors`, `files` and `device`: `__all__` has the documented names."""
 
 import ast
 import doctest
@@ -28,7 +28,7 @@ def load(name):
 
 
 def defined_names(name):
-    """The names that the statements of a module define, without imports."""
+    """Returns the names that the statements of a module define, without imports."""
     tree = ast.parse((PACKAGE / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):

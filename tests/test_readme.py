@@ -1,4 +1,4 @@
-"""The README: its first block is the two lines, its code runs, its links lead somewhere."""
+"""Tests of the README: its first block has two lines, its code runs, and its links are valid."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from higgs_audio import NANO
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-# These take minutes, or would run this very file; .ci/run runs them.
+# These take minutes, or would run this file; .ci/run runs them.
 NOT_HERE = re.compile(r"(pip install|pytest)\b")
 
 
@@ -21,7 +21,7 @@ def blocks(kind: str) -> list[str]:
     return [body for language, body in BLOCKS if language == kind]
 
 
-def test_the_first_block_is_two_lines_one_speaks_and_one_tests():
+def test_the_first_block_is_two_lines_one_generates_speech_and_one_runs_the_tests():
     language, body = BLOCKS[0]
     speak, test = body.splitlines()
     assert language == "console"
@@ -49,7 +49,7 @@ def console_blocks():
 
 @pytest.mark.parametrize("block", console_blocks())
 def test_console_blocks_run(block, tmp_path):
-    """All lines of a block in one folder, without their installing and testing parts."""
+    """Runs all lines of a block in one folder, without the parts that install or test."""
     parts = [part for line in block.splitlines() for part in line.split(" && ") if not NOT_HERE.match(part)]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for part in parts:
@@ -66,7 +66,7 @@ def test_links_lead_to_files_of_the_repository():
         assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
-def test_every_part_in_the_box_exists():
+def test_every_path_in_the_table_of_contents_exists():
     for row in re.findall(r"^\| [\w ,]+ \| (`.+?`) \|", README, flags=re.MULTILINE):
         for name in re.findall(r"`([^`]+)`", row):
             assert (ROOT / name).exists() or (NANO.parent / name).exists(), name

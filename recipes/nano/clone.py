@@ -1,12 +1,14 @@
-"""Measures cloning with the published programs: one reference of 3 to 10 seconds, and two with speaker tags.
+"""Measures voice cloning with the programs of the published model card: one reference of 3 to 10 seconds, and two with
+speaker tags.
 
     python recipes/nano/clone.py SPEECH_DIR OUT_DIR [--checkpoint DIR] [--num 16]
 
-SPEECH_DIR is the output of `speech.py`. References are concatenated held-out recordings: `seen` ones of training
-voices, `unseen` ones of other speakers. Resumable: OUT_DIR/items.jsonl keeps the results, OUT_DIR/*.wav the audio.
+SPEECH_DIR is the output of `speech.py`. References are concatenated held-out recordings: `seen` references of training
+voices, `unseen` references of other speakers. Resumable: the results are in OUT_DIR/items.jsonl, the audio in
+OUT_DIR/*.wav.
 
-`own` and `other` are the similarity (Resemblyzer) of the output to its own reference and to the other speaker's;
-`nearer` is the share of outputs that are more similar to their own.
+`own` and `other` are the similarity (Resemblyzer) of the output to its own reference and to the reference of another
+speaker; `nearer` is the share of outputs that are more similar to their own.
 """
 
 import argparse
@@ -31,8 +33,8 @@ from higgs_audio.listen.asr import transcribe
 from higgs_audio.listen.speaker import embed, similarity
 from higgs_audio.train_lm.composer import QUIET_ROOM, SAME_VOICE, SEVERAL_SPEAKERS
 
-SECONDS = (3.0, 10.0)  # of a reference
-FIRST_TARGET = 40  # sentences from this index on are generated, earlier ones occur in references
+SECONDS = (3.0, 10.0)  # minimum and maximum of a reference
+FIRST_TARGET = 40  # sentences from this index on are generated; earlier sentences occur in references
 OPTIONS = {"max_length": 1024, "temperature": 0.3, "top_p": 0.95, "top_k": 50, "do_sample": True}
 PROGRAMS = ("one reference", "two references")
 
@@ -41,13 +43,13 @@ def main() -> None:
     args = parse_arguments(__doc__, 16, "items of each program and kind of reference")
     check_packages(packages=WORDS + SPEAKER)
     out = Path(args.out)
-    items = measured(out)
+    items = read_items(out)
     done = {(item["program"], item["kind"], item["number"]) for item in items}
     clips = recordings(Path(args.speech))
     for number, kind, program in itertools.product(range(args.num), clips, PROGRAMS):
         if (program, kind, number) not in done:
             item = measure(program, kind, number, clips[kind], args.checkpoint, out)
-            keep(item, items, out)
+            append_item(item, items, out)
     print(table([item for item in items if item["number"] < args.num]))
 
 
@@ -60,22 +62,22 @@ def parse_arguments(description: str | None, num: int, meaning: str) -> argparse
     return parser.parse_args()
 
 
-def measured(out: Path) -> list[dict]:
-    """The items that `out` already has; creates the folder."""
+def read_items(out: Path) -> list[dict]:
+    """Returns the items that `out` already has; creates the folder."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "items.jsonl"
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def keep(item: dict, items: list[dict], out: Path) -> None:
-    """Appends an item, in memory and in `out`."""
+def append_item(item: dict, items: list[dict], out: Path) -> None:
+    """Appends an item to `items` and to the file in `out`."""
     items.append(item)
     with (out / "items.jsonl").open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(item) + "\n")
 
 
 def recordings(speech: Path) -> dict[str, dict[str, list[tuple[Path, str]]]]:
-    """Kind of reference -> speaker -> recordings with their texts, of sentences before FIRST_TARGET."""
+    """Returns kind of reference -> speaker -> recordings with their texts, of sentences before FIRST_TARGET."""
     found: dict = {"seen": defaultdict(list), "unseen": defaultdict(list)}
     kinds = {"heldout": "seen", "unseen": "unseen"}
     for manifest in sorted(speech.glob("manifest*.jsonl")):
@@ -86,19 +88,19 @@ def recordings(speech: Path) -> dict[str, dict[str, list[tuple[Path, str]]]]:
 
 
 def measure(program: str, kind: str, number: int, clips: dict, checkpoint: str, out: Path) -> dict:
-    """One output and its metrics."""
-    rng = random.Random(zlib.crc32(f"{kind} {number}".encode()))  # the same for both programs and every checkpoint
+    """Generates one output; returns its metrics."""
+    rng = random.Random(zlib.crc32(f"{kind} {number}".encode()))  # equal for both programs and for every checkpoint
     speakers = sorted(clips)
     speaker = speakers[number % len(speakers)]
     other = rng.choice([name for name in speakers if name.split("*")[0] != speaker.split("*")[0]])
-    own, foreign = reference(clips[speaker], rng), reference(clips[other], rng)
+    own, unrelated = reference(clips[speaker], rng), reference(clips[other], rng)
     text = heldout().sentences[FIRST_TARGET + number % (100 - FIRST_TARGET)].text
-    second = foreign if program == PROGRAMS[1] else None
-    sound, ended = speak(checkpoint, conversation(text, own, second), number)
-    write(sound, out / f"{program.split()[0]}-{kind}-{number:02d}.wav")
-    heard = transcribe([sound])[0].text
-    errors = word_errors(text, heard)
-    likeness = [round(similarity(embed(sound), embed(voice[0])), 4) for voice in (own, foreign)]
+    second = unrelated if program == PROGRAMS[1] else None
+    waveform, ended = generate(checkpoint, conversation(text, own, second), number)
+    write(waveform, out / f"{program.split()[0]}-{kind}-{number:02d}.wav")
+    transcript = transcribe([waveform])[0].text
+    errors = word_errors(text, transcript)
+    similarities = [round(similarity(embed(waveform), embed(voice[0])), 4) for voice in (own, unrelated)]
     return {
         "program": program,
         "kind": kind,
@@ -106,69 +108,69 @@ def measure(program: str, kind: str, number: int, clips: dict, checkpoint: str, 
         "speaker": speaker,
         "of": other,
         "text": text,
-        "heard": heard,
+        "heard": transcript,
         "errors": errors.errors,
         "words": errors.total,
-        "own": likeness[0],
-        "other": likeness[1],
-        "seconds": round(len(sound.samples) / sound.sample_rate, 2),
+        "own": similarities[0],
+        "other": similarities[1],
+        "seconds": round(len(waveform.samples) / waveform.sample_rate, 2),
         "ended": ended,
         "reference_seconds": round(len(own[0].samples) / own[0].sample_rate, 2),
     }
 
 
 def reference(clips: list[tuple[Path, str]], rng: random.Random) -> tuple[Waveform, str]:
-    """Concatenated recordings of one speaker, within SECONDS, and their text."""
-    wanted, sounds, texts = rng.uniform(*SECONDS), [], []
+    """Returns concatenated recordings of one speaker, of a total length within SECONDS, and their text."""
+    seconds, parts, texts = rng.uniform(*SECONDS), [], []
     for path, text in rng.sample(sorted(clips), len(clips)):
-        sound = read(path)
-        length = sum(map(len, sounds)) + len(sound.samples)
-        if length > SECONDS[1] * sound.sample_rate:
+        waveform = read(path)
+        length = sum(map(len, parts)) + len(waveform.samples)
+        if length > SECONDS[1] * waveform.sample_rate:
             continue
-        sounds.append(sound.samples)
+        parts.append(waveform.samples)
         texts.append(text)
-        if length >= wanted * sound.sample_rate:
+        if length >= seconds * waveform.sample_rate:
             break
-    return Waveform(np.concatenate(sounds), sound.sample_rate), " ".join(texts)
+    return Waveform(np.concatenate(parts), waveform.sample_rate), " ".join(texts)
 
 
 def conversation(text: str, own: tuple[Waveform, str], second: tuple[Waveform, str] | None) -> list[dict]:
-    """The second program of the published model card, or with a second reference the third."""
+    """Returns the messages of the second program of the published model card; with a second reference, of the third."""
     if second is None:
         scene = f"{SAME_VOICE}\n\n<|scene_desc_start|>\n{QUIET_ROOM}\n<|scene_desc_end|>"
-        return [{"role": "system", "content": scene}, *heard(*own), {"role": "user", "content": text}]
-    turns = [turn for number, (sound, said) in enumerate((own, second)) for turn in heard(sound, said, number)]
-    asked = {"role": "user", "content": f"[SPEAKER0] {text}"}
-    return [{"role": "system", "content": SEVERAL_SPEAKERS}, *turns, asked]
+        return [{"role": "system", "content": scene}, *reference_turns(*own), {"role": "user", "content": text}]
+    turns = [turn for number, voice in enumerate((own, second)) for turn in reference_turns(*voice, number)]
+    target = {"role": "user", "content": f"[SPEAKER0] {text}"}
+    return [{"role": "system", "content": SEVERAL_SPEAKERS}, *turns, target]
 
 
-def heard(sound: Waveform, text: str, number: int | None = None) -> list[dict]:
-    """A reference as two turns."""
-    said = text if number is None else f"[SPEAKER{number}] {text}"
-    audio = {"type": "audio", "audio": sound.samples, "sampling_rate": sound.sample_rate}
-    return [{"role": "user", "content": said}, {"role": "assistant", "content": [audio]}]
+def reference_turns(waveform: Waveform, text: str, speaker: int | None = None) -> list[dict]:
+    """Returns a reference as a user turn with its text and an assistant turn with its audio."""
+    content = text if speaker is None else f"[SPEAKER{speaker}] {text}"
+    audio = {"type": "audio", "audio": waveform.samples, "sampling_rate": waveform.sample_rate}
+    return [{"role": "user", "content": content}, {"role": "assistant", "content": [audio]}]
 
 
-def speak(checkpoint: str, messages: list[dict], seed: int) -> tuple[Waveform, bool]:
-    """The generated audio, and whether it ended by itself; half a second of silence if there is none."""
-    model, processor = parts(checkpoint)
+def generate(checkpoint: str, messages: list[dict], seed: int) -> tuple[Waveform, bool]:
+    """Returns the generated audio (half a second of silence if it is empty), and whether it ended before the limit."""
+    model, processor = load(checkpoint)
     inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     torch.manual_seed(seed)
     outputs = model.generate(**inputs, **OPTIONS, tokenizer=processor.tokenizer)
     length = processor.get_prompt_len(inputs.input_ids)
-    answer = processor.decode(outputs[0], outputs[1], prompt_token_length=length)
-    samples = np.zeros(12_000, np.float32) if answer.audio is None else np.asarray(answer.audio, np.float32)
+    decoded = processor.decode(outputs[0], outputs[1], prompt_token_length=length)
+    samples = np.zeros(12_000, np.float32) if decoded.audio is None else np.asarray(decoded.audio, np.float32)
     return Waveform(np.clip(samples, -1, 1), processor.sampling_rate), outputs[0].shape[-1] < OPTIONS["max_length"]
 
 
 @lru_cache
-def parts(checkpoint: str) -> tuple[HiggsAudioForConditionalGeneration, HiggsAudioProcessor]:
+def load(checkpoint: str) -> tuple[HiggsAudioForConditionalGeneration, HiggsAudioProcessor]:
     model = HiggsAudioForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     return model.eval(), HiggsAudioProcessor.from_pretrained(checkpoint)
 
 
 def table(items: list[dict]) -> str:
-    """A row for each program and kind."""
+    """Returns a table with a row for each program and kind of reference."""
     lines = ["| program | references | items | WER | 95 % | own | other | nearer | ended |", "| --- " * 9 + "|"]
     lines[1] = "| --- | --- " + "| ---: " * 7 + "|"
     for program, kind in itertools.product(PROGRAMS, ("seen", "unseen")):

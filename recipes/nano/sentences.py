@@ -1,8 +1,8 @@
-"""Collects nano's training sentences and the two hundred held-out ones.
+"""Collects nano's training sentences and the two hundred held-out sentences.
 
 Sources, all from Debian: `fortunes` (fortune cookies), `bible-kjv-text` (public domain, through `bible`), and the
-example sentences of `wordnet-base`, which have a large modern vocabulary.
-Only sentences that every voice reads alike are kept: no digits, no abbreviations, no capitals inside a sentence.
+example sentences of `wordnet-base`, which have a large modern vocabulary. Only sentences that every engine reads the
+same way are kept: no digits, no abbreviations, no capitals inside a sentence.
 
     python recipes/nano/sentences.py DIR     # writes DIR/train.txt and DIR/heldout.txt
 """
@@ -16,10 +16,10 @@ from pathlib import Path
 FORTUNES = Path("/usr/share/games/fortunes")
 WORDNET = Path("/usr/share/wordnet")
 SKIPPED_FORTUNES = {"art", "ascii-art", "songs-poems", "translate-me", "debian", "perl", "linux", "computers"}
-NUM_HELDOUT = (
-    200  # the package's list; the shipped audio tokenizer, not the language model, was trained on the second 100
-)
-NGRAM = 5  # held-out and training sentences share no run of this many words
+# The package's list. The second hundred are in the training data of the shipped audio tokenizer, but not in that of the
+# language model.
+NUM_HELDOUT = 200
+NGRAM = 5  # held-out and training sentences share no sequence of this many words
 SEED = 20261122
 
 _ATTRIBUTION = re.compile(r"\n\s*--.*", re.DOTALL)
@@ -29,14 +29,14 @@ _REPEATED = re.compile(r"(.)\1\1")
 
 
 def main(folder: str) -> None:
-    """Writes both lists, one sentence a line."""
+    """Writes both lists, one sentence per line."""
     rng = random.Random(SEED)
     fortunes = sorted({s for s in fortune_sentences() if is_plain(s, 14, 110)})
     bible = sorted({s for s in bible_clauses() if is_plain(s, 20, 70)})
     examples = sorted({s for s in wordnet_examples() if is_plain(s, 20, 90)})
     rng.shuffle(fortunes)
     rng.shuffle(bible)
-    heldout = [s for s in fortunes if is_judgeable(s)][:NUM_HELDOUT]
+    heldout = [s for s in fortunes if is_heldout_candidate(s)][:NUM_HELDOUT]
     forbidden = {g for s in heldout for g in ngrams(s)} | {" ".join(words(s)) for s in heldout}
     everything = fortunes + bible[: max(0, 26_000 - len(fortunes))] + examples
     train = [s for s in dict.fromkeys(everything) if is_disjoint(s, forbidden)]
@@ -53,7 +53,7 @@ def main(folder: str) -> None:
 
 
 def fortune_sentences():
-    """Sentences of every fortune that is prose, attributions removed."""
+    """Yields the sentences of every fortune that is prose, without attributions."""
     for path in sorted(FORTUNES.iterdir()):
         if path.suffix or path.name in SKIPPED_FORTUNES or path.is_dir():
             continue
@@ -63,7 +63,7 @@ def fortune_sentences():
 
 
 def bible_clauses():
-    """Clauses of the King James text, capitalised and closed with a full stop."""
+    """Yields the clauses of the King James text, capitalized and ended with a full stop."""
     text = subprocess.run(["bible", "-f", "Gen1:1-Rev22:21"], capture_output=True, text=True, check=True).stdout
     for line in text.splitlines():
         verse = line.split(" ", 1)[-1]
@@ -74,7 +74,7 @@ def bible_clauses():
 
 
 def wordnet_examples():
-    """Quoted examples of the definitions, capitalised and closed with a full stop."""
+    """Yields the quoted examples of the definitions, capitalized and ended with a full stop."""
     for path in sorted(WORDNET.glob("data.*")):
         for line in path.read_text(encoding="utf-8").splitlines():
             for quoted in re.findall(r'"([^"]+)"', line.partition(" | ")[2]):
@@ -84,31 +84,31 @@ def wordnet_examples():
 
 
 def is_plain(sentence: str, shortest: int, longest: int) -> bool:
-    """Letters and light punctuation only, of moderate length."""
+    """Whether a sentence has only letters and light punctuation, and moderate length."""
     in_bounds = shortest <= len(sentence) <= longest and len(words(sentence)) >= 3
     return in_bounds and bool(_PLAIN.fullmatch(sentence)) and not _REPEATED.search(sentence)
 
 
-def is_judgeable(sentence: str) -> bool:
-    """A held-out sentence has no names, which ASR cannot spell, and five to fourteen words."""
+def is_heldout_candidate(sentence: str) -> bool:
+    """Whether a sentence has no names, which ASR cannot spell, and five to fourteen words."""
     names = [w for w in re.findall(r"[A-Za-z']+", sentence)[1:] if w[0].isupper() and not w.startswith("I")]
     return not names and 5 <= len(words(sentence)) <= 14
 
 
 def is_disjoint(sentence: str, forbidden: set[str]) -> bool:
-    """Shares no n-gram with a held-out sentence and is none of them."""
+    """Whether a sentence shares no n-gram with a held-out sentence and is not a held-out sentence."""
     return " ".join(words(sentence)) not in forbidden and not (ngrams(sentence) & forbidden)
 
 
 def words(sentence: str) -> list[str]:
-    """Lower-case words, punctuation dropped."""
+    """Returns the words in lower case, without punctuation."""
     return re.findall(r"[a-z']+", sentence.lower())
 
 
 def ngrams(sentence: str) -> set[str]:
-    """All runs of NGRAM words."""
-    w = words(sentence)
-    return {" ".join(w[i : i + NGRAM]) for i in range(len(w) - NGRAM + 1)}
+    """Returns all sequences of NGRAM words."""
+    all_words = words(sentence)
+    return {" ".join(all_words[i : i + NGRAM]) for i in range(len(all_words) - NGRAM + 1)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Draws the texts of nano's training clips: sentences, questions, several sentences, single words, names and numbers.
 
-The sentences are those of `sentences.py`. A text is a function of its number, so that every run draws the same.
-Numbers are written as words, because front ends read digits differently.
+The sentences are those of `sentences.py`. Each text depends only on its number, so that every run draws the same texts.
+Numbers are written as words, because text front ends differ in how they read digits.
 """
 
 import random
@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 
 WORDNET = Path("/usr/share/wordnet")
-PERSON, PLACE = "18", "15"  # the lexicographer files of WordNet's nouns
-LONGEST = 330  # characters of several sentences: at most some 25 seconds
+PERSON, PLACE = "18", "15"  # lexicographer files of WordNet's nouns
+MAX_CHARACTERS = 330  # of several sentences: at most about 25 seconds
 
-KINDS = {  # shares of the clips
+KINDS = {  # kind of text -> share of the clips
     "sentence": 0.40,
     "question": 0.09,
     "exclamation": 0.05,
@@ -191,12 +191,12 @@ ORDINALS = [
 
 @dataclass(frozen=True)
 class Texts:
-    """`sentences` to draw from; names and places come from WordNet."""
+    """Draws texts from `sentences`, and names and places from WordNet."""
 
     sentences: Sequence[str]
 
     def draw(self, rng: random.Random) -> tuple[str, str]:
-        """A kind and a text of it."""
+        """Draws a kind of text, and a text of this kind."""
         kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
         return kind, getattr(self, f"_{kind.replace(' ', '_')}")(rng)
 
@@ -217,7 +217,7 @@ class Texts:
 
     def _several(self, rng: random.Random, count: int) -> str:
         drawn = [rng.choice(self.sentences) for _ in range(count)]
-        while len(drawn) > 1 and sum(map(len, drawn)) > LONGEST:
+        while len(drawn) > 1 and sum(map(len, drawn)) > MAX_CHARACTERS:
             drawn.pop()
         return " ".join(drawn)
 
@@ -228,17 +228,17 @@ class Texts:
         return f"{rng.choice(self._words).capitalize()} {rng.choice(self._words)}" + rng.choice("..!?")
 
     def _phrase(self, rng: random.Random) -> str:
-        text = self._filled(rng.choice(PHRASES), rng)
+        text = self._fill(rng.choice(PHRASES), rng)
         return text[0].upper() + text[1:] + rng.choice(".... !?".replace(" ", ""))
 
     def _fact(self, rng: random.Random) -> str:
-        return self._filled(rng.choice(FACTS), rng)
+        return self._fill(rng.choice(FACTS), rng)
 
-    def _filled(self, pattern: str, rng: random.Random) -> str:
-        text = re.sub(r"\{(\w+)\}", lambda match: self._thing(match[1], rng), pattern)
+    def _fill(self, pattern: str, rng: random.Random) -> str:
+        text = re.sub(r"\{(\w+)\}", lambda match: self._value(match[1], rng), pattern)
         return text[0].upper() + text[1:]
 
-    def _thing(self, kind: str, rng: random.Random) -> str:
+    def _value(self, kind: str, rng: random.Random) -> str:
         match kind:
             case "name":
                 return rng.choice(self._people)
@@ -290,7 +290,7 @@ class Texts:
 
 
 def wordnet_names(file: str) -> list[str]:
-    """One- or two-word proper nouns of one of WordNet's lexicographer files."""
+    """Returns the proper nouns of one or two words in a lexicographer file of WordNet."""
     found = set()
     for line in (WORDNET / "data.noun").read_text(encoding="utf-8").splitlines():
         fields = line.split()
@@ -302,7 +302,7 @@ def wordnet_names(file: str) -> list[str]:
 
 
 def number(value: int) -> str:
-    """0 to 999 in words."""
+    """Returns a number from 0 to 999 in words."""
     if value < 20:
         return UNITS[value]
     if value < 100:

@@ -1,7 +1,7 @@
 """Builds nano's text tokenizer: one id for each special token, each fixed prompt string, each phoneme or character.
 
-nano's texts are phonemes, so its vocabulary is an alphabet. Strings that every prompt repeats are single pieces, which
-keeps a prompt to a few dozen tokens; other text is tokenized by characters, and unknown characters by UTF-8 bytes.
+nano's texts are phonemes, so its vocabulary is an alphabet. Strings that every prompt repeats are single pieces: a
+prompt then has only a few dozen tokens. Other text is tokenized by characters, and unknown characters by UTF-8 bytes.
 
     python recipes/nano/tokenizer.py DIR     # writes DIR/tokenizer.json and DIR/tokenizer_config.json
 """
@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from higgs_audio import special_tokens
 
-UNKNOWN = "<unk>"  # the model of `tokenizers` asks for one; byte pieces leave nothing unknown
-# The system texts for several speakers: of the original examples, of the Hugging Face ones.
+UNKNOWN = "<unk>"  # required by `tokenizers.models.Unigram`, and never used: byte pieces cover every character
+# System texts for several speakers: from the original examples, and from those of Hugging Face.
 SEVERAL_SPEAKERS = (
     "You are an AI assistant designed to convert text into speech.\n"
     "If the user's message includes a [SPEAKER*] tag, do not read out the tag and generate speech for the following "
@@ -53,7 +53,7 @@ PHONEMES = (
 PRINTABLE = string.printable[:95] + "\n"
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
-PIECE_SCORE = -1.0  # equal for all, so the segmentation with the fewest pieces wins
+PIECE_SCORE = -1.0  # equal for all pieces, so that the segmentation with the fewest pieces is chosen
 HIDDEN_SCORE = -1000.0  # special tokens and byte pieces never match plain text
 MAX_SIZE = 512
 
@@ -67,7 +67,7 @@ def main(folder: str) -> None:
 
 
 def build() -> PreTrainedTokenizerFast:
-    """The tokenizer; ids are positions in `vocabulary`."""
+    """Builds the tokenizer; ids are positions in `vocabulary`."""
     model = Unigram(vocabulary(), unk_id=len(special_tokens.SPECIAL_TOKENS), byte_fallback=True)
     tokenizer = Tokenizer(model)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
@@ -83,11 +83,11 @@ def build() -> PreTrainedTokenizerFast:
 
 
 def vocabulary() -> list[tuple[str, float]]:
-    """(piece, score), id 0 first."""
-    hidden = [*special_tokens.SPECIAL_TOKENS, UNKNOWN]
-    spoken = dict.fromkeys([*PROMPT_PIECES, *PHONEMES, *PRINTABLE])
-    pieces = [(piece, HIDDEN_SCORE) for piece in hidden]
-    pieces += [(piece, PIECE_SCORE) for piece in spoken]
+    """Returns a list of (piece, score), in the order of ids."""
+    special = [*special_tokens.SPECIAL_TOKENS, UNKNOWN]
+    text = dict.fromkeys([*PROMPT_PIECES, *PHONEMES, *PRINTABLE])
+    pieces = [(piece, HIDDEN_SCORE) for piece in special]
+    pieces += [(piece, PIECE_SCORE) for piece in text]
     pieces += [(piece, HIDDEN_SCORE) for piece in BYTES]
     assert len(pieces) == len({piece for piece, _ in pieces}) <= MAX_SIZE
     return pieces

@@ -1,11 +1,11 @@
-"""Measures whether clones of unseen voices can be told apart: every unseen voice is cloned and compared with twenty.
+"""Measures how distinguishable clones of unseen voices are: compares a clone of each with twenty voices.
 
     python recipes/nano/unseen.py SPEECH_DIR OUT_DIR [--checkpoint DIR] [--num 3]
 
-Each voice has one reference of 3 to 10 seconds, as `clone.py` makes it, and generates `--num` sentences. References of
-four training voices complete the twenty. An output is `nearest` if its similarity (Resemblyzer) to its own reference
-exceeds that to every other; `margin` is the similarity to its own minus the mean of the others. Resumable:
-OUT_DIR/items.jsonl keeps the results.
+Each voice has one reference of 3 to 10 seconds, built as in `clone.py`; `--num` sentences are generated with it.
+References of four training voices complete the twenty. An output is `nearest` if its similarity (Resemblyzer) to its
+own reference exceeds the similarity to every other reference; `margin` is the similarity to its own minus the mean of
+the others. Resumable: the results are in OUT_DIR/items.jsonl.
 """
 
 import random
@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from clone import FIRST_TARGET, conversation, keep, measured, parse_arguments, recordings, reference, speak
+from clone import FIRST_TARGET, append_item, conversation, generate, parse_arguments, read_items, recordings, reference
 from roundtrip import KOKORO
 
 from higgs_audio.audio.files import write
@@ -30,60 +30,60 @@ def main() -> None:
     args = parse_arguments(__doc__, 3, "sentences of each voice")
     check_packages(packages=WORDS + SPEAKER)
     out = Path(args.out)
-    items = measured(out)
+    items = read_items(out)
     done = {(item["speaker"], item["number"]) for item in items}
     clips = recordings(Path(args.speech))
     seen = {speaker: clips["seen"][speaker] for speaker in SEEN if speaker in clips["seen"]}
     references = {name: reference(own, draw(name)) for name, own in sorted({**clips["unseen"], **seen}.items())}
-    known = {speaker: embed(sound) for speaker, (sound, _) in references.items()}
+    embeddings = {speaker: embed(waveform) for speaker, (waveform, _) in references.items()}
     for number in range(args.num):
-        for place, speaker in enumerate(sorted(clips["unseen"])):
+        for position, speaker in enumerate(sorted(clips["unseen"])):
             if (speaker, number) not in done:
-                sentence = number * len(clips["unseen"]) + place
-                item = measure(speaker, references[speaker], known, number, sentence, args.checkpoint, out)
-                keep(item, items, out)
+                sentence = number * len(clips["unseen"]) + position
+                item = measure(speaker, references[speaker], embeddings, number, sentence, args.checkpoint, out)
+                append_item(item, items, out)
     print(table([item for item in items if item["number"] < args.num]))
 
 
 def draw(speaker: str) -> random.Random:
-    """A generator seeded by the speaker's name: its reference is the same in every run."""
+    """Returns a random generator seeded by the speaker's name, so that its reference is the same in every run."""
     return random.Random(zlib.crc32(speaker.encode()))
 
 
 def measure(
-    speaker: str, voice: tuple, known: dict, number: int, sentence: int, checkpoint: str, out: Path
+    speaker: str, voice: tuple, embeddings: dict, number: int, sentence: int, checkpoint: str, out: Path
 ) -> dict[str, object]:
-    """One output, compared with all references."""
+    """Generates one output and compares it with all references; returns its metrics."""
     sentences = heldout().sentences[FIRST_TARGET:]
     text = sentences[sentence % len(sentences)].text
-    sound, ended = speak(checkpoint, conversation(text, voice, None), sentence)
-    write(sound, out / f"{speaker.replace('*', '-').replace('^', '-')}-{number}.wav")
-    heard = transcribe([sound])[0].text
-    errors, spoken = word_errors(text, heard), embed(sound)
-    likeness = {name: round(similarity(spoken, one), 4) for name, one in known.items()}
-    others = [value for name, value in likeness.items() if name != speaker]
+    waveform, ended = generate(checkpoint, conversation(text, voice, None), sentence)
+    write(waveform, out / f"{speaker.replace('*', '-').replace('^', '-')}-{number}.wav")
+    transcript = transcribe([waveform])[0].text
+    errors, output = word_errors(text, transcript), embed(waveform)
+    similarities = {name: round(similarity(output, embedding), 4) for name, embedding in embeddings.items()}
+    others = [value for name, value in similarities.items() if name != speaker]
     return {
         "speaker": speaker,
         "number": number,
         "text": text,
-        "heard": heard,
+        "heard": transcript,
         "errors": errors.errors,
         "words": errors.total,
-        "own": likeness[speaker],
-        "nearest": likeness[speaker] > max(others),
-        "margin": round(likeness[speaker] - float(np.mean(others)), 4),
+        "own": similarities[speaker],
+        "nearest": similarities[speaker] > max(others),
+        "margin": round(similarities[speaker] - float(np.mean(others)), 4),
         "ended": ended,
-        "likeness": likeness,
+        "likeness": similarities,
     }
 
 
 def table(items: list[dict]) -> str:
-    """A row for each voice, each group, and all."""
+    """Returns a table with a row for each voice, for each group, and for all."""
     lines = ["| voice | outputs | WER | own | margin | nearest |", "| --- " + "| ---: " * 5 + "|"]
     for speaker in sorted({item["speaker"] for item in items}):
         lines.append(row(speaker, [item for item in items if item["speaker"] == speaker]))
-    for name, members in (("unseen Kokoro voices", True), ("unknown engines and the human", False)):
-        lines.append(row(name, [item for item in items if (item["speaker"] in KOKORO) == members]))
+    for name, is_kokoro in (("unseen Kokoro voices", True), ("unknown engines and the human", False)):
+        lines.append(row(name, [item for item in items if (item["speaker"] in KOKORO) == is_kokoro]))
     low, high = bootstrap_interval([item["errors"] for item in items], [item["words"] for item in items])
     return "\n".join([*lines, row("all", items), "", f"WER of all, 95 %: {100 * low:.1f} to {100 * high:.1f} %"])
 

@@ -4,7 +4,7 @@
 model types, whichever of the two packages is imported first: `install` adds a finder to `sys.meta_path` that resolves
 imports of the two packages as Python does. After each import it registers our classes with the modules of Auto classes
 that have been imported; there are four. It waits for the outermost import to end, because the modules around a nested
-one are not initialised yet, and it removes itself after the fourth registration.
+one are not initialized yet, and it removes itself after the fourth registration.
 """
 
 import os

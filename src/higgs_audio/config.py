@@ -196,7 +196,7 @@ class HiggsAudioConfig(PreTrainedConfig):
             )
         if self.encode_whisper_embed and self.skip_audio_tower:
             raise OptionError(
-                "encode_whisper_embed=True needs the audio tower, which skip_audio_tower=True leaves out; set one of "
+                "encode_whisper_embed=True needs the audio tower, which skip_audio_tower=True removes; set one of "
                 "them to False"
             )
         if not self.encode_whisper_embed and not self.encode_audio_in_tokens:

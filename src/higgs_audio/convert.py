@@ -33,7 +33,7 @@ from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.model.pretrained import check_weights, read_config
 from higgs_audio.prompt.config import ProcessorConfig
 
-SHARD_BYTES = 5_000_000_000  # largest file in the original layouts; the published model has three
+SHARD_BYTES = 5_000_000_000  # largest weight file in the original layouts; the published model has three
 # Files that are the same in every layout.
 COPIED = (
     *(TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -64,7 +64,7 @@ def convert(
         destination: a folder that does not exist or is empty; may be ".".
         to: "boson", "early", "transformers" or "native".
         revision: branch, tag or commit of a repository.
-        max_shard_bytes: largest weight file of the original's layout; the other layouts have one file.
+        max_shard_bytes: maximum size of a weight file in the original layouts; the other layouts have one file.
 
     Returns:
         `destination`.

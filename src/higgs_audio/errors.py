@@ -109,7 +109,7 @@ class MissingExtraError(HiggsAudioError, ImportError):
         super().__init__(f"{package!r} is needed for this and is not installed: pip install 'higgs-audio[{extra}]'")
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Restores the message without `__init__`, whose arguments subclasses change, as a worker process passes it."""
+        """Pickles the message, for other processes; unpickling skips `__init__`, whose arguments subclasses change."""
         return MissingExtraError.__new__, (type(self), *self.args), {"msg": self.msg}
 
 

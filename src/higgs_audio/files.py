@@ -92,9 +92,9 @@ def remove_leftovers(folder: Path, name: str, *, single_writer: bool = False) ->
     Lists the whole folder: call it once per run, or where the folder is small.
 
     Args:
-        folder: holds the leftovers.
-        name: of the file or folder that the killed processes were writing.
-        single_writer: no other process writes `name` at the moment, so leftovers of other machines are deleted too.
+        folder: the folder that contains the leftovers.
+        name: the name of the file or folder that the killed processes were writing.
+        single_writer: whether no other process writes `name` now; leftovers of other machines are then deleted too.
     """
     start = f".{name:.30}" if single_writer else _prefix(name)
     for leftover in folder.glob(f"{glob.escape(start)}.*.part"):

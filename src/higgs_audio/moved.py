@@ -1,8 +1,8 @@
-"""Where the names of earlier versions are now: classes in pickles, and functions that the documentation showed.
+"""Resolves module names of earlier versions: those of classes in pickles, and of functions in their documentation.
 
-A pickle refers to a class by its module, so what an earlier version pickled loads only if the old module can still be
+A pickle refers to a class by its module, so a pickle of an earlier version loads only if the old module can be
 imported. `install` adds a finder to the end of `sys.meta_path` that provides the modules of `MOVED`. Any name that is
-not listed there raises a `CheckpointError` that says what to do.
+not listed there raises a `CheckpointError` that names a remedy.
 """
 
 import sys
@@ -15,7 +15,7 @@ from typing import Any
 
 from higgs_audio.errors import CheckpointError
 
-# Module of an earlier version -> name in it -> module and name today, all below this package.
+# Module of an earlier version -> name in it -> current module and name, all below this package.
 MOVED: Mapping[str, Mapping[str, str]] = {
     "answers": {"HiggsAudioResponse": "prompt.response.HiggsAudioResponse"},
     "evaluate.redraw": {"Verified": "evaluate.retry.VerifiedSpeech"},
@@ -50,16 +50,16 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def find_moved(module: str, name: str) -> Any:
-    """Returns what `name` of a module of `MOVED` is today.
+    """Returns the current object for a name of a module of `MOVED`.
 
     Raises:
-        CheckpointError: the name is not listed there.
+        CheckpointError: the name is not listed in `MOVED`.
     """
     if name not in MOVED[module]:
         raise CheckpointError(
             f"{PACKAGE}.{module}.{name} belongs to an earlier version of this package: load models, processors and "
-            "tokenizers from folders that save_pretrained of that version wrote, and import names from the modules "
-            "that docs/architecture.md lists"
+            "tokenizers from folders that were written by save_pretrained, and import names from the modules listed in "
+            "docs/architecture.md"
         )
     target, _, attribute = MOVED[module][name].rpartition(".")
     return getattr(import_module(f"{PACKAGE}.{target}"), attribute)
@@ -77,7 +77,7 @@ class _Finder(Loader):
         return ModuleSpec(name, self, is_package=any(other.startswith(f"{module}.") for other in MOVED))
 
     def exec_module(self, module: ModuleType) -> None:
-        """Gives the module a `__getattr__`, because importing the new modules here would take seconds."""
+        """Adds a `__getattr__` to the module, because importing the new modules here would take seconds."""
         old = module.__name__.partition(".")[2]
 
         def get(name: str) -> Any:
@@ -89,6 +89,6 @@ class _Finder(Loader):
 
 
 def install() -> None:
-    """Adds the finder to the end of `sys.meta_path`, unless it is there."""
+    """Adds the finder to the end of `sys.meta_path`, unless it is already there."""
     if not any(type(finder).__module__ == __name__ for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

@@ -1,4 +1,4 @@
-"""Waveforms and audio files: conversion to mono float32, errors of bad input, encoding, atomic writing."""
+"""Tests of waveforms and audio files: conversion to mono float32, errors, encoding, atomic writing."""
 
 import io
 import os
@@ -286,7 +286,7 @@ def test_every_format_supports_every_sample_rate(format, sample_rate):
 
 
 def test_minutes_of_vorbis_are_written():
-    """One long write overflows the stack of libvorbis and crashes the process; `encode` writes in blocks."""
+    """One long write would overflow the stack of libvorbis and crash the process; `encode` writes in blocks."""
     assert read(encode(Waveform(np.zeros(RATE * 300, dtype=np.float32), RATE), "ogg")).seconds == 300
 
 

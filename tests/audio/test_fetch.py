@@ -1,4 +1,4 @@
-"""Downloads: a local server with every kind of faulty response, and every URL that must not be reached."""
+"""Tests of downloads: a local server with every kind of faulty response, and every URL that must not be reached."""
 
 import io
 import socket
@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def get_longer(self, rest):
-        """Sends more than Content-Length announces."""
+        """Sends more bytes than Content-Length says."""
         self.respond(make_audio() + SECRET, Content_Length=len(make_audio()))
         self.close_connection = True
 
@@ -133,12 +133,12 @@ def serving(context=None, host="127.0.0.1"):
 
 
 def resolve_to(*addresses):
-    """Returns a resolver that gives these IPv4 addresses for every name."""
+    """Returns a resolver that resolves every name to these IPv4 addresses."""
     return lambda host, port: [(socket.AF_INET, (address, port)) for address in addresses]
 
 
 def is_local(address):
-    """An address check for which the local server is public and nothing else is."""
+    """Checks an address: the local server alone counts as public."""
     return address == "127.0.0.1"
 
 
@@ -237,7 +237,8 @@ def test_a_host_with_public_and_private_addresses_is_rejected():
 
 
 def test_a_host_is_resolved_once_and_the_checked_address_is_used(server):
-    """DNS rebinding: the first answer passes the check, the second would be the address that the attacker wants."""
+    """DNS rebinding: the first address passes the check, the second would be the address that the attacker wants to
+    reach."""
     answers = [resolve_to("127.0.0.1"), resolve_to("127.0.0.2")]
     resolved = []
 
@@ -392,7 +393,7 @@ def test_messages_contain_neither_the_response_nor_the_query(server, path):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A self-signed certificate for voices.example, and its key."""
+    """Returns a self-signed certificate for voices.example, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -keyout key -out cert"
     names = ["-subj", "/CN=voices.example", "-addext", "subjectAltName=DNS:voices.example"]

@@ -1,4 +1,4 @@
-"""A small model with random weights, to be stored in each layout."""
+"""A small model with random weights, which tests store in each layout."""
 
 import pytest
 from stored_layouts import make_model

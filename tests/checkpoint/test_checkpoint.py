@@ -1,4 +1,4 @@
-"""Checkpoint: one value that every part of a model is loaded from, and that opens each file once."""
+"""Tests of `Checkpoint`: every part of a model is loaded from one object, which opens each file once."""
 
 import dataclasses
 import json
@@ -15,9 +15,9 @@ from higgs_audio.checkpoint import Checkpoint, as_checkpoint, open_checkpoint
 from higgs_audio.checkpoint.tokenizer import read_tokenizer
 from higgs_audio.errors import CheckpointError
 
-# Prints for each expression how often evaluating it opens each file below a folder. Two things count as opening: an
+# For each expression, prints how often evaluating it opens each file below a folder. Two events count as opening: an
 # `open` event of Python's audit hooks (every `open`, `os.open` and `Path.read_text` raises one), and a call of
-# `safetensors.safe_open`, which opens its file in Rust, unseen by the hooks.
+# `safetensors.safe_open`, which opens its file in Rust, where the hooks do not see it.
 COUNT = """
 import collections, json, os, sys
 folder, counts = sys.argv[1], collections.Counter()
@@ -46,10 +46,12 @@ TEXT = {"tokenizer.json", "tokenizer_config.json", "processor_config.json"}
 CODEC = {"codec/config.json", "codec/model.safetensors"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors"}
 ONCE = {
-    "load_model(folder, 'cpu')": MODEL | TEXT | CODEC | {"voices.json"},  # what `higgs-audio speak` calls
+    "load_model(folder, 'cpu')": MODEL | TEXT | CODEC | {"voices.json"},  # as `higgs-audio speak` calls it
     "HiggsAudioForConditionalGeneration.from_pretrained(folder)": MODEL,
     "HiggsAudioProcessor.from_pretrained(folder)": TEXT | CODEC,
-    "AutoProcessor.from_pretrained(folder)": {"config.json"} | TEXT | CODEC,  # config.json tells whose processor it is
+    "AutoProcessor.from_pretrained(folder)": {"config.json"}
+    | TEXT
+    | CODEC,  # config.json determines the class of the processor
     "AutoTokenizer.from_pretrained(folder)": {"config.json", "tokenizer.json", "tokenizer_config.json"},
     "HiggsAudioTokenizer.from_pretrained(folder)": CODEC,
     "HiggsAudioTokenizer.from_pretrained(folder + '/codec')": CODEC,
@@ -59,7 +61,8 @@ TWICE = "[HiggsAudioTokenizer.from_pretrained(folder) for _ in range(2)]"
 
 @pytest.fixture(scope="module")
 def opened():
-    """Expression -> file -> how often evaluating the expression opens it; in one process, which takes seconds."""
+    """Returns expression -> file -> how often evaluating the expression opens it; all in one process, which takes
+    seconds to start."""
     expressions = [*ONCE, TWICE]
     run = [sys.executable, "-c", COUNT, str(NANO), json.dumps(expressions)]
     result = subprocess.run(run, capture_output=True, text=True)
@@ -69,7 +72,7 @@ def opened():
 
 @pytest.mark.parametrize("expression", ONCE)
 def test_loading_opens_each_file_once(expression, opened):
-    """config.json was once opened three times, codec/config.json and tokenizer_config.json twice."""
+    """Earlier, config.json was opened three times, codec/config.json and tokenizer_config.json twice."""
     assert opened[expression] == dict.fromkeys(ONCE[expression], 1)
 
 
@@ -119,6 +122,12 @@ def test_the_folder_of_the_audio_tokenizer_is_a_checkpoint_of_its_own(folder):
     assert checkpoint.inside(None) is checkpoint.inside("") is checkpoint
 
 
+def test_a_subfolder_that_the_embedded_checkpoint_lacks_is_named():
+    with pytest.raises(CheckpointError, match=r"nano/voices' is a folder without config\.json"):
+        open_checkpoint("nano", subfolder="voices")
+    assert open_checkpoint("nano", subfolder="codec").folder == NANO / "codec"
+
+
 def test_a_file_that_is_absent_is_an_error_or_empty(folder):
     checkpoint = open_checkpoint(folder)
     assert not checkpoint.has("voices.json")
@@ -131,7 +140,7 @@ def test_a_file_that_is_absent_is_an_error_or_empty(folder):
 
 
 def state(tokenizer, folder):
-    """What a tokenizer is made of, and the files that it writes."""
+    """Returns the parts of a tokenizer, and the files that it saves."""
     tokenizer.save_pretrained(folder)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     return tokenizer.init_kwargs, tokenizer.special_tokens_map, tokenizer.backend_tokenizer.to_str(), files

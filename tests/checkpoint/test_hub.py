@@ -1,4 +1,4 @@
-"""The published repository before and after it was rewritten, in a hub on this machine."""
+"""Tests of the published repository before and after it was rewritten, in a local hub."""
 
 import json
 import subprocess
@@ -82,7 +82,7 @@ for name, revision, here in json.loads(sys.argv[1]):
 
 
 def load(hub: Hub, cache: Path, *checkpoints: tuple[str, str | None, bool], program: str = LOAD) -> list[list]:
-    """What a program prints."""
+    """Runs `program` with the checkpoints; returns the lines that it prints."""
     return hub.run(cache, program, json.dumps(checkpoints))
 
 
@@ -112,7 +112,7 @@ def test_the_repository_loads_by_name_before_it_was_rewritten(hub, total, tmp_pa
     assert hub.weights_of(OLD) == SHARDS
 
 
-def test_a_killed_download_is_refused_offline_and_completed_online(hub, total, tmp_path):
+def test_an_interrupted_download_is_an_error_offline_and_completed_online(hub, total, tmp_path):
     hub.stalls_after = 10_000
     command = [sys.executable, "-W", "ignore", "-c", DOWNLOAD, json.dumps([(NAME, None, False)])]
     with subprocess.Popen(command, env=hub.environment(tmp_path), stderr=subprocess.DEVNULL) as process:
@@ -123,6 +123,6 @@ def test_a_killed_download_is_refused_offline_and_completed_online(hub, total, t
         process.kill()
     assert hub.weights_of(NEW)
     hub.stalls_after = None
-    refused, loaded = load(hub, tmp_path, (NAME, None, True), (NAME, None, False), program=DOWNLOAD)
-    assert refused[0] == "error"
+    failed, loaded = load(hub, tmp_path, (NAME, None, True), (NAME, None, False), program=DOWNLOAD)
+    assert failed[0] == "error"
     assert loaded == [NAME, pytest.approx(total)]

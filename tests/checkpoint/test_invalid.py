@@ -1,4 +1,4 @@
-"""Checkpoints that do not load: the error names the file, the field or the weights."""
+"""Tests of invalid checkpoints: the error names the file, the field or the weights."""
 
 import json
 import re
@@ -25,14 +25,14 @@ from higgs_audio import HiggsAudioConfig, HiggsAudioForConditionalGeneration
 from higgs_audio.errors import CheckpointError, HiggsAudioError
 
 
-def refuses(folder: Path, match: str, kind: type[HiggsAudioError] = CheckpointError, **options) -> None:
-    """Checks that loading a folder raises an error of this kind."""
+def assert_rejected(folder: Path, match: str, kind: type[HiggsAudioError] = CheckpointError, **options) -> None:
+    """Asserts that loading a folder raises an error of this kind."""
     with pytest.raises(kind, match=match):
         HiggsAudioForConditionalGeneration.from_pretrained(folder, **options)
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"model_type": "llama"}, "model_type 'llama'; allowed: higgs_audio, higgs_audio_v2"),
         ({"model_type": "higs_audio"}, "did you mean 'higgs_audio'"),
@@ -49,9 +49,9 @@ def refuses(folder: Path, match: str, kind: type[HiggsAudioError] = CheckpointEr
         ({"audio_adapter_type": "dual_fnn"}, "did you mean 'dual_ffn'"),
     ],
 )
-def test_an_invalid_config_is_refused_by_the_name_of_its_field(fields, said, model, tmp_path):
+def test_an_invalid_config_is_rejected_by_the_name_of_its_field(fields, message, model, tmp_path):
     folder = set_config(write_layout(tmp_path / "x", model, "boson"), **fields)
-    with pytest.raises(HiggsAudioError, match=re.escape(said)):
+    with pytest.raises(HiggsAudioError, match=re.escape(message)):
         HiggsAudioForConditionalGeneration.from_pretrained(folder)
 
 
@@ -88,7 +88,7 @@ TEXT = BOSON_CONFIG["text_config"]
 )
 def test_a_field_of_another_type_raises_an_error_of_this_package(layout, fields, model, tmp_path):
     folder = set_config(write_layout(tmp_path / "x", model, layout), **fields)
-    refuses(folder, ".", HiggsAudioError)
+    assert_rejected(folder, ".", HiggsAudioError)
     with suppress(HiggsAudioError):  # some fields are only wrong for the model
         HiggsAudioConfig.from_pretrained(folder)
 
@@ -100,16 +100,20 @@ def test_weights_that_do_not_fit_are_listed_by_their_names_in_the_files(layout, 
     extra = missing.replace("up_proj", "gate_proj").replace(".weight", ".bias")
     changes = {missing: None, wrong: torch.zeros(3, 32), extra: torch.zeros(3), "audio_encoder.w": torch.zeros(1)}
     change(folder, **{name.replace(".", "__"): tensor for name, tensor in changes.items()})
-    refuses(folder, re.escape(f"1 missing weights for HiggsAudioForConditionalGeneration: {missing};"))
-    refuses(folder, f"2 unexpected weights .*audio_encoder.w.*{re.escape(extra)}|2 unexpected weights .*{extra}")
-    refuses(folder, re.escape(f"1 mismatched weights for HiggsAudioForConditionalGeneration: {wrong} [3, 32] instead"))
+    assert_rejected(folder, re.escape(f"1 missing weights for HiggsAudioForConditionalGeneration: {missing};"))
+    assert_rejected(
+        folder, f"2 unexpected weights .*audio_encoder.w.*{re.escape(extra)}|2 unexpected weights .*{extra}"
+    )
+    assert_rejected(
+        folder, re.escape(f"1 mismatched weights for HiggsAudioForConditionalGeneration: {wrong} [3, 32] instead")
+    )
 
 
 def test_a_long_list_of_weights_is_truncated_and_counted(model, tmp_path):
     folder = write_layout(tmp_path / "x", model, "native")
     gone = [name for name in load_file(folder / "model.safetensors") if ".layers." in name]
     change(folder, **{name.replace(".", "__"): None for name in gone})
-    refuses(folder, "28 missing weights .* and 8 more")
+    assert_rejected(folder, "28 missing weights .* and 8 more")
 
 
 def truncated(folder):
@@ -125,14 +129,14 @@ def indexed(content):
     return lambda folder: (folder / "model.safetensors.index.json").write_text(content, encoding="utf-8")
 
 
-def claims_more(folder):
+def lists_extra_weight(folder):
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"]["norm.bias"] = "model-00001-of-00003.safetensors"
     write_json(folder / "model.safetensors.index.json", index)
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (truncated, "model-00002-of-00003.safetensors is not a complete safetensors file"),
         (overwritten, "model-00001-of-00003.safetensors is not a complete safetensors file"),
@@ -145,70 +149,72 @@ def claims_more(folder):
         (indexed('{"weight_map": {"norm.weight": ""}}'), "must contain"),
         (indexed(json.dumps({"weight_map": {"norm.weight": "x" * 300}})), "must contain"),
         (indexed(json.dumps({"weight_map": {"norm.weight": "a\0b"}})), "must contain"),
-        (claims_more, "lists 1 weights that no file has: norm.bias"),
+        (lists_extra_weight, "lists 1 weights that no file has: norm.bias"),
         (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object"),
     ],
 )
-def test_damaged_files_are_refused(damage, said, model, tmp_path):
+def test_damaged_files_are_rejected(damage, message, model, tmp_path):
     folder = shard(write_layout(tmp_path / "x", model, "boson"))
     damage(folder)
-    refuses(folder, re.escape(said))
+    assert_rejected(folder, re.escape(message))
 
 
-def test_half_of_a_frozen_table_is_refused(model, tmp_path):
+def test_half_of_a_frozen_table_is_rejected(model, tmp_path):
     folder = split(write_layout(tmp_path / "x", model, "boson"))
     change(folder, embed_tokens__embedding_trainable__weight=None)
-    refuses(folder, "embed_tokens.embedding_frozen.weight are not one complete embed_tokens.weight")
+    assert_rejected(folder, "embed_tokens.embedding_frozen.weight are not one complete embed_tokens.weight")
 
 
-def test_parts_of_a_table_that_do_not_fit_together_are_refused(model, tmp_path):
+def test_parts_of_a_table_that_do_not_fit_together_are_rejected(model, tmp_path):
     folder = split(write_layout(tmp_path / "x", model, "boson"))
     for part in (torch.zeros(220, 31), torch.zeros(220), torch.zeros(220, 32, 1)):
         change(folder, embed_tokens__embedding_trainable__weight=part)
-        refuses(folder, "embed_tokens.embedding_frozen.weight F32.*do not fit together|do not fit together")
+        assert_rejected(folder, "embed_tokens.embedding_frozen.weight F32.*do not fit together|do not fit together")
 
 
-def test_parts_of_a_table_of_two_types_are_refused(model, tmp_path):
-    """Joining them would change the bits of one, and conversion keeps all bits."""
+def test_parts_of_a_table_of_two_types_are_rejected(model, tmp_path):
+    """Joining them would change the bits of one part, and conversion must preserve all bits."""
     folder = split(write_layout(tmp_path / "x", model, "boson"))
     change(folder, embed_tokens__embedding_trainable__weight=torch.zeros(220, 32, dtype=torch.bfloat16))
-    refuses(folder, r"embedding_frozen.weight F32 \[100, 32\], .*embedding_trainable.weight BF16 \[220, 32\]")
+    assert_rejected(folder, r"embedding_frozen.weight F32 \[100, 32\], .*embedding_trainable.weight BF16 \[220, 32\]")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
-def test_weights_of_integers_are_refused(dtype, model, tmp_path):
+def test_weights_of_integers_are_rejected(dtype, model, tmp_path):
     folder = write_layout(tmp_path / "x", model, "boson")
     change(folder, norm__weight=torch.ones(32, dtype=dtype))
-    refuses(folder, "1 not floating-point weights for .*: norm.weight (I8|I64|BOOL)")
+    assert_rejected(folder, "1 not floating-point weights for .*: norm.weight (I8|I64|BOOL)")
 
 
 @pytest.mark.parametrize("name", [None, 3, "", "x" * 300, "a/b/c", "one/two" * 100, b"nano"])
 def test_an_invalid_name_raises_a_checkpoint_error(name):
-    refuses(name, "no model ")
+    assert_rejected(name, "no model ")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '"hot"', "{"])
 def test_an_invalid_generation_config_raises_a_checkpoint_error(content, model, tmp_path):
     folder = write_layout(tmp_path / "x", model, "boson")
     (folder / "generation_config.json").write_text(content)
-    refuses(folder, "generation_config.json")
+    assert_rejected(folder, "generation_config.json")
 
 
-def test_a_config_of_one_layout_and_weights_of_another_are_refused(model, tmp_path):
+def test_a_config_of_one_layout_and_weights_of_another_are_rejected(model, tmp_path):
     folder = write_layout(tmp_path / "x", model, "boson")
     write_json(folder / "config.json", FLAT_CONFIG)
-    refuses(folder, "model_type 'higgs_audio_v2', but the layout of the weights is boson; give files of one layout")
+    assert_rejected(
+        folder, "model_type 'higgs_audio_v2', but the layout of the weights is boson; give files of one layout"
+    )
 
 
-def test_weights_of_no_layout_are_refused(model, tmp_path):
+def test_weights_of_no_layout_are_rejected(model, tmp_path):
     folder = write_layout(tmp_path / "x", model, "native")
     save_file({"lm_head.weight": torch.zeros(2)}, folder / "model.safetensors")
-    refuses(folder, "the layout of the weights is unknown")
+    assert_rejected(folder, "the layout of the weights is unknown")
 
 
 @pytest.mark.parametrize("dual", [None, [0, 1]])
-def test_a_config_of_too_many_layers_is_refused_before_any_is_built(dual, tiny_checkpoint, tmp_path):
-    """A config of 10**12 layers once exhausted the memory of the machine."""
+def test_a_config_of_too_many_layers_is_rejected_before_any_is_built(dual, tiny_checkpoint, tmp_path):
+    """Earlier, a config of 10**12 layers exhausted the memory of the machine."""
     folder = tmp_path / "deep"
     shutil.copytree(tiny_checkpoint, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

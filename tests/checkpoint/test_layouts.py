@@ -1,4 +1,4 @@
-"""Every published layout loads to the same bits, from names and configs that are translated in both directions."""
+"""Tests that every published layout loads to the same bits; names and configs are converted in both directions."""
 
 import json
 
@@ -63,15 +63,15 @@ def test_logits_of_the_transformers_layout_equal_those_of_transformers(model, tm
     torch.testing.assert_close(ours(**given).logits.flatten(2), theirs(**given).logits, atol=1e-5, rtol=0)
 
 
-def test_a_model_without_a_text_head_loads_and_refuses_to_write_text(model, tmp_path):
+def test_a_model_without_a_text_head_loads_and_cannot_generate_text(model, tmp_path):
     folder = change(write_layout(tmp_path / "x", model, "transformers"), text_lm_head__weight=None)
     loaded = HiggsAudioForConditionalGeneration.from_pretrained(folder)
     heads = {name: tensor for name, tensor in model.state_dict().items() if name != "text_lm_head.weight"}
     assert_same_weights(loaded, heads)
     ids = torch.tensor([[305, 1, 2, 3, 302]])
     assert loaded(ids).text_logits is None
-    sound = loaded.generate(ids, max_frames=3, eos_token_id=loaded.config.audio_eos_token_id, seed=0)
-    assert sound[1][0].shape[0] == K
+    output = loaded.generate(ids, max_frames=3, eos_token_id=loaded.config.audio_eos_token_id, seed=0)
+    assert output[1][0].shape[0] == K
     with pytest.raises(PromptError, match="no text head"):
         loaded.generate(ids[:, :-1], max_new_tokens=2)
     with pytest.raises(PromptError, match="no text head"):
@@ -174,7 +174,7 @@ def test_the_default_config_equals_the_published_config_of_both_layouts():
             if name not in (
                 "text_config",
                 "audio_encoder_config",
-            ):  # which is kept if it is there
+            ):  # kept if it is present
                 assert getattr(read, name) == getattr(default, name), name
         for name in (*READ, "rope_parameters", "max_position_embeddings"):
             assert getattr(read.text_config, name) == getattr(default.text_config, name), name
@@ -194,7 +194,7 @@ def test_a_config_survives_a_round_trip_through_every_layout(layout, model):
 
 
 def test_rotary_frequencies_of_both_published_configs_are_bit_equal():
-    """The parameters differ by a factor of 8, a power of two, so that no rounding differs."""
+    """The parameters differ by a factor of 8, a power of two, so that rounding is the same."""
     theirs, ours = HiggsAudioV2Config(), HiggsAudioConfig().text_config
     assert theirs.rope_parameters["original_max_position_embeddings"] == 1024
     frequencies = [ROPE_INIT_FUNCTIONS["llama3"](config)[0] for config in (theirs, ours)]
@@ -202,7 +202,7 @@ def test_rotary_frequencies_of_both_published_configs_are_bit_equal():
 
 
 @pytest.mark.parametrize(("size", "layout"), [(s, n) for s in (V, V + 2) for n in ("boson", "transformers")])
-def test_the_codebook_size_may_include_the_markers_or_not(size, layout, model, tmp_path):
+def test_the_codebook_size_may_include_bos_and_eos_or_not(size, layout, model, tmp_path):
     folder = write_layout(tmp_path / "x", model, layout)
     set_config(folder, **{"codebook_size" if layout == "transformers" else "audio_codebook_size": size})
     assert_same_weights(HiggsAudioForConditionalGeneration.from_pretrained(folder), model.state_dict())

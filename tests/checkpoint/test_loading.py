@@ -1,4 +1,4 @@
-"""Options of `from_pretrained`, saving what was loaded, and the memory that loading takes."""
+"""Tests of the options of `from_pretrained`, of saving a loaded model, and of the memory that loading takes."""
 
 import json
 import os
@@ -31,8 +31,8 @@ from higgs_audio.checkpoint import layouts
 from higgs_audio.errors import CheckpointError, HiggsAudioError, OptionError
 
 
-def refuses(folder: Path, match: str, kind: type[HiggsAudioError] = CheckpointError, **options) -> None:
-    """Checks that loading a folder raises an error of this kind."""
+def assert_rejected(folder: Path, match: str, kind: type[HiggsAudioError] = CheckpointError, **options) -> None:
+    """Asserts that loading a folder raises an error of this kind."""
     with pytest.raises(kind, match=match):
         HiggsAudioForConditionalGeneration.from_pretrained(folder, **options)
 
@@ -52,8 +52,8 @@ def test_a_checkpoint_loads_from_a_subfolder(model, tmp_path):
     write_layout(tmp_path / "x" / "inner", model, "boson")
     loaded = HiggsAudioForConditionalGeneration.from_pretrained(tmp_path / "x", subfolder="inner")
     assert_same_weights(loaded, model.state_dict())
-    refuses(tmp_path / "x", "without config.json")
-    refuses(tmp_path / "x", "without config.json", subfolder="outer")
+    assert_rejected(tmp_path / "x", "without config.json")
+    assert_rejected(tmp_path / "x", "without config.json", subfolder="outer")
 
 
 # Options.
@@ -67,8 +67,8 @@ def test_the_dtype_is_the_given_one_or_that_of_the_config_or_of_the_weights(mode
     assert load(folder, torch_dtype="bfloat16").dtype == load(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
     set_config(folder, dtype="bfloat16")
     assert load(folder).dtype == load(folder, torch_dtype="auto").dtype == torch.bfloat16
-    refuses(folder, "did you mean 'bfloat16'", OptionError, dtype="bflot16")
-    refuses(folder, "dtype=torch.int8", OptionError, dtype=torch.int8)
+    assert_rejected(folder, "did you mean 'bfloat16'", OptionError, dtype="bflot16")
+    assert_rejected(folder, "dtype=torch.int8", OptionError, dtype=torch.int8)
 
 
 @pytest.mark.parametrize(("attention", "kernel"), [("eager", "softmax"), ("sdpa", "scaled_dot_product_attention")])
@@ -90,12 +90,12 @@ def test_flex_attention_is_accepted(model, tmp_path):
     assert loaded.model.layers[0].self_attn.config._attn_implementation == "flex_attention"
 
 
-def test_unavailable_options_are_refused_by_name(model, tmp_path):
+def test_unavailable_options_are_rejected_by_name(model, tmp_path):
     folder = write_layout(tmp_path / "x", model, "boson")
-    refuses(folder, "did you mean 'flash_attention_2'", OptionError, attn_implementation="flash_attention2")
-    refuses(folder, "did you mean 'revision'", OptionError, revison="main")
+    assert_rejected(folder, "did you mean 'flash_attention_2'", OptionError, attn_implementation="flash_attention2")
+    assert_rejected(folder, "did you mean 'revision'", OptionError, revison="main")
     if not torch.cuda.is_available():
-        refuses(folder, "FlashAttention2", OptionError, attn_implementation="flash_attention_2")
+        assert_rejected(folder, "FlashAttention2", OptionError, attn_implementation="flash_attention_2")
 
 
 @pytest.mark.parametrize("place", ["cpu", "auto", {"": "cpu"}])
@@ -173,7 +173,7 @@ def test_saving_into_a_used_folder_removes_its_old_weights(model, tmp_path):
 
 
 def test_a_model_can_be_saved_over_the_files_it_was_loaded_from(model, tmp_path):
-    """Loaded weights are memory-mapped until something changes them, so that the file must not be written in place."""
+    """Loaded weights are memory-mapped until they are modified, so the file must not be written in place."""
     folder = write_layout(tmp_path / "x", model, "native")
     loaded = HiggsAudioForConditionalGeneration.from_pretrained(folder)
     loaded.save_pretrained(folder)
@@ -193,7 +193,7 @@ def test_a_failed_save_leaves_the_folder_unchanged(before, model, tmp_path):
     assert (tmp_path / "x").exists() == before
 
 
-def test_saving_over_a_file_is_refused(model, tmp_path):
+def test_saving_over_a_file_is_rejected(model, tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(CheckpointError, match="is a file"):
         model.save_pretrained(tmp_path / "x")
@@ -217,10 +217,8 @@ print(peak() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc, which only Linux has")
 def test_loading_needs_little_more_memory_than_the_checkpoint(model, tmp_path):
-    """A second copy of every weight would double the peak.
-
-    getrusage cannot measure it: the peak of a child process starts at that of its parent.
-    """
+    """A second copy of every weight would double the peak. getrusage cannot measure it: the peak of a child process
+    starts at the peak of its parent."""
     write_layout(tmp_path / "tiny", model, "boson")
     text = {**BOSON_CONFIG["text_config"], "vocab_size": 50_000, "hidden_size": 256}
     config = {**BOSON_CONFIG, "text_config": text}

@@ -1,4 +1,4 @@
-"""Names of earlier versions: their pickles load, documented imports work, and everything else is refused in words."""
+"""Tests of names of earlier versions: their pickles load, documented imports work, and other names raise an error."""
 
 import pickle
 from importlib import import_module
@@ -23,8 +23,8 @@ LISTED = [(module, name) for module, names in MOVED.items() for name in names]
 
 
 def old_pickle(value: object, module: str, name: str) -> bytes:
-    """A pickle of `value` as a version wrote it whose class had another module and name."""
-    # Protocol 0 spells a class as its module and its name, on a line each.
+    """Returns a pickle of `value` as written by a version in which its class had another module and name."""
+    # Protocol 0 writes a class as its module and its name, each on its own line.
     text = pickle.dumps(value, protocol=0)
     today = f"c{type(value).__module__}\n{type(value).__qualname__}\n".encode()
     assert today in text
@@ -69,7 +69,7 @@ def test_a_pickled_model_of_an_earlier_version_loads(tiny_checkpoint):
     assert all(map(torch.equal, loaded.parameters(), model.parameters()))
 
 
-def test_imports_that_the_documentation_of_an_earlier_version_showed_work():
+def test_imports_from_the_documentation_of_an_earlier_version_work():
     shown = {
         "generate.stream": generation.stream,
         "train.importers.from_huggingface": importers.from_huggingface,
@@ -81,12 +81,12 @@ def test_imports_that_the_documentation_of_an_earlier_version_showed_work():
         assert getattr(import_module(module), attribute) is value
 
 
-def test_a_pickled_processor_of_an_earlier_version_is_refused():
-    with pytest.raises(CheckpointError, match="load models, processors and tokenizers from folders that save_pretrain"):
+def test_a_pickled_processor_of_an_earlier_version_is_rejected():
+    with pytest.raises(CheckpointError, match="from folders that were written by save_pretrained"):
         pickle.loads(b"chiggs_audio.processor\nHiggsAudioProcessor\n.")
 
 
-def test_other_names_of_a_moved_module_are_refused_and_other_modules_do_not_exist():
+def test_other_names_of_a_moved_module_are_rejected_and_other_modules_do_not_exist():
     with pytest.raises(CheckpointError, match=r"higgs_audio\.generate\.GenerateInput belongs to an earlier version"):
         import_module("higgs_audio.generate").GenerateInput  # noqa: B018
     assert not hasattr(import_module("higgs_audio.generate"), "__wrapped__")

@@ -1,4 +1,4 @@
-"""Saving is atomic: a folder is unchanged until all new files are written, whatever happens before."""
+"""Tests that saving is atomic: a folder is unchanged until all new files are written, whatever happens before."""
 
 import json
 import os
@@ -23,7 +23,7 @@ KINDS = ("model", "codec", "processor", "layout", "convert")
 
 @pytest.fixture(scope="module")
 def save(tiny_checkpoint):
-    """Kind of object -> a function that saves one in a folder."""
+    """Returns kind of object -> a function that saves such an object in a folder."""
     codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint)
     return {
         "model": HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint).save_pretrained,
@@ -35,13 +35,14 @@ def save(tiny_checkpoint):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Relative path -> content of every file below a folder."""
+    """Returns relative path -> content of every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_save_leaves_no_other_file_and_all_users_can_read_it(kind, save, tmp_path):
-    """safetensors creates files that only their owner may read, which a server of another user could not load."""
+    """safetensors creates files that only their owner may read, which a server that runs as another user could not
+    load."""
     before = os.umask(0o022)
     try:
         save[kind](tmp_path / "x")
@@ -87,10 +88,8 @@ def test_old_weights_are_removed_from_every_folder_that_gets_new_ones(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.json", "model.safetensors"])
 def test_config_json_is_moved_last(name, tmp_path):
-    """A folder without config.json is no checkpoint, so that an incomplete one cannot be loaded.
-
-    The move of one file fails here, because a folder has its name; config.json must come after it.
-    """
+    """A folder without config.json is not a checkpoint, so that an incomplete folder cannot be loaded. Here the move of
+    one file fails, because a folder has its name; config.json must be moved after it."""
     (tmp_path / "x" / name).mkdir(parents=True)
 
     def save():
@@ -142,7 +141,8 @@ def test_files_of_running_processes_and_of_other_machines_are_kept(tmp_path):
 @pytest.mark.parametrize("num_bytes", [16, 20_000], ids=["no file fits", "small files fit"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk_raises_a_checkpoint_error_and_changes_nothing(kind, num_bytes, save, tmp_path):
-    """Python's files raise OSError, safetensors its own error, and tokenizers a bare `Exception`, which was missed."""
+    """Python files raise OSError, safetensors its own error, and tokenizers a bare `Exception`, which was not caught
+    earlier."""
     if kind != "convert":
         save[kind](tmp_path / "x")
     before = contents(tmp_path)
@@ -170,21 +170,22 @@ def test_an_unusable_path_raises_a_checkpoint_error(kind, save, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS[:-1])
 def test_a_folder_without_write_permission_raises_a_checkpoint_error(kind, save, tmp_path, monkeypatch):
-    """Tests may run as root, who may write everywhere, so that a replaced function raises the system's error."""
+    """Tests may run as root, who may write everywhere, so a replaced function raises the system's error."""
     save[kind](tmp_path / "x")
     before = contents(tmp_path)
 
-    def refuse(old, new):
+    def fail(old, new):
         raise PermissionError(13, "Permission denied", str(new))
 
-    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(CheckpointError, match="Permission denied"):
         save[kind](tmp_path / "x")
     assert contents(tmp_path) == before
 
 
 def test_a_folder_with_a_read_only_parent_gets_its_temporary_folder_inside(tmp_path, monkeypatch):
-    """Such as a volume mounted into a container. Root may write everywhere, so that the system's answer is replaced."""
+    """For example, a volume mounted into a container. Root may write everywhere, so the result of the system call is
+    replaced."""
     (tmp_path / "x").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with atomic_folder(tmp_path / "x") as part:

@@ -1,4 +1,4 @@
-"""Whole checkpoints from and to a hub on this machine, which one process uses: loading and uploading."""
+"""Tests of loading and uploading whole checkpoints with a local hub, in one process."""
 
 import pytest
 from hub import serve
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hub(tiny_checkpoint, folder):
-    """A hub after the process."""
+    """Returns the hub after the process has finished."""
     with serve({"someone/tiny": {COMMIT: tiny_checkpoint}}) as hub:
         printed = hub.run(folder / "cache", PROGRAM, folder / "model", folder / "processor")
     assert printed == [f"{hub.address}/org/pushed/commit/1"]
@@ -36,7 +36,7 @@ def hub(tiny_checkpoint, folder):
 
 
 def test_a_repository_is_looked_up_once_for_all_parts(tiny_checkpoint, hub):
-    """Its name was once resolved six times."""
+    """Earlier, its name was resolved six times."""
     assert [revision for name, revision in hub.lookups if name == "someone/tiny"] == ["main"]
     small = {str(path.relative_to(tiny_checkpoint)) for pattern in DOWNLOADED for path in tiny_checkpoint.glob(pattern)}
     names = [name for repository, _, name in hub.downloads if repository == "someone/tiny"]
@@ -73,6 +73,6 @@ def test_upload_options_are_passed_on(hub):
     assert hub.tokens == {"t", "u"}
 
 
-def test_an_unknown_upload_option_is_refused_by_name(tiny_checkpoint):
+def test_an_unknown_upload_option_is_rejected_by_name(tiny_checkpoint):
     with pytest.raises(OptionError, match="did you mean 'private'"):
         HiggsAudioProcessor.from_pretrained(tiny_checkpoint).push_to_hub("org/voice", privat=True)

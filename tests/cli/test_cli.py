@@ -1,4 +1,4 @@
-"""The command line: each verb on a tiny checkpoint, and one line on stderr for each error."""
+"""Tests of the command line: each command on a tiny checkpoint, and one line on stderr for each error."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ from higgs_audio.cli.train import parse_overrides
 
 @pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
-    """Runs the command in an empty folder; returns (exit code, stdout, stderr)."""
+    """Returns a function that runs a command in an empty folder and returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -34,7 +34,7 @@ def run(capsys, tmp_path, monkeypatch):
 
 @pytest.fixture
 def fails(run, tmp_path):
-    """Runs a command that must fail with exit code 2, one line on stderr and no new file."""
+    """Returns a function that runs a command, which must fail with exit code 2, one line on stderr and no new file."""
 
     def fails(*arguments):
         before = set(tmp_path.rglob("*"))
@@ -59,13 +59,13 @@ def test_speak_writes_a_file_prints_its_path_and_reports_statistics_on_stderr(ru
     code, out, err = run("speak", "Hello.", "-o", "hello.wav", "--model", tiny_checkpoint, "--seed", 1)
     assert (code, out) == (0, "hello.wav\n")
     assert "real-time factor" in err
-    sound = soundfile.info("hello.wav")
-    assert (sound.samplerate, sound.channels) == (24000, 1)
-    assert f"{sound.duration:.2f} s of audio" in err
+    info = soundfile.info("hello.wav")
+    assert (info.samplerate, info.channels) == (24000, 1)
+    assert f"{info.duration:.2f} s of audio" in err
 
 
 def test_speak_streams_raw_samples_into_a_pipe(run, tiny_checkpoint, tmp_path):
-    """The samples are those of the file, and nothing else is on stdout."""
+    """The samples equal those of the file, and stdout contains nothing else."""
     arguments = ["speak", "Hello.", "--model", tiny_checkpoint, "--seed", "1"]
     command = [sys.executable, "-m", "higgs_audio", *arguments, "--stream"]
     piped = subprocess.run(command, capture_output=True, check=True)
@@ -123,7 +123,7 @@ def test_batch_generates_a_list_reports_errors_and_resumes(run, tiny_checkpoint,
         ('{"text": "a", "id": "b"}\n{"text": "a", "id": "b"}', "'b' occurs 2 times"),
     ],
 )
-def test_batch_refuses_invalid_lists(fails, tiny_checkpoint, tmp_path, content, message):
+def test_batch_rejects_invalid_lists(fails, tiny_checkpoint, tmp_path, content, message):
     (tmp_path / "in.jsonl").write_text(content)
     assert message in fails("batch", "in.jsonl", "-o", "out", "--model", tiny_checkpoint)
     (tmp_path / "in.jsonl").write_text('{"text": "Hello."}')
@@ -192,7 +192,7 @@ def test_version_and_help(run):
         assert verb in out
 
 
-def test_speak_refuses_texts_that_it_cannot_speak(fails, tiny_checkpoint):
+def test_speak_rejects_unspeakable_texts(fails, tiny_checkpoint):
     model = ("--model", tiny_checkpoint)
     assert "letter or digit" in fails("speak", " ", *model)
     assert "<|eot_id|>" in fails("speak", "Hello <|eot_id|>", *model)
@@ -212,8 +212,8 @@ def test_speak_names_the_invalid_model_voice_or_option(fails, tiny_checkpoint, r
     assert "toaster" in fails("speak", "Hello.", "--device", "toaster", *model)
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(fails, tmp_path):
-    """The name of the model is wrong too, but the error is about the output."""
+def test_an_output_that_cannot_be_written_is_rejected_before_the_model_is_loaded(fails, tmp_path):
+    """The name of the model is also invalid, but the error is about the output."""
     (tmp_path / "folder").mkdir()
     model = ("--model", "nanno")
     assert "known format" in fails("speak", "Hello.", "-o", "hello.xyz", *model)
@@ -237,7 +237,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
         {"codes": np.full((8, 5), -1, np.int64)},
     ],
 )
-def test_decode_refuses_files_that_are_not_codes(fails, tiny_checkpoint, tmp_path, content):
+def test_decode_rejects_files_that_are_not_codes(fails, tiny_checkpoint, tmp_path, content):
     if isinstance(content, bytes):
         (tmp_path / "x.safetensors").write_bytes(content)
     elif content is not None:
@@ -245,13 +245,13 @@ def test_decode_refuses_files_that_are_not_codes(fails, tiny_checkpoint, tmp_pat
     assert "x.safetensors" in fails("decode", "x.safetensors", "-o", "x.wav", "--model", tiny_checkpoint)
 
 
-def test_decode_refuses_codes_of_other_rates(fails, tiny_checkpoint, tmp_path):
+def test_decode_rejects_codes_of_other_rates(fails, tiny_checkpoint, tmp_path):
     codes = {"codes": np.zeros((8, 5), np.int16)}
     save_file(codes, tmp_path / "x.safetensors", metadata={"sample_rate": "16000"})
     assert "16000" in fails("decode", "x.safetensors", "-o", "x.wav", "--model", tiny_checkpoint)
 
 
-def test_encode_refuses_files_that_are_not_recordings(fails, tiny_checkpoint, tmp_path):
+def test_encode_rejects_files_that_are_not_recordings(fails, tiny_checkpoint, tmp_path):
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     soundfile.write(tmp_path / "short.wav", np.zeros(118), 24000)
     for name, message in {"nowhere.wav": "nowhere.wav", "bad.wav": "bad.wav", "short.wav": "118"}.items():
@@ -259,7 +259,7 @@ def test_encode_refuses_files_that_are_not_recordings(fails, tiny_checkpoint, tm
 
 
 @pytest.mark.parametrize("verb", ["lm", "tokenizer", "teacher", "prepare"])
-def test_training_refuses_invalid_recipes(fails, tmp_path, verb):
+def test_training_rejects_invalid_recipes(fails, tmp_path, verb):
     assert "nowhere.yaml" in fails("train", verb, "nowhere.yaml")
     (tmp_path / "recipe.yaml").write_text("data: clips\noutptu: runs\n", encoding="utf-8")
     assert "did you mean 'output'" in fails("train", verb, "recipe.yaml")

@@ -1,4 +1,4 @@
-"""Audio tokenizers of random weights, and folders in which they are stored."""
+"""Audio tokenizers with random weights, and folders in which they are stored."""
 
 import shutil
 from pathlib import Path
@@ -33,7 +33,7 @@ def torchaudio():
 
 @pytest.fixture(scope="module")
 def stored(dac_tokenizer, tmp_path_factory):
-    """Layout -> a folder with the same tokenizer. Tests must not change it."""
+    """Layout -> a folder with the same tokenizer. Tests must not modify it."""
     root = tmp_path_factory.mktemp("stored")
     for name in LAYOUTS:
         layout.write(HiggsAudioTokenizer, dac_tokenizer.config, dac_tokenizer.state_dict(), root / name, name)
@@ -43,7 +43,7 @@ def stored(dac_tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def folder(stored, tmp_path):
-    """A function that copies a stored layout to a folder that the test may change."""
+    """Returns a function that copies a stored layout to a folder that the test may modify."""
 
     def copy(name):
         return Path(shutil.copytree(stored[name], tmp_path / name))

@@ -1,4 +1,4 @@
-"""Stored audio tokenizers that are damaged, incomplete, malicious or of another kind."""
+"""Tests of stored audio tokenizers that are damaged, incomplete, malicious or of another kind."""
 
 import os
 import pickle
@@ -130,7 +130,7 @@ def test_the_error_for_a_folder_without_weights_names_the_missing_file(folder, n
 
 
 class Exploit:
-    """Unpickling it creates a folder."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -140,16 +140,16 @@ class Exploit:
 
 
 @pytest.mark.parametrize("form", ["torch", "older torch", "pickle"])
-def test_a_pickle_with_code_is_refused_and_not_executed(folder, tmp_path, form):
+def test_a_pickle_with_code_is_rejected_and_not_executed(folder, tmp_path, form):
     path, witness = folder("boson"), tmp_path / "witness"
     state = torch.load(path / "model.pth", weights_only=True) | {"fc_prior.weight": Exploit(witness)}
     if form == "pickle":
         (path / "model.pth").write_bytes(pickle.dumps({"weights": Exploit(witness)}, protocol=2))
     else:
         torch.save(state, path / "model.pth", _use_new_zipfile_serialization=form == "torch")
-    with pytest.raises(CheckpointError, match=r"tensors \(posix.mkdir\); none of it was executed") as refused:
+    with pytest.raises(CheckpointError, match=r"tensors \(posix.mkdir\); none of it was executed") as raised:
         HiggsAudioTokenizer.from_pretrained(path)
-    printed = "".join(traceback.format_exception(refused.value))
+    printed = "".join(traceback.format_exception(raised.value))
     assert "weights_only" not in printed and "add_safe_globals" not in printed, "torch's advice on how to execute it"
     assert not witness.exists()
     torch.load(path / "model.pth", weights_only=False) if form == "torch" else None

@@ -1,4 +1,4 @@
-"""ConvNeXt blocks on packed rows: C against torch, and torch against the block's own forward pass."""
+"""Tests of ConvNeXt blocks on packed rows: C against torch, and torch against the forward pass of the blocks."""
 
 import shutil
 
@@ -16,7 +16,7 @@ needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "cla
 
 @torch.no_grad()
 def make_blocks(is_half=False):
-    """Two blocks of different widths, with large weights."""
+    """Returns two blocks of different widths, with large weights."""
     generator = torch.Generator().manual_seed(0)
     blocks = [ConvNeXt(48, 7, 1), ConvNeXt(32, 5, 2)]
     for weight in (weight for block in blocks for weight in block.parameters()):
@@ -45,7 +45,7 @@ def test_packed_rows_equal_the_blocks_forward_pass(index):
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 7, 13, 96, 97, 200])
 def test_rows_in_c_equal_those_in_torch_and_do_not_depend_on_other_rows(monkeypatch, is_half, index, count):
-    """The rows have gaps between them, as those of several streams do, and are in random order."""
+    """The rows have gaps between them, as with several streams, and are in random order."""
     monkeypatch.setenv("HIGGS_AUDIO_NATIVE", "1")
     blocks = make_blocks(is_half)
     library = native_library()
@@ -83,7 +83,7 @@ def test_blocks_are_cached_until_the_weights_are_modified_or_converted(monkeypat
 
 
 class DoubledLinear(torch.nn.Linear):
-    """Like an adapter, it has the weight of a linear layer and computes something else."""
+    """Like an adapter, it has the weight of a linear layer and computes a different function."""
 
     def forward(self, x):
         return 2 * super().forward(x)

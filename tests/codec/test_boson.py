@@ -1,4 +1,4 @@
-"""The original layout: names, shapes and weight normalization of `model.pth`."""
+"""Tests of the original layout: names, shapes and weight normalization of `model.pth`."""
 
 import io
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from audio_tokenizers import change_weights, comparable, same_bits
-from oracle import make_sound, make_tokenizer
+from oracle import make_tokenizer, make_waveform
 from torch import nn
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig, boson, huggingface, layout
@@ -25,7 +25,7 @@ PUBLISHED_ORIGINAL = {
 
 
 def original_names():
-    """Name -> shape of the published model.pth without HuBERT, written out independently of the package."""
+    """Returns name -> shape of the published model.pth without HuBERT, written independently of the package."""
     shapes = {}
 
     def normalized(name, channels, *rest, bias=None):
@@ -108,7 +108,7 @@ def test_a_weight_is_restored_bit_by_bit_from_its_norm_and_direction():
 
 
 def test_fused_weights_are_exact_to_three_roundings():
-    """Those of the norm, the quotient and the product. torch's own kernel sums up to 6,144 squares in fp32."""
+    """Norm, quotient and product each round once. torch's own kernel sums up to 6,144 squares in fp32."""
     generator = torch.Generator().manual_seed(0)
     for shape in ((64, 1, 7), (256, 2048, 3), (1, 32, 7), (1024, 512, 16)):
         g, v = torch.rand(shape[0], 1, 1, generator=generator), torch.randn(shape, generator=generator)
@@ -177,7 +177,9 @@ def original_decoder(width=32, hidden=8):
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_our_model_pth_gives_the_same_in_a_network_with_the_originals_weight_norm(tmp_path):
     tokenizer = make_tokenizer("dac")
-    with torch.no_grad():  # smaller weights: with random ones the sound is so loud that sines turn rounding into 1e-3
+    with (
+        torch.no_grad()
+    ):  # smaller weights: with random weights the audio is so loud that sines amplify rounding errors to 1e-3
         for name, value in tokenizer.named_parameters():
             value.mul_(0.7 if name.startswith("acoustic") and not name.endswith("alpha") else 1)
     layout.write(HiggsAudioTokenizer, tokenizer.config, tokenizer.state_dict(), tmp_path / "boson", "boson")
@@ -186,14 +188,14 @@ def test_our_model_pth_gives_the_same_in_a_network_with_the_originals_weight_nor
     for network, prefix in ((encoder, "encoder.block."), (decoder, "decoder_2.model.")):
         part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         network.load_state_dict(part, strict=True)
-    sound, features = make_sound(9600), torch.randn(2, 8, 5)
+    waveform, features = make_waveform(9600), torch.randn(2, 8, 5)
     with torch.no_grad():
-        torch.testing.assert_close(encoder(sound), tokenizer.acoustic_encoder(sound), rtol=0, atol=1e-5)
+        torch.testing.assert_close(encoder(waveform), tokenizer.acoustic_encoder(waveform), rtol=0, atol=1e-5)
         torch.testing.assert_close(decoder(features), tokenizer.acoustic_decoder(features), rtol=0, atol=1e-6)
-        assert tokenizer.acoustic_encoder(sound).std(-1).mean() > 0.1
+        assert tokenizer.acoustic_encoder(waveform).std(-1).mean() > 0.1
 
 
-def test_other_entries_of_the_published_pickle_are_left_out(folder, dac_tokenizer):
+def test_other_entries_of_the_published_pickle_are_ignored(folder, dac_tokenizer):
     path = folder("boson")
 
     def change(state):

@@ -1,9 +1,9 @@
-"""The audio tokenizer against transformers' implementation of the published body, and against slow formulas."""
+"""Tests of the audio tokenizer against the implementation of transformers, and against slow formulas."""
 
 import pytest
 import torch
 from audio_tokenizers import make_codes
-from oracle import RESIDUES, make_sound, make_tokenizer, tokenizer_twin
+from oracle import RESIDUES, make_tokenizer, make_waveform, transformers_tokenizer
 from torch import nn
 
 from higgs_audio.codec import HiggsAudioTokenizer, HiggsAudioTokenizerConfig, dac
@@ -11,10 +11,11 @@ from higgs_audio.errors import AudioError, CodesError, OptionError
 
 
 @pytest.fixture(scope="module")
-def twins(torchaudio):
-    """Our tokenizer and transformers' with the same weights, both with transformers' padding of 480 samples."""
+def both_tokenizers(torchaudio):
+    """Returns our tokenizer and that of transformers with the same weights, both with the padding of transformers, 480
+    samples."""
     ours = make_tokenizer("dac", acoustic_padding=480)
-    theirs = tokenizer_twin(ours.config)
+    theirs = transformers_tokenizer(ours.config)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     return ours, theirs
 
@@ -25,7 +26,7 @@ def twins(torchaudio):
 def test_the_published_sizes_have_the_tensor_names_and_shapes_of_transformers(torchaudio):
     with torch.device("meta"):
         ours = HiggsAudioTokenizer(HiggsAudioTokenizerConfig()).state_dict()
-        theirs = tokenizer_twin(HiggsAudioTokenizerConfig()).state_dict()
+        theirs = transformers_tokenizer(HiggsAudioTokenizerConfig()).state_dict()
     assert {name: tuple(value.shape) for name, value in ours.items()} == {
         name: tuple(value.shape) for name, value in theirs.items()
     }
@@ -34,19 +35,19 @@ def test_the_published_sizes_have_the_tensor_names_and_shapes_of_transformers(to
 
 
 @pytest.mark.parametrize("residue", RESIDUES)
-def test_codes_equal_those_of_transformers_at_every_residue_of_the_length(twins, residue):
-    ours, theirs = twins
-    sound = make_sound(6 * 960 + residue, seed=residue)
+def test_codes_equal_those_of_transformers_at_every_residue_of_the_length(both_tokenizers, residue):
+    ours, theirs = both_tokenizers
+    waveform = make_waveform(6 * 960 + residue, seed=residue)
     with torch.no_grad():
-        expected = theirs.encode(sound).audio_codes
-    codes = ours.encode(sound).audio_codes
+        expected = theirs.encode(waveform).audio_codes
+    codes = ours.encode(waveform).audio_codes
     assert torch.equal(codes, expected)
     assert codes.unique().numel() > 20, "the codes must vary for the comparison to mean anything"
 
 
 @pytest.mark.parametrize("num_codebooks", [1, 2, 8])
-def test_samples_equal_those_of_transformers_for_any_number_of_codebooks(twins, num_codebooks):
-    ours, theirs = twins
+def test_samples_equal_those_of_transformers_for_any_number_of_codebooks(both_tokenizers, num_codebooks):
+    ours, theirs = both_tokenizers
     codes = make_codes(9, batch=2)[:, :num_codebooks]
     with torch.no_grad():
         expected = theirs.decode(codes).audio_values
@@ -55,18 +56,18 @@ def test_samples_equal_those_of_transformers_for_any_number_of_codebooks(twins, 
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-5)
 
 
-def test_a_lower_bandwidth_of_transformers_gives_our_first_codebooks(twins):
-    ours, theirs = twins
-    sound = make_sound(4000)
+def test_a_lower_bandwidth_of_transformers_gives_our_first_codebooks(both_tokenizers):
+    ours, theirs = both_tokenizers
+    waveform = make_waveform(4000)
     with torch.no_grad():
-        expected = theirs.encode(sound, bandwidth=0.5).audio_codes
-    assert torch.equal(ours.encode(sound).audio_codes[:, :2], expected)
+        expected = theirs.encode(waveform, bandwidth=0.5).audio_codes
+    assert torch.equal(ours.encode(waveform).audio_codes[:, :2], expected)
 
 
-def test_the_semantic_features_of_training_are_reconstructed_as_in_transformers(twins):
-    ours, theirs = twins
+def test_the_semantic_features_of_training_are_reconstructed_as_in_transformers(both_tokenizers):
+    ours, theirs = both_tokenizers
     with torch.no_grad():
-        output = ours(make_sound(7 * 960, batch=2), depth=torch.tensor([3, 8]))
+        output = ours(make_waveform(7 * 960, batch=2), depth=torch.tensor([3, 8]))
         for latent, features in (
             (output.quantized.latent, output.semantic_values),
             (output.quantized.first, output.semantic_first),
@@ -75,14 +76,14 @@ def test_the_semantic_features_of_training_are_reconstructed_as_in_transformers(
             torch.testing.assert_close(features, expected)
 
 
-def test_the_two_published_paddings_differ_only_where_the_acoustic_branch_lacks_a_frame(twins):
-    """The original code pads by 320 samples, transformers by 480, and both only for residues 119 to 631."""
-    ours, _ = twins
+def test_the_two_published_paddings_differ_only_where_the_acoustic_branch_lacks_a_frame(both_tokenizers):
+    """The original code pads by 320 samples, transformers by 480; both pad only for residues 119 to 631."""
+    ours, _ = both_tokenizers
     original = make_tokenizer("dac")
     assert original.config.acoustic_padding == 320
     for residue in RESIDUES:
-        sound = make_sound(6 * 960 + residue, seed=residue)
-        same = torch.equal(original.encode(sound).audio_codes, ours.encode(sound).audio_codes)
+        waveform = make_waveform(6 * 960 + residue, seed=residue)
+        same = torch.equal(original.encode(waveform).audio_codes, ours.encode(waveform).audio_codes)
         assert same == (residue not in (119, 631)), residue
 
 
@@ -91,7 +92,7 @@ def test_the_two_published_paddings_differ_only_where_the_acoustic_branch_lacks_
 
 @pytest.mark.parametrize("num_samples", [119, 120, 960 - 1, 960, 1078, 1079, 1591, 1592, 2 * 960, 12345])
 def test_a_recording_gives_a_frame_for_every_960_samples_and_for_a_remainder_of_119_or_more(tokenizer, num_samples):
-    codes = tokenizer.encode(make_sound(num_samples)).audio_codes
+    codes = tokenizer.encode(make_waveform(num_samples)).audio_codes
     assert codes.shape == (1, 8, (num_samples + 841) // 960)
     assert codes.dtype == torch.int64
     assert bool(((codes >= 0) & (codes < 1024)).all())
@@ -105,9 +106,9 @@ def test_every_frame_decodes_to_960_samples(tokenizer, num_frames):
 
 
 def test_encoder_frames_equals_the_length_of_the_encoders_output():
-    body = make_tokenizer("dac").acoustic_encoder
+    encoder = make_tokenizer("dac").acoustic_encoder
     for num_samples in (631, 632, 960, 1591, 1592, 2551, 2552, 5000):
-        expected = body(torch.zeros(1, 1, num_samples)).shape[2] if num_samples > 631 else 0
+        expected = encoder(torch.zeros(1, 1, num_samples)).shape[2] if num_samples > 631 else 0
         assert dac.encoder_frames(HiggsAudioTokenizerConfig(), num_samples) == expected
 
 
@@ -149,14 +150,14 @@ def test_the_nearest_entry_is_that_of_the_smallest_euclidean_distance(tokenizer)
 
 
 def test_the_codes_of_a_recording_do_not_depend_on_its_batch(tokenizer):
-    sounds = make_sound(7000, batch=3)
-    together = tokenizer.encode(sounds).audio_codes
+    waveforms = make_waveform(7000, batch=3)
+    together = tokenizer.encode(waveforms).audio_codes
     for row in range(3):
-        assert torch.equal(together[row : row + 1], tokenizer.encode(sounds[row : row + 1]).audio_codes)
+        assert torch.equal(together[row : row + 1], tokenizer.encode(waveforms[row : row + 1]).audio_codes)
 
 
 def test_saving_and_loading_changes_no_bit_of_weights_codes_or_samples(tokenizer, tmp_path):
-    """The STFT windows of `vocos` are in no file, and loading builds the model on the meta device, without them."""
+    """The STFT windows of `vocos` are not stored, and loading builds the model on the meta device, without them."""
     tokenizer.save_pretrained(tmp_path)
     loaded, info = HiggsAudioTokenizer.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -164,8 +165,8 @@ def test_saving_and_loading_changes_no_bit_of_weights_codes_or_samples(tokenizer
     ours, theirs = tokenizer.state_dict(), loaded.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    sound, codes = make_sound(5000), make_codes(12)
-    assert torch.equal(tokenizer.encode(sound).audio_codes, loaded.encode(sound).audio_codes)
+    waveform, codes = make_waveform(5000), make_codes(12)
+    assert torch.equal(tokenizer.encode(waveform).audio_codes, loaded.encode(waveform).audio_codes)
     assert torch.equal(tokenizer.decode(codes).audio_values, loaded.decode(codes).audio_values)
     assert loaded.config.acoustic == tokenizer.config.acoustic
     assert not loaded.training
@@ -178,7 +179,7 @@ def test_a_new_tokenizer_has_finite_weights_and_empty_codebooks(tokenizer):
     assert not any(isinstance(module, nn.Dropout) and module.p for module in new.semantic_model.modules())
 
 
-# Bad input.
+# Invalid input.
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,7 @@ def test_codes_of_any_integer_dtype_are_decoded(tokenizer):
     assert torch.equal(tokenizer.decode(codes.to(torch.int16)).audio_values, whole)
 
 
-def test_an_unknown_body_or_field_of_a_body_names_the_nearest():
+def test_an_unknown_acoustic_model_or_field_names_the_nearest():
     with pytest.raises(OptionError, match="did you mean 'vocos'"):
         HiggsAudioTokenizerConfig(acoustic_model_config={"body": "vocoz"})
     with pytest.raises(OptionError, match="did you mean 'hidden_size'"):

@@ -1,4 +1,4 @@
-"""Files of codes."""
+"""Tests of files of codes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The harmonic head against slow formulas."""
+"""Tests of the harmonic head against slow formulas."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ def test_the_closed_form_of_pulses_is_the_sum_of_all_harmonics_below_the_highest
 
 
 def test_harmonics_are_continuous_from_spectrum_to_spectrum(head):
-    """Where windows overlap, a steady pitch has the same pulses in both."""
+    """Where windows overlap, a constant pitch has the same pulses in both."""
     pitch = Pitch(torch.full((1, 9), 150.0).double(), torch.ones(1, 9).double())
     cycles, end = head.advance_phase(pitch, None)
     frames = head.pulses(cycles, pitch)[0]

@@ -1,4 +1,4 @@
-"""The layouts of stored audio tokenizers: reading, writing and converting them, compared bit by bit."""
+"""Tests of the layouts of stored audio tokenizers: reading, writing and converting them, compared bit by bit."""
 
 import doctest
 import importlib
@@ -6,7 +6,7 @@ import importlib
 import pytest
 import torch
 from audio_tokenizers import LAYOUTS, change_config, change_weights, comparable, same_bits
-from oracle import RESIDUES, TOKENIZER_MODULE, make_sound, make_tokenizer
+from oracle import RESIDUES, TOKENIZER_MODULE, make_tokenizer, make_waveform
 from torch.nn import functional as F
 
 from higgs_audio.checkpoint.checkpoint import read_json
@@ -39,15 +39,17 @@ def test_codes_and_samples_are_the_same_from_every_layout_and_after_all_conversi
     for name in ("transformers", "native", "boson"):
         layout.write(HiggsAudioTokenizer, *layout.read(HiggsAudioTokenizer, converted), tmp_path / name, name)
         converted = tmp_path / name
-    sounds = [make_sound(4 * 960 + residue) for residue in (0, 119, 631)]
-    codes = [dac_tokenizer.encode(sound).audio_codes for sound in sounds]
+    waveforms = [make_waveform(4 * 960 + residue) for residue in (0, 119, 631)]
+    codes = [dac_tokenizer.encode(waveform).audio_codes for waveform in waveforms]
     for folder in (*stored.values(), converted):
         other = HiggsAudioTokenizer.from_pretrained(folder, acoustic_padding=dac_tokenizer.config.acoustic_padding)
-        assert all(torch.equal(other.encode(sound).audio_codes, c) for sound, c in zip(sounds, codes, strict=True))
+        assert all(
+            torch.equal(other.encode(waveform).audio_codes, c) for waveform, c in zip(waveforms, codes, strict=True)
+        )
         assert torch.equal(other.decode(codes[0]).audio_values, dac_tokenizer.decode(codes[0]).audio_values)
 
 
-def test_a_layout_is_recognised_by_its_config_whatever_the_name_of_its_folder(folder, tmp_path):
+def test_a_layout_is_detected_from_the_config_whatever_the_name_of_its_folder(folder, tmp_path):
     for name in (*LAYOUTS, "early"):
         path = folder(name).rename(tmp_path / f"no-{name}-higgs_audio_v2_tokenizer")
         assert layout.detect_layout(read_json(path / "config.json")) == name
@@ -62,7 +64,7 @@ def test_the_padding_is_that_of_the_layouts_implementation_and_survives_saving(s
 
 
 def test_a_tokenizer_saved_over_its_own_file_is_native_and_unchanged(folder):
-    """Loaded weights are copies: saving over the file that they came from must not change them."""
+    """Loaded weights are copies: saving over the file from which they were loaded must not change them."""
     path = folder("transformers")
     tokenizer = HiggsAudioTokenizer.from_pretrained(path)
     expected = {name: value.clone() for name, value in tokenizer.state_dict().items()}
@@ -84,7 +86,7 @@ def test_sharded_weights_are_read(dac_tokenizer, tmp_path):
     assert same_bits(dac_tokenizer.state_dict(), layout.read(HiggsAudioTokenizer, tmp_path)[1])
 
 
-def test_the_vocos_body_can_only_be_written_as_native(tmp_path):
+def test_a_vocos_tokenizer_can_only_be_written_as_native(tmp_path):
     fast = make_tokenizer("vocos")
     for name in ("boson", "transformers"):
         with pytest.raises(CheckpointError, match="'native'"):
@@ -109,7 +111,7 @@ def test_a_mask_embedding_is_ignored_and_masking_is_off(folder, dac_tokenizer):
 
 @pytest.fixture
 def theirs(torchaudio, stored):
-    """transformers' tokenizer, loaded from our export."""
+    """The audio tokenizer of transformers, loaded from our export."""
     module = importlib.import_module(TOKENIZER_MODULE)
     model, report = module.HiggsAudioV2TokenizerModel.from_pretrained(
         stored["transformers"], output_loading_info=True, dtype=torch.float32
@@ -121,21 +123,21 @@ def theirs(torchaudio, stored):
 @pytest.mark.parametrize("residue", RESIDUES)
 def test_transformers_reads_our_export_and_computes_our_codes_and_samples(theirs, stored, residue):
     ours = HiggsAudioTokenizer.from_pretrained(stored["transformers"])
-    sound = make_sound(6 * 960 + residue, seed=residue)
+    waveform = make_waveform(6 * 960 + residue, seed=residue)
     with torch.no_grad():
-        codes = theirs.encode(sound).audio_codes
+        codes = theirs.encode(waveform).audio_codes
         values = theirs.decode(codes).audio_values
-    assert torch.equal(ours.encode(sound).audio_codes, codes)
+    assert torch.equal(ours.encode(waveform).audio_codes, codes)
     assert codes.shape[1] == 8 and codes.unique().numel() > 20
     torch.testing.assert_close(ours.decode(codes).audio_values, values, rtol=0, atol=1e-5)
 
 
-def original_codes(model, sound):
-    """The original's encoding, step by step, with the modules of transformers' tokenizer."""
-    semantic = model.encoder_semantic(model._extract_semantic_features(sound).transpose(1, 2))
-    acoustic = model.acoustic_encoder(sound)
+def original_codes(model, waveform):
+    """Encodes like the original code, step by step, with the modules of the audio tokenizer of transformers."""
+    semantic = model.encoder_semantic(model._extract_semantic_features(waveform).transpose(1, 2))
+    acoustic = model.acoustic_encoder(waveform)
     if acoustic.shape[2] != semantic.shape[2]:
-        acoustic = model.acoustic_encoder(F.pad(sound, (2 * 160, 2 * 160)))
+        acoustic = model.acoustic_encoder(F.pad(waveform, (2 * 160, 2 * 160)))
     shorter = min(acoustic.shape[2], semantic.shape[2])
     joined = torch.cat([acoustic[:, :, :shorter], semantic[:, :, :shorter]], dim=1)
     return model.quantizer.encode(model.fc(joined.transpose(1, 2)).transpose(1, 2)).transpose(0, 1)
@@ -144,11 +146,11 @@ def original_codes(model, sound):
 @pytest.mark.parametrize("residue", RESIDUES)
 def test_a_tokenizer_of_the_original_layout_gives_the_originals_codes(theirs, stored, residue):
     ours = HiggsAudioTokenizer.from_pretrained(stored["boson"])
-    sound = make_sound(6 * 960 + residue, seed=residue)
+    waveform = make_waveform(6 * 960 + residue, seed=residue)
     with torch.no_grad():
-        expected = original_codes(theirs, sound)
-    assert torch.equal(ours.encode(sound).audio_codes, expected)
-    differs = not torch.equal(expected, theirs.encode(sound).audio_codes)
+        expected = original_codes(theirs, waveform)
+    assert torch.equal(ours.encode(waveform).audio_codes, expected)
+    differs = not torch.equal(expected, theirs.encode(waveform).audio_codes)
     assert differs == (residue in (119, 631)), "the paddings of the two implementations"
 
 

@@ -1,4 +1,4 @@
-"""`HiggsAudioTokenizer.from_pretrained`: names, repositories and options."""
+"""Tests of `HiggsAudioTokenizer.from_pretrained`: names, repositories and options."""
 
 import hashlib
 import inspect
@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hub(stored, dac_tokenizer, folder):
-    """A hub after one process, which takes seconds to start, has used it."""
+    """Returns a hub after one process, which takes seconds to start, has used it."""
     new = Path(shutil.copytree(stored["transformers"], folder / "new"))
     shutil.copy(stored["boson"] / "model.pth", new)
     shutil.copytree(stored["native"], folder / "other" / "inner")
@@ -166,7 +166,7 @@ def test_an_unknown_option_is_an_option_error(stored, option, message):
         HiggsAudioTokenizer.from_pretrained(stored["native"], **option)
 
 
-def test_weights_that_do_not_fit_the_config_are_an_error_and_not_initialised(stored):
+def test_weights_that_do_not_fit_the_config_are_an_error_and_not_initialized(stored):
     with pytest.raises(CheckpointError, match=r"quantizer\.quantizers\.8\.codebook\.embed"):
         HiggsAudioTokenizer.from_pretrained(stored["native"], num_codebooks=9)
     with pytest.raises(CheckpointError, match="missing"):
@@ -174,6 +174,6 @@ def test_weights_that_do_not_fit_the_config_are_an_error_and_not_initialised(sto
 
 
 def test_the_typed_options_are_those_of_a_folder_of_transformers_and_of_the_config():
-    folder = {*checkpoint.FOLDER_OPTIONS} - {"revision"}  # which is a parameter
+    folder = {*checkpoint.FOLDER_OPTIONS} - {"revision"}  # a separate parameter
     fields = inspect.get_annotations(HiggsAudioTokenizerConfig).keys()
     assert LoadOptions.__optional_keys__ == folder | TransformersOptions.__optional_keys__ | fields

@@ -1,4 +1,4 @@
-"""The streaming decoder: its concatenated samples against the decoding of the whole."""
+"""Tests of the streaming decoder: its concatenated samples against decoding all codes at once."""
 
 import copy
 import dataclasses
@@ -35,7 +35,7 @@ def random_chunks(codes, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_stream_in_random_chunks_equals_the_whole(tokenizer, seed):
     codes = make_codes(75, seed=seed)
-    # Random filters make the 170th harmonic as loud as the first, which needs float64; the test with nano does not.
+    # Random filters make the 170th harmonic as loud as the first, which requires float64; the test with nano does not.
     if tokenizer.pitch_hop is not None:
         tokenizer = copy.deepcopy(tokenizer).double()
     whole = tokenizer.decode(codes).audio_values[0, 0]
@@ -48,8 +48,8 @@ def test_an_empty_stream_has_no_samples_and_a_stream_of_one_frame_is_complete(to
     one = make_codes(1)
     assert list(decode_stream(tokenizer, [])) == []
     assert list(decode_stream(tokenizer, [one[0, :, :0]])) == []
-    (sound,) = decode_stream(tokenizer, [one[0]])
-    torch.testing.assert_close(sound, tokenizer.decode(one).audio_values[0, 0])
+    (samples,) = decode_stream(tokenizer, [one[0]])
+    torch.testing.assert_close(samples, tokenizer.decode(one).audio_values[0, 0])
 
 
 def test_a_stream_stores_only_its_context_and_waits_only_for_the_frames_to_the_right(tokenizer):
@@ -64,7 +64,7 @@ def test_a_stream_stores_only_its_context_and_waits_only_for_the_frames_to_the_r
 
 
 def count_numbers(state):
-    """The size of all tensors in the state of a stream."""
+    """Returns the number of elements of all tensors in the state of a stream."""
     if isinstance(state, torch.Tensor):
         return state.numel()
     if isinstance(state, (list, tuple)):
@@ -136,7 +136,7 @@ def test_an_earlier_state_rewinds_a_stream(tokenizer):
 
 
 class UnderstatedContext(HiggsAudioTokenizer):
-    """A tokenizer that reports a smaller context than it has."""
+    """An audio tokenizer that reports a smaller context than it has."""
 
     missing = (0, 0)
 
@@ -147,7 +147,8 @@ class UnderstatedContext(HiggsAudioTokenizer):
 
 
 def exact(tokenizer):
-    """A copy in float64 with large weights, so that the weakest influence of a frame is far above rounding errors."""
+    """Returns a copy in float64 with large weights, so that the weakest influence of a frame is far above rounding
+    errors."""
     tokenizer = copy.deepcopy(tokenizer).double()
     randomize(tokenizer, seed=1, gain=4)
     tokenizer.__class__ = UnderstatedContext
@@ -155,7 +156,8 @@ def exact(tokenizer):
 
 
 def stream_error(tokenizer, codes):
-    """The largest difference between a stream of single frames and the whole, relative to the loudest sample."""
+    """Returns the largest difference between a stream of single frames and the whole, relative to the largest
+    sample."""
     whole = tokenizer.decode(codes).audio_values[0, 0]
     stream = torch.cat(list(decode_stream(tokenizer, codes[0].split(1, dim=1))))
     return float((stream - whole).abs().max() / whole.abs().max())
@@ -167,7 +169,7 @@ def test_the_context_suffices_with_large_weights(tokenizer):
 
 @pytest.fixture(scope="module")
 def nano_speech():
-    """nano's audio tokenizer, and codes `[1, K, F]` of generated speech in two voices."""
+    """Returns nano's audio tokenizer, and codes `[1, K, F]` of generated speech in two voices."""
     tts = HiggsAudio.from_pretrained("nano", device="cpu")
     speech = [
         tts.generate("The sun rises in the east and sets in the west.", voice, seed=1) for voice in ("joe", "ava")
@@ -176,7 +178,7 @@ def nano_speech():
 
 
 def test_a_stream_of_nano_equals_the_whole_to_a_ten_thousandth(nano_speech):
-    """In chunks of one frame. Rounding errors of the pitch move its pulses, and add up over a voiced stretch."""
+    """In chunks of one frame. Rounding errors of the pitch move its pulses, and accumulate over a voiced segment."""
     tokenizer, speech = nano_speech
     for codes in speech:
         whole = tokenizer.decode(codes).audio_values[0, 0]
@@ -206,7 +208,7 @@ def test_every_stored_input_of_a_layer_affects_the_stream(vocos_tokenizer, layer
 
 
 def stream_with_look_ahead(tokenizer, codes, look_ahead):
-    """The samples of a stream of single frames, and how many each frame returned."""
+    """Returns the samples of a stream of single frames, and how many samples each frame returned."""
     decoder = StreamDecoder(tokenizer, look_ahead)
     parts = [decoder.push(codes[0, :, :0]), *(decoder.push(frame) for frame in codes[0].split(1, dim=1))]
     return torch.cat([*parts, decoder.finish()]), [len(part) for part in parts]
@@ -247,6 +249,6 @@ def test_frames_beyond_the_context_affect_no_sample(tokenizer):
     codes, middle = make_codes(left + right + 41, batch=2), left + 20
     first = middle - left if tokenizer.pitch_hop is None else 0  # the phase depends on all earlier frames
     codes[1, :, first : middle + right + 1] = codes[0, :, first : middle + right + 1]
-    sounds = tokenizer.decode(codes).audio_values[:, 0].unflatten(1, (-1, 960))  # [2, F, 960]
-    torch.testing.assert_close(sounds[0, middle], sounds[1, middle], rtol=0, atol=1e-10)
-    assert (sounds[0, -1] - sounds[1, -1]).abs().max() > 1e-3
+    samples = tokenizer.decode(codes).audio_values[:, 0].unflatten(1, (-1, 960))  # [2, F, 960]
+    torch.testing.assert_close(samples[0, middle], samples[1, middle], rtol=0, atol=1e-10)
+    assert (samples[0, -1] - samples[1, -1]).abs().max() > 1e-3

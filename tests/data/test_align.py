@@ -1,4 +1,4 @@
-"""Forced alignment."""
+"""Tests of forced alignment."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from higgs_audio.data.phones import phones
 
 
 def collapse(path):
-    """The labels that a CTC path emits: repeats merged, blanks (0) left out."""
+    """Returns the labels that a CTC path emits: repeats are merged, blanks (0) removed."""
     return [label for label, _ in itertools.groupby(path) if label]
 
 
@@ -32,7 +32,7 @@ def test_viterbi_finds_the_best_of_all_paths(ids, steps):
         assert list(found[found >= 0]) == sorted(found[found >= 0])
 
 
-def test_more_phones_than_steps_are_an_error_and_equal_neighbours_need_a_blank_between_them():
+def test_more_phones_than_steps_are_an_error_and_equal_neighbors_need_a_blank_between_them():
     log_probs = np.zeros((3, 5))
     for ids in ([1, 2, 3, 4], [1, 1, 2]):
         with pytest.raises(ValueError, match="do not fit into 3 frames"):
@@ -40,7 +40,7 @@ def test_more_phones_than_steps_are_an_error_and_equal_neighbours_need_a_blank_b
 
 
 def test_a_text_of_more_than_127_phones_is_aligned():
-    """State numbers above 127 overflowed in the difference of a Python int and an int8."""
+    """Earlier, state numbers above 127 overflowed in the difference of a Python int and an int8."""
     ids = [1 + n % 5 for n in range(150)]
     log_probs = np.full((300, 7), -9.0)
     log_probs[np.arange(0, 300, 2), ids] = 0.0

@@ -1,4 +1,4 @@
-"""Clips: the order in which training reads them, and random crops of their waveforms."""
+"""Tests of clips: the order in which training reads them, and random crops of their waveforms."""
 
 import itertools
 

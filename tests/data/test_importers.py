@@ -1,4 +1,4 @@
-"""Imports of data sets of other libraries."""
+"""Tests of imports of data sets of other libraries."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Manifests: valid and invalid lines, JSON Lines and Parquet, duplicates."""
+"""Tests of manifests: valid and invalid lines, JSON Lines and Parquet, duplicates."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Encoding clips for training: dropped clips, several workers, interrupted and repeated runs."""
+"""Tests of encoding clips for training: dropped clips, several workers, interrupted and repeated runs."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from corpus import RATE, TEXTS, hum, write_corpus
+from corpus import RATE, TEXTS, make_tones, write_corpus
 from full_disk import file_size_limit
 from killing import hidden_names, run_until_rename
 from runs import contents, manifest_line, prepare_recipe
@@ -70,9 +70,9 @@ def test_aligned_clips_have_codes_phonemes_and_the_phone_of_each_frame(corpus, t
 
 
 def write_all_kinds(folder):
-    """A manifest with one clip to keep and one for each reason to drop it."""
+    """Writes a manifest with one valid clip, and one clip for each reason to drop it."""
     text = TEXTS[0]
-    tones, _ = hum(text)
+    tones, _ = make_tones(text)
     waveforms = {
         "good": tones,
         "short": tones[:2400],
@@ -84,7 +84,7 @@ def write_all_kinds(folder):
     waveforms["nan"][100] = math.nan
     for name, samples in waveforms.items():
         soundfile.write(folder / f"{name}.wav", samples, RATE, subtype="FLOAT")
-    # Copied, because a float WAV contains the second in which it was written.
+    # Copied, because a float WAV contains the time at which it was written.
     (folder / "twice.wav").write_bytes((folder / "good.wav").read_bytes())
     (folder / "broken.wav").write_bytes(b"no sound")
     (folder / "torn.flac").write_bytes(b"fLaC" + bytes(40))
@@ -97,7 +97,7 @@ def write_all_kinds(folder):
 
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
 def test_dropped_clips_are_counted_by_reason_and_listed_by_id(recipe, tiny_teacher, tmp_path, aligned):
-    """Lengths are those of the files: every line of the manifest says 1.7 seconds."""
+    """Lengths are those of the files: every line of the manifest claims 1.7 seconds."""
     write_all_kinds(tmp_path)
     own = {"data": str(tmp_path), "output": str(tmp_path / "out"), "teacher": str(tiny_teacher) if aligned else ""}
     counts = prepare.prepare(dataclasses.replace(recipe, **own, min_score=-100.0))
@@ -126,7 +126,7 @@ def test_dropped_clips_are_counted_by_reason_and_listed_by_id(recipe, tiny_teach
 
 def test_more_phones_than_frames_and_low_scores_are_dropped(recipe, tiny_teacher, tmp_path):
     write_corpus(tmp_path, [("good", {"text": TEXTS[0]}), ("hurried", {"text": TEXTS[1] * 4})])
-    tones, _ = hum(TEXTS[1] * 4)
+    tones, _ = make_tones(TEXTS[1] * 4)
     soundfile.write(tmp_path / "hurried.wav", tones[:RATE], RATE)
     own = {"data": str(tmp_path), "teacher": str(tiny_teacher), "max_phones_per_second": 99.0}
     aligned = dataclasses.replace(recipe, **own, output=str(tmp_path / "out"), min_score=-100.0)
@@ -137,7 +137,7 @@ def test_more_phones_than_frames_and_low_scores_are_dropped(recipe, tiny_teacher
         read_encoded_clips(tmp_path / "strict")
 
 
-def test_a_repeated_run_makes_only_missing_and_damaged_parts(recipe, encoded, copy, capsys):
+def test_a_repeated_run_writes_only_missing_and_damaged_parts(recipe, encoded, copy, capsys):
     for name in ("part-0001.jsonl", "prepared.json"):  # as after a kill between the two files of a part
         (copy / name).unlink()
     (copy / "part-0001.safetensors").write_bytes(b"half")
@@ -194,8 +194,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_the_next_run_makes_the_parts_of_a_killed_worker(recipe, encoded, tmp_path):
-    """Worker 1 of 2 dies in its only part; worker 0 completes its parts, and the next run makes the rest."""
+def test_the_next_run_writes_the_parts_of_a_killed_worker(recipe, encoded, tmp_path):
+    """Worker 1 of 2 is killed in its only part; worker 0 completes its parts, and the next run writes the rest."""
     (tmp_path / "main.py").write_text(WORKERS)
     output = tmp_path / "out"
     fields = dataclasses.asdict(dataclasses.replace(recipe, output=str(output), num_workers=2))

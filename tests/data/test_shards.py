@@ -1,4 +1,4 @@
-"""Encoded clips on disk: parts, damage, and the fingerprint of the audio tokenizer."""
+"""Tests of encoded clips on disk: parts, damaged files, and the fingerprint of the audio tokenizer."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from higgs_audio.errors import RecipeError
 
 
 def test_clips_are_views_of_mapped_files_and_no_file_stays_open(encoded):
-    """There may be more parts than a process may open files."""
+    """The number of parts can exceed the number of files that a process may open."""
     open_before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
     clips = read_encoded_clips(encoded)
     assert all(not clip.codes.flags.owndata and clip.codes.dtype == np.uint16 for clip in clips)
@@ -26,42 +26,44 @@ def test_clips_are_views_of_mapped_files_and_no_file_stays_open(encoded):
     assert np.array_equal(np.concatenate([clip.codes for clip in clips[2:4]], axis=1), arrays["codes"])
 
 
-def cut_file(folder):
+def truncate_file(folder):
     file = folder / "part-0001.safetensors"
     file.write_bytes(file.read_bytes()[:-2])
     return "part-0001 cannot be read"
 
 
 def swap_files(folder):
-    """Codes of one part under the index of another."""
+    """Swaps the codes of two parts, so that they do not belong to their index."""
     (folder / "part-0001.safetensors").write_bytes((folder / "part-0000.safetensors").read_bytes())
     return r"part-0001 has codes of the shape \[8, \d+\] and an index of \d+ frames"
 
 
-def lose_file(folder):
+def delete_file(folder):
     (folder / "part-0001.safetensors").unlink()
     return "part-0001 cannot be read"
 
 
-def tear_index(folder):
+def truncate_index(folder):
     path = folder / "part-0001.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     return "part-0001 cannot be read"
 
 
-def other_type(folder):
+def change_dtype(folder):
     arrays = load_file(folder / "part-0001.safetensors")
     save_file({name: array.astype(np.int32) for name, array in arrays.items()}, folder / "part-0001.safetensors")
     return "part-0001 cannot be read: codes is I32"
 
 
-def other_phones(folder):
+def change_phones(folder):
     arrays = load_file(folder / "part-0001.safetensors")
     save_file({**arrays, "phones": np.zeros(3, np.uint16)}, folder / "part-0001.safetensors")
     return "part-0001 has 3 phones"
 
 
-@pytest.mark.parametrize("damage", [cut_file, swap_files, lose_file, tear_index, other_type, other_phones])
+@pytest.mark.parametrize(
+    "damage", [truncate_file, swap_files, delete_file, truncate_index, change_dtype, change_phones]
+)
 def test_the_error_of_damaged_parts_names_all_of_them(copy, damage):
     message = damage(copy)
     (copy / "part-0002.safetensors").write_bytes(b"")
@@ -69,7 +71,7 @@ def test_the_error_of_damaged_parts_names_all_of_them(copy, damage):
         read_encoded_clips(copy)
 
 
-def test_the_stamp_depends_on_the_encoder_and_not_on_the_decoder(tiny_checkpoint):
+def test_the_fingerprint_depends_on_the_encoder_and_not_on_the_decoder(tiny_checkpoint):
     fingerprints = []
     for part in (None, "acoustic_decoder", "fc2", "acoustic_encoder", "semantic_model", "quantizer", "fc"):
         codec = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec")
@@ -95,8 +97,8 @@ def test_parts_of_different_audio_tokenizers_are_an_error(encoded, copy):
         read_encoded_clips(copy)
 
 
-def test_parts_without_a_stamp_are_read(encoded, copy):
-    """Earlier versions wrote none."""
+def test_parts_without_a_fingerprint_are_read(encoded, copy):
+    """Earlier versions wrote no fingerprint."""
     for file in copy.glob("*.safetensors"):
         save_file(load_file(file), file)
     fingerprint = json.loads((encoded / "prepared.json").read_text())["codec"]

@@ -1,7 +1,7 @@
-"""Requests for the engine, and their expected results: those of the plain loop, which runs each request alone."""
+"""Requests for the engine, and their expected results: the results of the plain loop, which runs each request alone."""
 
 import pytest
-from engines import alone, many_requests
+from engines import many_requests, run_alone
 from oracle import fill, make_config
 
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
@@ -14,7 +14,7 @@ def model():
 
 @pytest.fixture
 def own_model():
-    """A copy of `model` that a test may change."""
+    """A copy of `model` that a test may modify."""
     return fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
 
 
@@ -26,7 +26,7 @@ def requests():
 @pytest.fixture(scope="session")
 def expected(model, requests):
     """Columns and finish reason of each request."""
-    return [alone(model, request) for request in requests]
+    return [run_alone(model, request) for request in requests]
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Requests that join, leave or are preempted beside a request do not change its result: it equals the plain loop's."""
+"""Tests that the result of a request does not depend on requests that join, end or are preempted: it equals the plain
+loop's.
+"""
 
 import random
 import threading
@@ -6,7 +8,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from engines import CONTEXT, alone, make_engine, make_request
+from engines import CONTEXT, make_engine, make_request, run_alone
 from hooks import before_calls
 from oracle import K, make_codes
 
@@ -50,13 +52,13 @@ def test_several_steps_between_reads_change_nothing(model, requests, expected, n
 
 
 def to_meta(value):
-    """A dataclass with its tensors on the meta device."""
+    """Returns a dataclass with its tensors on the meta device."""
     tensors = {field.name: getattr(value, field.name) for field in fields(value)}
     return replace(value, **{name: t.to("meta") for name, t in tensors.items() if isinstance(t, torch.Tensor)})
 
 
 def test_a_step_never_waits_for_the_device(own_model, requests):
-    """The meta device has shapes and no numbers: reading a number from it raises."""
+    """The meta device has shapes but no data: reading a number from it raises."""
     states = [initial_state(requests[number], own_model.config, torch.device("cpu")) for number in (5, 4)]
     state = states[0].concat(states[1])
     sampler = Sampler(state, torch.tensor([0, 2]), torch.tensor([1, 2]), own_model.config)
@@ -122,7 +124,7 @@ def test_threads_get_their_own_results(model, requests, expected):
     assert [found[number] for number in range(len(requests))] == expected
 
 
-def test_a_handle_that_nobody_reads_does_not_block_the_others(model, requests, expected):
+def test_an_unread_handle_does_not_block_the_others(model, requests, expected):
     engine = make_engine(model)
     unread = engine.submit(requests[2])
     next(unread)
@@ -197,16 +199,16 @@ def test_the_model_can_be_saved_and_trained_after_its_matrices_were_joined(own_m
     with torch.no_grad():
         for weight in own_model.parameters():
             weight.mul_(1.5)
-    assert list(engine.submit(requests[1])) == alone(own_model, requests[1])[0] != first
+    assert list(engine.submit(requests[1])) == run_alone(own_model, requests[1])[0] != first
     own_model.load_state_dict(before)
     assert list(engine.submit(requests[1])) == first
     own_model.double()
-    assert list(engine.submit(requests[3])) == alone(own_model, requests[3])[0]
+    assert list(engine.submit(requests[3])) == run_alone(own_model, requests[3])[0]
     assert engine.runner.fused
 
 
 def test_an_adapter_around_a_matrix_is_used(own_model, requests):
-    """The joined matrices were those of the model without the adapter."""
+    """Earlier, the joined matrices were those of the model without the adapter."""
     engine = make_engine(own_model)
     list(engine.submit(requests[0]))
 
@@ -220,7 +222,7 @@ def test_an_adapter_around_a_matrix_is_used(own_model, requests):
 
     own_model.model.layers[0].self_attn.v_proj = Tripled(own_model.model.layers[0].self_attn.v_proj)
     handle = engine.submit(requests[0])
-    assert (list(handle), handle.finish_reason) == alone(own_model, requests[0])
+    assert (list(handle), handle.finish_reason) == run_alone(own_model, requests[0])
 
 
 def test_token_ids_of_any_integer_type_are_accepted(model, requests, expected):
@@ -229,7 +231,7 @@ def test_token_ids_of_any_integer_type_are_accepted(model, requests, expected):
 
 
 def test_a_last_column_that_arrives_between_two_checks_is_not_lost():
-    """Iteration saw no column, then saw that the request was done, and stopped."""
+    """Earlier, iteration found no column, then found that the request was done, and stopped."""
 
     class LateHandle(RequestHandle):
         is_late = True
@@ -245,7 +247,8 @@ def test_a_last_column_that_arrives_between_two_checks_is_not_lost():
 
 
 def test_many_threads_with_everything_at_once(own_model, requests, expected):
-    """Cancellations, priorities, prefill in chunks and failing steps: no thread hangs, none gets another's columns."""
+    """Cancellations, priorities, prefill in chunks and failing steps: no thread hangs or gets the columns of
+    another."""
     engine = make_engine(own_model, max_slots=4, prefill_chunk=5)
     counter, wrong = [], []
 

@@ -1,4 +1,4 @@
-"""Requests that are refused, and failures, cancellations and interrupts, which end one request and not the others."""
+"""Tests of rejected requests, and of failures, cancellations and interrupts, which end one request only."""
 
 import math
 import threading
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engines import CONTEXT, GREEDY, alone, make_engine, make_request
+from engines import CONTEXT, GREEDY, make_engine, make_request, run_alone
 from hooks import after_calls, before_calls
 from oracle import K, fill, make_codes, make_config, make_prompt
 
@@ -17,10 +17,10 @@ from higgs_audio.errors import EngineError, HiggsAudioError, NumericsError, Opti
 from higgs_audio.generation.sampling import MAX_COUNT
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
-# Refused requests.
+# Rejected requests.
 
 
-def test_a_request_that_the_cache_cannot_hold_is_refused(model, requests):
+def test_a_request_that_exceeds_the_cache_is_rejected(model, requests):
     engine = make_engine(model, context=30)
     with pytest.raises(OptionError, match="a prompt of 14 positions and 12 frames may need 35; this engine has 30"):
         engine.submit(make_request(range(20, 32)))
@@ -28,7 +28,7 @@ def test_a_request_that_the_cache_cannot_hold_is_refused(model, requests):
         make_engine(model, max_slots=1).submit(requests[5])
 
 
-def test_an_engine_without_memory_for_a_slot_tells_how_much_it_needs(model):
+def test_the_error_without_memory_for_a_slot_names_the_required_memory(model):
     slot = slot_bytes(model.model.text_config, CONTEXT, torch.float32)
     with pytest.raises(OptionError, match=rf"requires {math.ceil(slot / 0.75)}"):
         Engine(model, memory=slot, context=CONTEXT)
@@ -36,10 +36,8 @@ def test_an_engine_without_memory_for_a_slot_tells_how_much_it_needs(model):
 
 
 def test_the_default_memory_is_enough_for_one_guided_request(requests):
-    """Memory is allocated on demand and most requests need little, so a nearly full GPU must not be refused.
-
-    Here the slots are so large that two of them fill the default, of which cached prefixes get a share.
-    """
+    """Memory is allocated on demand and most requests need little, so an engine on a nearly full GPU must not be an
+    error. Here two slots are larger than the default memory, a share of which is for cached prefixes."""
     heads = {"num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 32}
     model = fill(HiggsAudioForConditionalGeneration(make_config(heads)))
     context = model.config.text_config.max_position_embeddings
@@ -47,10 +45,10 @@ def test_the_default_memory_is_enough_for_one_guided_request(requests):
     engine = Engine(model, context=context)
     assert engine.max_slots == 2
     handle = engine.submit(requests[5])
-    assert (list(handle), handle.finish_reason) == alone(model, requests[5])
+    assert (list(handle), handle.finish_reason) == run_alone(model, requests[5])
 
 
-def test_inconsistent_prompts_are_refused(model):
+def test_inconsistent_prompts_are_rejected(model):
     engine, good = make_engine(model), make_request(range(20, 32), [make_codes(5, 1)])
     with pytest.raises(PromptError, match="must end in"):
         engine.submit(replace(good, input_ids=good.input_ids[:-1]))
@@ -61,7 +59,7 @@ def test_inconsistent_prompts_are_refused(model):
     assert engine.num_waiting == 0
 
 
-def test_a_full_queue_refuses_a_request_and_keeps_the_others(model, requests, expected):
+def test_a_full_queue_rejects_a_request_and_keeps_the_others(model, requests, expected):
     engine = make_engine(model, max_slots=1, max_waiting=2)
     handles = [engine.submit(requests[0]), engine.submit(requests[1])]
     with pytest.raises(QueueFullError, match="2 requests are waiting"):
@@ -86,8 +84,8 @@ def test_a_full_queue_refuses_a_request_and_keeps_the_others(model, requests, ex
     ],
     ids=str,
 )
-def test_an_invalid_request_is_refused_before_it_joins_a_batch(model, requests, expected, change, error):
-    """An id outside the vocabulary made the step of all requests fail."""
+def test_an_invalid_request_is_rejected_before_it_joins_a_batch(model, requests, expected, change, error):
+    """Earlier, an id outside the vocabulary made the step of all requests fail."""
     engine = make_engine(model)
     good = engine.submit(requests[2])
     guided = {"sampling": replace(GREEDY, text_guidance_scale=2.0)} if "negative_ids" in change else {}
@@ -115,7 +113,7 @@ def test_the_largest_options_work_and_do_not_change_other_requests(model, reques
     request = replace(requests[4], sampling=replace(requests[4].sampling, **changes))
     handle = engine.submit(request)
     columns = list(handle)
-    assert (columns, handle.finish_reason) == alone(model, request)
+    assert (columns, handle.finish_reason) == run_alone(model, request)
     assert (list(decoding), decoding.finish_reason) == (expected[2][0][1:], expected[2][1])
 
 
@@ -177,7 +175,7 @@ def test_nan_does_not_stay_in_slots_that_other_requests_get(nan_model, requests)
 
 @pytest.mark.usefixtures("without_native")
 def test_nan_does_not_stay_in_slots_that_were_moved(nan_model):
-    """Two requests end in one step: the slot of the second is moved into the gap of the first."""
+    """Two requests end in one step: the slot of the second is moved to the free slot of the first."""
     engine = make_engine(nan_model)
     handles = [engine.submit(make_request([50] * 30, sampling=GREEDY, is_offline=True)) for _ in range(3)]
     for handle in handles:
@@ -188,10 +186,8 @@ def test_nan_does_not_stay_in_slots_that_were_moved(nan_model):
 
 @pytest.mark.parametrize("place", ["slots.free", "slots.start_decoding", "scheduler.schedule", "push"])
 def test_an_error_between_steps_leaves_an_engine_that_works(model, requests, expected, monkeypatch, place):
-    """A change that fails half-way leaves no valid state; a second error used to hide the first one.
-
-    Nothing from outside reaches code between two passes of the model, so that a method of the engine is replaced.
-    """
+    """A change that fails halfway leaves an invalid state; earlier, a second error replaced the first. Code between two
+    passes of the model cannot be reached from outside, so a method of the engine is replaced."""
     engine = make_engine(model, max_slots=3)
     handles = [engine.submit(request) for request in requests[:6]]
     part, _, name = place.rpartition(".")
@@ -254,7 +250,7 @@ def test_a_failed_step_spares_waiting_and_preempted_requests(model, requests, ex
 
 @pytest.mark.parametrize("chunk", [4, 64])
 def test_a_failed_prefill_ends_its_request_alone(model, requests, expected, chunk):
-    """In chunks of its own, and in one batch with the prompt of another request."""
+    """In separate chunks, and in one batch with the prompt of another request."""
 
     def failing(ids):
         if 31 in ids:
@@ -276,7 +272,8 @@ def test_a_failed_prefill_ends_its_request_alone(model, requests, expected, chun
 
 
 def test_a_request_cancelled_in_the_last_step_of_another_is_removed(model, requests, expected):
-    """The other request needed no further step, and only a step removed cancelled requests."""
+    """Earlier, the request stayed: the other request needed no further step, and only a step removed cancelled
+    requests."""
     engine, columns = make_engine(model), []
     left, short = engine.submit(requests[2]), engine.submit(requests[7])
 
@@ -295,7 +292,7 @@ def test_a_request_cancelled_in_the_last_step_of_another_is_removed(model, reque
 def test_a_request_cancelled_by_the_garbage_collector_while_others_leave_ends_alone(
     model, requests, expected, monkeypatch
 ):
-    """The collector cannot be made to run while slots are freed, so that a method of the engine is replaced."""
+    """The garbage collector cannot be started while slots are freed, so a method of the engine is replaced."""
     engine = make_engine(model)
     staying, leaving, left = (engine.submit(requests[number]) for number in (2, 3, 4))
     engine.step()
@@ -304,7 +301,7 @@ def test_a_request_cancelled_by_the_garbage_collector_while_others_leave_ends_al
 
     def collecting(sequence):
         if not calls:
-            calls.append(left.cancel())  # as the collector may, in this thread
+            calls.append(left.cancel())  # as the garbage collector may do, in this thread
         return free(sequence)
 
     monkeypatch.setattr(engine.slots, "free", collecting)
@@ -314,7 +311,7 @@ def test_a_request_cancelled_by_the_garbage_collector_while_others_leave_ends_al
 
 
 def test_an_interrupt_is_raised_in_its_thread_and_the_engine_goes_on(model, requests, expected):
-    """The other thread waited and nothing woke it up."""
+    """Earlier, the other thread waited forever."""
     engine = make_engine(model)
     first, second = engine.submit(requests[2]), engine.submit(requests[4])
     entered, found = threading.Event(), {}
@@ -349,7 +346,7 @@ def test_an_interrupt_is_raised_in_its_thread_and_the_engine_goes_on(model, requ
 
 
 def test_an_interrupt_before_the_first_prefill_ends_no_request(model, requests, expected, monkeypatch):
-    """A signal cannot be timed to arrive there, so that a method of the engine is replaced."""
+    """A signal cannot be timed to arrive there, so a method of the engine is replaced."""
     engine = make_engine(model)
     handle = engine.submit(requests[2])
 

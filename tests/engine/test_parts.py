@@ -1,4 +1,4 @@
-"""The parts of the engine by themselves: scheduler, KV cache, prefix cache, loop detection, sampling."""
+"""Tests of the parts of the engine: scheduler, KV cache, prefix cache, loop detection, sampling."""
 
 import ast
 import random
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_scheduler_needs_no_torch():
-    """Nor does the one module of the package that it imports."""
+    """Neither does the only module of the package that it imports."""
     imported = set()
     for module in (scheduler_module, errors):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
@@ -39,7 +39,9 @@ def test_requests_are_admitted_in_order_and_none_overtakes():
     scheduler = Scheduler(num_slots=3, max_waiting=9)
     first, wide, small = scheduler.add(2, 0), scheduler.add(2, 0), scheduler.add(1, 0)
     assert scheduler.schedule().admitted == (first,)
-    assert scheduler.schedule().admitted == ()  # the small one would fit, but the wide one could wait forever
+    assert (
+        scheduler.schedule().admitted == ()
+    )  # the small request would fit, but the wide request could then wait forever
     scheduler.remove(first)
     assert scheduler.schedule().admitted == (wide, small)
 
@@ -97,7 +99,7 @@ def test_the_least_recently_used_prefix_is_evicted_first():
 
 def test_a_model_in_a_loop_is_stopped_within_a_second(own_model):
     with torch.no_grad():
-        own_model.audio_lm_head.weight.zero_()  # all codes are equally likely: greedy sampling takes the first
+        own_model.audio_lm_head.weight.zero_()  # all codes are equally likely: greedy sampling selects the first
     request = make_request(range(20, 32), sampling=GREEDY, max_frames=150, detect_loops=True)
     handle = make_engine(own_model).submit(request)
     columns = list(handle)
@@ -128,7 +130,7 @@ def test_a_pause_is_not_endless_silence():
         assert detector.push([3 if is_quiet else 5, frame, *[0] * (K - 2)]) is None
 
 
-def test_a_single_codebook_is_guarded_too():
+def test_loops_of_a_single_codebook_are_detected():
     detector = LoopDetector((), 1024)
     assert [detector.push([5]) for _ in range(NUM_FRAMES)] == [None] * (NUM_FRAMES - 1) + ["repetition"]
 
@@ -143,7 +145,7 @@ def test_every_sampling_option_reaches_torch_and_c():
 
 
 def concat(states):
-    """The states of several requests as one."""
+    """Concatenates the states of several requests."""
     first, *others = states
     for other in others:
         first = first.concat(other)
@@ -173,7 +175,7 @@ def test_sequences_with_different_options_are_sampled_as_each_alone():
 
 
 def test_equally_likely_ids_are_sampled_as_alone(model):
-    """In bfloat16, every tenth row of logits has equal values at the edge of its top k."""
+    """In bfloat16, every tenth row of logits has equal values at the boundary of its top k."""
     greedy = SamplingOptions(do_sample=False, top_k=None)
     few = SamplingOptions(temperature=1.0, top_k=5, top_p=None)
     nucleus = SamplingOptions(temperature=1.0, top_k=5, top_p=0.8)

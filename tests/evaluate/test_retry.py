@@ -1,4 +1,4 @@
-"""Verified generation: nano generates, and a real ASR model transcribes."""
+"""Tests of verified generation: nano generates, and a real ASR model transcribes."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ class NoisyFirstTry:
 
 
 class WrongTexts:
-    """A model that generates given texts in turn, whatever it is asked for."""
+    """A model that generates the given texts in turn, whatever the requested text."""
 
     def __init__(self, tts, texts):
         self.tts, self.texts = tts, iter(texts)
@@ -59,12 +59,12 @@ def test_the_try_with_the_fewest_errors_is_returned(tts):
     assert "west" in best.transcript.lower()
 
 
-def test_less_than_one_try_is_refused(tts):
+def test_less_than_one_try_is_rejected(tts):
     with pytest.raises(OptionError, match="num_tries=0"):
         generate_verified(tts, TEXT, num_tries=0)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**70, "x"])
-def test_an_invalid_seed_is_refused(tts, seed):
+def test_an_invalid_seed_is_rejected(tts, seed):
     with pytest.raises(OptionError, match="seed="):
         generate_verified(tts, TEXT, seed=seed)

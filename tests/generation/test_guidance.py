@@ -1,4 +1,4 @@
-"""Tests of classifier-free guidance, which amplifies the difference that the text makes in the logits."""
+"""Tests of classifier-free guidance, which amplifies the effect of the text on the logits."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def processor():
 
 
 def prompt(processor, *texts):
-    """A batch with one prompt for each text."""
+    """Returns a batch with one prompt for each text."""
     conversations = [to_messages(Prompt((Turn(text, "SPEAKER1"),), profiles={"SPEAKER1": "Ava"})) for text in texts]
     return processor.apply_chat_template(conversations, force_audio=True, output_labels=False)
 
@@ -60,7 +60,7 @@ def test_a_scale_of_two_adds_the_difference_once_more():
 
 @pytest.mark.parametrize("scale", [1.5, 4.0])
 def test_stream_eos_keeps_its_conditional_probability(scale):
-    """With a guided probability, a sentence of 22 words ended after 1.4 seconds."""
+    """Earlier, with a guided probability, a sentence of 22 words ended after 1.4 seconds."""
     logits = torch.randn(2, 3, 1026, generator=torch.Generator().manual_seed(1))
     wanted = logits[:1].softmax(-1)[..., 1025]
     torch.testing.assert_close(apply_guidance(logits, scale, 1025).softmax(-1)[..., 1025], wanted)
@@ -118,7 +118,7 @@ def test_the_scale_of_the_checkpoint_applies_where_the_text_can_be_masked(model,
 
 
 def test_the_guidance_scale_of_transformers_is_not_set(model):
-    """transformers' class for this model refuses to generate with it, so a converted nano did not work there."""
+    """transformers' class for this model rejects it, so a converted nano did not work there."""
     assert model.generation_config.guidance_scale is None
 
 

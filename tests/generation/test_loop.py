@@ -15,12 +15,12 @@ from oracle import (
     K,
     collate,
     fill,
-    language_twin,
+    generate_columns,
     make_codes,
     make_config,
     make_prompt,
     silence,
-    twin_columns,
+    transformers_model,
 )
 
 from higgs_audio.delay import DelayState, apply_delay
@@ -31,7 +31,7 @@ from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
 
 class BiasedModel(HiggsAudioForConditionalGeneration):
-    """The real model with constants added to its text logits, so that random weights switch mode now and then."""
+    """A model that adds constants to its text logits, so that it sometimes switches mode despite random weights."""
 
     text_bias: dict[int, float] = {}  # noqa: RUF012
     last_inputs = ()
@@ -58,7 +58,7 @@ def switching(model):
 
 
 def mixed_prompts():
-    """Of different lengths; with no, one and two references; continued in audio or in text."""
+    """Returns prompts of different lengths; with no, one and two references; continued in audio or in text."""
     return [
         make_prompt(range(20, 32)),
         make_prompt(range(40, 43), [make_codes(5, 1)], end=()),
@@ -68,21 +68,22 @@ def mixed_prompts():
 
 
 def compare_with_oracle(end_codebooks, steps=40):
-    """Greedy columns [n, K] of our loop and of transformers' loop, for several weights and numbers of references."""
+    """Yields greedy columns [n, K] of our loop and of transformers' loop, for several weights and numbers of
+    references."""
     pairs = []
     for seed in range(6):
         model = fill(BiasedModel(make_config()), seed)
-        silence(model, range(K), BOS)  # transformers may sample a bos inside a segment, our loop may not
+        silence(model, range(K), BOS)  # transformers can sample a bos inside a segment, our loop cannot
         silence(model, sorted(set(range(K)) - set(end_codebooks)), EOS)
-        theirs = language_twin(model)
+        theirs = transformers_model(model)
         for codes in [[], [make_codes(6, seed)], [make_codes(3, seed), make_codes(11, seed + 1)]]:
             batch = collate([make_prompt(range(20, 32), codes)])
             ours = generate(model, **batch, max_new_tokens=steps, do_sample=False)[1][0].T
-            pairs.append((ours, twin_columns(theirs, batch, steps)[0]))
+            pairs.append((ours, generate_columns(theirs, batch, steps)[0]))
     return pairs
 
 
-@pytest.mark.filterwarnings("ignore")  # transformers' own, about its generation config
+@pytest.mark.filterwarnings("ignore")  # a warning of transformers about its generation config
 def test_greedy_columns_equal_those_of_transformers_as_long_as_there_is_no_eos():
     for ours, theirs in compare_with_oracle(end_codebooks=[]):
         assert len(ours) == 40
@@ -91,7 +92,7 @@ def test_greedy_columns_equal_those_of_transformers_as_long_as_there_is_no_eos()
 
 @pytest.mark.filterwarnings("ignore")
 def test_greedy_columns_equal_those_of_transformers_to_the_end_when_codebook_0_ends_first():
-    """transformers may add a column of eos if the last codebook has not sampled its own eos on the diagonal."""
+    """transformers can add a column of eos if the last codebook has not sampled its own eos on the diagonal."""
     pairs = compare_with_oracle(end_codebooks=[0])
     for ours, theirs in pairs:
         assert torch.equal(ours, theirs[: len(ours)])
@@ -101,7 +102,7 @@ def test_greedy_columns_equal_those_of_transformers_to_the_end_when_codebook_0_e
 
 @pytest.mark.filterwarnings("ignore")
 def test_greedy_columns_equal_those_of_transformers_up_to_an_eos_in_any_codebook():
-    """From there on the rules differ: transformers sets codebook 0 to eos in the next step, our loop in this one."""
+    """After that the rules differ: transformers sets codebook 0 to eos in the next step, our loop in this step."""
     for ours, theirs in compare_with_oracle(end_codebooks=range(K)):
         ends = (ours == EOS).any(dim=1).nonzero()
         first = int(ends[0]) if len(ends) else len(ours)
@@ -111,14 +112,14 @@ def test_greedy_columns_equal_those_of_transformers_up_to_an_eos_in_any_codebook
 
 
 def test_a_prompt_of_one_token_starts_with_one_bos_column_and_the_whole_delay(model):
-    """transformers derives the delay from the last K prompt tokens, and forces wrong ids when there are fewer."""
+    """transformers derives the delay from the last K prompt tokens, and forces wrong ids if there are fewer."""
     segment = generate(model, torch.tensor([[AUDIO_OUT_BOS]]), max_new_tokens=12, do_sample=False)[1][0]
     assert (segment[:, 0] == BOS).all()
     assert [(row == BOS).sum().item() for row in segment] == list(range(1, K + 1))
 
 
 def test_a_reference_just_before_the_segment_does_not_change_its_delay(model):
-    """Both existing implementations start to close the segment there, and force ids to bos and eos at once."""
+    """Both existing implementations start to close the segment there, and force ids to both bos and eos."""
     ids, columns = make_prompt((), [make_codes(6, 0)])
     segment = generate(model, **collate([(ids, columns)]), max_new_tokens=6, min_frames=9, do_sample=False)[1][0]
     assert not (segment == EOS).any()
@@ -147,7 +148,7 @@ def test_a_row_of_a_batch_equals_its_solo_run(switching, options):
 
 
 def test_rows_in_text_and_in_audio_share_steps_and_switch_mode(switching):
-    """The batch test above relies on such steps."""
+    """The test of batches above relies on such steps."""
     kinds = [
         {(step.row, step.column is None) for step in steps}
         for steps in stream(switching, **collate(mixed_prompts()), max_new_tokens=50, seed=[11, 12, 13, 14])
@@ -160,7 +161,7 @@ def test_rows_in_text_and_in_audio_share_steps_and_switch_mode(switching):
     assert {row for kind in kinds for row, in_text in kind if not in_text} == {0, 1, 2, 3}
 
 
-def test_a_step_has_columns_alone_only_where_every_live_row_is_in_audio(switching):
+def test_a_step_has_only_columns_if_every_unfinished_row_is_in_audio(switching):
     before = None
     for steps in stream(switching, **collate(mixed_prompts()), max_new_tokens=50, seed=[11, 12, 13, 14]):
         if before is not None:
@@ -282,7 +283,7 @@ def test_max_frames_and_min_frames_bound_every_segment(switching):
     assert any(segment.shape[1] - K - 1 == 6 for segment in finished)
 
 
-def test_a_row_of_text_alone_has_no_segments(model):
+def test_a_row_of_text_has_no_segments(model):
     model.text_bias = {AUDIO_OUT_BOS: -1e9, EOT: -1e9}
     output = generate(model, torch.tensor([[BEGIN, 20]]), max_new_tokens=5, seed=0)
     model.text_bias = {}
@@ -298,13 +299,13 @@ def test_any_of_several_end_tokens_stops_a_row(model):
 
 
 class LetterTokenizer:
-    """Just enough of a tokenizer: each id is one letter."""
+    """A minimal tokenizer: each id is one letter."""
 
     def decode(self, ids):
         return "".join(chr(ord("a") + id % 26) for id in ids)
 
 
-def test_a_stop_string_ends_a_row_as_soon_as_its_new_text_holds_it(model):
+def test_a_stop_string_ends_a_row_as_soon_as_its_new_text_contains_it(model):
     batch, tokenizer = collate([make_prompt([20], end=())]), LetterTokenizer()
     model.text_bias = {EOT: -1e9, AUDIO_OUT_BOS: -1e9}
     free = generate(model, **batch, max_new_tokens=12, do_sample=False)[0][0, 2:].tolist()
@@ -358,7 +359,7 @@ def test_a_training_batch_can_be_passed_to_generate(model):
     assert torch.equal(generate(model, **batch, **labels, max_new_tokens=5, do_sample=False)[0], plain[0])
 
 
-def test_nan_from_the_model_is_a_typed_error():
+def test_nan_from_the_model_is_a_numerics_error():
     broken = fill(BiasedModel(make_config()), seed=0)
     with torch.no_grad():
         broken.audio_lm_head.weight[5] = float("nan")
@@ -401,12 +402,12 @@ def test_nan_from_the_model_is_a_typed_error():
         ({"stop_strings": "stop", "tokenizer": "nano"}, "needs tokenizer="),
     ],
 )
-def test_a_wrong_option_is_refused_before_the_first_step(model, options, message):
+def test_a_wrong_option_is_rejected_before_the_first_step(model, options, message):
     with pytest.raises(OptionError, match=message):
         stream(model, torch.tensor([[BEGIN, 20, AUDIO_OUT_BOS]]), **options)
 
 
-def test_inputs_that_do_not_fit_are_refused_before_the_first_step(model):
+def test_inputs_that_do_not_fit_are_rejected_before_the_first_step(model):
     ids = torch.tensor([[BEGIN, 20, AUDIO_OUT_BOS]])
     with pytest.raises(PromptError, match="at least one token"):
         stream(model, torch.zeros(1, 0, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""Tests that the options of `generate` are described once: types, dataclass, documentation and the reader agree."""
+"""Tests that types, dataclass, documentation and checks of the options of `generate` agree."""
 
 import inspect
 import re
@@ -20,7 +20,7 @@ PROMPT = torch.tensor([[BEGIN, 20, AUDIO_OUT_BOS]])
 
 
 class WordTokenizer:
-    """Just enough of a tokenizer for `stop_strings`."""
+    """A minimal tokenizer for `stop_strings`."""
 
     def decode(self, ids):
         return " ".join(map(str, ids))
@@ -58,7 +58,7 @@ def model():
 
 
 def documented(text):
-    """Option names at the beginning of the entries ("name: ..." or "first, second: ...") of a docstring."""
+    """Returns the option names at the beginning of the entries ("name: ..." or "first, second: ...") of a docstring."""
     entries = re.findall(r"^ +(\w+(?:, \w+)*): ", text, flags=re.MULTILINE)
     return {name for entry in entries for name in entry.split(", ")}
 
@@ -109,7 +109,7 @@ def test_an_option_unlike_any_other_is_an_error_that_lists_all(model):
         model.generate(PROMPT, xyzzy=1)
 
 
-def test_rules_hold_every_option_that_is_not_read_before_the_first_step():
+def test_rules_contain_every_option_that_is_not_read_before_the_first_step():
     read_before = {"negative_prompt_ids", "max_new_tokens", "max_length", "seed"}
     kept = {field.name for field in fields(Rules)} - {"config", "sampling"}
     sampling = set(get_type_hints(SamplingOptions))
@@ -124,7 +124,7 @@ def test_functions_that_generate_have_the_same_typed_parameters(function):
     assert get_type_hints(function)["options"].__args__ == (GenerateOptions,)
 
 
-def test_generate_and_from_pretrained_return_what_they_say():
+def test_generate_and_from_pretrained_return_their_annotated_types():
     hints = get_type_hints(HiggsAudioForConditionalGeneration.generate)
     assert hints["return"] is get_type_hints(loop.generate)["return"]
     assert "Self" in str(get_type_hints(HiggsAudioForConditionalGeneration.from_pretrained)["return"])

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engines import alone, make_engine, make_request
+from engines import make_engine, make_request, run_alone
 from oracle import fill, make_config
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -92,8 +92,8 @@ def test_draws_follow_the_probabilities():
 
 def test_the_smallest_and_the_largest_noise_draw_ids_that_are_not_masked():
     logits = torch.tensor([-INF, 0.0, -INF, 1.0, -INF])
-    most = 1 - 2**-52
-    assert draw(logits.expand(2, 5), torch.tensor([0.0, most], dtype=torch.float64)).tolist() == [1, 3]
+    maximum = 1 - 2**-52
+    assert draw(logits.expand(2, 5), torch.tensor([0.0, maximum], dtype=torch.float64)).tolist() == [1, 3]
 
 
 def test_a_single_row_gives_a_single_id():
@@ -192,7 +192,7 @@ def test_a_row_of_a_batch_redraws_what_it_would_redraw_alone():
         {"ras_win_max_num_repeat": None},
     ],
 )
-def test_an_option_outside_its_range_is_refused_by_name(wrong):
+def test_an_option_outside_its_range_is_rejected_by_name(wrong):
     with pytest.raises(OptionError, match=f"{next(iter(wrong))}=.*allowed"):
         SamplingOptions(**wrong).validate(1026)
 
@@ -230,7 +230,7 @@ def test_only_a_top_k_of_the_call_can_be_too_large():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), INF])
-def test_logits_with_nan_or_infinity_are_a_typed_error(bad):
+def test_logits_with_nan_or_infinity_are_a_numerics_error(bad):
     logits = make_logits(8, 20)
     logits[3, 4] = bad
     with pytest.raises(HiggsAudioError, match="row 2: the model returned"):
@@ -247,7 +247,7 @@ def test_logits_masked_with_minus_infinity_are_allowed():
 
 BASE = SamplingOptions(temperature=1.5, top_k=None, top_p=None, ras_win_len=None)
 WATCHED = replace(BASE, ras_win_len=7, ras_win_max_num_repeat=2)
-# For each option two settings that differ in it alone.
+# For each option, two settings that differ only in this option.
 CONTRASTS = {
     "do_sample": (BASE, replace(BASE, do_sample=False)),
     "temperature": (BASE, replace(BASE, temperature=0.4)),
@@ -268,12 +268,13 @@ def model():
 
 
 def segment_request(options, seed):
-    """A segment of up to 30 frames after a prompt; with guidance, compared with another text."""
+    """Returns a request for a segment of up to 30 frames after a prompt; with guidance, the negative prompt has another
+    text."""
     hidden = [71] * 12 if options.text_guidance_scale != 1 else None
     return make_request(range(20, 32), hidden=hidden, sampling=options, seed=seed, min_frames=12, max_frames=30)
 
 
-def test_there_is_a_contrast_for_every_option():
+def test_there_are_two_settings_for_every_option():
     assert set(CONTRASTS) == set(SAMPLING_NAMES)
     for name, (one, other) in CONTRASTS.items():
         assert [n for n in SAMPLING_NAMES if getattr(one, n) != getattr(other, n)] == [name]
@@ -282,7 +283,7 @@ def test_there_is_a_contrast_for_every_option():
 @pytest.mark.parametrize("option", CONTRASTS)
 def test_every_option_changes_what_is_sampled(model, option):
     one, other = (
-        [alone(model, segment_request(options, seed))[0] for seed in range(4)] for options in CONTRASTS[option]
+        [run_alone(model, segment_request(options, seed))[0] for seed in range(4)] for options in CONTRASTS[option]
     )
     assert one != other
 
@@ -295,7 +296,7 @@ def test_samplers_of_the_engine_follow_every_option_as_the_plain_loop_does(model
     requests = [segment_request(options, seed) for options in CONTRASTS[option] for seed in range(4)]
     engine = make_engine(model)
     handles = [engine.submit(request) for request in requests]
-    assert [(list(handle), handle.finish_reason) for handle in handles] == [alone(model, one) for one in requests]
+    assert [(list(handle), handle.finish_reason) for handle in handles] == [run_alone(model, one) for one in requests]
 
 
 def test_the_c_structure_has_a_field_for_every_option():
@@ -306,7 +307,7 @@ def test_the_state_of_running_sequences_has_a_field_for_every_option():
     assert set(SAMPLING_NAMES) <= {field.name for field in fields(DecodeState)}
 
 
-def test_requests_for_speech_take_every_option_and_no_default_of_their_own(tiny_checkpoint):
+def test_requests_for_speech_accept_every_option_and_have_no_other_defaults(tiny_checkpoint):
     tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu")
     for name in SAMPLING_NAMES:
         with pytest.raises(OptionError, match=f"{name}="):

@@ -1,4 +1,4 @@
-"""What several tests of the audio tokenizer share: codes, and changes of stored tokenizers."""
+"""Helpers for tests of the audio tokenizer: codes, and changes of stored tokenizers."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ def make_codes(num_frames, batch=1, seed=0):
 
 
 def write_early(source, target):
-    """Converts a folder of the current Hugging Face form to the early one, as its implementation wrote it."""
+    """Converts a folder from the current Hugging Face layout to the early layout, as its implementation wrote it."""
     shutil.copytree(source, target)
     change_config(
         target,
@@ -52,7 +52,7 @@ def same_bits(one, other):
 
 
 def comparable(config, hubert_of_inference=False):
-    """The fields of a config that every layout stores."""
+    """Returns the fields of a config that every layout stores."""
     fields = json.loads(json.dumps(config.to_dict(), default=str))
     for name in ("acoustic_padding", "dtype", "architectures", "transformers_version", "_name_or_path"):
         fields.pop(name, None)

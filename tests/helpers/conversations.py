@@ -15,7 +15,7 @@ def make_codes(num_frames, seed=0):
 
 
 def make_wav(seconds=0.5, sample_rate=16000):
-    """A mono 16-bit wav file in memory."""
+    """Returns a mono 16-bit wav file in memory."""
     samples = (np.random.default_rng(0).normal(0, 3000, int(seconds * sample_rate))).astype("<i2")
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
@@ -39,7 +39,7 @@ def render(processor, conversation, **options):
 
 
 def clone(num_frames=5):
-    """The voice cloning conversation of the documentation, with the reference as codes."""
+    """Returns the voice cloning conversation of the documentation, with the reference as codes."""
     return [
         message("system", "Generate audio following instruction with the same voice."),
         message("user", "A reference."),

@@ -37,8 +37,9 @@ TEXTS = (
 )
 
 
-def hum(text):
-    """Returns samples with an 80 ms tone per phone, and the times of the phones; a dip separates equal phones."""
+def make_tones(text):
+    """Returns samples with an 80 ms tone per phone, and the times of the phones; a dip in level separates equal
+    phones."""
     sequence, length = phones(text), int(0.08 * RATE)
     tones = []
     for phone in sequence:
@@ -55,7 +56,7 @@ def write_corpus(folder, entries):
     for name, fields in entries:
         line = {"id": name, "speaker": "ava", "audio": f"{name}.wav", **fields}
         if "seconds" not in line:
-            samples, times = hum(line["text"])
+            samples, times = make_tones(line["text"])
             soundfile.write(folder / line["audio"], samples, RATE)
             line |= {"seconds": len(samples) / RATE} | ({"phones": times} if line.pop("timed", False) else {})
         lines.append(json.dumps(line))

@@ -14,15 +14,15 @@ CONTEXT = 256
 
 
 def make_request(text, codes=(), hidden=None, **fields):
-    """A request for a prompt; `hidden` is the text of its negative prompt, of the same length."""
+    """Returns a request for a prompt; `hidden` is the text of its negative prompt, of the same length."""
     ids, columns = make_prompt(text, codes)
     if hidden is not None:
         fields["negative_ids"] = torch.tensor(make_prompt(hidden, codes)[0])
     return Request(torch.tensor(ids), columns, **{"max_frames": 12, **fields})
 
 
-def alone(model, request):
-    """Columns and finish reason of the plain loop, which runs the request alone."""
+def run_alone(model, request):
+    """Returns columns and finish reason of the plain loop, which runs the request alone."""
     options = {name: getattr(request.sampling, name) for name in SamplingOptions.__dataclass_fields__}
     options["top_k"] = None if options["top_k"] is None else min(options["top_k"], BOS + 2)
     if request.negative_ids is not None:
@@ -41,7 +41,7 @@ def alone(model, request):
 
 
 def many_requests():
-    """With no, one and two references; greedy, sampled, guided, repetition-aware, short and long."""
+    """Returns requests with no, one and two references; greedy, sampled, guided, repetition-aware, short and long."""
     sampled = SamplingOptions(temperature=0.8, top_k=7, top_p=0.9, ras_win_len=None)
     aware = SamplingOptions(temperature=1.3, top_k=None, top_p=None, ras_win_len=3, ras_win_max_num_repeat=1)
     guided = replace(sampled, text_guidance_scale=2.0)

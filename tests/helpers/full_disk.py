@@ -1,4 +1,4 @@
-"""A full disk: the operating system refuses to write more than so many bytes into a file."""
+"""Simulates a full disk: the operating system limits the size of files."""
 
 import resource
 from collections.abc import Iterator

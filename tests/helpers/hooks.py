@@ -1,8 +1,8 @@
-"""What a module of a model does, seen or changed from outside with torch's hooks.
+"""Observes or changes calls of the modules of a model with torch's hooks.
 
-The engine calls the embeddings as modules, in C and in torch alike: `embed_audio_tokens` once for each decode step and
-for each batch of prompts, `embed_tokens` for each batch of prompts alone. The streaming decoder calls `fc2` once for
-each batch of chunks. None of them is part of what C replaces, so a hook changes no path.
+The engine calls the embeddings as modules, both in C and in torch: `embed_audio_tokens` once for each decode step and
+for each batch of prompts, `embed_tokens` only for each batch of prompts. The streaming decoder calls `fc2` once for
+each batch of chunks. C replaces none of these modules, so a hook does not change which implementation runs.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def before_calls(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
-    """Calls a function with the inputs of a module before each call of the module; what it raises ends the call."""
+    """Calls a function with the inputs of a module before each call of the module; its exceptions end the call."""
 
     def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         function(*inputs)
@@ -29,7 +29,7 @@ def before_calls(module: nn.Module, function: Callable[..., Any]) -> Iterator[No
 
 @contextmanager
 def after_calls(module: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Calls a function with the output of each call of a module; what it returns, if anything, replaces the output."""
+    """Calls a function with the output of each call of a module; a return value other than None replaces the output."""
     handle = module.register_forward_hook(lambda _, inputs, output: function(output))
     try:
         yield
@@ -46,10 +46,10 @@ def counted_calls(module: nn.Module) -> Iterator[list[Any]]:
 
 
 class TorchCalls(TorchFunctionMode):
-    """A context that calls a function before each call of a function of torch in this thread.
+    """A context that calls a function before each call of a torch function in this thread.
 
     Args:
-        before: gets the function of torch and its positional arguments; what it raises ends the call.
+        before: is passed the torch function and its positional arguments; its exceptions end the call.
     """
 
     def __init__(self, before: Callable[..., None]) -> None:

@@ -1,4 +1,4 @@
-"""A hub on this machine: repositories from which checkpoints are downloaded, and to which they are uploaded."""
+"""A local hub: repositories from which checkpoints are downloaded, and to which they are uploaded."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass
 class Upload:
-    """What a client has uploaded to a repository."""
+    """Files that a client has uploaded to a repository."""
 
     private: bool
     files: dict[str, bytes] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Hub:
     Attributes:
         repositories: name -> commit -> folder with its files; the last commit is the branch main.
         downloads: (repository, commit, name) of each downloaded file.
-        lookups: (repository, revision) of each question for the commit of a revision.
+        lookups: (repository, revision) of each request for the commit of a revision.
         uploads: name of a repository that a client has created -> its contents.
         tokens: the tokens of all requests.
         stalls_after: number of bytes after which the download of weights stalls; None for never.
@@ -48,20 +48,18 @@ class Hub:
     address: str = ""
 
     def weights_of(self, commit: str) -> set[str]:
-        """Names of the weight files of a commit that were downloaded."""
+        """Returns the names of the downloaded weight files of a commit."""
         names = {name for _, other, name in self.downloads if other == commit}
         return {name for name in names if name.endswith((".safetensors", ".pth"))}
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """Environment variables of a process that uses this hub, with a cache folder."""
+        """Returns the environment variables of a process that uses this hub and a cache folder."""
         hub = {"HF_ENDPOINT": self.address, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         return {**os.environ, **hub, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
     def run(self, cache: Path, code: str, *arguments: object) -> list[Any]:
-        """Runs a program that uses this hub; returns the JSON values that it prints, one a line.
-
-        huggingface_hub reads its environment when it is imported, so that it needs a process of its own.
-        """
+        """Runs a program that uses this hub; returns the JSON values that it prints, one per line. huggingface_hub
+        reads its environment on import, so it needs a separate process."""
         command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
         result = subprocess.run(command, env=self.environment(cache), capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
@@ -84,7 +82,7 @@ def serve(repositories: Mapping[str, Mapping[str, Path]] | None = None) -> Itera
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers the requests of huggingface_hub."""
+    """Handles the requests of huggingface_hub."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -119,10 +117,10 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.lookups.append((name, rest[1] if len(rest) > 1 else "main"))
             self.send_json({"id": name, "sha": commit[0], "siblings": [{"rfilename": file} for file, _ in commit[1]]})
         else:
-            self.give(name, commit[0], "/".join(rest[2:]))
+            self.send_file(name, commit[0], "/".join(rest[2:]))
 
     def commit(self, name: str, revision: str) -> tuple[str, list[tuple[str, Path]]] | None:
-        """The commit of a revision, and its files."""
+        """Returns the commit of a revision, and its files."""
         commits = self.hub.repositories[name]
         commit = next(reversed(commits)) if revision == "main" else revision
         if commit not in commits:
@@ -130,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
         folder = commits[commit]
         return commit, [(str(path.relative_to(folder)), path) for path in folder.rglob("*") if path.is_file()]
 
-    def give(self, name: str, commit: str, file: str) -> None:
+    def send_file(self, name: str, commit: str, file: str) -> None:
         if self.command == "GET":
             self.hub.downloads.append((name, commit, file))
         path = self.hub.repositories[name][commit] / file
@@ -142,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(content, headers, stalls=file.endswith(".safetensors"))
 
     def do_POST(self) -> None:
-        """Creates a repository, takes every file inside the commit, and stores the files."""
+        """Creates a repository, or stores the files of a commit, which contains all of them."""
         self.record_token()
         body = self.rfile.read(int(self.headers["Content-Length"]))
         parts = self.path.partition("?")[0].strip("/").split("/")
@@ -166,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
                     upload.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             commit = {"commitUrl": f"{self.hub.address}/{name}/commit/1", "commitOid": "1", "success": True}
             self.send_json(commit)
-        else:  # the check of a model card
+        else:  # validation of a model card
             self.send_json({"errors": [], "warnings": []})
 
     def record_token(self) -> None:

@@ -1,4 +1,4 @@
-"""Processes and training runs that are killed at a certain point."""
+"""Helpers that kill processes and training runs at a certain point."""
 
 import signal
 import subprocess
@@ -21,12 +21,12 @@ def killed_at(step: int) -> Iterator[None]:
     """Interrupts a training run before the update number `step` of an optimizer, counted from 1."""
     counts = Counter()
 
-    def die(optimizer, *_):
+    def kill(optimizer, *_):
         counts[optimizer] += 1
         if counts[optimizer] == step:
             raise KilledError
 
-    handle = register_optimizer_step_pre_hook(die)
+    handle = register_optimizer_step_pre_hook(kill)
     try:
         yield
     finally:
@@ -34,15 +34,13 @@ def killed_at(step: int) -> Iterator[None]:
 
 
 def run_until_rename(code, *arguments):
-    """Runs Python code in a new process, which is killed when it renames the first file: all is written, none is moved.
-
-    `sys.argv[1:]` are the arguments.
-    """
+    """Runs Python code in a new process and kills it when it renames the first file: all files are written, none is
+    moved. `sys.argv[1:]` are the arguments."""
     command = [sys.executable, "-W", "ignore", "-c", KILL_AT_RENAME + code, *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
 def hidden_names(folder):
-    """Names of the temporary files and folders in `folder`."""
+    """Returns the names of the temporary files and folders in `folder`."""
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))

@@ -1,4 +1,4 @@
-"""Texts and sound for tests of speech generation."""
+"""Texts and audio for tests of speech generation."""
 
 import numpy as np
 
@@ -9,6 +9,6 @@ LONG = "Hello, all.\n\nGood night.\n\nBye now."  # three utterances
 
 
 def make_noise(seconds: float, sample_rate: int = 24000) -> Waveform:
-    """Quiet noise."""
+    """Returns quiet noise."""
     samples = np.random.default_rng(0).normal(0, 0.1, int(seconds * sample_rate))
     return from_array(samples.clip(-1, 1), sample_rate)

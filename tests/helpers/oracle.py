@@ -68,7 +68,8 @@ def make_config(text=None, **fields):
 
 
 def fill(model, seed=0):
-    """N(0, 0.25) for matrices and 1 + N(0, 0.1) for norms; with the usual 0.02, outputs hardly depend on inputs."""
+    """Sets matrices to N(0, 0.25) and norms to 1 + N(0, 0.1); with the usual 0.02, outputs would hardly depend on
+    inputs."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -77,8 +78,8 @@ def fill(model, seed=0):
     return model.eval()
 
 
-def language_twin(model):
-    """The HiggsAudioV2ForConditionalGeneration of transformers with the sizes, ids and weights of our model."""
+def transformers_model(model):
+    """Returns a HiggsAudioV2ForConditionalGeneration of transformers with the sizes, ids and weights of our model."""
     config, text = model.config, model.config.text_config
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     names += ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings")
@@ -95,16 +96,16 @@ def language_twin(model):
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
     )
-    twin = HiggsAudioV2ForConditionalGeneration(theirs, use_text_head=True).eval()
-    twin.load_state_dict(model.state_dict(), strict=True)
-    return twin
+    reference = HiggsAudioV2ForConditionalGeneration(theirs, use_text_head=True).eval()
+    reference.load_state_dict(model.state_dict(), strict=True)
+    return reference
 
 
-def twin_columns(twin, batch, steps, **options):
-    """Columns [B, n, K] that `generate` of transformers appends to the prompt; greedy by default."""
-    ids = {name: getattr(twin.config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+def generate_columns(model, batch, steps, **options):
+    """Returns the columns [B, n, K] that `generate` of transformers appends to the prompt; greedy by default."""
+    ids = {name: getattr(model.config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     config = GenerationConfig(**{"max_new_tokens": steps, "do_sample": False, **ids, **options})
-    columns = twin.generate(**batch, generation_config=config)
+    columns = model.generate(**batch, generation_config=config)
     return columns[:, batch["audio_input_ids"].shape[1] if "audio_input_ids" in batch else 0 :]
 
 
@@ -113,7 +114,7 @@ def make_codes(num_frames, seed, size=V):
 
 
 def make_prompt(text, codes=(), end=(AUDIO_OUT_BOS,)):
-    """Token ids and columns [n, K] of a prompt: reference recordings, then text, then `end`."""
+    """Returns the token ids and columns [n, K] of a prompt: reference recordings, then text, then `end`."""
     ids, columns = [BEGIN], []
     for segment in codes:
         delayed = apply_delay(segment, BOS, EOS)
@@ -123,7 +124,7 @@ def make_prompt(text, codes=(), end=(AUDIO_OUT_BOS,)):
 
 
 def collate(prompts):
-    """Prompts -> the keyword arguments of a batch: ids padded on the left, columns on the right."""
+    """Returns prompts as the keyword arguments of a batch: ids padded on the left, columns on the right."""
     length, frames = max(len(ids) for ids, _ in prompts), max(len(columns) for _, columns in prompts)
     input_ids = torch.tensor([[PAD] * (length - len(ids)) + ids for ids, _ in prompts])
     mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids, _ in prompts])
@@ -136,7 +137,7 @@ def collate(prompts):
 
 
 def silence(model, codebooks, id):
-    """Keeps greedy sampling from `id` in these codebooks: its logit becomes the mean of those of the codes."""
+    """Prevents greedy sampling of `id` in these codebooks: its logit becomes the mean of the logits of the codes."""
     config = model.config
     with torch.no_grad():
         weight = model.audio_lm_head.weight.view(config.audio_num_codebooks, config.codebook_rows, -1)
@@ -145,10 +146,9 @@ def silence(model, codebooks, id):
 
 
 def original_columns(script, num_codebooks=K):
-    """The rules of the original's audio mode: one list of K ids a step -> columns, and whether the segment ended.
-
-    Slow and obvious on purpose. `script[0]` is the step that opens the segment, where nothing is sampled.
-    """
+    """Applies the rules of the original's audio mode to one list of K ids per step; returns the columns, and whether
+    the segment ended. `script[0]` is the step that begins the segment, where nothing is sampled. Intentionally slow and
+    simple."""
     columns, num_delay, remaining = [[BOS] * num_codebooks], 0, None
     for sampled in script[1:]:
         ids = list(sampled)
@@ -170,7 +170,7 @@ def original_columns(script, num_codebooks=K):
 
 # The audio tokenizer.
 
-RESIDUES = (0, 118, 119, 631, 632, 959)  # bounds of the lengths for which the acoustic branch has one frame less
+RESIDUES = (0, 118, 119, 631, 632, 959)  # limits of the lengths for which the acoustic branch has one frame less
 TOKENIZER_MODULE = "transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer"
 DAC_FIELDS = ("encoder_hidden_size", "decoder_hidden_size", "downsampling_ratios", "upsampling_ratios", "hidden_size")
 HUBERT = {
@@ -184,8 +184,8 @@ HUBERT = {
     **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
     "layerdrop": 0.0,
 }
-# Narrow, but with the depths and kernels of the published bodies, and so with their receptive fields.
-BODIES = {
+# Narrow, but with the depths and kernels of the published models, and therefore with their receptive fields.
+ACOUSTIC_MODELS = {
     "dac": {"body": "dac", "encoder_hidden_size": 4, "decoder_hidden_size": 32, "hidden_size": 8},
     "vocos": {"body": "vocos", "hidden_size": 8, "encoder_widths": [16, 16], "decoder_widths": [24, 16]},
     "harmonic": {
@@ -198,17 +198,17 @@ BODIES = {
 }
 
 
-def make_tokenizer(body, seed=0, gain=0.5, **fields):
+def make_tokenizer(name, seed=0, gain=0.5, **fields):
     config = HiggsAudioTokenizerConfig(
-        acoustic_model_config=BODIES[body], semantic_model_config=HUBERT, codebook_dim=6, **fields
+        acoustic_model_config=ACOUSTIC_MODELS[name], semantic_model_config=HUBERT, codebook_dim=6, **fields
     )
     tokenizer = HiggsAudioTokenizer(config).eval()
     randomize(tokenizer, seed, gain)
     return tokenizer
 
 
-def make_sound(num_samples, batch=1, seed=0):
-    """Noise [B, 1, S] with the varying loudness of speech."""
+def make_waveform(num_samples, batch=1, seed=0):
+    """Returns noise [B, 1, S] whose loudness varies as in speech."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(batch, 1, num_samples, generator=generator)
     return 0.2 * noise * (1 + torch.sin(torch.arange(num_samples) / 2000))
@@ -216,10 +216,8 @@ def make_sound(num_samples, batch=1, seed=0):
 
 @contextmanager
 def stand_in_torchaudio():
-    """A `torchaudio` module with only the resampler that the tokenizer of transformers needs.
-
-    CPU builds of torch may come without torchaudio. The module is removed when the context ends.
-    """
+    """Installs a `torchaudio` module with only the resampler that the audio tokenizer of transformers needs, until the
+    context ends. CPU builds of torch may not include torchaudio."""
     torchaudio = types.ModuleType("torchaudio")
     torchaudio.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
     torchaudio.functional = types.SimpleNamespace(resample=resample)
@@ -237,8 +235,9 @@ def stand_in_torchaudio():
         import_utils.is_torchaudio_available.cache_clear()
 
 
-def tokenizer_twin(config):
-    """The HiggsAudioV2TokenizerModel of transformers with the sizes of our config; needs torchaudio or its stand-in."""
+def transformers_tokenizer(config):
+    """Returns a HiggsAudioV2TokenizerModel of transformers with the sizes of our config; requires torchaudio or its
+    stand-in."""
     module = importlib.import_module(TOKENIZER_MODULE)
     acoustic = DacConfig(**{name: config.acoustic[name] for name in DAC_FIELDS})
     theirs = module.HiggsAudioV2TokenizerConfig(
@@ -252,10 +251,8 @@ def tokenizer_twin(config):
 
 
 def randomize(model, seed, gain):
-    """Fills parameters and codebooks with noise that keeps the scale of signals, times `gain` in the acoustic decoder.
-
-    The usual initial weights shrink signals, which would hide errors behind the first layers.
-    """
+    """Fills parameters and codebooks with noise that preserves the scale of signals, times `gain` in the acoustic
+    decoder. The usual initial weights attenuate signals, which would hide errors after the first layers."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -275,7 +272,7 @@ def randomize(model, seed, gain):
 
 
 def nano_tokenizer():
-    """The module of the recipe that builds the text tokenizer of nano."""
+    """Imports the recipe that builds the text tokenizer of nano."""
     spec = importlib.util.spec_from_file_location("nano_tokenizer", ROOT / "recipes" / "nano" / "tokenizer.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Conversations, inputs and comparisons for the tests against transformers' own classes."""
+"""Conversations, inputs and comparisons for the tests against the classes of transformers."""
 
 import inspect
 
@@ -10,8 +10,8 @@ from oracle import (
 )
 from transformers import HiggsAudioV2Model
 
-CODES = 1024  # entries of a codebook where the audio tokenizer takes part
-# The cache's name in a call of transformers' model, before 5.24 and from there on.
+CODES = 1024  # entries of a codebook in tests with the audio tokenizer
+# Name of the cache in a call of transformers' model, before 5.24 and since 5.24.
 CACHE = "cache" if "cache" in inspect.signature(HiggsAudioV2Model.forward).parameters else "past_key_values"
 # The Hugging Face chat template, rewritten from the prompts that it renders: trimmed texts, a scene inside the system
 # turn, audio as <|AUDIO_OUT|> everywhere and not in user turns, and an answer that is always audio.
@@ -66,7 +66,7 @@ def config_for(tokenizer):
 
 
 def message(role, *items):
-    """A message of texts and audio items (dicts)."""
+    """Returns a message of texts and audio items (dicts)."""
     return {
         "role": role,
         "content": [item if isinstance(item, dict) else {"type": "text", "text": item} for item in items],

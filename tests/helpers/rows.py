@@ -31,10 +31,10 @@ class Row:
 
 
 def make_row(num_text, references=(), answer=None, placeholder=AUDIO_OUT):
-    """A text after references, which are not trained, and an answer, which is."""
+    """Returns a row with references, which have no labels, a text, and an answer, which has labels."""
     row = Row([BEGIN], [IGNORE_INDEX], torch.zeros(0, K, dtype=torch.long), torch.zeros(0, K, dtype=torch.long))
-    sounds = [(codes, False) for codes in references] + ([(answer, True)] if answer is not None else [])
-    for codes, trained in sounds:
+    segments = [(codes, False) for codes in references] + ([(answer, True)] if answer is not None else [])
+    for codes, trained in segments:
         if trained:
             row.ids += range(20, 20 + num_text)
         columns = apply_delay(codes, BOS, EOS).T  # [F, K]
@@ -51,7 +51,7 @@ def make_row(num_text, references=(), answer=None, placeholder=AUDIO_OUT):
 
 
 def collate(*rows, labels=False):
-    """Rows as the keyword arguments of a batch: ids padded on the left, columns on the right."""
+    """Returns rows as the keyword arguments of a batch: ids padded on the left, columns on the right."""
     length, frames = max(len(row.ids) for row in rows), max(len(row.columns) for row in rows)
     left = [length - len(row.ids) for row in rows]
     batch = {
@@ -85,7 +85,7 @@ def with_two_references():
 
 
 def training_batch():
-    """Rows of different lengths, with no, one and two references before the answer."""
+    """Returns rows of different lengths, with no, one and two references before the answer."""
     return collate(
         make_row(9, [], make_codes(4, 4)),
         make_row(3, [make_codes(7, 5)], make_codes(9, 6)),
@@ -95,6 +95,6 @@ def training_batch():
 
 
 def assert_close_where_real(ours, theirs, mask, bound=1e-5):
-    """Equal at the positions that are not padding, to `bound` of the largest value."""
+    """Asserts equality at the positions that are not padding, up to `bound` times the largest value."""
     ours, theirs = ours.detach()[mask.bool()], theirs.detach()[mask.bool()]
     assert float((ours - theirs).abs().max()) < bound * float(theirs.abs().max())

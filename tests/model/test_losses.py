@@ -1,4 +1,4 @@
-"""The losses of the language model, compared with a loop over every cell."""
+"""Tests of the losses of the language model, compared with a loop over every cell."""
 
 import math
 
@@ -24,7 +24,8 @@ from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
 
 def slow_losses(output, batch, config):
-    """The mean cross-entropy of text and of each codebook, [K], cell by cell, from the logits one position earlier."""
+    """Returns the mean cross-entropy of text and of each codebook, [K], cell by cell, from the logits one position
+    earlier."""
     texts, audios = [], [[] for _ in range(config.audio_num_codebooks)]
     for row, ids in enumerate(batch["input_ids"].tolist()):
         column = 0
@@ -88,7 +89,7 @@ def test_a_new_model_predicts_every_code_with_equal_probability():
     torch.manual_seed(0)
     output = HiggsAudioForConditionalGeneration(make_config())(**training_batch())
     torch.testing.assert_close(output.codebook_losses, torch.full((K,), math.log(V + 2)), rtol=0, atol=0.1)
-    assert abs(float(output.text_loss) - math.log(320)) < 0.3  # of nine labels only
+    assert abs(float(output.text_loss) - math.log(320)) < 0.3  # for nine labels only
 
 
 CERTAIN = 50.0  # logit of the ids that the model below predicts; the others are 0
@@ -96,7 +97,7 @@ CERTAIN = 50.0  # logit of the ids that the model below predicts; the others are
 
 @pytest.fixture
 def scripted():
-    """A model as wide as its audio logits, whose audio logits a test sets as `scripted.wanted` [B, T, K, V + 2]."""
+    """A model as wide as its audio logits, which a test sets as `scripted.wanted` [B, T, K, V + 2]."""
     model = HiggsAudioForConditionalGeneration(make_config({"hidden_size": K * (V + 2)})).eval()
     with torch.no_grad():
         model.audio_lm_head.weight.copy_(torch.eye(K * (V + 2)))
@@ -110,7 +111,8 @@ def scripted():
 
 
 def certain_logits(batch, offset, ids=range(V + 2)):
-    """Logits that predict, at each position, the column `offset` placeholders later in the row, for codes in `ids`."""
+    """Returns logits that predict, at each position, the column `offset` placeholders later in the row, for codes in
+    `ids`."""
     logits = torch.zeros(*batch["input_ids"].shape, K, V + 2)
     audio = torch.isin(batch["input_ids"], torch.tensor([AUDIO_OUT, DELAY]))
     for row in range(len(logits)):

@@ -1,4 +1,4 @@
-"""The language model: transformers' model is the oracle for logits, losses and gradients."""
+"""Tests of the language model; the oracle for logits, losses and gradients is the model of transformers."""
 
 import math
 from collections import Counter
@@ -46,28 +46,30 @@ from higgs_audio.model.model import HiggsAudioForConditionalGeneration
     ids=["no reference", "one reference", "two references", "left-padded batch"],
 )
 @torch.no_grad()
-def test_logits_are_those_of_transformers(model, twin, rows):
+def test_logits_are_those_of_transformers(model, oracle_model, rows):
     batch = collate(*(row() for row in rows))
     ours = model(**batch)
-    theirs = twin(**batch, output_hidden_states=True)
+    theirs = oracle_model(**batch, output_hidden_states=True)
     assert ours.logits.shape == (*batch["input_ids"].shape, K, V + 2)
     assert_close_where_real(ours.logits.flatten(2), theirs.logits, batch["attention_mask"])
-    assert_close_where_real(ours.text_logits, twin.text_lm_head(theirs.hidden_states[-1]), batch["attention_mask"])
+    assert_close_where_real(
+        ours.text_logits, oracle_model.text_lm_head(theirs.hidden_states[-1]), batch["attention_mask"]
+    )
 
 
-def test_losses_are_those_of_transformers_which_sums_over_codebooks(model, twin):
+def test_losses_are_those_of_transformers_which_sums_over_codebooks(model, oracle_model):
     batch = training_batch()
     ours = model(**batch)
-    theirs = twin(**batch)
+    theirs = oracle_model(**batch)
     torch.testing.assert_close(K * ours.audio_loss + ours.text_loss, theirs.loss, rtol=1e-5, atol=0)
 
 
-def test_gradients_are_those_of_transformers(model, twin):
+def test_gradients_are_those_of_transformers(model, oracle_model):
     batch = training_batch()
-    ours, theirs = model(**batch), twin(**batch)
+    ours, theirs = model(**batch), oracle_model(**batch)
     names, parameters = zip(*model.named_parameters(), strict=True)
-    wanted = torch.autograd.grad(theirs.loss, list(twin.parameters()))
-    wanted = dict(zip(dict(twin.named_parameters()), wanted, strict=True))
+    wanted = torch.autograd.grad(theirs.loss, list(oracle_model.parameters()))
+    wanted = dict(zip(dict(oracle_model.named_parameters()), wanted, strict=True))
     given = torch.autograd.grad(K * ours.audio_loss + ours.text_loss, parameters)
     for name, gradient in zip(names, given, strict=True):
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
@@ -120,8 +122,9 @@ def test_a_row_of_a_batch_equals_the_row_alone(model):
     assert all(bool(value.isfinite().all()) for value in (together.logits, together.text_logits))
 
 
-def spoil(model, names):
-    """Sets the parameters of each layer whose names begin with one of `names` to NaN; returns what restores them."""
+def set_to_nan(model, names):
+    """Sets the parameters of each layer whose names begin with one of `names` to NaN; returns a function that restores
+    them."""
     spoiled = {
         parameter: parameter.detach().clone()
         for layer in model.model.layers
@@ -152,7 +155,7 @@ def test_an_audio_step_uses_no_feed_forward_or_norm_of_text(model, with_ids):
     step = {"audio_input_ids": torch.full((2, 1, K), BOS)}
     step |= {"input_ids": torch.full((2, 1), AUDIO_OUT)} if with_ids else {}
     mask = torch.cat([batch["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=1)
-    undo = spoil(model, TEXT_SIDE)
+    undo = set_to_nan(model, TEXT_SIDE)
     try:
         output = model(**step, attention_mask=mask, past_key_values=cache)
         assert bool(output.logits.isfinite().all())
@@ -163,7 +166,7 @@ def test_an_audio_step_uses_no_feed_forward_or_norm_of_text(model, with_ids):
 
 @torch.no_grad()
 def test_text_uses_no_feed_forward_or_norm_of_audio(model):
-    undo = spoil(model, AUDIO_SIDE)
+    undo = set_to_nan(model, AUDIO_SIDE)
     try:
         assert bool(model(**collate(without_reference())).text_logits.isfinite().all())
         assert not bool(model(**collate(with_one_reference())).logits[:, -1].isfinite().any())
@@ -172,7 +175,7 @@ def test_text_uses_no_feed_forward_or_norm_of_audio(model):
 
 
 @torch.no_grad()
-def test_a_step_of_columns_alone_equals_a_step_of_placeholders_and_columns(model):
+def test_a_step_of_columns_equals_a_step_of_placeholders_and_columns(model):
     batch = collate(without_reference(), with_one_reference())
     column = torch.randint(0, V, (2, 1, K), generator=torch.Generator().manual_seed(0))
     mask = torch.cat([batch["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=1)
@@ -192,7 +195,7 @@ def test_decoding_with_a_cache_is_one_pass_over_the_whole(model):
     ids, mask, codes = batch["input_ids"], batch["attention_mask"], batch["audio_input_ids"]
     start = (
         ids.shape[1] - len(make_codes(6, 4).T) - K - 1 - 2
-    )  # of the answer's columns; <|audio_eos|> and an end follow
+    )  # of the answer's columns; <|audio_eos|> and an end token follow
     counts = [int((row[:start] == AUDIO_OUT).sum() + (row[:start] == DELAY).sum()) for row in ids]
     output = model(
         ids[:, :start],
@@ -214,7 +217,7 @@ def test_decoding_with_a_cache_is_one_pass_over_the_whole(model):
 
 @torch.no_grad()
 def test_eager_attention_and_torch_s_attention_agree(model):
-    """The default is a kernel of torch, which has no softmax outside of it."""
+    """The default is a fused kernel of torch, which calls no separate softmax."""
     eager = HiggsAudioForConditionalGeneration(make_config(attn_implementation="eager")).eval()
     eager.load_state_dict(model.state_dict())
     batch, calls = collate(without_reference(), with_one_reference(), with_two_references()), Counter()

@@ -1,7 +1,7 @@
 """Tests against both existing implementations: transformers' classes, and a slow loop over the rules of the original.
 
-Every row of docs/compatibility.md names a test; those that compare are here. Where ours differs on purpose, the tests
-assert the difference itself, so that a change of the others is noticed.
+Every row of docs/compatibility.md names a test; comparing tests are here. For intended differences, the tests assert
+the difference itself, so that a change of the other implementation is detected.
 """
 
 import re
@@ -15,10 +15,10 @@ from oracle import (
     EOS,
     K,
     collate,
+    generate_columns,
     make_codes,
     make_prompt,
-    make_sound,
-    twin_columns,
+    make_waveform,
 )
 from parity import CACHE, CODES, assert_near, audio_item, clone, message, plain, scripted, their_inputs
 from transformers import DacFeatureExtractor, HiggsAudioV2Config, HiggsAudioV2Processor
@@ -30,7 +30,7 @@ from higgs_audio.errors import CodesError, PromptError
 from higgs_audio.generation.loop import generate
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # transformers' own
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # warnings of transformers
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
@@ -40,21 +40,21 @@ DOCUMENT = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
 
 
 @torch.no_grad()
-def test_cached_and_uncached_logits_of_both_agree_in_a_left_padded_batch(model, twin):
-    """Ours and transformers', in one pass and column by column."""
+def test_cached_and_uncached_logits_of_both_agree_in_a_left_padded_batch(model, oracle_model):
+    """Compares ours with transformers, in one pass and column by column."""
     prompts = [make_prompt(range(20, 32), [make_codes(4, 1)]), make_prompt(range(40, 44), [make_codes(2, 2)] * 2)]
     answer = apply_delay(make_codes(5, 3), BOS, EOS).T  # [n, K]
     whole = collate([(ids + [AUDIO_OUT] * len(answer), torch.cat([columns, answer])) for ids, columns in prompts])
     mask, batch, num_columns = whole["attention_mask"], collate(prompts), len(answer)
-    ours, theirs = model(**whole).logits.flatten(2), twin(**whole).logits  # [B, T, K * (V + 2)]
+    ours, theirs = model(**whole).logits.flatten(2), oracle_model(**whole).logits  # [B, T, K * (V + 2)]
     assert_near(ours[mask.bool()], theirs[mask.bool()])
-    steps = {"ours": [model(**batch, use_cache=True)], "theirs": [twin(**batch, use_cache=True)]}
+    steps = {"ours": [model(**batch, use_cache=True)], "theirs": [oracle_model(**batch, use_cache=True)]}
     for number, column in enumerate(answer):
         step = {"audio_input_ids": column.expand(2, 1, -1)}
         step["attention_mask"] = mask[:, : batch["input_ids"].shape[1] + number + 1]
         steps["ours"].append(model(**step, past_key_values=steps["ours"][-1].cache))
         cache = {CACHE: steps["theirs"][-1][CACHE]}
-        steps["theirs"].append(twin(**step, **cache, use_cache=True))
+        steps["theirs"].append(oracle_model(**step, **cache, use_cache=True))
     for outputs in steps.values():
         logits = torch.stack([output.logits[:, -1].flatten(1) for output in outputs], dim=1)  # [B, n + 1, ...]
         assert_near(logits, theirs[:, -num_columns - 1 :])
@@ -85,7 +85,7 @@ def test_rendered_prompts_are_those_of_transformers(stack, conversation):
 
 
 def _trimmed(item):
-    """The text of an item without surrounding spaces, which ours keeps where there is no scene."""
+    """Returns the text of an item without surrounding spaces, which ours keeps if there is no scene."""
     return item["text"].strip() if item["type"] == "text" else item
 
 
@@ -119,7 +119,7 @@ def _with_scene(conversation):
 
 
 @torch.no_grad()
-def test_a_batch_with_and_without_audio_is_refused_by_transformers_and_equals_its_rows_in_ours(stack):
+def test_a_batch_with_and_without_audio_is_rejected_by_transformers_and_equals_its_rows_in_ours(stack):
     conversations = [_with_scene(clone(stack.recordings[0])), plain()]
     with pytest.raises(ValueError, match="non-empty list"):
         their_inputs(stack, conversations, padding=True)
@@ -131,8 +131,8 @@ def test_a_batch_with_and_without_audio_is_refused_by_transformers_and_equals_it
 
 
 @torch.no_grad()
-def test_a_reference_in_a_scene_is_heard_as_audio_in_where_transformers_writes_audio_out(stack):
-    """As in the original. The model treats all placeholders alike, but not the token that opens the audio."""
+def test_a_reference_in_a_scene_has_audio_in_where_transformers_has_audio_out(stack):
+    """As in the original. The model treats all placeholders alike, but not the token at the start of the audio."""
     a, b = (audio_item(path) for path in stack.recordings)
     conversation = [
         message("system", "S"),
@@ -148,7 +148,7 @@ def test_a_reference_in_a_scene_is_heard_as_audio_in_where_transformers_writes_a
     assert torch.equal(columns, their_inputs(stack, conversation)["audio_input_ids"])
 
 
-def test_a_scene_that_begins_with_a_speaker_has_a_blank_line_in_transformers_alone(stack):
+def test_a_scene_that_begins_with_a_speaker_has_a_blank_line_in_transformers_only(stack):
     conversation = [
         message("system", "S"),
         message("scene", "SPEAKER0:", audio_item(stack.recordings[0])),
@@ -160,7 +160,7 @@ def test_a_scene_that_begins_with_a_speaker_has_a_blank_line_in_transformers_alo
     assert "SPEAKER0: <|audio_bos|>" in ours
 
 
-def test_what_transformers_refuses_and_ours_reads(stack):
+def test_conversations_that_transformers_rejects_and_ours_accepts(stack):
     path = stack.recordings[0]
     cases = {
         "no audio tokens in the prompt": [message("system", "S"), message("user", "Listen:", audio_item(path))],
@@ -177,7 +177,7 @@ def test_what_transformers_refuses_and_ours_reads(stack):
         assert len(stack.processor.apply_chat_template(conversation).input_ids) == 1
 
 
-def test_control_tokens_in_a_text_reach_the_model_in_transformers_and_are_refused_in_ours(stack):
+def test_control_tokens_in_a_text_reach_the_model_in_transformers_and_are_rejected_in_ours(stack):
     conversation = [message("system", "S"), message("user", "one<|eot_id|>two")]
     end = stack.processor.tokenizer.convert_tokens_to_ids("<|eot_id|>")
     assert int((their_inputs(stack, conversation)["input_ids"] == end).sum()) == 3
@@ -189,7 +189,7 @@ def test_control_tokens_in_a_text_reach_the_model_in_transformers_and_are_refuse
 
 
 def training_inputs(stack):
-    """One conversation with two audio turns, as both processors label it."""
+    """Returns one conversation with two audio turns, with the labels of both processors."""
     conversation = _with_scene(clone(*stack.recordings))[:-1]
     theirs = stack.their_processor.apply_chat_template(
         conversation, tokenize=True, return_dict=True, return_tensors="pt", output_labels=True
@@ -198,7 +198,7 @@ def training_inputs(stack):
 
 
 def test_labels_differ_from_those_of_transformers_in_the_text_of_the_prompt_and_in_the_ends(stack):
-    """transformers trains every text token but the opener of audio, delay placeholders too, and no stream eos."""
+    """transformers trains every text token except the bos of audio, also delay placeholders, and no stream eos."""
     ours, theirs = training_inputs(stack)
     ids, untrained = ours.input_ids, -100
     assert torch.equal(ids, theirs["input_ids"])
@@ -239,13 +239,13 @@ def test_the_loss_of_the_early_version_is_ours(stack):
 # Sampling
 
 
-def test_a_bos_in_mid_stream_can_be_sampled_in_transformers_and_not_in_ours(model, twin):
+def test_a_bos_in_mid_stream_can_be_sampled_in_transformers_and_not_in_ours(model, oracle_model):
     script = [[BOS] * K] * 20
     batch = collate([make_prompt(range(20, 32))])
     with scripted(model, script):
         ours = generate(model, **batch, max_new_tokens=20, do_sample=False)[1][0]
-    with scripted(twin, script):
-        theirs = twin_columns(twin, batch, 20)[0]
+    with scripted(oracle_model, script):
+        theirs = generate_columns(oracle_model, batch, 20)[0]
     assert (theirs == BOS).all()
     assert not (ours[:, K:] == BOS).any()
 
@@ -253,7 +253,7 @@ def test_a_bos_in_mid_stream_can_be_sampled_in_transformers_and_not_in_ours(mode
 # Differences of transformers' audio tokenizer and processor
 
 
-def test_a_marker_among_codes_is_an_index_error_in_transformers_and_a_codes_error_in_ours(stack):
+def test_a_stream_bos_among_codes_is_an_index_error_in_transformers_and_a_codes_error_in_ours(stack):
     codes = torch.full((1, K, 3), CODES)
     with pytest.raises(IndexError):
         stack.their_processor.audio_tokenizer.decode(codes)
@@ -264,16 +264,16 @@ def test_a_marker_among_codes_is_an_index_error_in_transformers_and_a_codes_erro
 @torch.no_grad()
 def test_padding_by_the_published_feature_extractor_changes_the_codes(stack):
     """The file has hop_length 960: padding=True fills the last frame with silence, which changes HuBERT's features."""
-    sound = make_sound(3 * 960 + 300)
+    waveform = make_waveform(3 * 960 + 300)
     extractor = DacFeatureExtractor(feature_size=1, hop_length=960, sampling_rate=24000)
-    padded = extractor(sound[0, 0].numpy(), padding=True, sampling_rate=24000, return_tensors="pt")["input_values"]
+    padded = extractor(waveform[0, 0].numpy(), padding=True, sampling_rate=24000, return_tensors="pt")["input_values"]
     assert padded.shape == (1, 1, 4 * 960)
     encode = stack.their_processor.audio_tokenizer.encode
-    assert not torch.equal(encode(padded).audio_codes, encode(sound).audio_codes)
-    assert torch.equal(stack.codec.encode(sound).audio_codes, encode(sound).audio_codes)
+    assert not torch.equal(encode(padded).audio_codes, encode(waveform).audio_codes)
+    assert torch.equal(stack.codec.encode(waveform).audio_codes, encode(waveform).audio_codes)
 
 
-def test_a_processor_whose_codec_came_from_no_folder_is_loaded_by_ours_alone(stack, tmp_path):
+def test_a_processor_whose_codec_has_no_folder_is_loaded_by_ours_only(stack, tmp_path):
     stack.their_processor.save_pretrained(tmp_path / "theirs")
     with pytest.raises(OSError, match="Repo id"):
         HiggsAudioV2Processor.from_pretrained(tmp_path / "theirs")
@@ -288,7 +288,7 @@ def test_a_processor_whose_codec_came_from_no_folder_is_loaded_by_ours_alone(sta
 def test_defaults_are_the_published_sizes_in_ours_and_others_in_transformers():
     ours, theirs = HiggsAudioConfig(), HiggsAudioV2Config()
     assert (ours.audio_codebook_size, ours.codebook_rows) == (1024, 1026)
-    assert theirs.codebook_size == 1024  # the published file says 1026: theirs counts the two markers
+    assert theirs.codebook_size == 1024  # 1026 in the published file, which includes bos and eos
     assert (ours.bos_token_id, theirs.bos_token_id) == (128000, 1)
     assert (ours.eos_token_id, theirs.eos_token_id) == (128009, 128009)
     codec, their_codec = HiggsAudioTokenizerConfig(), TransformersTokenizerConfig()
@@ -296,14 +296,14 @@ def test_defaults_are_the_published_sizes_in_ours_and_others_in_transformers():
     assert their_codec.hop_length == 320
     published = TransformersTokenizerConfig(
         acoustic_model_config={"downsampling_ratios": [8, 5, 4, 2, 3], "upsampling_ratios": [8, 5, 4, 2, 3]},
-        target_bandwidths=[0.5, 1, 1.5, 2, 4],  # of the original's file
+        target_bandwidths=[0.5, 1, 1.5, 2, 4],  # in the original's file
     )
     assert (published.hop_length, published.num_quantizers) == (960, 16)
 
 
-def test_the_package_holds_no_recording_of_anybody():
-    sounds = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".npy", ".pt")
-    assert not [path for path in NANO.parent.rglob("*") if path.suffix in sounds]
+def test_the_package_contains_no_recordings():
+    suffixes = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".npy", ".pt")
+    assert not [path for path in NANO.parent.rglob("*") if path.suffix in suffixes]
 
 
 # The document

@@ -1,4 +1,6 @@
-"""How audio segments begin and end, on scripted ids: ours, the original's rules, and transformers'."""
+"""Tests of how audio segments begin and end, on scripted ids: our rules, those of the original, and those of
+transformers.
+"""
 
 import pytest
 import torch
@@ -9,10 +11,10 @@ from oracle import (
     K,
     V,
     collate,
+    generate_columns,
     make_config,
     make_prompt,
     original_columns,
-    twin_columns,
 )
 from parity import CODES, scripted
 
@@ -22,20 +24,22 @@ from higgs_audio.generation.row_state import RowState, advance, next_step
 from higgs_audio.generation.rules import Rules
 from higgs_audio.generation.sampling import SamplingOptions
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # transformers' own
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # warnings of transformers
 
 # The state machines, on scripted ids
 
 
 def original_frames(columns):
-    """The original's codes [K, F]: reverts the delay, clips markers, drops the first and the last frame."""
+    """Returns the codes [K, F] of the original: reverts the delay, clips bos and eos, drops the first and the last
+    frame."""
     length = len(columns) - K + 1
     rows = [[min(columns[k + n][k], V - 1) for n in range(length)] for k in range(K)]
     return [row[1:-1] for row in rows]
 
 
 def transformers_columns(script, limit=100):
-    """transformers' rules: an eos anywhere starts the closing ramp in codebook 0 one step later, until all are eos."""
+    """Applies the rules of transformers: an eos anywhere starts the closing ramp in codebook 0 one step later, until
+    all are eos."""
     columns, first = [[BOS] * K], None
     for sampled in script[1:limit]:
         ids = [code if len(columns) > k else BOS for k, code in enumerate(sampled)]
@@ -51,7 +55,7 @@ def transformers_columns(script, limit=100):
 
 
 def our_columns(script, limit=100):
-    """The columns of our state machine for the same ids, and whether the segment ended."""
+    """Returns the columns of our state machine for the same ids, and whether the segment ended."""
     rules = Rules(make_config(), SamplingOptions(do_sample=False, ras_win_len=None))
     state, columns = RowState(AUDIO_OUT_BOS, limit), []
     for sampled in [*script, [0] * K]:
@@ -68,7 +72,7 @@ def our_columns(script, limit=100):
 
 
 def write_script(ends=(), length=30, seed=0):
-    """Random codes, and in column 12 an eos in each codebook of `ends`."""
+    """Returns random codes, with an eos in column 12 in each codebook of `ends`."""
     script = torch.randint(0, V, (length, K), generator=torch.Generator().manual_seed(seed)).tolist()
     for codebook in ends:
         script[12][codebook] = EOS
@@ -109,17 +113,17 @@ def test_columns_are_those_of_the_original_on_random_scripts():
 
 
 @ENDS
-def test_both_loops_follow_their_rules_from_end_to_end(model, twin, ends):
+def test_both_loops_follow_their_rules_from_end_to_end(model, oracle_model, ends):
     batch, script = collate([make_prompt(range(20, 32))]), write_script(ends)
     with scripted(model, [*script, [0] * K, [0] * K]):
         ours = generate(model, **batch, max_new_tokens=30, do_sample=False)[1][0].T.tolist()
-    with scripted(twin, script):
-        theirs = twin_columns(twin, batch, 30)[0].tolist()
+    with scripted(oracle_model, script):
+        theirs = generate_columns(oracle_model, batch, 30)[0].tolist()
     assert ours == original_columns(script[:30])[0]
     assert theirs == transformers_columns(script, limit=30)
 
 
-def test_transformers_ramps_from_codebook_0_and_decodes_a_frame_with_a_marker_in_it(stack):
+def test_transformers_ramps_from_codebook_0_and_decodes_a_frame_with_an_eos_in_it(stack):
     """Its last frame has eos clipped to 1023, a click of 40 ms; ours ends with the last complete frame."""
     theirs, ours = stack.their_processor, stack.processor
     for ends, num_ours, num_theirs in [((0,), 11, 12), ((3,), 8, 12), ((7,), 4, 12), ((), 22, 22)]:
@@ -142,7 +146,7 @@ def test_transformers_ramps_from_codebook_0_and_decodes_a_frame_with_a_marker_in
 
 
 def _named(script):
-    """Ids of a codebook of 1024 codes as those of the tiny codebook, which the rules above use."""
+    """Converts bos and eos of a codebook of 1024 codes to those of the tiny codebook, which the rules above use."""
     return [[id - CODES + V if id >= CODES else id // 60 for id in row] for row in script]
 
 
@@ -158,7 +162,7 @@ def test_a_whole_segment_decodes_to_the_samples_of_transformers(stack):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_no_sound_is_none_in_ours_and_an_index_error_in_transformers(stack):
+def test_empty_audio_is_none_in_ours_and_an_index_error_in_transformers(stack):
     with pytest.raises(IndexError):
         stack.their_processor.batch_decode(torch.zeros(1, 4, K, dtype=torch.long))
     assert stack.processor.decode([0], []).audio is None

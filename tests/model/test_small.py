@@ -34,14 +34,14 @@ def quantized(folder: Path, weights: str) -> HiggsAudioForConditionalGeneration:
 
 
 def users_config(weights: str):
-    """A config without exclusions, as a user of transformers writes it."""
+    """Returns a config without exclusions, as a user of transformers would write it."""
     if weights == "int8":
         return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
 
 
 def matrices(model) -> dict[str, torch.Tensor]:
-    """The weights of all linear layers and embeddings."""
+    """Returns the weights of all linear layers and embeddings."""
     kinds = (torch.nn.Linear, torch.nn.Embedding)
     return {name: module.weight for name, module in model.named_modules() if isinstance(module, kinds)}
 
@@ -61,7 +61,7 @@ def tiny_checkpoint(tiny_checkpoint, tmp_path_factory):
 
 
 def plain(weight: torch.Tensor) -> torch.Tensor:
-    """The dequantized weight."""
+    """Returns the dequantized weight."""
     if (state := getattr(weight, "quant_state", None)) is not None:
         from bitsandbytes.functional import dequantize_4bit
 
@@ -70,7 +70,7 @@ def plain(weight: torch.Tensor) -> torch.Tensor:
 
 
 def half_steps(weight: torch.Tensor) -> torch.Tensor:
-    """The largest rounding error of each number: half of the widest gap between two levels, times the scale."""
+    """Returns the largest rounding error of each number: half of the widest gap between two levels, times the scale."""
     if (state := getattr(weight, "quant_state", None)) is not None:
         levels = torch.tensor(sorted(get_4bit_type("nf4", device="cpu").tolist()))
         scales = state.absmax.repeat_interleave(state.blocksize)[: state.shape.numel()].view(state.shape)
@@ -79,7 +79,7 @@ def half_steps(weight: torch.Tensor) -> torch.Tensor:
 
 
 def mixed_inputs(model, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A prompt of text and three columns of audio."""
+    """Returns a prompt of text and three columns of audio."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 100, (1, 12), generator=generator)
     ids[0, 5:8] = model.config.audio_out_token_idx
@@ -120,10 +120,8 @@ def test_no_weight_changes_by_more_than_half_a_step(tiny_checkpoint, weights):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_logits_are_those_of_the_dequantized_weights(tiny_checkpoint, weights):
-    """Quantized products add no error: the plain model with dequantized weights has the same logits.
-
-    bitsandbytes multiplies in bfloat16 on CPUs that support it, which rounds once more; the test turns that off.
-    """
+    """Quantized products add no error: the plain model with dequantized weights has the same logits. bitsandbytes
+    multiplies in bfloat16 on CPUs that support it, which rounds once more; the test disables this."""
     fewer, model = quantized(tiny_checkpoint, weights), load(tiny_checkpoint)
     for module in fewer.modules():
         if isinstance(module, Linear4bit):
@@ -137,7 +135,8 @@ def test_logits_are_those_of_the_dequantized_weights(tiny_checkpoint, weights):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_logits_change_no_more_than_with_noise_of_the_same_size(tiny_checkpoint, weights):
-    """Rounding errors are at most half a step: uniform noise of that size changes the logits at least as much."""
+    """Rounding errors are at most half a quantization step: uniform noise of this size changes the logits at least as
+    much."""
     fewer, model = quantized(tiny_checkpoint, weights), load(tiny_checkpoint)
     exact = logits(model)
     error = (logits(fewer) - exact).square().mean().sqrt()
@@ -189,7 +188,7 @@ def test_offloading_text_weights_changes_no_code_and_copies_each_layer_once(tiny
     tts.model.text_lm_head.register_forward_hook(lambda module, args, output: heads.append(output.shape))
     assert (tts.generate(TEXT, seed=1).codes == codes).all()
     assert codes.shape[1] > 2
-    # By the text, and by what precedes it, which the first time has to be prefilled again.
+    # Only the text is copied; what precedes it must be prefilled again the first time.
     sent, num_bytes_sent = offload.layers_copied, offload.bytes_copied
     assert (tts.generate(TEXT, seed=1).codes == codes).all()
     assert offload.layers_copied - sent == offload.num_layers == 2  # by the text; audio steps copy nothing
@@ -200,7 +199,7 @@ def test_offloading_text_weights_changes_no_code_and_copies_each_layer_once(tiny
 
 @pytest.mark.parametrize("weights", [None, *WEIGHTS])
 def test_an_audio_step_needs_no_text_weight_on_the_device(tiny_checkpoint, weights):
-    """The meta device has shapes without numbers; an operation with a weight in host memory would fail."""
+    """The meta device has shapes but no data; an operation with a weight in host memory would fail."""
     model, offload = offloaded(tiny_checkpoint, weights, "meta")
     places = {name: weight.device.type for name, weight in model.named_parameters()}
     assert {name for name, place in places.items() if place == "cpu"} == {
@@ -245,7 +244,7 @@ def test_a_pass_over_text_and_audio_has_the_same_logits(tiny_checkpoint):
     assert offload.layers_copied == offload.num_layers
 
 
-def test_a_model_whose_audio_rows_need_the_text_weights_is_refused(tiny_checkpoint):
+def test_a_model_whose_audio_rows_need_the_text_weights_is_rejected(tiny_checkpoint):
     config = load(tiny_checkpoint).config
     config.audio_adapter_type, config.audio_dual_ffn_layers = "stack", []
     with pytest.raises(OptionError, match="no layer of this model has a separate feed-forward network for audio"):
@@ -265,17 +264,15 @@ def test_a_model_without_a_text_head_can_be_offloaded(tiny_checkpoint):
     assert offload.layers_copied == 0
 
 
-def test_offloading_to_an_unknown_device_is_refused(tiny_checkpoint):
+def test_offloading_to_an_unknown_device_is_rejected(tiny_checkpoint):
     model = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint)
     with pytest.raises(OptionError, match="device='gpu9' cannot be used here"):
         offload_text(model, "gpu9")
 
 
 class OnAnotherDevice(HiggsAudioTokenizer):
-    """An audio tokenizer on the CPU that is said to be elsewhere, and records where the codes are that it decodes.
-
-    The meta device has no numbers, so that zeros are decoded.
-    """
+    """An audio tokenizer on the CPU whose `device` is the meta device; it records the device of the codes that it
+    decodes. The meta device has no data, so zeros are decoded."""
 
     device = torch.device("meta")
 
@@ -302,12 +299,12 @@ def test_the_audio_tokenizer_has_its_own_device_and_codes_are_moved_there(tiny_c
 
 
 @pytest.mark.parametrize("weights", ["int4", "INT8", ""])
-def test_unknown_weights_are_refused(tiny_checkpoint, weights):
+def test_unknown_weights_are_rejected(tiny_checkpoint, weights):
     with pytest.raises(OptionError, match=r"allowed: 'int8', 'nf4' \(4 bits\), or None"):
         HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", weights=weights)
 
 
-def test_an_unknown_device_of_the_audio_tokenizer_is_refused(tiny_checkpoint):
+def test_an_unknown_device_of_the_audio_tokenizer_is_rejected(tiny_checkpoint):
     with pytest.raises(OptionError, match="codec_device='gpu9' cannot be used here"):
         HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", codec_device="gpu9")
 
@@ -319,7 +316,7 @@ def test_a_missing_package_is_named_with_its_pip_line(tiny_checkpoint, monkeypat
         HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu", weights=weights)
 
 
-def test_a_quantized_checkpoint_without_its_package_is_refused(tiny_checkpoint, monkeypatch, tmp_path):
+def test_a_quantized_checkpoint_without_its_package_is_rejected(tiny_checkpoint, monkeypatch, tmp_path):
     shutil.copytree(tiny_checkpoint, tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "torchao"}
@@ -329,7 +326,7 @@ def test_a_quantized_checkpoint_without_its_package_is_refused(tiny_checkpoint, 
         HiggsAudio.from_pretrained(tmp_path / "saved", device="cpu")
 
 
-def test_a_config_that_cannot_exclude_heads_is_refused():
+def test_a_config_that_cannot_exclude_heads_is_rejected():
     with pytest.raises(OptionError, match="cannot exclude embeddings and heads"):
         with_exclusions(object())
     with pytest.raises(OptionError, match="embeddings and heads are never quantized"):

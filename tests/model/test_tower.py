@@ -1,4 +1,4 @@
-"""The audio tower of the understanding variant, and its config."""
+"""Tests of the audio tower of the understanding variant, and of its config."""
 
 import math
 
@@ -58,7 +58,7 @@ def test_the_tower_s_config_is_kept_without_a_tower():
         {"skip_audio_tower": False, "audio_encoder_config": {"d_model": 30, "encoder_attention_heads": 4}},
     ],
 )
-def test_a_contradiction_in_the_config_is_refused(fields):
+def test_a_contradiction_in_the_config_is_rejected(fields):
     with pytest.raises(OptionError):
         HiggsAudioConfig(**fields)
 
@@ -102,7 +102,8 @@ def published_shapes():
 
 
 def slow_tower(tower, mels, count):
-    """The tower for one window `[bins, M]`, one position at a time, with attention over real positions alone."""
+    """Computes the tower for one window `[bins, M]`, one position at a time, with attention over real positions
+    only."""
     config, weights = tower.config, dict(tower.state_dict())
 
     def convolve(x, name, stride):  # [C, M] -> [D, M / stride]
@@ -114,9 +115,9 @@ def slow_tower(tower, mels, count):
         return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", torch.zeros(()))
 
     def norm(x, name):
-        centred = x - x.mean(-1, keepdim=True)
+        centered = x - x.mean(-1, keepdim=True)
         return (
-            centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weights[f"{name}.weight"]
+            centered / (centered.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weights[f"{name}.weight"]
             + (weights[f"{name}.bias"])
         )
 
@@ -139,7 +140,7 @@ KERNELS = {"sdpa": "scaled_dot_product_attention", "eager": "softmax"}
 
 
 @pytest.mark.parametrize("attention", KERNELS)
-def test_the_tower_is_the_one_that_is_written_out(tokenizer, attention):
+def test_the_tower_equals_the_slow_implementation(tokenizer, attention):
     """Spec 8, row 28: the original's eager attention adds a mask of 1 and 0, which masks nothing."""
     model = make_model(tokenizer, attn_implementation=attention)
     tower, counts = model.model.audio_tower, torch.tensor([WINDOW, 75, 3, 150])

@@ -1,4 +1,4 @@
-"""The understanding variant: features of audio beside codes in the language model, and answers in text."""
+"""Tests of the understanding variant: features of audio and codes in the language model, and answers in text."""
 
 import json
 
@@ -11,12 +11,12 @@ from understanding import (
     BINS,
     FEATURES,
     K,
-    ask,
     audio,
     encode,
     logits_of,
     make_codes,
     make_config,
+    make_conversation,
     make_model,
     without_labels,
 )
@@ -34,7 +34,7 @@ def tokenizer(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def processor(tokenizer):
-    """Encodes audio as features alone."""
+    """Encodes audio as features only."""
     return HiggsAudioProcessor(tokenizer, **FEATURES, encode_audio_in_tokens=False)
 
 
@@ -55,15 +55,15 @@ def test_features_take_the_text_path_and_codes_the_audio_path(tokenizer, process
     with torch.no_grad():
         for layer in other.model.layers:
             layer.audio_mlp.down_proj.weight.normal_()
-    alone = encode(processor, ask(audio(0.4)))
-    both = encode(processor_of_both, ask(audio(0.4, codes=make_codes(10))))
+    alone = encode(processor, make_conversation(audio(0.4)))
+    both = encode(processor_of_both, make_conversation(audio(0.4, codes=make_codes(10))))
     assert torch.equal(logits_of(model, alone).text_logits, logits_of(other, alone).text_logits)
     assert not torch.allclose(logits_of(model, both).text_logits, logits_of(other, both).text_logits)
 
 
 def test_features_replace_the_embeddings_of_their_positions(model, processor_of_both):
     items = (audio(0.4, 1, codes=make_codes(10)), "and", audio(2.5, 2, codes=make_codes(63)))
-    inputs = encode(processor_of_both, ask(*items))
+    inputs = encode(processor_of_both, make_conversation(*items))
     with torch.no_grad():
         features, _ = model.model.audio_features(inputs["input_features"], inputs["feature_attention_mask"])
         first = model.model(**without_labels(inputs), output_hidden_states=True).hidden_states[0]
@@ -73,10 +73,10 @@ def test_features_replace_the_embeddings_of_their_positions(model, processor_of_
 
 def test_rows_with_and_without_audio_equal_the_rows_alone(model, processor_of_both):
     conversations = [
-        ask(audio(0.4, 1, codes=make_codes(10))),
-        ask("No sound here, but many more words than in the others, so that they are padded."),
-        ask(audio(2.5, 2, codes=make_codes(63)), "and", audio(1.0, 3, codes=make_codes(25))),
-        ask({"type": "audio", "codes": make_codes(4)}),
+        make_conversation(audio(0.4, 1, codes=make_codes(10))),
+        make_conversation("No sound here, but many more words than in the others, so that they are padded."),
+        make_conversation(audio(2.5, 2, codes=make_codes(63)), "and", audio(1.0, 3, codes=make_codes(25))),
+        make_conversation({"type": "audio", "codes": make_codes(4)}),
     ]
     batch = encode(processor_of_both, conversations)
     assert len(batch["input_features"]) == 4
@@ -89,7 +89,7 @@ def test_rows_with_and_without_audio_equal_the_rows_alone(model, processor_of_bo
 
 
 def test_cached_steps_equal_one_pass(model, processor_of_both):
-    inputs = without_labels(encode(processor_of_both, ask(audio(0.4, codes=make_codes(10)))))
+    inputs = without_labels(encode(processor_of_both, make_conversation(audio(0.4, codes=make_codes(10)))))
     new = torch.tensor([processor_of_both.tokenizer.encode("abc", add_special_tokens=False)])
     assert new.shape == (1, 3)
     longer = dict(inputs, input_ids=torch.cat([inputs["input_ids"], new], 1), attention_mask=None)
@@ -102,7 +102,9 @@ def test_cached_steps_equal_one_pass(model, processor_of_both):
 
 
 def test_generation_encodes_audio_once_and_equals_the_loop_without_cache(model, processor):
-    inputs = encode(processor, [ask(audio(0.4, 1)), ask(audio(1.3, 2))], output_labels=False)
+    inputs = encode(
+        processor, [make_conversation(audio(0.4, 1)), make_conversation(audio(1.3, 2))], output_labels=False
+    )
     with counted_calls(model.model.audio_tower) as calls:
         out = model.generate(**inputs, do_sample=False, max_new_tokens=6, eos_token_id=[])
     assert len(calls) == 1
@@ -122,7 +124,7 @@ def test_generation_encodes_audio_once_and_equals_the_loop_without_cache(model, 
 def test_the_loss_of_audio_answers_is_that_of_their_columns(model, processor):
     """Features precede the columns of the answer, which must still be compared with their own labels."""
     answer = [{"type": "audio", "codes": make_codes(6)}]
-    inputs = encode(processor, ask(audio(0.4), answer=answer), add_generation_prompt=False)
+    inputs = encode(processor, make_conversation(audio(0.4), answer=answer), add_generation_prompt=False)
     out = logits_of(model, inputs)
     ids = inputs["input_ids"][0]
     columns = torch.isin(ids, torch.tensor(model.config.audio_placeholder_ids)) & ~inputs["feature_positions"][0]
@@ -134,7 +136,7 @@ def test_the_loss_of_audio_answers_is_that_of_their_columns(model, processor):
 
 def test_a_bfloat16_model_takes_float32_features(tokenizer, processor):
     model = make_model(tokenizer).to(torch.bfloat16)
-    assert logits_of(model, encode(processor, ask(audio(0.4)))).text_logits.dtype == torch.bfloat16
+    assert logits_of(model, encode(processor, make_conversation(audio(0.4)))).text_logits.dtype == torch.bfloat16
 
 
 # Invalid input.
@@ -161,8 +163,8 @@ def test_a_bfloat16_model_takes_float32_features(tokenizer, processor):
         (lambda i: i.update(feature_positions=i["feature_positions"] & False), "whole windows"),
     ],
 )
-def test_features_that_do_not_fit_are_refused(model, processor, change, words):
-    inputs = without_labels(encode(processor, ask(audio(0.4, 1), audio(1.0, 2))))
+def test_features_that_do_not_fit_are_rejected(model, processor, change, words):
+    inputs = without_labels(encode(processor, make_conversation(audio(0.4, 1), audio(1.0, 2))))
     change(inputs)
     if inputs.get("feature_attention_mask") is not None and len(inputs.get("input_features", ())) == 1:
         inputs["feature_attention_mask"] = inputs["feature_attention_mask"][:1]
@@ -171,9 +173,9 @@ def test_features_that_do_not_fit_are_refused(model, processor, change, words):
 
 
 @pytest.mark.parametrize("shift", [1, 4, 17])
-def test_features_shifted_into_the_codes_of_their_audio_are_refused(shift, model, processor_of_both):
+def test_features_shifted_into_the_codes_of_their_audio_are_rejected(shift, model, processor_of_both):
     """Features and codes have the same placeholder, so their numbers still fit: a shift would go unnoticed."""
-    inputs = without_labels(encode(processor_of_both, ask(audio(0.8, codes=make_codes(20)))))
+    inputs = without_labels(encode(processor_of_both, make_conversation(audio(0.8, codes=make_codes(20)))))
     model(**inputs)
     inputs["feature_positions"] = inputs["feature_positions"].roll(shift, 1)
     assert (inputs["input_ids"][inputs["feature_positions"]] == model.config.audio_in_token_idx).all()
@@ -181,16 +183,16 @@ def test_features_shifted_into_the_codes_of_their_audio_are_refused(shift, model
         model(**inputs)
 
 
-def test_features_for_a_stream_of_a_model_without_tower_are_refused(tokenizer, processor):
-    towerless = make_model(tokenizer, skip_audio_tower=True, encode_whisper_embed=False)
+def test_features_for_a_stream_of_a_model_without_tower_are_rejected(tokenizer, processor):
+    without_tower = make_model(tokenizer, skip_audio_tower=True, encode_whisper_embed=False)
     with pytest.raises(PromptError, match="without audio tower"):
-        stream(towerless, **without_labels(encode(processor, ask(audio(0.4)))))
+        stream(without_tower, **without_labels(encode(processor, make_conversation(audio(0.4)))))
 
 
-def test_a_model_without_tower_refuses_features(tokenizer, processor):
-    towerless = make_model(tokenizer, skip_audio_tower=True, encode_whisper_embed=False)
+def test_a_model_without_tower_rejects_features(tokenizer, processor):
+    without_tower = make_model(tokenizer, skip_audio_tower=True, encode_whisper_embed=False)
     with pytest.raises(HiggsAudioError, match="skip_audio_tower"):
-        towerless(**encode(processor, ask(audio(0.4))))
+        without_tower(**encode(processor, make_conversation(audio(0.4))))
 
 
 # Files.
@@ -198,16 +200,17 @@ def test_a_model_without_tower_refuses_features(tokenizer, processor):
 
 def test_saving_and_loading_changes_nothing(tokenizer, processor, tmp_path):
     model = make_model(tokenizer)
-    model.model.audio_tower.embed_positions.weight.mul_(0.5)  # a checkpoint's own
+    model.model.audio_tower.embed_positions.weight.mul_(0.5)  # of a checkpoint
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     again = HiggsAudioForConditionalGeneration.from_pretrained(tmp_path).eval()
     assert {name: tensor.tolist() for name, tensor in again.state_dict().items()} == {
         name: tensor.tolist() for name, tensor in model.state_dict().items()
     }
-    inputs = encode(HiggsAudioProcessor.from_pretrained(tmp_path), ask(audio(2.4)))
+    inputs = encode(HiggsAudioProcessor.from_pretrained(tmp_path), make_conversation(audio(2.4)))
     assert torch.equal(
-        logits_of(again, inputs).text_logits, logits_of(model, encode(processor, ask(audio(2.4)))).text_logits
+        logits_of(again, inputs).text_logits,
+        logits_of(model, encode(processor, make_conversation(audio(2.4)))).text_logits,
     )
 
 
@@ -225,9 +228,11 @@ def test_without_a_processor_file_the_config_selects_features_and_codes(tokenize
 
 def test_a_model_learns_to_name_eight_sounds(tokenizer, processor):
     words = ["bell", "drum", "horn", "rain", "bird", "wind", "dog", "train"]
-    sounds = [audio(0.3 + 0.1 * seed, seed) for seed in range(8)]
+    items = [audio(0.3 + 0.1 * seed, seed) for seed in range(8)]
     batch = encode(
-        processor, [ask(s, answer=w) for s, w in zip(sounds, words, strict=True)], add_generation_prompt=False
+        processor,
+        [make_conversation(s, answer=w) for s, w in zip(items, words, strict=True)],
+        add_generation_prompt=False,
     )
     model = make_model(tokenizer).train()
     positions = model.model.audio_tower.embed_positions.weight.clone()
@@ -243,7 +248,7 @@ def test_a_model_learns_to_name_eight_sounds(tokenizer, processor):
     assert losses[-1] < 0.02 < 1 < losses[0]
     assert torch.equal(model.model.audio_tower.embed_positions.weight, positions)
     assert not torch.equal(model.model.audio_tower.conv1.weight, conv)
-    prompts = encode(processor, [ask(sound) for sound in sounds], output_labels=False)
+    prompts = encode(processor, [make_conversation(item) for item in items], output_labels=False)
     out = model.eval().generate(**prompts, do_sample=False, max_new_tokens=12)
     start = prompts["input_ids"].shape[1]
     assert [tokenizer.decode(row, skip_special_tokens=True) for row in out.sequences[:, start:]] == words

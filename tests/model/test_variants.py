@@ -1,4 +1,4 @@
-"""Variants of the language model, checkpointed training, files, and invalid inputs."""
+"""Tests of variants of the language model, gradient checkpointing, files, and invalid inputs."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_layers_outside_audio_dual_ffn_layers_have_one_feed_forward():
 
 @torch.no_grad()
 def test_saving_and_loading_changes_no_bit(model, tmp_path):
-    """Rotary frequencies and codebook offsets are in no file, and loading builds the model on the meta device."""
+    """Rotary frequencies and codebook offsets are not stored, and loading builds the model on the meta device."""
     model.save_pretrained(tmp_path)
     loaded, info = HiggsAudioForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -107,7 +107,7 @@ def test_columns_of_the_wrong_shape_are_a_codes_error(model):
 
 @pytest.mark.parametrize("given", [V + 2, -1])
 def test_ids_outside_a_codebook_are_a_codes_error(model, given):
-    """Without the check, V + 2 in codebook k was read as id 0 of codebook k + 1."""
+    """Without the check, V + 2 in codebook k would be read as id 0 of codebook k + 1."""
     batch = collate(with_one_reference())
     batch["audio_input_ids"][0, 3, 4] = given
     with pytest.raises(CodesError):
@@ -120,8 +120,8 @@ def test_columns_of_floats_are_a_codes_error(model):
         model(batch["input_ids"], audio_input_ids=batch["audio_input_ids"].float())
 
 
-def test_labels_of_another_shape_than_what_they_label_are_refused(model):
-    """Without the check, labels that were one position short were those of the neighbouring positions."""
+def test_labels_of_another_shape_than_what_they_label_are_rejected(model):
+    """Without the check, labels that are one position short would be compared with neighboring positions."""
     batch = collate(with_one_reference())
     ids, columns = batch["input_ids"], batch["audio_input_ids"]
     for labels in (ids[:, 1:], ids[0], ids.repeat(2, 1), ids[..., None]):

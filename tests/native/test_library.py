@@ -1,4 +1,4 @@
-"""The C library is compiled once and cached, and torch does its work where it cannot be used."""
+"""Tests that the C library is compiled once and cached, and that torch runs if it cannot be used."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines import alone, make_engine, many_requests
+from engines import make_engine, many_requests, run_alone
 from killing import hidden_names, run_until_rename
 from oracle import fill, make_config
 
@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler is h
 
 @pytest.fixture
 def cache_folder(monkeypatch, tmp_path):
-    """An empty cache folder, and a library that is loaded again, here and in the next test."""
+    """Returns an empty cache folder; the library is loaded again in this test and in the next."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     library.load_library.cache_clear()
     yield tmp_path / "cache" / "higgs-audio"
@@ -34,19 +34,20 @@ def cache_folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def sources(tmp_path):
-    """A copy of the C files that a test may change."""
+    """Returns a copy of the C files that a test may modify."""
     return Path(shutil.copytree(library.FOLDER, tmp_path / "sources"))
 
 
 def generate(request):
-    """(runs in C, columns equal the plain loop's) for an engine on a small model."""
+    """Runs an engine on a small model; returns whether it runs in C, and whether the columns equal those of the plain
+    loop."""
     model = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
     engine = make_engine(model)
     handle = engine.submit(request)
-    return engine.runner.native is not None, (list(handle), handle.finish_reason) == alone(model, request)
+    return engine.runner.native is not None, (list(handle), handle.finish_reason) == run_alone(model, request)
 
 
-def test_a_compiler_that_fails_leaves_the_work_to_torch(monkeypatch, cache_folder):
+def test_torch_runs_if_the_compiler_fails(monkeypatch, cache_folder):
     monkeypatch.setenv("CC", "false")
     with pytest.warns(UserWarning, match=r"C files cannot be compiled"):
         assert library.native_library() is None
@@ -55,7 +56,7 @@ def test_a_compiler_that_fails_leaves_the_work_to_torch(monkeypatch, cache_folde
 
 
 @pytest.mark.usefixtures("cache_folder")
-def test_without_a_compiler_torch_does_the_work(monkeypatch, tmp_path):
+def test_without_a_compiler_torch_runs(monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert library.native_library() is None
@@ -64,10 +65,10 @@ def test_without_a_compiler_torch_does_the_work(monkeypatch, tmp_path):
 
 @needs_compiler
 @pytest.mark.usefixtures("cache_folder")
-def test_without_a_home_folder_torch_does_the_work(monkeypatch):
-    """As in a container whose user is not in the list of users."""
+def test_without_a_home_folder_torch_runs(monkeypatch):
+    """For example, in a container whose user is not in the list of users."""
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", "~")  # stays what "~" stands for, as for a user whom the system does not know
+    monkeypatch.setenv("HOME", "~")  # "~" is not expanded, as for a user that the system does not know
     with pytest.warns(UserWarning, match="home directory"):
         assert library.native_library() is None
 
@@ -119,7 +120,7 @@ def test_the_cached_file_has_another_name_for_every_version_of_the_sources(sourc
 
 @needs_compiler
 def test_the_library_of_another_version_is_not_loaded(cache_folder, sources):
-    """The cached file of the old version is no library at all: to load it would warn."""
+    """The cached file of the old version is not a library, so loading it would warn."""
     old = library.library_path(os.environ.get("CC", COMPILER), sources)
     old.parent.mkdir(parents=True)
     old.write_text("not a library")
@@ -150,7 +151,7 @@ def test_structures_have_the_fields_of_their_mirrors_in_the_same_order(name):
 
 @needs_compiler
 @pytest.mark.usefixtures("cache_folder")
-def test_a_structure_of_another_size_leaves_the_work_to_torch_with_one_warning(monkeypatch):
+def test_torch_runs_with_one_warning_if_a_structure_has_another_size(monkeypatch):
     class Longer(ctypes.Structure):
         _fields_ = [*STRUCTS["sampler"]._fields_, ("another", ctypes.c_int64)]
 

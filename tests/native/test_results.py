@@ -1,4 +1,6 @@
-"""Layers and sampler in C give the results of those in torch, and models that C does not support are left to torch."""
+"""Tests that layers and sampler in C have the results of those in torch, and that torch runs models that C does not
+support.
+"""
 
 import random
 import shutil
@@ -7,7 +9,7 @@ from functools import reduce
 
 import pytest
 import torch
-from engines import alone, make_engine, make_request, many_requests
+from engines import make_engine, make_request, many_requests, run_alone
 from oracle import AUDIO_OUT, AUDIO_OUT_BOS, BOS, K, fill, make_codes, make_config
 
 from higgs_audio import NANO
@@ -38,14 +40,14 @@ def model(request):
 
 @pytest.fixture
 def odd_model():
-    """A model with a head of 8 * 19 outputs, which no panel divides."""
+    """Returns a model with a head of 8 * 19 outputs, which is not a multiple of any panel."""
     config = make_config()
     config.audio_codebook_size, config.audio_stream_bos_id, config.audio_stream_eos_id = 17, 17, 18
     return fill(HiggsAudioForConditionalGeneration(config), seed=0).eval()
 
 
 def make_runners(model, monkeypatch, max_positions=128):
-    """A runner in C and a runner in torch."""
+    """Returns a runner in C and a runner in torch."""
     runners = []
     for switch in ("1", "0"):
         monkeypatch.setenv("HIGGS_AUDIO_NATIVE", switch)
@@ -66,7 +68,7 @@ def assert_close(logits, expected):
 @needs_compiler
 @pytest.mark.parametrize("num_slots", [1, 2, 3, 8])
 def test_prompts_with_audio_and_a_head_that_panels_do_not_divide(odd_model, monkeypatch, num_slots):
-    """Text and audio alternate, in chunks that begin and end in either."""
+    """Text and audio alternate, in chunks that begin and end in text or audio."""
     runners = make_runners(odd_model, monkeypatch)
     generator, ids = torch.Generator().manual_seed(0), torch.tensor([20, 21, AUDIO_OUT, AUDIO_OUT, 22, 23, AUDIO_OUT])
     for slot in range(num_slots):
@@ -110,8 +112,8 @@ def test_logits_of_a_slot_are_equal_to_the_bit_whatever_else_is_in_the_batch(mod
 
 
 @needs_compiler
-def test_a_shared_prefix_is_read_from_its_one_copy_with_the_same_result_to_the_bit(model, monkeypatch):
-    """Two slots share the first five positions, one shares seven, one none."""
+def test_a_shared_prefix_is_read_from_one_copy_with_the_same_result_to_the_bit(model, monkeypatch):
+    """Two slots share the first five positions, one slot shares seven, one slot none."""
     runner, _ = make_runners(model, monkeypatch)
     ids, columns = torch.tensor([30, 31, 32, 33, 34, 35, 36]), torch.arange(4)[:, None].expand(-1, K).contiguous()
     for slot in range(4):
@@ -139,7 +141,7 @@ def test_nano_is_packed_as_bfloat16_and_loses_no_bit(monkeypatch):
 
 
 def random_state(seed, config):
-    """The state of one sequence with random options, in the middle of its segment or near one of the ends."""
+    """Returns the state of one sequence with random options, in the middle of its segment or near the start or end."""
     chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     options = SamplingOptions(
         temperature=chance.choice([0.3, 1.0, 1.7]),
@@ -164,7 +166,7 @@ def random_state(seed, config):
 @needs_compiler
 @pytest.mark.parametrize("seed", range(60))
 def test_samplers_in_c_and_in_torch_agree(seed):
-    """With all options in one batch, and logits among which many are equal, -inf, NaN or infinity."""
+    """With all options in one batch, and logits that are often equal, -inf, NaN or infinity."""
     config, generator, count = make_config(), torch.Generator().manual_seed(seed), 1 + seed % 7
     first = reduce(DecodeState.concat, [random_state(7 * seed + number, config) for number in range(count)])
     rows = torch.tensor([1 + int(scale != 1) for scale in first.text_guidance_scale])
@@ -193,12 +195,12 @@ def test_samplers_in_c_and_in_torch_agree(seed):
 
 
 @needs_compiler
-def test_requests_of_one_voice_read_its_prefix_in_one_place(model):
-    """In the cached copies of the prefix and of the hidden text, not in the slots of the requests."""
+def test_requests_with_one_voice_share_the_memory_of_its_prefix(model):
+    """They read the cached copies of the prefix and of the hidden text, not the slots of the requests."""
     voice, guided = [make_codes(9, 3)], SamplingOptions(temperature=0.8, text_guidance_scale=2.0)
     requests = [
         make_request(range(71, 80), voice, hidden=[70] * 9, sampling=guided, seed=seed, max_frames=12, prefix=14)
-        for seed in (0, 2, 3)  # a draw of seed 1 lies within a millionth of an edge
+        for seed in (0, 2, 3)  # a draw of seed 1 is within a millionth of a boundary
     ]
     engine = make_engine(model)
     list(engine.submit(requests[0]))
@@ -210,7 +212,7 @@ def test_requests_of_one_voice_read_its_prefix_in_one_place(model):
         assert [count for _, count in sequence.shared] == [14, hidden_stop]
         for slot, count in zip(sequence.slots, (14, hidden_stop), strict=True):
             engine.cache.zero(slot, count)
-    assert [list(handle) for handle in handles] == [alone(model, request)[0] for request in requests]
+    assert [list(handle) for handle in handles] == [run_alone(model, request)[0] for request in requests]
 
 
 @needs_compiler
@@ -221,7 +223,9 @@ def test_engines_in_c_and_in_torch_equal_the_plain_loop(model, monkeypatch):
         assert (engine.runner.native is not None) == (switch == "1")
         requests = many_requests()
         handles = [engine.submit(request) for request in requests]
-        assert [(list(handle), handle.finish_reason) for handle in handles] == [alone(model, one) for one in requests]
+        assert [(list(handle), handle.finish_reason) for handle in handles] == [
+            run_alone(model, one) for one in requests
+        ]
 
 
 @needs_compiler
@@ -231,7 +235,7 @@ def test_changed_weights_are_packed_again(model):
     with torch.no_grad():
         model.model.layers[0].self_attn.v_proj.weight.mul_(-3)
     handle = engine.submit(request)
-    assert (list(handle), handle.finish_reason) == alone(model, request)
+    assert (list(handle), handle.finish_reason) == run_alone(model, request)
     assert list(engine.submit(replace(request, seed=1))) != before
 
 
@@ -242,25 +246,25 @@ def test_weights_changed_through_data_are_packed_again_after_reset_caches(model)
     model.model.layers[0].self_attn.v_proj.weight.data.mul_(-3)
     engine.reset_caches()
     handle = engine.submit(request)
-    assert (list(handle), handle.finish_reason) == alone(model, request)
-    assert alone(model, request)[0] != before
+    assert (list(handle), handle.finish_reason) == run_alone(model, request)
+    assert run_alone(model, request)[0] != before
 
 
 @needs_compiler
 def test_replaced_and_hooked_modules_are_used(model):
     request = many_requests()[4]
-    before = alone(model, request)
+    before = run_alone(model, request)
     assert list(make_engine(model).submit(request)) == before[0]
     engine = make_engine(model)
     list(engine.submit(request))
     hook = model.audio_lm_head.register_forward_hook(lambda module, inputs, output: -output)
     handle = engine.submit(request)
-    assert (list(handle), handle.finish_reason) == alone(model, request) != before
+    assert (list(handle), handle.finish_reason) == run_alone(model, request) != before
     hook.remove()
     for layer in model.model.layers:
         (layer.audio_mlp or layer.mlp).act = torch.nn.GELU()
     handle = engine.submit(request)
-    assert (list(handle), handle.finish_reason) == alone(model, request) != before
+    assert (list(handle), handle.finish_reason) == run_alone(model, request) != before
 
 
 @pytest.mark.parametrize(
@@ -273,7 +277,7 @@ def test_replaced_and_hooked_modules_are_used(model):
     ],
     ids=["float64", "a bias", "a hook", "another activation"],
 )
-def test_unsupported_models_are_left_to_torch(change):
+def test_unsupported_models_run_in_torch(change):
     model = fill(HiggsAudioForConditionalGeneration(make_config()), seed=0).eval()
     assert is_supported(model)
     change(model)

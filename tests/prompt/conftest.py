@@ -1,4 +1,4 @@
-"""A processor of nano's text tokenizer and a tiny audio tokenizer."""
+"""A processor with nano's text tokenizer and a tiny audio tokenizer."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def codec():
-    """A tiny audio tokenizer of the published frame rate, with noise in its codebooks."""
+    """A tiny audio tokenizer with the published frame rate and noise in its codebooks."""
     semantic = HubertConfig(
         hidden_size=24,
         num_hidden_layers=1,

@@ -1,4 +1,4 @@
-"""The text tokenizer of nano."""
+"""Tests of the text tokenizer of nano."""
 
 import string
 
@@ -12,7 +12,7 @@ from higgs_audio.special_tokens import END_OF_TURN
 recipe = nano_tokenizer()
 
 
-def test_nano_ids_have_no_gaps_stay_below_512_and_survive_a_save(tokenizer, tmp_path):
+def test_nano_ids_have_no_gaps_stay_below_512_and_are_unchanged_after_saving(tokenizer, tmp_path):
     recipe.main(str(tmp_path))
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.get_vocab() == tokenizer.get_vocab()

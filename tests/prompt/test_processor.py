@@ -1,4 +1,4 @@
-"""The processor: rendering, token ids, labels, and conversations that it rejects."""
+"""Tests of the processor: rendering, token ids, labels, and invalid conversations."""
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ def test_sound_tags_are_tokens_in_every_role(processor, tokenizer):
 
 
 def collapse(ids, tokenizer):
-    """Ids with one placeholder per audio again."""
+    """Replaces the placeholders of each audio with one placeholder."""
     audio_in, audio_out, delay = tokenizer.convert_tokens_to_ids([AUDIO_IN, AUDIO_OUT, AUDIO_DELAY])
     kept = [i for i in ids if i != delay]
     return [i for n, i in enumerate(kept) if n == 0 or i not in (audio_in, audio_out) or i != kept[n - 1]]
@@ -191,11 +191,11 @@ def test_a_token_that_reaches_from_the_header_into_the_text_is_trained(processor
     assert trained_tokens(processor, inputs) == ["\n\n", "h", "i", END_OF_TURN]
 
 
-def test_labels_can_be_left_out(processor):
+def test_labels_can_be_omitted(processor):
     assert "labels" not in processor.apply_chat_template(clone(), output_labels=False)
 
 
-# Special tokens in typed texts.
+# Special tokens in texts.
 
 
 @pytest.mark.parametrize("role", ["user", "assistant", "scene"])
@@ -206,7 +206,7 @@ def test_special_tokens_in_a_text_are_rejected(processor, role, token):
         processor.apply_chat_template([*system, message(role, f"a{token}b")])
 
 
-def test_a_system_text_may_hold_scene_tags_but_no_turns(processor):
+def test_a_system_text_may_contain_scene_tags_but_no_turns(processor):
     with pytest.raises(PromptError, match="eot_id"):
         processor.apply_chat_template([message("system", "a<|eot_id|>"), message("user", "b")])
 

@@ -1,4 +1,4 @@
-"""The processor: audio in and out, phonemes, files, and the way through the model."""
+"""Tests of the processor: audio input and output, phonemes, files, and use with a model."""
 
 import base64
 import json
@@ -19,11 +19,11 @@ from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.special_tokens import AUDIO_DELAY, AUDIO_EOS, AUDIO_IN, AUDIO_OUT, AUDIO_OUT_BOS
 
-# Audio in and out.
+# Audio input and output.
 
 
 def test_all_sources_of_a_recording_give_the_same_codes(processor, tmp_path):
-    """The sound of a file whose path needs quoting in a URL is the same however it is given."""
+    """A file whose path needs quoting in a URL gives the same codes, however it is passed."""
     content = make_wav()
     path = tmp_path / "a reference.wav"
     path.write_bytes(content)
@@ -75,7 +75,7 @@ def test_strings_need_one_audio_for_each_placeholder(processor):
 
 def test_decode_joins_segments_and_trims_incomplete_frames(processor, codec):
     first, second = (torch.as_tensor(make_codes(n, seed=n)) for n in (3, 4))
-    segments = [apply_delay(first, V, V + 1), apply_delay(second, V, V + 1)[:, :-3]]  # the second is cut short
+    segments = [apply_delay(first, V, V + 1), apply_delay(second, V, V + 1)[:, :-3]]  # the second segment is truncated
     ids = processor.tokenizer.encode("prompt<|audio_out_bos|>said<|eot_id|>", add_special_tokens=False)
     response = processor.decode(torch.tensor([ids]), segments, prompt_token_length=6)
     expected = [codec.decode(codes[None]).audio_values[0, 0] for codes in (first, second[:, :2])]
@@ -100,12 +100,12 @@ def test_batches_are_decoded_row_by_row(processor):
         processor.decode(torch.zeros(2, 3, dtype=torch.long), [segment])
 
 
-def test_save_audio_needs_one_file_for_each_sound(processor, tmp_path):
-    sound = np.zeros(960, np.float32)
-    processor.save_audio([sound, torch.zeros(960)], [tmp_path / "a.wav", tmp_path / "b.flac"])
+def test_save_audio_requires_one_file_per_response(processor, tmp_path):
+    samples = np.zeros(960, np.float32)
+    processor.save_audio([samples, torch.zeros(960)], [tmp_path / "a.wav", tmp_path / "b.flac"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b.flac"]
     with pytest.raises(PromptError, match="2 waveforms and 1 files"):
-        processor.save_audio([sound, sound], tmp_path / "c.wav")
+        processor.save_audio([samples, samples], tmp_path / "c.wav")
 
 
 def test_a_processor_without_audio_tokenizer_accepts_codes_only(tokenizer):
@@ -139,7 +139,7 @@ def test_with_phonemes_only_the_words_of_user_turns_are_converted(tokenizer):
     assert f"{ASSISTANT}The sun rises.<|eot_id|>" in rendered
 
 
-# Files, and the way through the model.
+# Files, and use with a model.
 
 
 def test_a_saved_processor_loads_again_also_by_the_auto_class(tokenizer, codec, tmp_path):
@@ -153,7 +153,7 @@ def test_a_saved_processor_loads_again_also_by_the_auto_class(tokenizer, codec, 
         HiggsAudioProcessor.from_pretrained(tmp_path, revison="main")
 
 
-def test_a_processor_saved_without_its_codec_names_where_it_came_from(tokenizer, codec, tmp_path):
+def test_a_processor_saved_without_its_codec_stores_the_source_of_the_codec(tokenizer, codec, tmp_path):
     HiggsAudioProcessor(tokenizer, codec).save_pretrained(tmp_path / "whole")
     loaded = HiggsAudioProcessor.from_pretrained(tmp_path / "whole")
     loaded.save_pretrained(tmp_path / "light", save_audio_tokenizer=False)
@@ -177,7 +177,7 @@ def test_the_processor_file_of_the_published_layout_is_read(tokenizer, codec, tm
 
 @pytest.fixture(scope="module")
 def model(processor):
-    """A tiny language model that reads nano's tokens."""
+    """Returns a tiny language model for nano's tokens."""
     ids = processor.tokenizer.convert_tokens_to_ids
     text_config = {
         "vocab_size": len(processor.tokenizer),

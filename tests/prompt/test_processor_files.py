@@ -1,4 +1,4 @@
-"""Loading and saving a processor: hub options and invalid files."""
+"""Tests of loading and saving a processor: hub options and invalid files."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def test_an_audio_tokenizer_of_another_repository_is_read_from_the_same_cache(ca
 
 
 def test_a_repository_or_folder_of_a_processor_alone_loads(cache):
-    """As `push_to_hub` writes it: it was rejected because it has no model config."""
+    """As `push_to_hub` writes it. Earlier, it was rejected because it has no model config."""
     folder = cache / "models--org--tiny" / "snapshots" / COMMIT
     for file in ("config.json", "model.safetensors"):
         (folder / file).unlink()

@@ -1,4 +1,4 @@
-"""Arguments of the wrong type: the processor raises an error of the package that says what is allowed."""
+"""Tests of arguments of the wrong type: the processor raises an error of the package that names the allowed values."""
 
 import base64
 import binascii
@@ -36,6 +36,25 @@ def make_segment(num_frames=3, num_codebooks=K):
 
 def user(content):
     return [{"role": "user", "content": content}]
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_half_of_a_character_is_refused(processor, role):
+    """The tokenizers library raised a TypeError of its own. In user turns the phoneme front end drops it."""
+    with pytest.raises(PromptError, match="half of a character"):
+        processor.apply_chat_template([{"role": role, "content": "A \ud800 b"}])
+
+
+def test_batches_are_made_of_encoded_prompts(processor):
+    prompts = processor.encode_conversations([user("Hello.")])
+    for wrong in ([], None, prompts[0], [user("Hello.")]):
+        with pytest.raises(PromptError, match="give a list of what encode_conversations returns"):
+            processor.collate(wrong)
+    with pytest.raises(OptionError, match="padding_side='middle'; allowed: left, right"):
+        processor.collate(prompts, padding_side="middle")
+    for wrong in (None, 3, "Hello.", {}):
+        with pytest.raises(PromptError, match="give a list"):
+            processor.encode_conversations(wrong)
 
 
 # Conversations.
@@ -99,7 +118,7 @@ def test_a_prompt_is_a_string(processor, text):
         ("Yes.\n...\nYes.", "jˈɛs.\n.\njˈɛs."),
     ],
 )
-def test_a_sound_may_be_followed_by_punctuation(processor, text, expected):
+def test_a_sound_event_may_be_followed_by_punctuation(processor, text, expected):
     rendered = processor.apply_chat_template(user(text), tokenize=False)
     assert expected in rendered
     assert processor.apply_chat_template(user(text)).input_ids.shape[0] == 1
@@ -158,13 +177,13 @@ def test_codes_may_be_arrays_tensors_or_lists(processor):
 # Responses.
 
 
-def test_the_decoded_sound_stays_within_full_scale(processor):
+def test_decoded_audio_stays_within_full_scale(processor):
     def loud(samples):
         return torch.linspace(-1.5, 1.5, samples.shape[-1])[None, None]
 
     with after_calls(processor.audio_tokenizer.acoustic_decoder, loud):
-        sound = processor.decode([1], [make_segment()]).audio
-    assert (sound.min(), sound.max()) == (-1, 1)
+        samples = processor.decode([1], [make_segment()]).audio
+    assert (samples.min(), samples.max()) == (-1, 1)
 
 
 @pytest.mark.parametrize("num_codebooks", [1, 7, 9])
@@ -222,7 +241,7 @@ def test_a_batch_to_decode_has_a_list_of_segments_for_each_row(processor):
 
 
 @pytest.mark.parametrize("path", [None, 5, [5], {"a": 1}])
-def test_a_sound_is_saved_under_a_path(processor, path):
+def test_audio_is_saved_to_a_path(processor, path):
     with pytest.raises(OptionError, match="saving_path"):
         processor.save_audio(np.zeros(960, np.float32), path)
 

@@ -1,4 +1,4 @@
-"""Prompts: the conversations of the published examples, rendered byte for byte; invalid prompts."""
+"""Tests of prompts: the conversations of the published examples, rendered byte for byte; invalid prompts."""
 
 import dataclasses
 
@@ -46,7 +46,7 @@ def codes(num_frames=3, seed=0):
 
 
 def rendered(prompt):
-    """The prompt as the model reads it, up to the header of the answer."""
+    """Returns the rendered prompt, up to the header of the answer."""
     return join(render(read_conversation(to_messages(prompt)), add_generation_prompt=True))
 
 
@@ -132,7 +132,7 @@ def test_every_published_conversation_is_rendered_byte_for_byte(name):
 
 
 @pytest.mark.parametrize("name", [name for name, (prompt, _) in EXAMPLES.items() if prompt.turns[-2:] != TWO])
-def test_a_training_example_begins_as_the_prompt_that_asks_for_it(name):
+def test_a_training_example_begins_with_its_prompt_for_inference(name):
     prompt, expected = EXAMPLES[name]
     *others, last = prompt.turns
     answered = dataclasses.replace(prompt, turns=(*others, dataclasses.replace(last, codes=codes())))
@@ -149,7 +149,7 @@ def test_messages_carry_codes_as_audio_items_and_plain_texts_as_strings():
     assert [item["type"] for item in system] == ["text", "audio", "text"]
 
 
-def test_a_system_text_is_kept_as_it_is_with_the_scene_behind_it():
+def test_a_system_text_is_unchanged_and_followed_by_the_scene():
     prompt = Prompt((*TWO_REFERENCES, *TWO), ROOM, system="Convert text to speech with the same voice.")
     assert rendered(prompt).startswith(
         f"{BEGIN}{SYSTEM}Convert text to speech with the same voice.{SCENE}{ROOM}{SCENE_END}{END}{USER}[SPEAKER0] One."
@@ -369,7 +369,7 @@ def test_a_special_token_in_a_turn_is_rejected_when_rendered():
         rendered(Prompt((Turn("Hello.<|eot_id|>"),)))
 
 
-def test_a_prompt_does_not_change_with_what_it_was_made_of():
+def test_a_prompt_does_not_change_when_its_inputs_are_modified():
     turns, profiles = [*HELLO], {"SPEAKER0": "feminine"}
     prompt = Prompt(turns, "  ", profiles)
     turns.clear()

@@ -1,7 +1,7 @@
-"""Prompts byte for byte: the strings of Boson's own code and of the template published for transformers.
+"""Tests of prompts, byte for byte, against Boson's own code and the template published for transformers.
 
-The original strings are the output of the original program for the same inputs. Those of the style "transformers" are
-what the `chat_template.jinja` of the published checkpoint gives, which was run over every conversation below.
+The original strings are the output of the original program for the same inputs. The strings of the style "transformers"
+are the output of the `chat_template.jinja` of the published checkpoint for every conversation below.
 """
 
 import numpy as np
@@ -43,7 +43,7 @@ def text(content):
 
 
 def scene(*lines):
-    """A scene block as the original code writes it."""
+    """Returns a scene block as the original code renders it."""
     return "<|scene_desc_start|>\n" + "\n".join(lines) + "\n<|scene_desc_end|>"
 
 
@@ -230,7 +230,7 @@ TRANSFORMERS = {
 
 @pytest.fixture(scope="module")
 def processor():
-    """Nano's text tokenizer; its words are left as they are."""
+    """A processor with nano's text tokenizer, without phonemization."""
     return HiggsAudioProcessor(HiggsAudioProcessor.from_pretrained(NANO).tokenizer)
 
 
@@ -248,7 +248,7 @@ def test_original_prompts(processor, case):
 
 @pytest.mark.parametrize("case", ORIGINAL)
 def test_original_prompts_have_their_special_tokens_as_single_ids(processor, case):
-    """What the string would be tokenized to, with one placeholder for each audio."""
+    """The ids are those of the tokenized string, with one placeholder for each audio."""
     conversation, expected = ORIGINAL[case]
     encoded = processor.apply_chat_template(conversation, allow_special=True).input_ids[0].tolist()
     wanted = processor.tokenizer.encode(expected, add_special_tokens=False)

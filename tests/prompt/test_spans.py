@@ -1,4 +1,4 @@
-"""The spans of turns that the renderer returns, what is derived from them, and the check without rendering."""
+"""Tests of the spans of turns that the renderer returns, ids derived from them, and the check without rendering."""
 
 import dataclasses
 import typing
@@ -80,7 +80,7 @@ def test_spans_are_the_bodies_of_the_turns(processor):
     assert [turn.tag_length for turn in prompt.turns] == [0, 1, 0, 1, 0, 0, 1]
 
 
-def test_spans_hold_the_placeholders_of_every_audio(processor):
+def test_spans_contain_the_placeholders_of_every_audio(processor):
     prompt = encode(processor, CONVERSATIONS["several turns"])
     spans = [span for turn in prompt.turns for span in turn.audio]
     assert [stop - start for start, stop in spans] == [frames + K + 1 for frames in (3, 2, 4, 1)]

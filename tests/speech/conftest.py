@@ -1,4 +1,4 @@
-"""A tiny checkpoint that generates noise, and two that end an utterance never or as soon as they may."""
+"""A tiny checkpoint that generates noise, and two that end an utterance never or at the minimum length."""
 
 from pathlib import Path
 
@@ -26,15 +26,13 @@ def endless(tiny_checkpoint: Path) -> HiggsAudio:
 
 @pytest.fixture(scope="module")
 def brief(tiny_checkpoint: Path) -> HiggsAudio:
-    """Its model ends an utterance as soon as it may."""
+    """Its model ends an utterance at the minimum length."""
     return with_eos_weight(tiny_checkpoint, 20.0)
 
 
 def with_eos_weight(checkpoint: Path, eos_weight: float) -> HiggsAudio:
-    """HiggsAudio whose logits of stream eos are `eos_weight` times a positive number, about 5.
-
-    The first of the 32 hidden dimensions of every column is 1, which no layer changes and only stream eos reads.
-    """
+    """Returns HiggsAudio whose logits of stream eos are `eos_weight` times a positive number, about 5. The first of the
+    32 hidden dimensions of every column is 1; no layer changes it, and only the logit of stream eos reads it."""
     tts = HiggsAudio.from_pretrained(checkpoint, device="cpu")
     model = tts.model
     head = model.audio_lm_head.weight.view(model.config.audio_num_codebooks, model.config.codebook_rows, -1)
@@ -51,7 +49,7 @@ def with_eos_weight(checkpoint: Path, eos_weight: float) -> HiggsAudio:
 
 @pytest.fixture
 def with_engine(tiny_checkpoint: Path):
-    """A function that returns HiggsAudio with the parts of another and its own engine."""
+    """Returns a function that creates a HiggsAudio with the parts of another and its own engine."""
 
     def with_engine(tts: HiggsAudio, kind: type[Engine] = Engine, **options) -> HiggsAudio:
         other = HiggsAudio(tts.model, tts.processor, read_voices(as_checkpoint(tiny_checkpoint)))

@@ -1,4 +1,4 @@
-"""HiggsAudio with several texts at once: batches, threads, asyncio; cancellation and failures."""
+"""Tests of HiggsAudio with several texts at once: batches, threads, asyncio; cancellation and failures."""
 
 import asyncio
 import threading
@@ -44,7 +44,7 @@ def test_a_single_text_is_not_a_batch(tts):
 
 
 def test_failing_texts_do_not_end_the_list(tts, with_engine):
-    """Sixteen errors in a row while nobody spoke were taken for the end."""
+    """Earlier, sixteen consecutive errors without a running text were treated as the end of the list."""
     tts = with_engine(tts, context=200)
     long = "Many words of a length like these are too much for a small engine. "
     texts = [long] * 20 + ["Hello there."] * 3
@@ -54,24 +54,24 @@ def test_failing_texts_do_not_end_the_list(tts, with_engine):
 
 
 def test_many_long_texts_never_exceed_the_waiting_limit(tts, with_engine):
-    """Every utterance of a book was asked for at once, and the engine takes a thousand."""
+    """Earlier, all utterances of a book were submitted at once, but the engine accepts a thousand."""
     alone = tts.generate(LONG, seed=3)
     limit = MAX_ACTIVE_TEXTS * UTTERANCES_AHEAD
     book = "\n\n".join(["Hello, all."] * 40)
     texts = [LONG, *[book] * 2, *["Hello."] * limit, LONG]
-    spoken = with_engine(tts, max_waiting=limit, max_slots=2).generate_batch(texts, seed=3)
-    assert np.array_equal(spoken[0].codes, alone.codes)
-    assert np.array_equal(spoken[-1].codes, alone.codes)
-    assert len(spoken) == len(texts)
+    speeches = with_engine(tts, max_waiting=limit, max_slots=2).generate_batch(texts, seed=3)
+    assert np.array_equal(speeches[0].codes, alone.codes)
+    assert np.array_equal(speeches[-1].codes, alone.codes)
+    assert len(speeches) == len(texts)
 
 
-def test_asyncio_streams_equal_plain_ones(tts):
-    async def listen(seed):
+def test_asyncio_streams_equal_other_streams(tts):
+    async def collect(seed):
         chunks = [chunk.samples async for chunk in tts.stream_async("Hello there.", seed=seed)]
         return np.concatenate(chunks), await tts.generate_async("Hello there.", seed=seed)
 
     async def both():
-        return await asyncio.gather(listen(1), listen(2))
+        return await asyncio.gather(collect(1), collect(2))
 
     for seed, (streamed, speech) in zip((1, 2), asyncio.run(both()), strict=True):
         whole = tts.generate("Hello there.", seed=seed).waveform.samples
@@ -79,18 +79,18 @@ def test_asyncio_streams_equal_plain_ones(tts):
         assert np.abs(speech.waveform.samples - whole).max() < 1e-4
 
 
-def test_an_asynchronous_stream_raises_what_a_stream_raises(tts):
-    async def listen(**options):
+def test_an_asynchronous_stream_raises_the_errors_of_a_stream(tts):
+    async def collect(**options):
         async for _ in tts.stream_async("Hello.", **options):
             pass
 
     with pytest.raises(OptionError, match="no option 'temperatur'"):
-        asyncio.run(listen(temperatur=1))
-    asyncio.run(listen(low_latency=True, seed=1, max_seconds=0.2))
+        asyncio.run(collect(temperatur=1))
+    asyncio.run(collect(low_latency=True, seed=1, max_seconds=0.2))
 
 
 def test_threads_that_start_at_once_share_one_engine(tiny_checkpoint):
-    """Creating one encodes silence, here slowly."""
+    """Creating an engine encodes silence, here slowly."""
     tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu")
     made = []
 
@@ -120,14 +120,14 @@ def test_a_text_too_long_for_the_engine_fails_alone(tts, with_engine):
 def test_logits_with_nan_end_their_text_alone(tts):
     healthy = [tts.generate(text, seed=3).codes for text in ("Hello there.", "Good night.")]
 
-    def spoiled(rows):  # embeddings [R, D], one for each slot
+    def add_nan(rows):  # embeddings [R, D], one for each slot
         if len(tts.engine.slots.decoding) == 3:
             rows = rows.clone()
             rows[tts.engine.slots.decoding[1].slots[0]] = float("nan")
         return rows
 
     requests = [tts.request(text, None, {"seed": 3}) for text in ("Hello there.", "Bad luck.", "Good night.")]
-    with after_calls(tts.model.model.embed_audio_tokens, spoiled):
+    with after_calls(tts.model.model.embed_audio_tokens, add_nan):
         results = dict(tts.generate_as_completed(requests))
     first, broken, last = (results[number] for number in range(3))
     assert isinstance(broken, NumericsError)
@@ -168,7 +168,7 @@ class FailingThird(HiggsAudioProcessor):
 
 
 def test_a_text_that_fails_to_start_frees_its_requests(tts):
-    """Its first utterances have been submitted by then."""
+    """Its first utterances have been submitted before."""
     processor = FailingThird(tts.processor.tokenizer, tts.codec, text_frontend="phonemes")
     failing = HiggsAudio(tts.model, processor)
     request = failing.request("One two three. " * 40, tts.voice("ava"), {"seed": 1})
@@ -219,15 +219,15 @@ def test_an_interrupted_batch_frees_its_requests(endless):
 
 
 def test_cancelling_the_task_of_a_stream_frees_its_request(endless):
-    """Its generator was closed while a thread was still in it."""
+    """Earlier, its generator was closed while a thread was still running it."""
 
-    async def listen(begun):
+    async def collect(begun):
         async for _ in endless.stream_async(LONG * 5, seed=2):
             begun.set()
 
     async def cancel():
         begun = asyncio.Event()
-        task = asyncio.create_task(listen(begun))
+        task = asyncio.create_task(collect(begun))
         await begun.wait()
         await asyncio.sleep(0.02)
         task.cancel()
@@ -239,18 +239,18 @@ def test_cancelling_the_task_of_a_stream_frees_its_request(endless):
 
 
 def test_a_waiting_stream_is_cancelled_at_once(endless, with_engine):
-    """It came back when it had been given room and had spoken."""
+    """Earlier, the cancelled task returned only when its text had been admitted and generated."""
     tts, made = with_engine(endless, max_slots=1), []
 
     async def run():
-        async def listen():
+        async def collect():
             async for _ in tts.stream_async("Good night.", seed=2):
                 made.append(1)
 
         written = RequestBuilder(tts.model, tts.processor).build(tts.request("Hello there.", None, {"seed": 1}), 0)
         other = tts.engine.submit(replace(written, min_frames=1500, max_frames=1500, detect_loops=False))
         next(other)
-        task = asyncio.create_task(listen())
+        task = asyncio.create_task(collect())
         while not tts.engine.num_waiting:
             await asyncio.sleep(0.001)
         task.cancel()
@@ -265,7 +265,7 @@ def test_a_waiting_stream_is_cancelled_at_once(endless, with_engine):
 
 
 def test_a_stream_cancelled_while_it_submits_frees_its_request(tts, with_engine):
-    """What a thread asked for when nobody waited for it any more kept its rows."""
+    """Earlier, requests that a thread submitted after the cancellation kept their slots."""
     begun = threading.Event()
 
     class Slow(Engine):
@@ -277,11 +277,11 @@ def test_a_stream_cancelled_while_it_submits_frees_its_request(tts, with_engine)
     tts = with_engine(tts, Slow)
 
     async def run():
-        async def listen():
+        async def collect():
             async for _ in tts.stream_async("Good night.", seed=2):
                 pass
 
-        task = asyncio.create_task(listen())
+        task = asyncio.create_task(collect())
         await asyncio.to_thread(begun.wait)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

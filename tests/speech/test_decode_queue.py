@@ -1,4 +1,6 @@
-"""The decode queue: which utterances are decoded together, and what a failure or an abandoned stream does to others."""
+"""Tests of the decode queue: utterances that are decoded together, and effects of failures and abandoned streams on
+others.
+"""
 
 import gc
 import threading
@@ -24,12 +26,12 @@ def codec():
 
 
 class Source:
-    """A request handle that gets one column a step, and the codes `[K, F]` that the columns hold."""
+    """A request handle that gets one column per step, and the codes `[K, F]` of the columns."""
 
     def __init__(self, codec, seed, frames=FRAMES, complete=False):
-        marker = codec.config.codebook_size
+        bos = codec.config.codebook_size
         self.codes = make_codes(frames, seed)
-        delayed = apply_delay(self.codes, marker, marker + 1)
+        delayed = apply_delay(self.codes, bos, bos + 1)
         self.columns = [tuple(column) for column in delayed.T.tolist()]
         self.handle = RequestHandle(self.step, lambda: self.handle.close("cancelled"))
         while complete and self.columns:
@@ -102,7 +104,7 @@ def test_a_stream_does_not_wait_for_the_chunks_of_offline_utterances(codec, deco
 
 
 def test_a_stream_starts_while_another_thread_decodes(codec):
-    """It runs its engine steps; with one lock around both it would wait before the first step."""
+    """It runs its engine steps; with one lock for both, it would wait before the first step."""
     queue = DecodeQueue(codec)
     inside, enough = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""Invalid arguments of HiggsAudio, and damaged checkpoints: each has an error of the package."""
+"""Tests of invalid arguments of HiggsAudio, and of damaged checkpoints: each raises an error of the package."""
 
 import shutil
 from typing import get_type_hints

@@ -1,4 +1,4 @@
-"""The embedded checkpoint: its size, architecture, and intelligibility."""
+"""Tests of the embedded checkpoint: its size, architecture, and intelligibility."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_nano_has_the_published_architecture(tts):
 
 
 @pytest.mark.parametrize("voice", VOICES)
-def test_whisper_recognises_most_words_of_a_sentence_in_every_voice(tts, voice):
+def test_whisper_recognizes_most_words_of_a_sentence_in_every_voice(tts, voice):
     speech = tts.generate(SENTENCE, voice=voice, seed=1)
     assert speech.finish_reason == "stop"
     assert 1.5 < speech.seconds < 5

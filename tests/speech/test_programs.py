@@ -1,4 +1,6 @@
-"""The four programs of the model page, as in examples/, run on nano; and the intelligibility of their sound."""
+"""Tests of the four programs of the published model card, as in examples/, on nano, and of the intelligibility of their
+audio.
+"""
 
 import re
 import runpy
@@ -46,7 +48,7 @@ TRAIN = ["out = model(**inputs)", "out.loss.backward()"]
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory):
-    """Recordings of the two reference texts of the programs, in two voices."""
+    """Returns recordings of the two reference texts of the programs, in two voices."""
     folder = tmp_path_factory.mktemp("references")
     tts = HiggsAudio.from_pretrained("nano")
     for voice, text in (("ava", GUESS), ("joe", QUILTER)):
@@ -56,7 +58,8 @@ def references(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Runs a program once for each list of arguments; returns its variables and its sound."""
+    """Returns a function that runs a program, once for each list of arguments, and returns its variables and its
+    audio."""
     done = {}
 
     def run(name, *arguments):
@@ -84,7 +87,7 @@ def word_error_rate(waveform, text):
 @pytest.mark.parametrize(
     ("name", "calls"), [("text", SPEAK), ("clone", SPEAK), ("dialogue", SPEAK), ("training", TRAIN)]
 )
-def test_the_programs_contain_the_calls_of_the_page(name, calls):
+def test_the_programs_contain_the_calls_of_the_model_card(name, calls):
     lines = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()
     assert [line for line in [*LOAD, *calls] if line not in lines] == []
     assert "from higgs_audio import HiggsAudioForConditionalGeneration, AutoProcessor, AutoTokenizer" in lines
@@ -92,44 +95,44 @@ def test_the_programs_contain_the_calls_of_the_page(name, calls):
 
 def test_generated_speech_is_transcribed_by_whisper(run):
     """Without force_audio: nano generates <|audio_out_bos|> itself."""
-    variables, sound = run("text")
+    variables, waveform = run("text")
     inputs, outputs, response = variables["inputs"], variables["outputs"], variables["response"]
     prompt_length = inputs.input_ids.shape[1]
     opening = variables["processor"].tokenizer.convert_tokens_to_ids("<|audio_out_bos|>")
     assert outputs[0][0, prompt_length] == opening
     assert [segment.shape[0] for segment in outputs[1]] == [8]
-    assert (response.generated_text, response.sampling_rate, sound.sample_rate) == ("", 24000, 24000)
-    assert len(response.audio) == len(sound) == 960 * (outputs[1][0].shape[1] - 9)
-    assert word_error_rate(sound, SUN) <= 0.5
+    assert (response.generated_text, response.sampling_rate, waveform.sample_rate) == ("", 24000, 24000)
+    assert len(response.audio) == len(waveform) == 960 * (outputs[1][0].shape[1] - 9)
+    assert word_error_rate(waveform, SUN) <= 0.5
 
 
 @pytest.mark.parametrize("voice", ["ava", "joe"])
-def test_a_clone_sounds_like_its_own_reference(run, references, voice):
+def test_a_clone_is_most_similar_to_its_own_reference(run, references, voice):
     """The reference text of the program is that of ava; the voice is cloned even with the wrong text."""
-    _, sound = run("clone", references[voice])
+    _, waveform = run("clone", references[voice])
     other = {"ava": "joe", "joe": "ava"}[voice]
-    assert similarity(sound, read(references[voice])) > similarity(sound, read(references[other]))
+    assert similarity(waveform, read(references[voice])) > similarity(waveform, read(references[other]))
 
 
-def test_a_clone_speaks_its_text(run, references):
-    _, sound = run("clone", references["ava"])
-    assert word_error_rate(sound, SUN) <= 0.25
+def test_the_transcript_of_a_clone_is_its_text(run, references):
+    _, waveform = run("clone", references["ava"])
+    assert word_error_rate(waveform, SUN) <= 0.25
 
 
-def test_a_dialogue_generates_sound(run, references):
-    variables, sound = run("dialogue", references["ava"], references["joe"])
-    assert isinstance(sound, Waveform) and 2 < sound.seconds < 20
+def test_a_dialogue_generates_audio(run, references):
+    variables, waveform = run("dialogue", references["ava"], references["joe"])
+    assert isinstance(waveform, Waveform) and 2 < waveform.seconds < 20
     assert variables["inputs"].audio_input_ids.shape[2] == 8
 
 
 def test_a_dialogue_has_the_voice_of_its_tag(run, references):
-    _, sound = run("dialogue", references["ava"], references["joe"])
-    assert similarity(sound, read(references["ava"])) > similarity(sound, read(references["joe"]))
+    _, waveform = run("dialogue", references["ava"], references["joe"])
+    assert similarity(waveform, read(references["ava"])) > similarity(waveform, read(references["joe"]))
 
 
-def test_a_dialogue_speaks_its_text(run, references):
-    _, sound = run("dialogue", references["ava"], references["joe"])
-    assert word_error_rate(sound, DOCTRINE) <= 0.25
+def test_the_transcript_of_a_dialogue_is_its_text(run, references):
+    _, waveform = run("dialogue", references["ava"], references["joe"])
+    assert word_error_rate(waveform, DOCTRINE) <= 0.25
 
 
 def test_training_has_a_loss_and_a_gradient_for_every_part(run, references):

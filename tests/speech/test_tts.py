@@ -1,4 +1,4 @@
-"""HiggsAudio on a tiny checkpoint with random weights: generate, stream, limits and options."""
+"""Tests of HiggsAudio on a tiny checkpoint with random weights: generate, stream, limits and options."""
 
 import shutil
 
@@ -20,9 +20,9 @@ from higgs_audio.text.pace import count_phones, frame_bounds
 
 def test_speech_has_a_bounded_length(tts):
     speech = tts.generate(TEXT, seed=1)
-    least, most = frame_bounds(count_phones(TEXT, phonemes=True), 25)
+    minimum, maximum = frame_bounds(count_phones(TEXT, phonemes=True), 25)
     assert speech.codes.shape[0] == 8
-    assert least <= speech.codes.shape[1] <= most + 25
+    assert minimum <= speech.codes.shape[1] <= maximum + 25
     assert speech.codes.dtype == np.int64
     assert speech.waveform.sample_rate == tts.sample_rate == 24000
     assert len(speech.waveform.samples) == 960 * speech.codes.shape[1]
@@ -44,7 +44,7 @@ def test_generate_is_the_concatenation_of_the_stream(endless):
 
 
 def test_the_first_chunk_comes_after_a_few_frames(endless):
-    """4 frames and those that this decoder looks ahead, whatever the length of the text."""
+    """The first chunk has 4 frames and is delayed by the look-ahead of the decoder, whatever the length of the text."""
     first = next(endless.stream(LONG * 10, seed=2))
     assert 4 / 25 <= first.seconds < 5 / 25
 
@@ -56,17 +56,17 @@ def test_chunks_double_so_that_little_is_decoded_twice(endless):
 
 
 def test_low_latency_needs_fewer_steps_for_nearly_the_same_sound(endless):
-    waited, spoken = {}, {}
+    waited, samples = {}, {}
     next(endless.stream("Hello there.", seed=2))  # prefills what precedes the text
     for low_latency in (False, True):
         stream = endless.stream("Hello there.", seed=2, low_latency=low_latency)
         with counted_calls(endless.model.model.embed_audio_tokens) as steps:
             first = next(stream).samples
         waited[low_latency] = len(steps)
-        spoken[low_latency] = np.concatenate([first, *(chunk.samples for chunk in stream)])
+        samples[low_latency] = np.concatenate([first, *(chunk.samples for chunk in stream)])
     assert waited[False] - waited[True] == endless.codec.decoder_context[1] - LOW_LATENCY_FRAMES
-    assert spoken[True].shape == spoken[False].shape
-    assert np.abs(spoken[True] - spoken[False]).max() < 0.1 * np.abs(spoken[False]).max()
+    assert samples[True].shape == samples[False].shape
+    assert np.abs(samples[True] - samples[False]).max() < 0.1 * np.abs(samples[False]).max()
     with pytest.raises(OptionError, match="low_latency='no'"):
         endless.stream("Hello there.", low_latency="no")
 
@@ -109,7 +109,7 @@ class Recording(HiggsAudioProcessor):
 
 
 def test_without_a_voice_later_utterances_continue_the_first(tts):
-    """Without a profile or reference each utterance would have another voice."""
+    """Without a profile or reference, each utterance would have a different voice."""
     processor = Recording(tts)
     speech = HiggsAudio(tts.model, processor).generate(LONG, seed=1)
     turns = [turn for conversation in processor.rendered for turn in conversation if turn["role"] == "assistant"]
@@ -162,14 +162,14 @@ def test_max_seconds_limits_all_utterances_together(endless):
         speech = endless.generate(LONG, seed=1, max_seconds=seconds)
         assert (speech.seconds, speech.finish_reason) == (pytest.approx(seconds), "length")
     first = frame_bounds(count_phones(LONG.split("\n")[0], phonemes=True), 25)[1] / 25
-    assert endless.generate(LONG, seed=1, max_seconds=first).seconds == first  # the others are left out
+    assert endless.generate(LONG, seed=1, max_seconds=first).seconds == first  # the other utterances are not generated
     assert endless.generate(LONG, seed=1, max_seconds=0.04).codes.shape == (8, 1)
 
 
 def test_the_model_ends_an_utterance_but_not_below_its_minimum_length(brief):
     speech = brief.generate("Hello there.", seed=1)
-    least, _ = frame_bounds(count_phones("Hello there.", phonemes=True), 25)
-    assert (speech.codes.shape[1], speech.finish_reason) == (least, "stop")
+    minimum, _ = frame_bounds(count_phones("Hello there.", phonemes=True), 25)
+    assert (speech.codes.shape[1], speech.finish_reason) == (minimum, "stop")
 
 
 def test_a_slow_reference_raises_the_limit():
@@ -184,10 +184,10 @@ def test_digits_and_ideographs_of_written_text_count_as_several_phones():
 
 def test_utterances_have_a_maximum_length(tts):
     request = tts.request("word " * 100, None, {})
-    assert max(map(len, request.utterances)) <= UTTERANCE_CHARS + 1  # a full stop may be added
+    assert max(map(len, request.utterances)) <= UTTERANCE_CHARS + 1  # a full stop can be added
 
 
-def test_progress_reports_seconds_of_make_noise(tts):
+def test_progress_reports_the_seconds_of_generated_audio(tts):
     seconds = []
     speech = tts.generate("Hello there.", seed=1, progress=seconds.append)
     assert seconds == sorted(seconds)
@@ -200,7 +200,7 @@ def test_a_scene_becomes_part_of_the_prompt(tts):
 
 
 def test_sounds_in_brackets_are_tokens_for_models_of_written_text(tts):
-    """As its error message and the published examples promise; a model of phonemes reads the word."""
+    """As in the error message and in the published examples; a model of phonemes speaks the word."""
     written = HiggsAudio(tts.model, HiggsAudioProcessor(tts.processor.tokenizer, tts.codec))
     for speaker, expected in ((written, True), (tts, False)):
         request = speaker.request("Well [laugh]. Yes.", None, {})

@@ -1,4 +1,4 @@
-"""Voices of HiggsAudio: named ones, recordings, and invalid ones."""
+"""Tests of voices of HiggsAudio: named voices, recordings, and invalid voices."""
 
 from pathlib import Path
 
@@ -58,9 +58,9 @@ def test_a_recording_is_encoded_once(tts, recording):
 
 
 def test_an_unknown_voice_suggests_the_nearest_name(tts):
-    for ask in (tts.voice, lambda name: tts.generate("Hello.", name)):
+    for use in (tts.voice, lambda name: tts.generate("Hello.", name)):
         with pytest.raises(VoiceError, match="did you mean 'ava'"):
-            ask("avaa")
+            use("avaa")
     with pytest.raises(VoiceError, match="transcript"):
         tts.generate("Hello.", Path("me.wav"))
 

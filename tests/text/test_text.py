@@ -1,4 +1,4 @@
-"""Text processing: checks, normalization as in the published examples, utterances without lost words, phonemes."""
+"""Tests of text processing: checks, normalization as in the published examples, splitting into utterances, phonemes."""
 
 import random
 import re
@@ -184,7 +184,7 @@ def test_sentences_are_separated(sentences):
     assert split_utterances(" ".join(sentences)) == sentences
 
 
-def test_a_very_short_sentence_joins_its_neighbour():
+def test_a_very_short_sentence_is_joined_to_its_neighbor():
     assert split_utterances("Yes. I have seen the one that you are looking for.") == [
         "Yes. I have seen the one that you are looking for."
     ]
@@ -313,7 +313,7 @@ def test_numbers_dates_money_and_abbreviations_are_read_as_words(written, spoken
 
 
 @pytest.mark.parametrize("text", ["", "...", "😀😀", "你好，世界。", "Привет", "שלום", "\u0301", "[]"])
-def test_a_text_without_anything_english_to_read_is_rejected(text):
+def test_a_text_without_english_letters_or_digits_is_rejected(text):
     with pytest.raises(TextError, match="nothing speakable"):
         phonemize(text)
 
@@ -321,7 +321,7 @@ def test_a_text_without_anything_english_to_read_is_rejected(text):
 @pytest.mark.parametrize(
     "text", ["9" * 5000, "9," * 3000, "9" * 37, "1" + ",1" * 50, "İ", "①", "$" * 99 + "5", "M" * 999]
 )
-def test_texts_on_which_the_front_end_alone_fails_are_read(text):
+def test_texts_that_hibari_rejects_are_phonemized(text):
     """hibari 0.2.1 raises for numbers above a decillion, digits in circles and the dotted capital I."""
     assert phonemize(text)
 
@@ -331,7 +331,7 @@ def test_a_very_long_text_is_phonemized_in_linear_time(unit):
     assert phonemize("x " + unit * (6000 // len(unit)))
 
 
-def test_a_long_unknown_word_is_read_completely():
+def test_a_long_unknown_word_is_phonemized_completely():
     assert [phonemize("zorbl" * times).count("ɔ") > 0.7 * times for times in (8, 20)] == [True, True]
 
 

@@ -1,4 +1,4 @@
-"""The corpus of the runs."""
+"""The corpus of the training runs."""
 
 import pytest
 from runs import write_timed_corpus

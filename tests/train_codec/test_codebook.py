@@ -1,4 +1,4 @@
-"""Codebook training: k-means, running averages, dead entries."""
+"""Tests of codebook training: k-means, running averages, dead entries."""
 
 import itertools
 
@@ -20,15 +20,15 @@ from higgs_audio.train_codec.codebook import (
 )
 
 
-def blobs(count, num_centres, seed=0):
-    """`count` vectors [count, 16] around `num_centres` centres far from zero."""
+def blobs(count, num_centers, seed=0):
+    """Returns vectors [count, 16] around `num_centers` centers far from zero."""
     generator = torch.Generator().manual_seed(seed)
-    centres = 3 + torch.randn(num_centres, 16, generator=generator)
-    return centres[torch.arange(count) % num_centres] + 0.1 * torch.randn(count, 16, generator=generator)
+    centers = 3 + torch.randn(num_centers, 16, generator=generator)
+    return centers[torch.arange(count) % num_centers] + 0.1 * torch.randn(count, 16, generator=generator)
 
 
 def started_book(vectors, size=64, scale=1.0):
-    """A codebook with the means, sums and counts of k-means, as `init_codebooks` sets them."""
+    """Returns a codebook with the means, sums and counts of k-means, as set by `init_codebooks`."""
     means, counts = kmeans(vectors, size, 10, torch.Generator().manual_seed(1))
     book = Codebook(size, vectors.shape[1])
     book.embed.copy_(means)
@@ -61,12 +61,10 @@ def test_kmeans_of_repeated_vectors_has_finite_means_and_no_zero_count():
 
 
 def test_running_averages_keep_the_codebook_of_kmeans():
-    """The first update once divided all entries by their counts.
-
-    EnCodec and X-codec initialise `embed_avg` with the means and `cluster_size` with the counts, and the next update
-    divides one by the other. In a simulation the first update raised the squared error from 0.257 to 1.373, and half of
-    the entries were dead within sixty updates. With sums (means times counts), as in Mimi, the error stays at 0.25.
-    """
+    """Earlier, the first update divided all entries by their counts. EnCodec and X-codec initialize `embed_avg` with
+    the means and `cluster_size` with the counts, and the next update divides one by the other. In a simulation, the
+    first update increased the squared error from 0.257 to 1.373, and half of the entries were dead within sixty
+    updates. With sums (means times counts), as in Mimi, the error stays at 0.25."""
     vectors = blobs(4000, 200)
     book = started_book(vectors)
     before, norm = quantization_error(book, vectors), float(book.embed.norm())
@@ -133,9 +131,9 @@ def test_a_replaced_entry_is_a_vector_of_the_batch_and_is_not_dead_after_the_nex
     book = started_book(vectors)
     book.cluster_size[3], book.embed[3], book.embed_avg[3] = 0, 1e6, 0
     assert replace_dead_entries(book, vectors, torch.Generator().manual_seed(0)) == 1
-    revived = book.embed[3].clone()
-    assert bool((vectors == revived).all(1).any())
-    torch.testing.assert_close(book.embed_avg[3] / book.cluster_size[3], revived)
+    replaced = book.embed[3].clone()
+    assert bool((vectors == replaced).all(1).any())
+    torch.testing.assert_close(book.embed_avg[3] / book.cluster_size[3], replaced)
     update_codebook(book, vectors, book.nearest(vectors), decay=0.99)
     assert replace_dead_entries(book, vectors, torch.Generator().manual_seed(0)) == 0
     assert quantization_error(book, vectors) < 1

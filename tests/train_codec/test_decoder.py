@@ -1,4 +1,4 @@
-"""Training of the decoder alone."""
+"""Tests of training the decoder only."""
 
 import dataclasses
 
@@ -24,11 +24,11 @@ def decoder_recipe(request, corpus, tiny_teacher, tmp_path):
 
 def test_a_decoder_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(decoder_recipe, tmp_path):
     recipe = dataclasses.replace(decoder_recipe, num_steps=6, adversarial_weight=0.1)
-    check_resumed(tmp_path, train_tokenizer, recipe, deaths=(3, 1))
+    check_resumed(tmp_path, train_tokenizer, recipe, kills=(3, 1))
 
 
 def test_the_waveform_codes_and_pitch_of_a_crop_are_of_the_same_frames(decoder_recipe):
-    """Codes shifted by one frame would only show as blurred sound after a whole run."""
+    """Codes shifted by one frame would only be noticed as blurred audio after a whole run."""
     codec = HiggsAudioTokenizer.from_pretrained(decoder_recipe.start)
     clips = read_manifests(decoder_recipe.data, "train")
     crops = EncodedClipAudio(clips, codec, decoder_recipe).random_crops(3, torch.Generator().manual_seed(0))
@@ -51,7 +51,7 @@ def test_the_waveform_codes_and_pitch_of_a_crop_are_of_the_same_frames(decoder_r
         EncodedClipAudio(clips, codec, dataclasses.replace(decoder_recipe, crop_seconds=100.0))
 
 
-def test_short_clips_are_left_out_and_wrong_lengths_in_a_manifest_are_an_error(decoder_recipe, capsys):
+def test_short_clips_are_dropped_and_wrong_lengths_in_a_manifest_are_an_error(decoder_recipe, capsys):
     codec = HiggsAudioTokenizer.from_pretrained(decoder_recipe.start)
     clips = read_manifests(decoder_recipe.data, "train")
     short = dataclasses.replace(clips[0], seconds=0.1)

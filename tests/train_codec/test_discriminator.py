@@ -1,4 +1,4 @@
-"""Discriminators: their inputs, the losses of both sides, and their precision."""
+"""Tests of the discriminators: their inputs, the losses of both sides, and their precision."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ RECIPE = TokenizerRecipe(
 
 
 def harmonic(seed, num=2):
-    """Harmonic waveforms `[num, 4096]` at random pitches."""
+    """Returns harmonic waveforms `[num, 4096]` with random pitches."""
     generator = torch.Generator().manual_seed(seed)
     pitch = 100 + 100 * torch.rand(num, 1, 1, generator=generator)
     t = torch.arange(4096) / 24_000
@@ -60,7 +60,7 @@ def test_losses_have_their_known_values():
     assert generator_loss(ones) == 0 and generator_loss(zeros) == 1
 
 
-def test_discriminators_learn_to_tell_harmonic_sound_from_noise_and_their_gradient_improves_the_noise():
+def test_discriminators_learn_to_distinguish_harmonics_from_noise_and_their_gradient_improves_the_noise():
     torch.manual_seed(0)
     adversarial = AdversarialLoss(dataclasses.replace(RECIPE, judge_rate=3e-3))
     noise = torch.randn(2, 4096) * 0.3
@@ -89,7 +89,7 @@ def test_the_losses_of_the_decoder_add_nothing_to_the_gradients_of_the_discrimin
 
 
 def test_losses_do_not_depend_on_the_level_of_the_waveforms():
-    """At the level of speech, biases dominate the features, which then differed by 5 % instead of 50."""
+    """At the level of speech, biases would dominate the features, which then differ by 5 % instead of 50 %."""
     losses = [AdversarialLoss(RECIPE).update(level * harmonic(0), level * harmonic(1), 0) for level in (1.0, 0.05)]
     assert float(losses[0][0]["feature"]) == pytest.approx(float(losses[1][0]["feature"]), rel=1e-3)
     assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-3)

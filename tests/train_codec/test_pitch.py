@@ -1,4 +1,4 @@
-"""The pitch tracker against sounds with a known pitch, and the losses of the harmonic head."""
+"""Tests of the pitch tracker on signals with a known pitch, and of the losses of the harmonic head."""
 
 import math
 
@@ -12,7 +12,7 @@ RATE, HOP = 24_000, 240
 
 
 def tone(hz, seconds=1.0, level=0.05):
-    """A sum of harmonics that fall by 6 dB per octave; `hz` is a number or `[S]`."""
+    """Returns a sum of harmonics that fall by 6 dB per octave; `hz` is a number or `[S]`."""
     hz = torch.as_tensor(hz, dtype=torch.float64).expand(round(seconds * RATE))
     cycles = (hz / RATE).cumsum(0)
     return level * sum(torch.cos(2 * math.pi * k * cycles + k) / k for k in range(1, 20)).float()

@@ -1,4 +1,4 @@
-"""Training of the audio tokenizer."""
+"""Tests of training the audio tokenizer."""
 
 import dataclasses
 from pathlib import Path
@@ -31,9 +31,9 @@ def test_quantizers_are_fitted_before_their_first_step_and_again_in_the_first_sh
 
 
 @pytest.mark.parametrize("head", ["spectrum", "harmonic"])
-@pytest.mark.parametrize("deaths", [(3,), (6, 1)], ids=["first quantized step", "later"])
+@pytest.mark.parametrize("kills", [(3,), (6, 1)], ids=["first quantized step", "later"])
 def test_a_tokenizer_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(
-    corpus, tiny_teacher, tmp_path, deaths, head
+    corpus, tiny_teacher, tmp_path, kills, head
 ):
     recipe = TokenizerRecipe(
         data=str(corpus),
@@ -47,7 +47,7 @@ def test_a_tokenizer_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(
         warmup_unquantized=2,
         refit_every=3,
         refit_share=0.9,
-        revive_every=3,
+        replace_every=3,
         kmeans_batches=26,  # of 40 vectors each: just above the 1024 entries
         heard_weight=0.5,
         adversarial_weight=0.1,
@@ -58,10 +58,23 @@ def test_a_tokenizer_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(
         save_every=2,
         log_every=2,
     )
-    check_resumed(tmp_path, tokenizer.train_tokenizer, recipe, deaths)
+    check_resumed(tmp_path, tokenizer.train_tokenizer, recipe, kills)
     trained = HiggsAudioTokenizer.from_pretrained(tmp_path / "whole" / "model")
     assert all(float(layer.codebook.inited) == 1 for layer in trained.quantizer.layers)
     assert trained.encode(torch.zeros(1, 1, 4800)).audio_codes.shape == (1, 8, 5)
+
+
+def test_gradients_of_a_step_without_quantizer_are_summed_in_one_order(tiny_checkpoint):
+    """A run that an earlier version started continues bit for bit. The sum of three floats depends on their order,
+    which follows from that of the operations in `forward`; the semantic features once came before the decoder.
+    """
+    model = HiggsAudioTokenizer.from_pretrained(tiny_checkpoint / "codec").train()
+    output = model(0.1 * torch.randn(2, 1, 8 * 960, generator=torch.Generator().manual_seed(0)), None)
+    losses = [values.pow(2).mean() for values in (output.audio_values, output.semantic_values, output.latent)]
+    decoder, semantic, scale = (torch.autograd.grad(loss, output.latent, retain_graph=True)[0] for loss in losses)
+    (total,) = torch.autograd.grad(sum(losses), output.latent)
+    assert torch.equal(total, scale + semantic + decoder)
+    assert not torch.equal(total, scale + decoder + semantic)
 
 
 def test_an_unknown_matmul_precision_is_a_recipe_error(corpus, tmp_path, tiny_teacher):

@@ -1,6 +1,5 @@
-"""Prepared clips of five speakers, and conversations composed from them.
-
-Codes are random and alignments are made up, so that every position differs from every other.
+"""Prepared clips of five speakers, and conversations composed from them. Codes are random and alignments are invented,
+so that all positions differ.
 """
 
 import itertools
@@ -51,7 +50,7 @@ def processor(tiny_checkpoint):
 
 @pytest.fixture(scope="session")
 def encoded(tiny_teacher, tiny_checkpoint, tmp_path_factory):
-    """The folder of the timed corpus, encoded and aligned. Tests must not change it."""
+    """The folder of the timed corpus, encoded and aligned. Tests must not modify it."""
     return encode_corpus(tmp_path_factory.mktemp("corpus"), tiny_checkpoint, tiny_teacher)
 
 

@@ -1,4 +1,4 @@
-"""The order of training conversations, their windows, and their batches in worker processes."""
+"""Tests of the order of training conversations, of their windows, and of their batches in worker processes."""
 
 import itertools
 from dataclasses import replace
@@ -83,7 +83,7 @@ def test_worker_processes_load_the_same_batches_as_this_process(samples, compose
 
 @pytest.mark.parametrize("start", [2, 3, 4, 9])
 def test_a_run_resumes_at_its_cursor_without_composing_earlier_windows(samples, mix, processor, start):
-    """Finding step 9,000 of a GPU's run took longer than the rest of the run."""
+    """Earlier, finding step 9,000 of a run on a GPU took longer than the rest of the run."""
     composer, order = CountingComposer(samples, {"ava": "Ava"}, "ava", mix), replace(SMALL_WINDOWS, num_short=3)
     batcher = MicroBatcher(processor, 0, 1, 1, 10, False, 1024, 0)
     whole = list(itertools.islice(training_steps(composer, samples, order, 0, batcher, 0), 14))
@@ -92,7 +92,7 @@ def test_a_run_resumes_at_its_cursor_without_composing_earlier_windows(samples, 
     resumed = training_steps(composer, samples, order, start, batcher, 0, cursor)
     rest = [next(resumed)]
     num_samples = len(samples) // 2 if start < order.num_short else len(samples)
-    assert composer.count <= num_samples + 7  # one each to estimate the number of windows, and a single window
+    assert composer.count <= num_samples + 7  # each clip once to estimate the number of windows, and a single window
     rest += itertools.islice(resumed, 13 - start)
     for (collated, after), (expected, expected_after) in zip(rest, whole[start:], strict=True):
         assert after == expected_after

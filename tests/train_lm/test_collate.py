@@ -1,4 +1,4 @@
-"""Collation of conversations: labels, padding and the targets of the guide."""
+"""Tests of the collation of conversations: labels, padding and the targets of the guide."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from higgs_audio.train_lm.collate import TARGETS, Batch, collate
 from higgs_audio.train_lm.targets import SPEAKER_LABEL_COLUMNS
 
 
-def test_only_the_frames_of_trained_turns_are_labelled(dialogues, processor):
+def test_only_the_frames_of_trained_turns_have_labels(dialogues, processor):
     chosen = [d for d in dialogues if d.first_trained][:6] + [d for d in dialogues if d.profiles][:2]
     batch = collate(chosen, processor)
     for row, dialogue in enumerate(chosen):
@@ -23,7 +23,7 @@ def test_only_the_frames_of_trained_turns_are_labelled(dialogues, processor):
         assert np.array_equal(trained, np.concatenate(expected))
 
 
-def test_references_are_labelled_from_the_column_that_the_recipe_names(dialogues, processor):
+def test_references_have_labels_from_the_column_that_the_recipe_names(dialogues, processor):
     chosen = [d for d in dialogues if d.first_trained][:6]
     without, batch = collate(chosen, processor), collate(chosen, processor, reference_labels_after=25)
     assert torch.equal(batch.turn_labels, without.inputs["audio_labels"])
@@ -33,15 +33,15 @@ def test_references_are_labelled_from_the_column_that_the_recipe_names(dialogues
         for number, turn in enumerate(dialogue.turns):
             length = turn.num_frames + 9
             first = start + (25 if number < dialogue.first_trained else 0)
-            labelled = labels[first : start + length]
+            labeled = labels[first : start + length]
             assert bool((labels[start:first] == IGNORE_INDEX).all())
-            codes = labelled[(labelled[:, 0] != IGNORE_INDEX) & (labelled[:, 0] < 1024), 0]
-            skipped = max(0, first - start - 1)  # the first column holds the stream bos
+            codes = labeled[(labeled[:, 0] != IGNORE_INDEX) & (labeled[:, 0] < 1024), 0]
+            skipped = max(0, first - start - 1)  # the first column contains the stream bos
             assert np.array_equal(codes.numpy(), turn.codes[0, skipped:])
-            ends = (labelled == 1025).sum(0)
+            ends = (labeled == 1025).sum(0)
             assert ends.tolist() == [1] * 8
-            cells = labelled != IGNORE_INDEX
-            assert torch.equal(labelled[cells], columns[first : start + length][cells])
+            cells = labeled != IGNORE_INDEX
+            assert torch.equal(labeled[cells], columns[first : start + length][cells])
             start += length
 
 
@@ -60,10 +60,8 @@ def test_padding_is_on_the_right_and_does_not_change_the_logits(dialogues, proce
 
 
 def test_attention_targets_are_in_the_text_of_the_same_turn(dialogues, processor):
-    """Not in the text of the reference nor, in a joined turn, of the sentence before.
-
-    After a speaker tag, targets were once one phoneme too far to the left.
-    """
+    """Not in the text of the reference or, in a joined turn, of the previous sentence. Earlier, targets after a speaker
+    tag were one phoneme too early."""
     several = [d for d in dialogues if len(d.turns) > 2 and any("+" in turn.id for turn in d.turns)][:4]
     batch = collate(several, processor)
     column_ids = processor.tokenizer.convert_tokens_to_ids(["<|AUDIO_OUT|>", "<|reserved_special_token_6|>"])
@@ -112,7 +110,7 @@ def test_prepared_phonemes_give_the_same_prompt_as_phonemizing_the_text(dialogue
 
 
 def test_a_dropped_text_becomes_padding_without_alignment_targets(dialogues, processor, speaker_classes):
-    """The labels of its sound and its speaker stay."""
+    """The labels of its audio and its speaker stay."""
     for dialogue in dialogues[:40]:
         whole = collate([dialogue], processor, speakers=speaker_classes)
         dropped = collate([replace(dialogue, drops_text=True)], processor, speakers=speaker_classes)
@@ -129,7 +127,7 @@ def test_a_dropped_text_becomes_padding_without_alignment_targets(dialogues, pro
 
 
 def test_speaker_labels_are_at_the_start_of_trained_turns(dialogues, processor, speaker_classes):
-    """From the token that predicts the first column on, until the turn's own past reveals the speaker."""
+    """From the token that predicts the first column until earlier columns of the turn reveal the speaker."""
     opening = processor.tokenizer.convert_tokens_to_ids("<|audio_out_bos|>")
     for dialogue in dialogues[:60]:
         batch = collate([dialogue], processor, speakers=speaker_classes)

@@ -1,4 +1,4 @@
-"""Composition of training conversations."""
+"""Tests of the composition of training conversations."""
 
 import itertools
 from collections import Counter
@@ -84,7 +84,7 @@ def test_all_kinds_of_conversation_occur(dialogues):
 
 
 def test_the_prompts_are_those_of_the_published_examples(dialogues, processor):
-    """Each is a single token of nano's tokenizer, so every character matters."""
+    """Each text is a single token of nano's tokenizer, so every character matters."""
     clone = next(d for d in dialogues if d.system == SAME_VOICE and d.scene and len(d.turns) == 2)
     system, user, assistant, last_user, _ = clone.messages()
     assert system["content"] == f"{SAME_VOICE}\n\n<|scene_desc_start|>\n{QUIET_ROOM}\n<|scene_desc_end|>"
@@ -108,7 +108,7 @@ def test_the_alignment_of_joined_clips_refers_to_the_joined_text(samples):
     assert [all_phones[phone] for phone in joined.phones] == expected
 
 
-def test_a_speaker_with_one_clip_and_no_profile_is_left_out(samples):
+def test_a_speaker_with_one_clip_and_no_profile_is_dropped(samples):
     """Without a reference its prompt would be that of the default voice."""
     few = [samples[0], samples[8], samples[16], samples[17]]
     assert usable(few, {"ava": "Ava"}) == [samples[0], samples[16], samples[17]]

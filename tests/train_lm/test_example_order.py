@@ -1,4 +1,4 @@
-"""Conversations of a run, and their order."""
+"""Tests of the conversations of a run and their order."""
 
 import itertools
 from collections import Counter

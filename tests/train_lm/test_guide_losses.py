@@ -1,4 +1,4 @@
-"""Losses of the guide, compared with attention weights of the eager implementation."""
+"""Tests of the losses of the guide, compared with attention weights of the eager implementation."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from higgs_audio.train_lm.guide import GUIDED_HEAD, VOICE_HEAD, Guide, has_earli
 
 
 class RecordedSoftmax(TorchFunctionMode):
-    """A context that keeps the results of `Tensor.softmax`."""
+    """A context that records the results of `Tensor.softmax`."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,8 @@ class RecordedSoftmax(TorchFunctionMode):
 
 
 def attention_weights(model, batch):
-    """Attention weights `[B, N, T, T]` of each layer in one forward pass; eager attention has no other softmax."""
+    """Returns the attention weights `[B, N, T, T]` of each layer in one forward pass; eager attention has no other
+    softmax."""
     model.set_attn_implementation("eager")
     with RecordedSoftmax() as recorded:
         model(**batch.inputs, only_loss=True)

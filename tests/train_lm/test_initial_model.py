@@ -1,4 +1,4 @@
-"""The model that a run starts from: a Llama or a checkpoint."""
+"""Tests of the initial model of a run: a Llama or a checkpoint."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from higgs_audio.train_lm import lm
 from higgs_audio.train_lm.start import initial_model
 
 
-def test_a_llama_initialises_the_layers_for_text_and_audio(recipe, processor, tmp_path):
+def test_a_llama_initializes_the_layers_for_text_and_audio(recipe, processor, tmp_path):
     config = LlamaConfig(**{**GROUPED_TEXT, "vocab_size": 300, "tie_word_embeddings": True})
     llama = LlamaForCausalLM(config).eval()
     llama.save_pretrained(tmp_path / "llama")
@@ -40,7 +40,7 @@ def test_a_checkpoint_and_a_llama_together_are_a_recipe_error(recipe, processor)
 
 @pytest.mark.parametrize("sizes", [{"audio_num_codebooks": 4}, {"audio_codebook_size": 512}], ids=str)
 def test_a_checkpoint_with_other_codebooks_is_a_recipe_error(encoded, tiny_checkpoint, processor, tmp_path, sizes):
-    """It used to load, and the first step failed inside the model."""
+    """Earlier, it was loaded, and the first step failed inside the model."""
     config = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint).config.to_dict()
     size = sizes.get("audio_codebook_size", 1024)
     ids = {"audio_stream_bos_id": size, "audio_stream_eos_id": size + 1}
@@ -53,7 +53,8 @@ def test_a_checkpoint_with_other_codebooks_is_a_recipe_error(encoded, tiny_check
 
 
 def test_two_runs_from_a_checkpoint_are_equal(encoded, tiny_checkpoint, tmp_path):
-    """The heads of the guide used to depend on torch's global generator, so that no two processes trained alike."""
+    """Earlier, the heads of the guide depended on torch's global generator, so that runs in different processes
+    differed."""
     results = []
     for number in range(2):
         torch.manual_seed(number)

@@ -1,4 +1,4 @@
-"""Conversations as tensors: labels, targets of the guide, corruption."""
+"""Tests of conversations as tensors: labels, targets of the guide, corruption."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,9 @@ from higgs_audio.train_lm.heldout import with_reversed_texts
 
 @pytest.mark.parametrize("kind", ["reference", "profile", "plain"])
 def test_a_training_prompt_equals_the_prompt_of_inference(clips, processor, kind):
-    """The prompt before the trained turn has the ids that inference sends for the same voice and text.
-
-    Once a turn with codes counted as a reference even if it was the trained one, and prompts without a profile were
-    trained without the system turn of inference.
-    """
+    """The prompt before the trained turn has the ids of the prompt of inference for the same voice and text. Earlier, a
+    turn with codes counted as a reference even if it was the trained turn, and prompts without a profile were trained
+    without the system turn of inference."""
     reference, target = clips[0], clips[2]
     turns = (reference, target) if kind == "reference" else (target,)
     trained = Dialogue(turns, "Ava" if kind == "profile" else None)

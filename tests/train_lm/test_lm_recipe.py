@@ -1,4 +1,4 @@
-"""Invalid recipes of a language model are errors before anything is written."""
+"""Tests that invalid recipes of a language model are errors before anything is written."""
 
 import dataclasses
 import shutil
@@ -44,7 +44,7 @@ def test_an_unknown_precision_is_a_recipe_error(recipe, name):
     ids=str,
 )
 def test_an_invalid_value_is_a_recipe_error_before_anything_is_written(recipe, change):
-    """Some used to divide by zero, some raised errors of other packages, and some ran."""
+    """Earlier, some divided by zero, some raised errors of other packages, and some ran."""
     with pytest.raises(RecipeError, match=next(iter(change))):
         lm.train_language_model(dataclasses.replace(recipe, **change))
     assert not Path(recipe.output).exists()

@@ -1,4 +1,4 @@
-"""Runs of a language model: killed and resumed, and overfitted to a few clips."""
+"""Tests of training runs of a language model: killed and resumed, and overfitted to a few clips."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ from higgs_audio.training.recipe import load_recipe, save_recipe
 def test_a_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(encoded, tiny_checkpoint, tmp_path):
     """Killed once in the steps on short clips, and once in the steps on all clips."""
     recipe = lm_recipe(encoded, tiny_checkpoint, num_steps=8, batch_positions=400, short_share=0.5)
-    check_resumed(tmp_path, lm.train_language_model, recipe, deaths=(4, 4))
+    check_resumed(tmp_path, lm.train_language_model, recipe, kills=(4, 4))
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_a_command_killed_with_sigkill_at_any_step_resumes_to_the_same_checkpoin
 
 
 def test_a_tiny_model_overfits_32_clips_and_generates_their_codes(tiny_checkpoint, processor, tmp_path):
-    """From encoded clips over prompts, delay, labels, loss and checkpoint to generation and the reverted delay."""
+    """Covers encoded clips, prompts, delay, labels, loss, checkpoint, generation and the reverted delay."""
     clips = random_clips([sentence.text for sentence in heldout_sentences(limit=32).sentences])
     data = write_samples(tmp_path, clips)
     recipe = lm_recipe(
@@ -119,7 +119,7 @@ def test_a_run_in_bfloat16_with_frozen_bfloat16_weights_learns(recipe):
 
 @pytest.mark.slow
 def test_samples_during_a_run_do_not_change_it(recipe, tmp_path):
-    """The samples of a step are in a folder of their own, and their word error rate is in the metrics."""
+    """The samples of each step are in a separate folder, and their word error rate is in the metrics."""
     without = lm.train_language_model(recipe)
     with_samples = dataclasses.replace(recipe, output=str(tmp_path / "with_samples"), sample_every=3, num_samples=2)
     path = lm.train_language_model(with_samples)

@@ -1,4 +1,4 @@
-"""Training parts of a model, and LoRA adapters."""
+"""Tests of training parts of a model, and of LoRA adapters."""
 
 import dataclasses
 

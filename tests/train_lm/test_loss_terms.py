@@ -1,4 +1,4 @@
-"""Losses of a step: their terms, and the gradient however a step is divided."""
+"""Tests of the losses of a step: their terms, and the gradient of a divided step."""
 
 import itertools
 
@@ -83,7 +83,8 @@ def test_a_batch_without_labels_has_zero_gradients(dialogues, processor):
 
 @pytest.mark.parametrize("cuts", [(2, 1), (1, 3), (2, 2), (4, 2)], ids=str)
 def test_a_step_divided_into_micro_batches_has_the_gradient_of_the_whole(dialogues, processor, cuts):
-    """Losses are divided by the labels of all micro-batches; means of means would weigh short micro-batches more."""
+    """Losses are divided by the labels of all micro-batches; a mean of means would give short micro-batches more
+    weight."""
     losses_of, whole = new_loss(processor), MicroBatcher(processor, 0, 1, 1, 25, False, 1024, 3, SPEAKERS)
     size, accumulate = cuts
     batchers = [MicroBatcher(processor, rank, size, accumulate, 25, False, 1024, 3, SPEAKERS) for rank in range(size)]

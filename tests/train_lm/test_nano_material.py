@@ -1,4 +1,4 @@
-"""The synthetic speech that nano is trained on."""
+"""Tests of the synthetic speech of nano's training."""
 
 import sys
 from pathlib import Path
@@ -10,13 +10,13 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "nano"
 
 @pytest.fixture
 def speech(monkeypatch):
-    """The module of the recipe that synthesizes the recordings."""
+    """Imports the recipe that synthesizes the recordings."""
     monkeypatch.syspath_prepend(str(RECIPES))
     yield pytest.importorskip("speech")
     sys.modules.pop("speech", None)
 
 
-def test_no_training_speaker_is_among_the_unseen_ones(speech, tmp_path):
+def test_no_training_speaker_is_an_unseen_speaker(speech, tmp_path):
     (tmp_path / "heldout.txt").write_text("One is held out.\n", encoding="utf-8")
     lines = "\n".join(f"Sentence {n}." for n in range(4000))
     (tmp_path / "train.txt").write_text(lines + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Tokens that a recipe adds to the vocabulary."""
+"""Tests of tokens that a recipe adds to the vocabulary."""
 
 import dataclasses
 import shutil
@@ -57,10 +57,10 @@ def test_a_model_learns_new_tokens_and_its_checkpoint_has_them(plain_checkpoint,
         recipe, start=str(folder), processor=str(folder), output=str(tmp_path / "again"), num_steps=1
     )
     grown = HiggsAudioForConditionalGeneration.from_pretrained(lm.train_language_model(again))
-    assert grown.config.text_config.vocab_size == before + 2  # a checkpoint that has the tokens does not grow
+    assert grown.config.text_config.vocab_size == before + 2  # a checkpoint that already has the tokens is not extended
 
 
-def test_a_grown_vocabulary_keeps_its_rows_and_initialises_new_ones_with_their_mean(plain_checkpoint):
+def test_a_grown_vocabulary_keeps_its_rows_and_initializes_new_ones_with_their_mean(plain_checkpoint):
     model = HiggsAudioForConditionalGeneration.from_pretrained(plain_checkpoint)
     table, head = (weight.detach().clone() for weight in (model.model.embed_tokens.weight, model.text_lm_head.weight))
     grow_vocabulary(model, len(table) + 2)

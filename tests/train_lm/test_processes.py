@@ -1,4 +1,4 @@
-"""One process, several processes, and worker processes give the same run."""
+"""Tests that one process, several processes, and worker processes give the same run."""
 
 import dataclasses
 import os
@@ -28,30 +28,30 @@ import os, sys
 from higgs_audio.cli import main
 from higgs_audio.train_lm import lm
 steps, apply_step = [], lm.apply_step
-def apply_or_die(*args):
+def apply_or_kill(*args):
     steps.append(1)
     if len(steps) == 5:
         os._exit(9)
     return apply_step(*args)
-lm.apply_step = apply_or_die
+lm.apply_step = apply_or_kill
 main()
 """
 
 
-def run_processes(recipe, count, tmp_path, die=False):
-    """Runs a recipe under torchrun with `count` gloo processes; `die` ends them in the fifth step."""
-    file, script = tmp_path / "recipe.yaml", tmp_path / "die.py"
+def run_processes(recipe, count, tmp_path, kill=False):
+    """Runs a recipe with torchrun and `count` gloo processes; `kill` kills them in the fifth step."""
+    file, script = tmp_path / "recipe.yaml", tmp_path / "kill.py"
     lm.save_recipe(recipe, file)
     script.write_text(DIE_AT_STEP)
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}"]
-    command += [f"--master-port={free_port()}", *([str(script)] if die else ["-m", "higgs_audio"])]
+    command += [f"--master-port={free_port()}", *([str(script)] if kill else ["-m", "higgs_audio"])]
     done = subprocess.run(
         [*command, "train", "lm", str(file)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert (done.returncode != 0) == die, done.stderr[-3000:]
+    assert (done.returncode != 0) == kill, done.stderr[-3000:]
 
 
 def assert_same_losses(one, other, tolerance):
@@ -63,7 +63,8 @@ def assert_same_losses(one, other, tolerance):
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_and_one_process_resumes_their_state(recipe, tmp_path):
-    """FSDP2 over gloo. The third run has two processes, which die in the fifth step; one process resumes at step 3."""
+    """FSDP2 over gloo. The third run has two processes, which are killed in the fifth step; one process resumes at step
+    3."""
     one, two, mixed = (tmp_path / name for name in ("one", "two", "mixed"))
     lm.train_language_model(dataclasses.replace(recipe, output=str(one)))
     run_processes(dataclasses.replace(recipe, output=str(two)), 2, tmp_path)
@@ -72,7 +73,7 @@ def test_two_processes_have_the_losses_of_one_and_one_process_resumes_their_stat
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
     recipe = dataclasses.replace(recipe, output=str(mixed))
-    run_processes(recipe, 2, tmp_path, die=True)
+    run_processes(recipe, 2, tmp_path, kill=True)
     assert [line["step"] for line in read_metrics(mixed)][-1] == 4
     lm.train_language_model(recipe)  # from step 3 on
     assert_same_losses(read_metrics(one), read_metrics(mixed), 1e-4)

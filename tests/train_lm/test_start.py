@@ -1,4 +1,4 @@
-"""The recipe of a run, and the checkpoint that it starts from."""
+"""Tests of the recipe of a run, and of its initial checkpoint."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_a_run_starts_from_a_checkpoint_in_float32(tiny_checkpoint, processor):
     assert all(torch.equal(weights[name], weight) for name, weight in saved.named_parameters())
 
 
-def test_a_checkpoint_with_another_vocabulary_is_refused(tiny_checkpoint, processor, tmp_path):
+def test_a_checkpoint_with_another_vocabulary_is_rejected(tiny_checkpoint, processor, tmp_path):
     config = HiggsAudioForConditionalGeneration.from_pretrained(tiny_checkpoint).model.text_config
     text = {name: getattr(config, name) for name in SIZES} | {"vocab_size": 40}
     new_model(lm_recipe(tiny_checkpoint, text_config=text), processor).save_pretrained(tmp_path)

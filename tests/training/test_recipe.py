@@ -1,4 +1,4 @@
-"""Recipes: YAML files read strictly into dataclasses, and written back."""
+"""Tests of recipes: YAML files that are read strictly into dataclasses, and written back."""
 
 import pytest
 from corpus import HUBERT

@@ -1,4 +1,4 @@
-"""Run folders, and the optimizer step that all training loops share."""
+"""Tests of run folders, and of the optimizer step that all training loops share."""
 
 import dataclasses
 import itertools
@@ -59,7 +59,7 @@ def test_the_randomness_of_a_step_depends_on_seed_and_step_only():
 
 
 def tiny_run(folder, parts):
-    """A folder with the state of step 3 and a recipe."""
+    """Creates a folder with the state of step 3 and a recipe."""
     Run(folder).save(3, parts)
     (folder / "recipe.yaml").write_text("seed: 7\n")
     return contents(folder)
@@ -85,7 +85,7 @@ def layer_and_optimizer(*sizes):
     ids=["other size", "other layer", "extra part", "missing part", "other groups"],
 )
 def test_the_state_of_another_recipe_is_not_resumed(tmp_path, change, difference):
-    """Before, torch raised an error, and the recipe in the folder was already overwritten."""
+    """Earlier, torch raised an error, and the recipe in the folder was already overwritten."""
     tiny_run(tmp_path, layer_and_optimizer(3, 3))
     parts = change(layer_and_optimizer(3, 3))
     before = {name: value.clone() for name, value in parts["model"].state_dict().items()}
@@ -200,7 +200,7 @@ def test_a_resumed_run_removes_the_metrics_of_later_steps(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
-def test_a_run_is_stale_after_patience_checks_without_an_improvement(tmp_path):
+def test_a_run_has_plateaued_after_patience_checks_without_an_improvement(tmp_path):
     run = Run(tmp_path)
     seen = []
     for step, value in enumerate([3.0, 2.0, 2.5, 2.0, 1.5, 1.6, 1.7], start=1):

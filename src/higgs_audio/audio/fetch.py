@@ -124,7 +124,7 @@ def _reason(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class _ParsedURL:
-    """The checked parts of a URL; `str()` of it is for error messages and leaves out the query."""
+    """The checked parts of a URL; `str()` of it is for error messages and omits the query."""
 
     scheme: str
     host: str
@@ -285,7 +285,9 @@ def _read_body(response: HTTPResponse, url: _ParsedURL, limits: AudioLimits) -> 
     if response.status != 200:
         raise AudioError(f"{url} returned HTTP status {response.status}; check the URL")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise AudioError(f"{url} is sent compressed, although the request refuses that; download it and give the path")
+        raise AudioError(
+            f"{url} is compressed, although the request does not accept compression; download it and give the path"
+        )
     if response.length is not None and response.length > limits.max_bytes:
         raise size_error(url, limits.max_bytes)
     body = bytearray()

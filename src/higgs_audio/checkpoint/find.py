@@ -82,14 +82,14 @@ def open_checkpoint(
     name, inside = str(name_or_path), subfolder or ""
     if isinstance(name_or_path, Checkpoint):
         return _check_folder(name_or_path.inside(inside), required_file)
-    if name in NAMES:
+    if name in NAMES and not inside:
         return _check(
-            Checkpoint(NAMES[name] / inside),
+            Checkpoint(NAMES[name]),
             required_file,
             "this installation lacks the included checkpoint; install the package again",
         )
-    if name and os.path.isdir(name):
-        return _check_folder(Checkpoint(Path(name) / inside), required_file)
+    if name in NAMES or (name and os.path.isdir(name)):
+        return _check_folder(Checkpoint(Path(NAMES.get(name, name)) / inside), required_file)
     if isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name):
         found = _download(name, revision, patterns, inside, hub)
         missing = os.path.join(inside, required_file)

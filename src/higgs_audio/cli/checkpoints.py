@@ -36,7 +36,7 @@ def convert(
     to: Annotated[str, typer.Option(help="Layout: boson, early, transformers or native.", show_default=False)],
     revision: Annotated[str | None, typer.Option(help="Revision of the Hub repository.", show_default=False)] = None,
 ) -> None:
-    """Convert a checkpoint to another layout; the values of the tensors do not change."""
+    """Convert a checkpoint to another layout; all tensors are preserved bit for bit."""
     from higgs_audio.convert import convert
 
     print(convert(source, destination, to, revision))

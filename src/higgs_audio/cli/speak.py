@@ -92,7 +92,7 @@ def batch(
     device: Device = None,
     format: Annotated[str, typer.Option(help="Audio format: wav, flac, mp3, ogg ...")] = "wav",
 ) -> None:
-    """Generate speech from many texts, several at once; texts whose output exists are skipped."""
+    """Generate speech from many texts, several at once; skip texts whose output file exists."""
     from higgs_audio.audio import FORMATS
     from higgs_audio.cli.batch import REPORT, generate_all, missing_jobs, read_jobs
 

@@ -47,8 +47,8 @@ class ConvNeXtBlocks:
         """
         block = self.blocks[index]
         convolved = block.depthwise(padded.T[None]).index_select(2, starts)  # [1, D, N]
-        centre = padded.index_select(0, starts + block.pad[0])
-        return block.mix(convolved, centre.T[None])[0].T
+        center = padded.index_select(0, starts + block.pad[0])
+        return block.mix(convolved, center.T[None])[0].T
 
 
 class NativeConvNeXtBlocks(ConvNeXtBlocks):

@@ -27,7 +27,7 @@ class TransformersOptions(TypedDict, total=False):
 
 
 class LoadOptions(TransformersOptions, checkpoint.HubOptions, total=False):
-    """Options of `HiggsAudioTokenizer.from_pretrained`: those of a folder or repository, and fields of the config."""
+    """Options of `HiggsAudioTokenizer.from_pretrained`: options of a folder or repository, and fields of the config."""
 
     subfolder: str | None
 

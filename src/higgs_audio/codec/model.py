@@ -278,8 +278,9 @@ class HiggsAudioTokenizer(PreTrainedModel):
         quantized = None if depth is None else self.quantizer(latent, depth)
         coded = latent if quantized is None else quantized.latent
         first = None if quantized is None else self._reconstruct_semantic(quantized.first)
-        semantic = self._reconstruct_semantic(coded)
+        # Gradients of `coded` are summed in the reverse of this order, and resumed runs must be equal bit for bit.
         audio, predicted = self.decode_with_pitch(self.fc2(coded).transpose(1, 2), pitch, start)
+        semantic = self._reconstruct_semantic(coded)
         return TokenizerTrainingOutput(audio, target, semantic, first, latent, quantized, predicted)
 
     def decode_with_pitch(

@@ -62,7 +62,7 @@ class Engine:
             and 4 on a GPU.
         silent: codes of codebook 0 that represent silence, for requests with `detect_loops`.
         fused: see `ModelRunner`.
-        initial_positions: of each slot, for which memory is allocated at first; it doubles on demand.
+        initial_positions: positions of each slot that are allocated at first; the number doubles on demand.
 
     Attributes:
         config: config of the model.

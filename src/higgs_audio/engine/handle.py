@@ -14,9 +14,9 @@ class RequestHandle:
         cancel: ends the request.
 
     Attributes:
-        finish_reason: "stop", "length", "silence", "repetition" or "cancelled"; None while the request runs and where
-            it failed.
-        error: the exception that ended the request, if one did; iterating raises it after the columns sampled before.
+        finish_reason: "stop", "length", "silence", "repetition" or "cancelled"; None while the request runs and if it
+            failed.
+        error: the exception that ended the request, or None; iterating raises it after the columns sampled before.
     """
 
     def __init__(self, wait: Callable[[], None], cancel: Callable[[], None]) -> None:

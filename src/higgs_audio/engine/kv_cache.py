@@ -66,7 +66,7 @@ class KVCache:
         config: config of the backbone.
         max_slots, max_positions: the maximum size.
         dtype, device: dtype and device of the model.
-        initial_positions: positions of a slot that are allocated first.
+        initial_positions: positions of each slot that are allocated at first.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ SAMPLE_RATE = 24000
 FFT_SIZE = 1024
 HOP_LENGTH = 240  # 10 ms
 NUM_MELS = 100
-RANGE_DB = 80.0  # range of the colour scale, below the maximum of all recordings
+RANGE_DB = 80.0  # range of the color scale, below the maximum of all recordings
 TICKS_HZ = (0, 250, 500, 1000, 2000, 4000, 8000, 12000)
 WIDTH_INCHES, HEIGHT_INCHES = 10.0, 2.3  # size of the plot of one recording
 
@@ -30,7 +30,7 @@ WIDTH_INCHES, HEIGHT_INCHES = 10.0, 2.3  # size of the plot of one recording
 def plot_mel_spectrograms(waveforms: Mapping[str, Waveform], path: str | Path) -> None:
     """Writes a PNG of the mel spectrograms of `waveforms`, titled by name, in seconds, Hz and dB, atomically.
 
-    All recordings share one time axis and one colour scale, whose 0 dB is their common maximum, so that a quieter or
+    All recordings share one time axis and one color scale, whose 0 dB is their common maximum, so that a quieter or
     shorter recording looks quieter or shorter.
 
     Raises:

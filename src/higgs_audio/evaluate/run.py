@@ -41,7 +41,7 @@ def run(
     """Measures every system and writes the table.
 
     An interrupted run resumes: measured items are kept in `items.jsonl`. A recording in a folder is measured again if
-    its samples have changed; if the behaviour of a callable has changed, give it a new name.
+    its samples have changed; if the behavior of a callable has changed, give it a new name.
 
     Args:
         systems: name -> system: either a callable `(text, voice, draw) -> Waveform | Synthesis`, where `draw` counts

@@ -1,1 +1,1 @@
-"""Models that analyse recordings: each takes a `Waveform`, returns a dataclass or a vector, and is loaded lazily."""
+"""Models that analyze recordings: each takes a `Waveform`, returns a dataclass or a vector, and is loaded lazily."""

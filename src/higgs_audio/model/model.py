@@ -333,7 +333,7 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
             audio_labels: `[B, F, K]`, the delayed codes of each column itself, not shifted, -100 where untrained.
             logits_to_keep: number of last positions to compute logits for; 0 = all.
             codebook_weights: `[K]`, weights of the codebooks in `audio_loss`; equal when None.
-            only_loss: for training: computes logits at labelled positions only, and returns no logits.
+            only_loss: for training: computes logits at labeled positions only, and returns no logits.
             with_text: whether to compute `text_logits`.
 
         Returns:
@@ -430,14 +430,14 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         return loop.generate(self, input_ids, attention_mask, *columns, *features, **options)
 
     def _text_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Returns the mean cross-entropy over the labelled tokens."""
+        """Returns the mean cross-entropy over the labeled tokens."""
         if self.text_lm_head is None:
             raise PromptError("labels for text, but the checkpoint has no text head; pass audio_labels alone")
         selected, targets = select_labelled(hidden, labels)
         return text_loss_sum(self.text_lm_head(selected).float(), targets) / max(1, len(targets))
 
     def _codebook_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Returns the mean cross-entropy over the labelled cells of each codebook, `[K]`."""
+        """Returns the mean cross-entropy over the labeled cells of each codebook, `[K]`."""
         selected, targets = select_labelled(hidden, labels)
         losses = codebook_losses(self.audio_logits(selected).float(), targets)
         return losses.sum(0) / (targets != IGNORE_INDEX).sum(0).clamp(min=1)

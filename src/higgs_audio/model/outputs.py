@@ -37,9 +37,9 @@ class HiggsAudioOutput(_CachedOutput):
     """The output of `HiggsAudioForConditionalGeneration`; fields that were not requested are None.
 
     loss: scalar, `text_loss + audio_loss`.
-    text_loss: mean cross-entropy of the labelled text positions.
+    text_loss: mean cross-entropy of the labeled text positions.
     audio_loss: mean of `codebook_losses`, weighted by `codebook_weights` if given.
-    codebook_losses: `[K]`, mean cross-entropy of each codebook's labelled cells.
+    codebook_losses: `[K]`, mean cross-entropy of each codebook's labeled cells.
     logits: audio logits `[B, T, K, V + 2]`, for the column that follows each position.
     text_logits: `[B, T, V_text]`, for the token that follows each position.
     cache, hidden_states: as in `HiggsAudioModelOutput`.

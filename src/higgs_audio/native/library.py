@@ -40,7 +40,7 @@ def load_library(folder: Path = FOLDER) -> ctypes.CDLL | None:
     """Loads the library, after compiling it if it is not in the cache; called once per process.
 
     Args:
-        folder: of the C files.
+        folder: folder of the C files.
 
     Returns:
         None without a C compiler. Also None, with one UserWarning, if the compiler fails, if there is no folder for the

@@ -19,7 +19,7 @@ def num_threads(cgroup: Path = CGROUP) -> int:
 
 @lru_cache(maxsize=1)
 def cpu_quota(cgroup: Path = CGROUP) -> float | None:
-    """Returns the CPU quota of a control group in cores, on Linux; None without a limit."""
+    """Returns the CPU quota of a control group in cores, read once; None without a limit."""
     for quota, period in _quotas(cgroup):
         if quota > 0 and period > 0:
             return quota / period

@@ -37,7 +37,7 @@ OPTIONS = ("audio_tokenizer", "device_map", "limits", *checkpoint.FOLDER_OPTIONS
 
 
 class ProcessorLoadOptions(checkpoint.FolderOptions, total=False):
-    """Further keyword options of `from_pretrained`: those that select the folder, and some that have no effect."""
+    """Further keyword options of `from_pretrained`: they select the folder, or have no effect (dtype and the rest)."""
 
     dtype: torch.dtype | str | None
     torch_dtype: torch.dtype | str | None

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase
 
 from higgs_audio import special_tokens
 from higgs_audio.delay import IGNORE_INDEX, apply_delay, delay_labels
@@ -20,6 +20,7 @@ from higgs_audio.errors import CheckpointError, PromptError
 from higgs_audio.model.tower import num_features
 from higgs_audio.prompt.template import Piece
 from higgs_audio.special_tokens import SPEAKER_TAG
+from higgs_audio.text.markup import is_unicode
 
 MAX_TAG_TOKENS = 8  # a speaker tag of more tokens is unknown to the tokenizer, and counts as text
 
@@ -239,7 +240,7 @@ class PromptEncoder:
         begins at the first token that extends into it.
         """
         text = "".join(piece.content for piece in group)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
+        encoded = self._tokenize(text)
         ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
         if special := set(ids) & set(self.ids.values()):  # the tokenizer's special tokens are not marked as such
             raise PromptError(f"the text {text!r:.60} is tokenized with the special token {min(special)}; remove it")
@@ -253,6 +254,19 @@ class PromptEncoder:
             tag_length = _tag_length(text[header:], [end - header for end in ends[skipped:]])
             draft.turn = replace(draft.turn, tag_length=tag_length)
         draft.add(ids, [end > untrained for end in ends])
+
+    def _tokenize(self, text: str) -> BatchEncoding:
+        """Returns the ids of a text and their offsets; special tokens typed in it are read as text."""
+        try:
+            return self.tokenizer(
+                text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
+            )
+        except TypeError as error:
+            if is_unicode(text):
+                raise
+            raise PromptError(
+                f"the text {text!r:.60} contains half of a character (a lone surrogate); decode it as UTF-8"
+            ) from error
 
     def collate(
         self, rows: Sequence[EncodedPrompt], output_labels: bool, padding_side: PaddingSide = "left"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 from torch import Tensor
@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from higgs_audio.audio.sources import source_key
 from higgs_audio.audio.waveform import MAX_RATE, MIN_RATE, Waveform
-from higgs_audio.errors import OptionError, PromptError, check_count
+from higgs_audio.errors import OptionError, PromptError, check_count, nearest
 from higgs_audio.prompt import template
 from higgs_audio.prompt.audio_items import AudioItemOptions, check_codes, encode_audio_items
 from higgs_audio.prompt.audio_tokenizer import check_waveform, decode_codes, encode_waveform
@@ -23,6 +23,8 @@ from higgs_audio.prompt.frontend import check_phonemes, to_phonemes
 from higgs_audio.prompt.options import RenderKeywords, RenderOptions, read_render_options
 from higgs_audio.prompt.response import HiggsAudioResponse, read_ids, read_segments, write_waveforms
 from higgs_audio.prompt.template import Piece
+
+PADDING_SIDES: tuple[str, ...] = get_args(PaddingSide)
 
 
 class HiggsAudioProcessor(ProcessorBase):
@@ -154,6 +156,8 @@ class HiggsAudioProcessor(ProcessorBase):
         ('user', 'həlˈO.')
         """
         render_options = read_render_options(options)
+        if not is_list(conversations):
+            raise PromptError(f"the conversations are {conversations!r:.60}; give a list of conversations")
         return self._encode(self._render(conversations, render_options), render_options)
 
     def collate(
@@ -161,9 +165,16 @@ class HiggsAudioProcessor(ProcessorBase):
     ) -> BatchFeature:
         """Batches encoded prompts; returns the tensors that `apply_chat_template` returns.
 
-        Tokens are padded on `padding_side`: on the left for generation, on the right for training, where causal
-        attention hides the padding. Columns are always padded on the right.
+        Tokens are padded on `padding_side`: on the left to generate, on the right to train, where causal attention
+        hides the padding. Columns are always padded on the right.
+
+        Raises:
+            PromptError: no prompt, or something else. OptionError: another side.
         """
+        if not is_list(prompts) or not prompts or not all(isinstance(prompt, EncodedPrompt) for prompt in prompts):
+            raise PromptError(f"the prompts are {prompts!r:.60}; give a list of what encode_conversations returns")
+        if padding_side not in PADDING_SIDES:
+            raise OptionError(f"padding_side={padding_side!r}; {nearest(str(padding_side), PADDING_SIDES)}")
         return self._encoder.collate(prompts, output_labels, padding_side)
 
     def mask_last_text(self, prompt: EncodedPrompt) -> Tensor:

@@ -57,7 +57,7 @@ def read_segments(segments: Any, num_codebooks: int, bos: int) -> list[Tensor]:
     Args:
         segments: a list of delayed columns [K, n], one such matrix, or None for no segment.
         num_codebooks: K.
-        bos: id of stream bos, of which the first column of a segment consists.
+        bos: id of stream bos, the only id in the first column of a segment.
 
     Raises:
         CodesError: another type, or another number of codebooks.

@@ -361,4 +361,6 @@ def _load_processor(checkpoint: Checkpoint, device: torch.device) -> HiggsAudioP
     except HiggsAudioError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the tokenizer or processor files of {checkpoint} do not load: {error}") from error
+        raise CheckpointError(
+            f"the tokenizer or processor files of {checkpoint} do not load: {error}; download them again"
+        ) from error

@@ -10,7 +10,7 @@ from higgs_audio.text.markup import is_speakable
 __all__ = ["MAX_CHARS", "split_utterances"]
 
 MAX_CHARS = 180  # of an utterance: about twelve seconds of speech
-_SHORT_CHARS = 30  # a shorter sentence joins its neighbour
+_SHORT_CHARS = 30  # a shorter sentence joins its neighbor
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and ideographs: no spaces between words
 _WIDE_MARKS = "，、；：。！？…」』）》"
@@ -49,7 +49,7 @@ _NUMBERED = _words("art ch chap eq fig figs no nos p pp sec vol")
 def split_utterances(text: str, max_chars: int = MAX_CHARS) -> list[str]:
     """Splits a text into utterances; their words are the words of the text, in order.
 
-    Splits at blank lines and at the ends of sentences. A sentence of less than 30 characters joins its neighbour. A
+    Splits at blank lines and at the ends of sentences. A sentence of less than 30 characters joins its neighbor. A
     sentence of more than `max_chars` is halved at a clause near its middle, else between words; a single longer word
     stays whole. Line breaks and runs of spaces become one space. Utterances without a letter or digit are dropped.
 
@@ -112,7 +112,7 @@ def _is_full_stop(word: str, next_word: str) -> bool:
 
 
 def _join_short(sentences: list[str], max_chars: int) -> list[str]:
-    """Joins each short sentence with its neighbour where both fit into `max_chars`."""
+    """Joins each short sentence with its neighbor where both fit into `max_chars`."""
     joined: list[str] = []
     for sentence in sentences:
         is_short = joined and min(_length(joined[-1]), _length(sentence)) < _SHORT_CHARS

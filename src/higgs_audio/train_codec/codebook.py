@@ -76,10 +76,10 @@ def rebalance(tokenizer: HiggsAudioTokenizer, latents: Tensor, acoustic_share: f
         latents: `[N, D]`, from many clips.
         acoustic_share: share of the energy for the acoustic decoder.
     """
-    centred = latents - latents.mean(0)
+    centered = latents - latents.mean(0)
     metric = latents.new_zeros(latents.shape[1], latents.shape[1])
     for layer, share in ((tokenizer.fc2, acoustic_share), (tokenizer.fc1, 1 - acoustic_share)):
-        variance = (centred @ layer.weight.T).pow(2).sum(1).mean()
+        variance = (centered @ layer.weight.T).pow(2).sum(1).mean()
         metric += share * layer.weight.T @ layer.weight / variance
     values, axes = torch.linalg.eigh(metric.double())
     scale = values.clamp(min=1e-4 * float(values.max())).sqrt()

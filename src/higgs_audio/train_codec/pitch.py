@@ -25,7 +25,7 @@ NO_PEAK = -9.0  # score of a lag without a peak
 def track_pitch(waveform: Tensor, hop: int, sample_rate: int) -> Pitch:
     """Tracks the pitch of waveforms `[B, S]`, S a multiple of `hop`, at the center of every hop, `[B, S / hop]`.
 
-    In unvoiced hops `hz` is interpolated between the voiced neighbours.
+    In unvoiced hops `hz` is interpolated between the voiced neighbors.
     """
     windows = _windows(waveform, hop, round(WINDOW_SECONDS * sample_rate))  # [B, T, W]
     correlation = _autocorrelation(windows, math.ceil(sample_rate / LOWEST_HZ) + 1)  # [B, T, lags]

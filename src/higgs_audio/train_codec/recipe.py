@@ -45,7 +45,7 @@ class TokenizerRecipe:
     kmeans_batches: int = 25
     refit_every: int = 210  # steps between refits of axes and k-means, because the latents drift from the first axes
     refit_share: float = 0.75  # share of the steps after which the quantizers are no longer refitted
-    revive_every: int = 50  # steps between replacements of dead codebook entries
+    replace_every: int = 50  # steps between replacements of dead codebook entries
     decay: float = 0.97
     acoustic_share: float = 0.65  # share of the latents' energy, see `codebook.rebalance`; the rest is semantic
     depth_one: float = 0.15

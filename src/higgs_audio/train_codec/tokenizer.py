@@ -199,7 +199,7 @@ def update_codebooks(
     step: int,
     generator: torch.Generator,
 ) -> None:
-    """Updates every codebook's running averages; replaces dead entries every `revive_every` steps.
+    """Updates every codebook's running averages; replaces dead entries every `replace_every` steps.
 
     `step` is the number of finished steps, this one included.
     """
@@ -208,5 +208,5 @@ def update_codebooks(
     for number, quantizer in enumerate(tokenizer.quantizer.layers):
         vectors = output.quantized.projected[number].flatten(0, 1)  # [B * F, width]
         update_codebook(quantizer.codebook, vectors, output.quantized.codes[number].flatten(), recipe.decay)
-        if step % recipe.revive_every == 0:
+        if step % recipe.replace_every == 0:
             replace_dead_entries(quantizer.codebook, vectors, generator)

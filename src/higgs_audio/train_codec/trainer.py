@@ -31,7 +31,7 @@ class CodecTrainer:
         check_precisions(recipe)
         torch.set_float32_matmul_precision(recipe.matmul_precision)
         self.recipe, self.device = recipe, resolve_device(recipe.device or None)
-        tokenizer.to(self.device)  # type: ignore[arg-type]  # transformers' types know no device
+        tokenizer.to(self.device)  # type: ignore[arg-type]  # missing in the annotations of transformers
         self.tokenizer = tokenizer
         self._optimizer = torch.optim.AdamW(decay_groups(tokenizer, recipe.weight_decay), betas=(0.8, 0.99), fused=True)
         self._parts: dict[str, Any] = {"model": tokenizer, "optimizer": self._optimizer}

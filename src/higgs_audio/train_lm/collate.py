@@ -70,7 +70,7 @@ def collate(
     Args:
         dialogues: the conversations.
         processor: renders them.
-        reference_labels_after: the first labelled column of turns whose voice is determined by neither a profile nor an
+        reference_labels_after: the first labeled column of turns whose voice is determined by neither a profile nor an
             earlier turn; 0 does not label them. By that column the turn itself has revealed the voice, and the rest is
             as useful for training as another turn.
         speakers: speaker -> class of the speaker classifier.

@@ -12,7 +12,7 @@ def pack(batch: Batch) -> Batch:
     """Concatenates the conversations of `batch` (padded on the right, see `collate`) to one row, `[1, T]`.
 
     Position ids restart with each conversation; from them, sdpa and eager attention derive a block mask, and flash
-    attention the sequence lengths. The first position of a conversation is never labelled, so no loss crosses a
+    attention the sequence lengths. The first position of a conversation is never labeled, so no loss crosses a
     boundary.
     """
     inputs = dict(batch.inputs)

@@ -12,7 +12,7 @@ from higgs_audio.delay import IGNORE_INDEX
 from higgs_audio.prompt.encoder import EncodedPrompt
 from higgs_audio.train_lm.examples import Dialogue
 
-SPEAKER_LABEL_COLUMNS = 12  # labelled columns of a turn; after half a second its own codes reveal the voice
+SPEAKER_LABEL_COLUMNS = 12  # labeled columns of a turn; after half a second its own codes reveal the voice
 
 
 def turn_speakers(ids: Tensor, prompts: Sequence[EncodedPrompt], dialogues: Sequence[Dialogue]) -> Tensor:

@@ -54,7 +54,7 @@ class Run:
         """
         path = self.folder / STATE
         remove_leftovers(self.folder, STATE, single_writer=True)
-        (self.folder / f"{STATE}.part").unlink(missing_ok=True)  # of an earlier version
+        (self.folder / f"{STATE}.part").unlink(missing_ok=True)  # written by an earlier version
         if not path.exists():
             return 0
         state = _load(path)

@@ -1,13 +1,14 @@
-"""The ways through the package: from a text to samples, and from chat messages to token ids.
+"""Tests of the order of calls, from a text to samples and from chat messages to token ids.
 
 Two properties are checked on recorded calls:
 
-- **Down only.** On the call stack, a function is called by one of its own folder or of a folder of a higher level, as
-  the table in docs/architecture.md has them. Generators do not count: a caller passes one down as a value, and its body
-  runs where the value is read. The only other thing that is passed down is `progress`, a callback of the command line.
-- **Once.** Each stage, a function that turns one form of the text into the next, runs once for what it converts: a
-  text, an utterance, or a chunk of sound. Checks are no stages, because they return what they were given: a text is
-  checked before the model is loaded, and a prompt before the first utterance is generated.
+- **Downward only.** On the call stack, a function is called by a function of its own folder or of a folder of a higher
+  level, according to the table in docs/architecture.md. Generators do not count: a caller passes a generator down as a
+  value, and its body runs where the value is read. The only callback that is passed down is `progress`, of the command
+  line.
+- **Once.** Each stage, a function that converts one form of the text to the next, runs once for each input: a text, an
+  utterance, or a chunk of audio. Checks are not stages, because they return their argument: a text is checked before
+  the model is loaded, and a prompt before the first utterance is generated.
 """
 
 import json
@@ -40,7 +41,7 @@ from higgs_audio.text.utterances import split_utterances
 
 ONE = "The sun rises in the east."
 THREE = "Hello, all.\n\nGood night.\n\nBye now."  # utterances
-CHECKS = ("check", "read")  # names of functions that validate begin so
+CHECKS = ("check", "read")  # prefixes of the names of functions that validate
 PROGRESS = ("speech.tts", "cli.speak.<lambda>")  # the callback of `higgs-audio speak`
 COMMANDS = {  # {} is the number of the run
     "speak": ("speak", THREE, "-o", "{}.wav", "--seed", "1"),
@@ -53,8 +54,8 @@ COMMANDS = {  # {} is the number of the run
 
 
 @pytest.fixture
-def walk(tiny_checkpoint, tmp_path, monkeypatch, capfdbinary):
-    """A function that records the calls of a command on the tiny checkpoint."""
+def trace(tiny_checkpoint, tmp_path, monkeypatch, capfdbinary):
+    """Returns a function that records the calls of a command on the tiny checkpoint."""
     monkeypatch.chdir(tmp_path)
     soundfile.write("me.wav", np.random.default_rng(0).normal(0, 0.1, 24000).clip(-1, 1), 24000)
     save_file({"codes": np.zeros((8, 5), np.int16)}, "codes.safetensors")
@@ -66,17 +67,18 @@ def walk(tiny_checkpoint, tmp_path, monkeypatch, capfdbinary):
             main([*(argument.replace("{}", str(number)) for argument in arguments), *options])
         assert not exit.value.code, capfdbinary.readouterr().err
 
-    def walk(*arguments):
+    def trace(*arguments):
         run(0, arguments)  # imports what the command needs; importing runs code too
         with record_calls() as calls:
             run(1, arguments)
         return calls
 
-    return walk
+    return trace
 
 
-def calls_up(calls: Calls) -> set[tuple[str, str]]:
-    """(caller, function) of each call of another folder of the same or of a higher level, generators left out."""
+def upward_calls(calls: Calls) -> set[tuple[str, str]]:
+    """Returns (caller, function) of each call of another folder of the same or of a higher level, without
+    generators."""
     level = levels()
     return {
         (call.caller, call.name)
@@ -90,17 +92,17 @@ def calls_up(calls: Calls) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_folder_calls_one_of_a_higher_level(walk, command):
-    assert calls_up(walk(*COMMANDS[command])) <= {PROGRESS}
+def test_no_folder_calls_a_folder_of_a_higher_level(trace, command):
+    assert upward_calls(trace(*COMMANDS[command])) <= {PROGRESS}
 
 
-def test_a_call_up_is_noticed(walk):
-    """The callback of the command line is one."""
-    assert calls_up(walk(*COMMANDS["speak"])) == {PROGRESS}
+def test_an_upward_call_is_detected(trace):
+    """The callback of the command line is such a call."""
+    assert upward_calls(trace(*COMMANDS["speak"])) == {PROGRESS}
 
 
-def test_a_text_passes_every_stage_once(walk):
-    calls = walk(*COMMANDS["speak"])
+def test_a_text_passes_every_stage_once(trace):
+    calls = trace(*COMMANDS["speak"])
     per_text = (HiggsAudio.generate, RequestBuilder.read_request, split_utterances, SpeechBuilder.speech, write)
     per_utterance = (normalize, HiggsAudioProcessor.check_conversation, RequestBuilder.build, to_phonemes, render)
     per_utterance += (PromptEncoder.encode, Engine.submit, initial_state)
@@ -110,17 +112,19 @@ def test_a_text_passes_every_stage_once(walk):
     }
     assert calls.count_of(read_conversation) == 2 * 3  # to check a prompt, and to render it
     assert calls.count_of(FrameAligner.push) == calls.count_of(RequestHandle.push)  # once for each column
-    assert calls.count_of(push_many) <= calls.count_of(SpeechBuilder.add)  # chunks of several utterances may share one
+    assert calls.count_of(push_many) <= calls.count_of(
+        SpeechBuilder.add
+    )  # one call may decode chunks of several utterances
 
 
-def test_every_chunk_of_an_utterance_is_decoded_once(walk):
-    calls = walk("speak", ONE, "-o", "{}.wav", "--seed", "1")
+def test_every_chunk_of_an_utterance_is_decoded_once(trace):
+    calls = trace("speak", ONE, "-o", "{}.wav", "--seed", "1")
     assert calls.count_of(push_many) == calls.count_of(SpeechBuilder.add) > 1
 
 
-def test_the_stages_of_an_utterance_follow_one_another(walk):
-    """Each begins after the one before it: text, prompt, engine, audio tokenizer, file."""
-    calls = walk("speak", ONE, "-o", "{}.wav", "--seed", "1")
+def test_the_stages_of_an_utterance_follow_one_another(trace):
+    """Each stage begins after the previous stage: text, prompt, engine, audio tokenizer, file."""
+    calls = trace("speak", ONE, "-o", "{}.wav", "--seed", "1")
     stages = (split_utterances, normalize, HiggsAudioProcessor.check_conversation, render, PromptEncoder.encode)
     stages += (Engine.submit, initial_state, FrameAligner.push, push_many, SpeechBuilder.speech, write)
     first = [calls.indices_of(stage)[0] for stage in stages]
@@ -143,7 +147,7 @@ def processor(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def conversations():
-    """Two, with all kinds of content."""
+    """Two conversations, with all kinds of content."""
     first, second = ({"type": "audio", "codes": np.zeros((8, 3), int)} for _ in range(2))
     recording = {"type": "audio", "audio": np.zeros(4800, np.float32), "sampling_rate": 24000}
     scene = {"role": "scene", "content": ["A quiet room.", "SPEAKER0:", first]}
@@ -169,7 +173,7 @@ def rendered(processor, conversations):
 
 
 def test_a_message_is_not_validated_twice(rendered, conversations):
-    """No function of `prompt/` that reads or checks something gets the same message, item or codes again."""
+    """No function of `prompt/` that reads or checks its argument gets the same message, item or codes twice."""
     checks = [c for c in rendered if top(c.module) == "prompt" and c.code.co_name.lstrip("_").startswith(CHECKS)]
     objects = [call for call in checks if not isinstance(call.argument, str | int | type(None))]
     seen = Counter((call.name, id(call.argument)) for call in objects)
@@ -179,9 +183,9 @@ def test_a_message_is_not_validated_twice(rendered, conversations):
     assert rendered.count_of(read_conversation) == rendered.count_of(render) == len(conversations)
 
 
-def test_there_is_no_way_back_from_ids_to_messages(rendered, conversations):
-    """All conversations are read and rendered before the first one is encoded, each once, and calls only lead down."""
-    assert calls_up(rendered) == set()
+def test_all_messages_are_rendered_before_the_first_is_encoded(rendered, conversations):
+    """All conversations are read and rendered once before the first is encoded, and all calls lead downward."""
+    assert upward_calls(rendered) == set()
     assert rendered.count_of(PromptEncoder.encode) == len(conversations)
     assert rendered.count_of(PromptEncoder.collate) == 1
     messages = rendered.indices_in("prompt.conversation", "prompt.template", "prompt.frontend")
