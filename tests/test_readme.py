@@ -40,7 +40,14 @@ def test_python_blocks_run(code, tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
 
-@pytest.mark.parametrize("block", blocks("console"))
+def console_blocks():
+    """Each command is a process that takes seconds to start, so a block of several is slow."""
+    for block in blocks("console"):
+        is_slow = len(re.findall(r"\bhiggs-audio ", block)) > 1
+        yield pytest.param(block, marks=[pytest.mark.slow] if is_slow else [])
+
+
+@pytest.mark.parametrize("block", console_blocks())
 def test_console_blocks_run(block, tmp_path):
     """Runs all lines of a block in one folder, without the parts that install or test."""
     parts = [part for line in block.splitlines() for part in line.split(" && ") if not NOT_HERE.match(part)]

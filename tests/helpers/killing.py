@@ -1,11 +1,13 @@
 """Helpers that kill processes and training runs at a certain point."""
 
-import itertools
 import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from higgs_audio.training import run
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 KILL_AT_RENAME = "import os, signal, sys\nos.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
 
@@ -14,17 +16,21 @@ class KilledError(BaseException):
     """Simulates a signal: no handler catches it."""
 
 
-def kill_at(monkeypatch, module, step):
-    """Interrupts the training run of `module` before optimizer step `step`, counted from 1."""
-    name = "apply_step" if hasattr(module, "apply_step") else "apply_gradients"
-    calls, original = itertools.count(1), getattr(run, name)
+@contextmanager
+def killed_at(step: int) -> Iterator[None]:
+    """Interrupts a training run before the update number `step` of an optimizer, counted from 1."""
+    counts = Counter()
 
-    def apply_or_kill(*args):
-        if next(calls) == step:
+    def kill(optimizer, *_):
+        counts[optimizer] += 1
+        if counts[optimizer] == step:
             raise KilledError
-        return original(*args)
 
-    monkeypatch.setattr(module, name, apply_or_kill)
+    handle = register_optimizer_step_pre_hook(kill)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def run_until_rename(code, *arguments):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from corpus import HUBERT, TEXT, TEXTS, write_corpus, write_samples
-from killing import KilledError, kill_at
+from killing import KilledError, killed_at
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from higgs_audio.data.phones import phones
@@ -155,15 +155,13 @@ def generated_codes(model, processor, text):
     return revert_delay(segment).numpy(), output.finish_reasons[0]
 
 
-def check_resumed(monkeypatch, tmp_path, module, train, recipe, kills):
+def check_resumed(tmp_path, train, recipe, kills):
     """Compares an uninterrupted run with one that is killed at each of `kills` (steps since its start) and resumed."""
     train(dataclasses.replace(recipe, output=str(tmp_path / "whole")))
     broken = dataclasses.replace(recipe, output=str(tmp_path / "broken"))
     for step in kills:
-        with monkeypatch.context() as patch:
-            kill_at(patch, module, step)
-            with pytest.raises(KilledError):
-                train(broken)
+        with killed_at(step), pytest.raises(KilledError):
+            train(broken)
     train(broken)
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from corpus import TEXT
 
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
@@ -9,14 +10,6 @@ from higgs_audio.train_lm.start import TOKEN_FIELDS
 
 K, BINS, RATE = 8, 8, 16000
 WINDOW = 200  # mel frames of the tiny tower: 2 seconds
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
 TOWER = {
     "num_mel_bins": BINS,
     "d_model": 16,

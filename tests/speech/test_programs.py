@@ -73,7 +73,7 @@ def run(tmp_path_factory):
 def run_example(name, arguments, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("sys.argv", [name, str(NANO), *arguments])
+        patch.setattr("sys.argv", [name, str(NANO), *arguments])  # the arguments of a program that runs in this process
         torch.manual_seed(0)
         variables = runpy.run_path(str(EXAMPLES / f"{name}.py"))
     return variables, read(folder / "output.wav") if (folder / "output.wav").exists() else None

@@ -32,10 +32,10 @@ from higgs_audio.train_lm.recipe import LanguageModelRecipe
 from higgs_audio.training.recipe import load_recipe, save_recipe
 
 
-def test_a_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(encoded, tiny_checkpoint, tmp_path, monkeypatch):
+def test_a_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(encoded, tiny_checkpoint, tmp_path):
     """Killed once in the steps on short clips, and once in the steps on all clips."""
     recipe = lm_recipe(encoded, tiny_checkpoint, num_steps=8, batch_positions=400, short_share=0.5)
-    check_resumed(monkeypatch, tmp_path, lm, lm.train_language_model, recipe, kills=(4, 4))
+    check_resumed(tmp_path, lm.train_language_model, recipe, kills=(4, 4))
 
 
 @pytest.mark.slow

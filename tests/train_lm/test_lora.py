@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from killing import KilledError, kill_at
+from killing import KilledError, killed_at
 from runs import random_dialogues, tiny_model
 from transformers import HiggsAudioV2ForConditionalGeneration
 
@@ -79,16 +79,14 @@ def test_a_model_with_merged_adapters_has_the_same_logits(dialogues, processor, 
     assert float((without - logits).detach().abs().max()) > 1e-2
 
 
-def test_a_run_with_adapters_writes_a_plain_checkpoint_and_resumes(recipe, tmp_path, monkeypatch):
+def test_a_run_with_adapters_writes_a_plain_checkpoint_and_resumes(recipe, tmp_path):
     recipe = dataclasses.replace(recipe, lora_rank=4, guide_weight=0.0, phone_weight=0.0)
     path = lm.train_language_model(recipe)
     model = HiggsAudioForConditionalGeneration.from_pretrained(path)
     assert not any("lora" in name for name in model.state_dict())
     broken = dataclasses.replace(recipe, output=str(tmp_path / "again"))
-    with monkeypatch.context() as patch:
-        kill_at(patch, lm, 5)
-        with pytest.raises(KilledError):
-            lm.train_language_model(broken)
+    with killed_at(5), pytest.raises(KilledError):
+        lm.train_language_model(broken)
     again = lm.train_language_model(broken)
     ours, theirs = (HiggsAudioForConditionalGeneration.from_pretrained(p).state_dict() for p in (path, again))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -80,6 +80,7 @@ def test_two_processes_have_the_losses_of_one_and_one_process_resumes_their_stat
 
 
 def test_a_run_with_worker_processes_is_the_same_run_and_a_dead_worker_is_a_recipe_error(recipe, tmp_path):
+    """A worker can only die at a known step if it kills itself there, so that its method is replaced."""
     with_worker = dataclasses.replace(recipe, output=str(tmp_path / "worker"), num_workers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CollatedWindows, "__getitem__", lambda self, window: os.kill(os.getpid(), signal.SIGKILL))

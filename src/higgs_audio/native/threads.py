@@ -12,7 +12,7 @@ CGROUP = Path("/sys/fs/cgroup")  # the control group of this container, on Linux
 
 
 def num_threads(cgroup: Path = CGROUP) -> int:
-    """Returns the number of torch's threads, limited to the CPU quota of the container, at least 1."""
+    """Returns the number of torch's threads, limited to the CPU quota of a control group, at least 1."""
     cores = cpu_quota(cgroup)
     return torch.get_num_threads() if cores is None else max(1, min(torch.get_num_threads(), math.ceil(cores)))
 
