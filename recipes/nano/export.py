@@ -8,10 +8,12 @@ export it before `train prepare`.
     python recipes/nano/export.py average LM_DIR OTHER_LM_DIR SHARE OUT_DIR
     python recipes/nano/export.py deepen TOKENIZER_DIR BLOCKS OUT_DIR
     python recipes/nano/export.py harmonic TOKENIZER_DIR OUT_DIR
+    python recipes/nano/export.py lags TOKENIZER_DIR COUNT OUT_DIR
 
 `average` interpolates two language models, with weight SHARE for the first and 1 - SHARE for the second. `deepen` adds
 decoder blocks at 100 Hz to the audio tokenizer, initialized as identities. `harmonic` replaces its spectrum head with
-an untrained harmonic head, whose filters are initialized with the magnitudes of the spectrum head.
+an untrained harmonic head, whose filters are initialized with the magnitudes of the spectrum head. `lags` lets the
+encoder hear the autocorrelation at COUNT lags, at first with weight 0.
 """
 
 import copy
@@ -104,12 +106,24 @@ def export_harmonic(tokenizer: str, out: str) -> None:
     harmonic.save_pretrained(out)
 
 
+def export_lags(tokenizer: str, count: str, out: str) -> None:
+    """The codes are the same until the weights of the lags are trained."""
+    codec = HiggsAudioTokenizer.from_pretrained(tokenizer)
+    config = copy.deepcopy(codec.config)
+    config.acoustic_model_config["pitch_lags"] = int(count)
+    hearing = HiggsAudioTokenizer(config)
+    hearing.load_state_dict(codec.state_dict(), strict=False)
+    torch.nn.init.zeros_(hearing.acoustic_encoder.embed_lags.weight)
+    hearing.save_pretrained(out)
+
+
 COMMANDS = {
     "codec": export_codec,
     "all": export_all,
     "average": export_average,
     "deepen": export_deepened,
     "harmonic": export_harmonic,
+    "lags": export_lags,
 }
 
 if __name__ == "__main__":

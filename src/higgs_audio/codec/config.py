@@ -23,6 +23,7 @@ VOCOS_DEFAULTS: dict[str, Any] = {
     "n_fft": 960,
     "stft_hop": 240,  # 100 spectra per second
     "stride": 4,  # spectra in a frame
+    "pitch_lags": 0,  # lags of the autocorrelation that the encoder hears besides spectra; see `VocosEncoder`
     "hidden_size": 128,
     "encoder_widths": [256, 256],  # at 100 Hz, at 25 Hz
     "encoder_depths": [2, 4],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from higgs_audio.codec.autocorrelation import autocorrelation, pitch_lags, voice_windows
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
 from higgs_audio.codec.harmonic import LOG_CEILING, HarmonicHead, PhaseState, Pitch
 
@@ -62,7 +63,11 @@ class Stage(nn.Sequential):
 
 
 class VocosEncoder(nn.Module):
-    """Maps a waveform `[B, 1, S]`, S a multiple of the hop length, to features `[B, hidden, F]`."""
+    """Maps a waveform `[B, 1, S]`, S a multiple of the hop length, to features `[B, hidden, F]`.
+
+    Spectra of 40 ms do not resolve the harmonics of voices below 100 Hz. With `pitch_lags` above 0, the encoder also
+    hears the autocorrelation at that many lags.
+    """
 
     window: Tensor
 
@@ -72,7 +77,9 @@ class VocosEncoder(nn.Module):
         kernel, (fine, coarse) = a["kernel_size"], a["encoder_widths"]
         self.n_fft, self.hop = a["n_fft"], a["stft_hop"]
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.sample_rate = config.sample_rate
         self.embed = nn.Conv1d(self.n_fft // 2 + 1, fine, 1)
+        self.embed_lags = nn.Conv1d(a["pitch_lags"], fine, 1, bias=False) if a["pitch_lags"] else None
         self.embed_norm = ChannelNorm(fine)
         self.fine = Stage(fine, a["encoder_depths"][0], kernel, kernel // 2)
         self.down = nn.Conv1d(fine, coarse, a["stride"], stride=a["stride"])
@@ -84,8 +91,12 @@ class VocosEncoder(nn.Module):
         framed = F.pad(waveform[:, 0], (pad, pad)).unfold(-1, self.n_fft, self.hop)  # [B, T, n_fft]
         magnitude = torch.fft.rfft(framed * self.window).abs()
         spectrum = magnitude.clamp(min=LOG_FLOOR).log().transpose(1, 2)  # [B, bins, T]
-        x = self.coarse(self.down(self.fine(self.embed_norm(self.embed(spectrum)))))
-        out: Tensor = self.out(x)
+        x = self.embed(spectrum)
+        if self.embed_lags is not None:
+            lags = pitch_lags(self.embed_lags.in_channels, self.sample_rate).to(waveform.device)
+            correlation = autocorrelation(voice_windows(waveform[:, 0], self.hop, self.sample_rate), self.sample_rate)
+            x = x + self.embed_lags(correlation[..., lags].transpose(1, 2))  # [B, fine, T]
+        out: Tensor = self.out(self.coarse(self.down(self.fine(self.embed_norm(x)))))
         return out
 
 

@@ -1,7 +1,6 @@
 """Pitch tracking of recordings by autocorrelation, and the losses of a predicted pitch.
 
-The autocorrelation is divided by the autocorrelation of the window (Boersma 1993, "Accurate short-term analysis of the
-fundamental frequency"). Viterbi finds the smoothest path through the best candidates of every hop.
+Viterbi finds the smoothest path through the best candidates of every hop.
 """
 
 import math
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from higgs_audio.codec.autocorrelation import HIGHEST_HZ, autocorrelation, voice_windows
 from higgs_audio.codec.harmonic import CENTER_HZ, NOISE_PERIOD, PhaseState, Pitch
 
-HIGHEST_HZ, LOWEST_HZ = 480.0, 55.0
-WINDOW_SECONDS = 0.06  # three periods of LOWEST_HZ
 NUM_CANDIDATES = 6
 OCTAVE_COST = 0.03  # per octave of lag: the correlation is as high at twice the period
 JUMP_COST = 0.4  # per octave between two hops
@@ -27,8 +25,8 @@ def track_pitch(waveform: Tensor, hop: int, sample_rate: int) -> Pitch:
 
     In unvoiced hops `hz` is interpolated between the voiced neighbors.
     """
-    windows = _windows(waveform, hop, round(WINDOW_SECONDS * sample_rate))  # [B, T, W]
-    correlation = _autocorrelation(windows, math.ceil(sample_rate / LOWEST_HZ) + 1)  # [B, T, lags]
+    windows = voice_windows(waveform, hop, sample_rate)  # [B, T, W]
+    correlation = autocorrelation(windows, sample_rate)  # [B, T, lags]
     lags, scores = _candidates(correlation, math.ceil(sample_rate / HIGHEST_HZ))  # [B, T, n] each
     path = _smoothest_path(-scores, torch.log2(sample_rate / lags.float()))  # [B, T]
     lag = lags.gather(2, path[..., None])  # [B, T, 1]
@@ -38,24 +36,6 @@ def track_pitch(waveform: Tensor, hop: int, sample_rate: int) -> Pitch:
     is_peak = scores.gather(2, path[..., None])[..., 0] > NO_PEAK / 2
     voiced = (peak > VOICED_CORRELATION) & (windows.pow(2).mean(-1).sqrt() > MIN_VOICED_RMS) & is_peak
     return Pitch(_interpolated(hz, voiced), voiced.float())
-
-
-def _windows(waveform: Tensor, hop: int, width: int) -> Tensor:
-    """Returns windows `[B, T, width]` around the center of every hop, with their mean removed."""
-    before = width // 2 - hop // 2
-    windows = F.pad(waveform, (before, width)).unfold(1, width, hop)[:, : waveform.shape[1] // hop]
-    return windows - windows.mean(-1, keepdim=True)
-
-
-def _autocorrelation(windows: Tensor, num_lags: int) -> Tensor:
-    """Returns the normalized autocorrelation `[B, T, num_lags]`: 1 at lag 0, near 0 for noise."""
-    width = windows.shape[-1]
-    size = 2 ** math.ceil(math.log2(width + num_lags))
-    hann = torch.hann_window(width, device=windows.device)
-    powers = (torch.fft.rfft(x, size).abs() ** 2 for x in (windows * hann, hann))
-    correlations = (torch.fft.irfft(power, size)[..., :num_lags] for power in powers)
-    of_windows, of_hann = (x / x[..., :1].clamp(min=1e-9) for x in correlations)
-    return of_windows / of_hann
 
 
 def _candidates(correlation: Tensor, shortest: int) -> tuple[Tensor, Tensor]:
