@@ -195,6 +195,7 @@ ACOUSTIC_MODELS = {
         "decoder_widths": [24, 16],
         "decoder_head": "harmonic",
     },
+    "vocos with lags": {"body": "vocos", "hidden_size": 8, "encoder_widths": [16, 16], "pitch_lags": 32},
 }
 
 
