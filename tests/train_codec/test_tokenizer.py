@@ -91,12 +91,29 @@ def test_every_tokenizer_recipe_of_the_repository_is_read(path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"start": "a", "teacher": "b"}, {"teacher": "b", "decoder_only": True}],
-    ids=["neither", "both", "decoder_only without a start"],
+    [
+        {},
+        {"start": "a", "teacher": "b"},
+        *({"teacher": "b", name: True} for name in ("decoder_only", "fixed_codebooks")),
+    ],
+    ids=["neither", "both", "decoder_only without a start", "fixed_codebooks without a start"],
 )
 def test_a_run_needs_either_a_teacher_or_a_start(tmp_path, changes):
     with pytest.raises(RecipeError, match="give a teacher for a new tokenizer, or a start"):
         tokenizer.initial_tokenizer(tokenizer_recipe("corpus", tmp_path, **changes))
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_fixed_codebooks_stay_while_encoder_and_decoder_are_trained(corpus, tiny_checkpoint, tmp_path, fixed):
+    start = str(tiny_checkpoint / "codec")
+    recipe = tokenizer_recipe(
+        corpus, tmp_path / "run", start=start, fixed_codebooks=fixed, num_steps=2, replace_every=1
+    )
+    models = [HiggsAudioTokenizer.from_pretrained(path) for path in (start, tokenizer.train_tokenizer(recipe))]
+    before, after = (model.state_dict() for model in models)
+    changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {"acoustic_encoder", "acoustic_decoder", "fc"} <= changed
+    assert ("quantizer" in changed) is not fixed
 
 
 def test_the_semantic_branch_of_an_ablation_stays_zero(corpus, tiny_teacher, tmp_path):

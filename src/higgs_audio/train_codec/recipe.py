@@ -21,7 +21,9 @@ class TokenizerRecipe:
 
     `start` continues to train an existing tokenizer with its own teacher; `body` and `codebook_dim` are then ignored.
     `decoder_only` trains only its decoder: the codes do not change, so language models trained on them stay valid.
-    Clips are then encoded once, each at one random gain.
+    Clips are then encoded once, each at one random gain. `fixed_codebooks` trains all but the codebooks, which are
+    otherwise running averages of the latents: codes change, but entries keep their place, and a language model can
+    follow with little further training.
 
     `heard_weight` is the weight of the consistency loss: the difference between the teacher's features of decoded and
     recorded audio, for the first `heard_share` of every batch. An `adversarial_weight` above 0 trains discriminators
@@ -35,6 +37,7 @@ class TokenizerRecipe:
     teacher: str = ""
     start: str = ""
     decoder_only: bool = False
+    fixed_codebooks: bool = False
     body: dict[str, Any] = field(default_factory=lambda: {"body": "vocos"})
     codebook_dim: int = 64
     semantic_branch: bool = True

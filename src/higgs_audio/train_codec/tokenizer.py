@@ -29,10 +29,12 @@ def initial_tokenizer(recipe: TokenizerRecipe) -> HiggsAudioTokenizer:
     Raises:
         RecipeError: the recipe must have either a teacher (for a new tokenizer) or a start.
     """
-    if bool(recipe.start) == bool(recipe.teacher) or (recipe.decoder_only and not recipe.start):
+    needs_start = recipe.decoder_only or recipe.fixed_codebooks
+    if bool(recipe.start) == bool(recipe.teacher) or (needs_start and not recipe.start):
         raise RecipeError(
-            f"start={recipe.start!r}, teacher={recipe.teacher!r}, decoder_only={recipe.decoder_only}: give a teacher "
-            "for a new tokenizer, or a start to continue an existing one; decoder_only requires a start"
+            f"start={recipe.start!r}, teacher={recipe.teacher!r}, decoder_only={recipe.decoder_only}, "
+            f"fixed_codebooks={recipe.fixed_codebooks}: give a teacher for a new tokenizer, or a start to continue an "
+            "existing one; decoder_only and fixed_codebooks require a start"
         )
     tokenizer = HiggsAudioTokenizer.from_pretrained(recipe.start) if recipe.start else new_tokenizer(recipe)
     tokenizer.semantic_model.requires_grad_(False)
@@ -88,7 +90,8 @@ def train_tokenizer(recipe: TokenizerRecipe) -> Path:
         output, losses = forward_pass(tokenizer, waveform, depth, recipe, generator)
         metrics = {} if output.quantized is None else {"left_first": output.quantized.residual_energy[0]}
         trainer.train_step(losses, waveform[:, 0], output.audio_values[:, 0], metrics)  # type: ignore[index]
-        update_codebooks(tokenizer, output, recipe, trainer.step, generator)
+        if not recipe.fixed_codebooks:
+            update_codebooks(tokenizer, output, recipe, trainer.step, generator)
         trainer.save_if_due()
     return trainer.export()
 
