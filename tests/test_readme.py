@@ -47,7 +47,7 @@ def console_blocks():
         yield pytest.param(block, marks=[pytest.mark.slow] if is_slow else [])
 
 
-@pytest.mark.parametrize("block", console_blocks())
+@pytest.mark.parametrize("block", list(console_blocks()))
 def test_console_blocks_run(block, tmp_path):
     """Runs all lines of a block in one folder, without the parts that install or test."""
     parts = [part for line in block.splitlines() for part in line.split(" && ") if not NOT_HERE.match(part)]

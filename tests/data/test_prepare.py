@@ -203,7 +203,7 @@ def test_the_next_run_writes_the_parts_of_a_killed_worker(recipe, encoded, tmp_p
     command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path / "recipe.yaml")]
     killed = subprocess.run(command, env={**os.environ, "DIE": "1"}, capture_output=True, text=True)
     assert killed.returncode == 1
-    assert "worker 1 ended with code -9" in killed.stderr and "run it again for the rest" in killed.stderr
+    assert "worker 1 ended with code -9" in killed.stderr and "run the command again for the rest" in killed.stderr
     assert sorted(contents(output)) == [f"part-000{n}.{kind}" for n in (0, 2) for kind in ("jsonl", "safetensors")]
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.stdout == "{'kept': 6}\n"
