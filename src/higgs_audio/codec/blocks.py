@@ -79,7 +79,7 @@ class NativeConvNeXtBlocks(ConvNeXtBlocks):
         struct, threads = ctypes.byref(self._structs[index]), num_threads()
         padded, starts = padded.contiguous(), starts.long().contiguous()
         output = padded.new_empty(len(starts), padded.shape[1])
-        workspace = padded.new_empty(self._library.higgs_convnext_workspace(struct, threads))
+        workspace = padded.new_empty(self._library.higgs_convnext_workspace(struct))
         inputs = (tensor.data_ptr() for tensor in (padded, starts))
         self._library.higgs_convnext(struct, *inputs, len(starts), output.data_ptr(), workspace.data_ptr(), threads)
         return output

@@ -100,7 +100,7 @@ class NativeLayers:
         length = state.shape[4]
         logits = rows.new_empty(num_logit_rows, self._num_logits)
         model = ctypes.byref(self._struct)
-        work = rows.new_empty(self._library.higgs_forward_workspace(model, len(rows), threads, length))
+        work = rows.new_empty(self._library.higgs_forward_workspace(model, len(rows), length))
         pointers = [tensor.data_ptr() for tensor in (slots, positions, self._rotation)]
         if shared is not None:
             pointers += [tensor.data_ptr() for tensor in (shared.pointers, shared.counts, shared.lengths)]

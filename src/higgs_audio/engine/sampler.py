@@ -81,7 +81,7 @@ class NativeSampler(Sampler):
         count, num_codebooks = state.column.shape
         self._struct = self._make_struct(state)
         self._threads = num_threads()
-        num_bytes = library.higgs_sampler_workspace(count, num_codebooks, config.codebook_rows, self._threads)
+        num_bytes = library.higgs_sampler_workspace(count, num_codebooks, config.codebook_rows)
         self._work = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
 
     def _make_struct(self, state: DecodeState) -> SamplerStruct:

@@ -6,6 +6,7 @@
 
 #include "export.h"
 #include "matrix.h"
+#include "pool.h"
 
 #define TILE 48 /* rows: 48 of 1,152 floats are 221 kB */
 
@@ -77,26 +78,42 @@ static void contract(
 static int64_t tile_floats(const convnext_block *b) { return TILE * (b->width + b->expand.out + 2 * PANEL); }
 
 /* Floats of working memory that `higgs_convnext` needs. */
-EXPORT int64_t higgs_convnext_workspace(const convnext_block *b, int64_t threads) { return threads * tile_floats(b); }
+EXPORT int64_t higgs_convnext_workspace(const convnext_block *b) { return tile_floats(b); }
+
+/* The arguments of `higgs_convnext`. */
+typedef struct {
+    const convnext_block *b;
+    const float *wide;
+    const int64_t *starts;
+    int64_t count;
+    float *result;
+} convnext_rows;
+
+/* Rows of a piece: a quarter of all, in blocks, but at most TILE. */
+static int64_t piece_rows(int64_t count) { return minimum(TILE, ((count + 3) / 4 + BLOCK - 1) / BLOCK * BLOCK); }
+
+static int64_t count_pieces(const void *context, int64_t stage) {
+    const int64_t count = ((const convnext_rows *)context)->count, size = piece_rows(count);
+    return stage ? END : (count + size - 1) / size;
+}
+
+static void run_piece(const void *context, int64_t stage, int64_t piece, void *scratch) {
+    const convnext_rows *all = context;
+    const convnext_block *b = all->b;
+    const int64_t size = piece_rows(all->count), first = piece * size, rows = minimum(size, all->count - first);
+    float *normed = scratch, *inner = normed + TILE * b->width, *buffer = inner + TILE * b->expand.out;
+    (void)stage;
+    for (int64_t r = 0; r < rows; r++)
+        convolve_and_norm(b, all->wide + all->starts[first + r] * b->width, normed + r * b->width);
+    expand(b, normed, rows, buffer, inner);
+    contract(b, inner, rows, all->wide, all->starts + first, buffer, all->result + first * b->width);
+}
 
 /* Maps wide [any, width] to result [count, width]: row i is computed from the `kernel` rows from starts[i] on. */
 EXPORT void higgs_convnext(
     const convnext_block *b, const float *wide, const int64_t *starts, int64_t count, float *result, float *work,
     int64_t threads) {
-    if (!count) return;
-    int64_t each = (count + threads - 1) / threads, size = minimum(TILE, (each + BLOCK - 1) / BLOCK * BLOCK);
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t number = thread_number();
-        float *normed = work + number * tile_floats(b), *inner = normed + TILE * b->width;
-        float *buffer = inner + TILE * b->expand.out;
-#pragma omp for schedule(dynamic)
-        for (int64_t first = 0; first < count; first += size) {
-            int64_t rows = minimum(size, count - first);
-            for (int64_t r = 0; r < rows; r++)
-                convolve_and_norm(b, wide + starts[first + r] * b->width, normed + r * b->width);
-            expand(b, normed, rows, buffer, inner);
-            contract(b, inner, rows, wide, starts + first, buffer, result + first * b->width);
-        }
-    }
+    convnext_rows rows = {b, wide, starts, count, result};
+    program all = {count_pieces, run_piece, &rows, tile_floats(b) * sizeof(float)};
+    if (count) run_program(&all, work, threads);
 }

@@ -1,12 +1,15 @@
 /* All decoder layers for the rows of a batch, on a CPU; see engine/native_layers.py.
  *
  * In torch, overhead per operation dominates a step of a small model, and reading the weights dominates a step of a large one.
- * Here all layers are one parallel region, and each weight is read once per block of rows, in bfloat16 if that is exact. The
- * order of summation of a row is fixed, so its result does not depend on the other rows of the batch.
+ * Here all layers are one program of the thread pool, and each weight is read once per group of rows, in bfloat16 if that is
+ * exact. The order of summation of a row is fixed, so its result does not depend on the other rows of the batch.
  */
 
 #include "export.h"
 #include "matrix.h"
+#include "pool.h"
+
+#define SMALLEST_PIECE 16384 /* floats that a piece of a norm reads: 4 us */
 
 /* structs.py mirrors the structures below. */
 
@@ -51,16 +54,18 @@ EXPORT_SIZEOF(model)
 EXPORT_SIZEOF(kv_cache)
 EXPORT_SIZEOF(batch)
 
-/* Computes up(x) times the SiLU of gate(x), from output o on. */
+/* Computes one tile of up(x) times the SiLU of gate(x). */
 static void gated(
-    const feed_forward *f, int64_t is_bfloat16, const float *x, int64_t rows, int64_t o, float *buffer, float *result) {
-    float *gate = buffer, *up = buffer + rows * outputs_at_once(rows);
-    int64_t stride = multiply(&f->gate, is_bfloat16, x, rows, o, gate), count = minimum(stride, f->gate.out - o);
-    multiply(&f->up, is_bfloat16, x, rows, o, up);
-    for (int64_t r = 0; r < rows; r++)
+    const feed_forward *f, int64_t is_bfloat16, const float *x, int64_t rows, int64_t number, float *buffer, float *result) {
+    const tile t = find_tile(rows, f->gate.out, number);
+    float *gate = buffer, *up = buffer + t.rows * outputs_at_once(t.rows);
+    x += t.first * f->gate.in, result += t.first * f->gate.out + t.o;
+    int64_t stride = multiply(&f->gate, is_bfloat16, x, t.rows, t.o, gate), count = minimum(stride, f->gate.out - t.o);
+    multiply(&f->up, is_bfloat16, x, t.rows, t.o, up);
+    for (int64_t r = 0; r < t.rows; r++)
         for (int64_t i = 0; i < count; i += LANES) {
             vec g = *(const vec *)(gate + r * stride + i), u = *(const vec *)(up + r * stride + i);
-            *(vec *)(result + r * f->gate.out + o + i) = u * g / (1.0f + exponential(-g));
+            *(vec *)(result + r * f->gate.out + i) = u * g / (1.0f + exponential(-g));
         }
 }
 
@@ -150,75 +155,139 @@ static void store(
         rotate(query + (r * m->num_heads + n) * h, rotation, h, 1 / sqrtf(h));
 }
 
+/* One forward pass: its arguments, and the working memory that its threads share. */
+typedef struct {
+    const model *m;
+    const kv_cache *c;
+    const batch *b;
+    float *x, *logits, *query, *attended, *key, *value, *normed, *inner;
+    int64_t positions; /* at most as many are attended to */
+} pass;
+
+/* Floats of one thread: scores, then buffered outputs. */
+static int64_t thread_floats(int64_t rows, int64_t positions) { return positions + LANES + minimum(rows, GROUP) * BUFFERED; }
+
+/* Rows that one piece normalizes or stores: enough to be worth a piece. */
+static int64_t rows_at_once(int64_t width) { return width < SMALLEST_PIECE ? SMALLEST_PIECE / width : 1; }
+
+/* Rows of one head that one piece attends with. */
+static int64_t queries_at_once(int64_t rows) { return rows < 16 ? 1 : 4; }
+
+static int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* Stages of a layer; after the layers, FINAL_NORM and HEAD. */
+enum { INPUT_NORM, PROJECT, STORE, ATTEND, OUTPUT, POST_NORM, GATED, DOWN, NUM_STAGES };
+enum { FINAL_NORM, HEAD, NUM_LAST };
+
+static int64_t count_pieces(const void *context, int64_t stage) {
+    const pass *p = context;
+    const model *m = p->m;
+    const int64_t rows = p->b->num_rows, text = p->b->num_text_rows, last = p->b->num_logit_rows;
+    const layer *a = m->layers + stage / NUM_STAGES;
+    int64_t after = stage - m->num_layers * NUM_STAGES;
+    if (after >= NUM_LAST || (!last && after > STORE - NUM_STAGES)) return END; /* without logits, keys and values are enough */
+    if (after == FINAL_NORM) return ceiling(last, rows_at_once(m->hidden_size));
+    if (after == HEAD) return num_tiles(last, m->head.out);
+    switch (stage % NUM_STAGES) {
+        case PROJECT: return num_tiles(rows, a->query.out) + 2 * num_tiles(rows, a->key.out);
+        case STORE: return ceiling(rows, rows_at_once(a->query.out));
+        case ATTEND: return m->num_heads * ceiling(rows, queries_at_once(rows));
+        case OUTPUT: return num_tiles(rows, m->hidden_size);
+        case GATED: return num_tiles(text, m->intermediate_size) + num_tiles(rows - text, m->intermediate_size);
+        case DOWN: return num_tiles(text, m->hidden_size) + num_tiles(rows - text, m->hidden_size);
+        default: return ceiling(rows, rows_at_once(m->hidden_size));
+    }
+}
+
+/* Normalizes rows from `first` to `stop`, with the weights of the layer, or those of the end if `a` is NULL. */
+static void normalize(const pass *p, const layer *a, int is_input, int64_t first, int64_t stop) {
+    const int64_t width = p->m->hidden_size;
+    for (int64_t r = first; r < stop; r++) {
+        const feed_forward *f = a ? r < p->b->num_text_rows ? &a->text : &a->audio : NULL;
+        const float *weight = !f ? p->m->final_norm : is_input ? f->input_norm : f->post_attention_norm;
+        norm(p->x + r * width, weight, width, p->m->eps, p->normed + r * width);
+    }
+}
+
+static void project(const pass *p, const layer *a, int64_t piece, float *buffer) {
+    const int64_t rows = p->b->num_rows, queries = num_tiles(rows, a->query.out), keys = num_tiles(rows, a->key.out);
+    if (piece < queries) multiply_to(&a->query, p->m->is_bfloat16, p->normed, rows, piece, buffer, p->query);
+    else if (piece < queries + keys) multiply_to(&a->key, p->m->is_bfloat16, p->normed, rows, piece - queries, buffer, p->key);
+    else multiply_to(&a->value, p->m->is_bfloat16, p->normed, rows, piece - queries - keys, buffer, p->value);
+}
+
+static void store_rows(const pass *p, int64_t l, int64_t first, int64_t stop) {
+    const kv_cache *c = p->c;
+    for (int64_t r = first; r < stop; r++)
+        for (int64_t g = 0; g < p->m->num_kv_heads; g++) {
+            float *keys = c->state + l * c->layer_stride + p->b->slots[r] * c->slot_stride + g * c->head_stride;
+            store(p->m, p->b, r, g, keys, keys + c->value_stride, p->query, p->key, p->value);
+        }
+}
+
+/* Piece by piece, head by head: rows that share a prefix are consecutive. */
+static void attend_rows(const pass *p, int64_t l, int64_t piece, float *scores) {
+    const model *m = p->m;
+    const int64_t rows = p->b->num_rows, size = queries_at_once(rows), each = ceiling(rows, size);
+    const int64_t head = piece / each, first = piece % each * size;
+    for (int64_t r = first; r < minimum(first + size, rows); r++) {
+        int64_t offset = (r * m->num_heads + head) * m->head_dim;
+        span spans[2];
+        find_spans(m, p->c, p->b, l, r, head / (m->num_heads / m->num_kv_heads), spans);
+        attend(p->query + offset, spans, m->head_dim, scores, p->attended + offset);
+    }
+}
+
+/* The feed-forward networks: pieces of text, then of audio. */
+static void feed(const pass *p, const layer *a, int is_gated, int64_t piece, float *buffer) {
+    const model *m = p->m;
+    const int64_t text = p->b->num_text_rows, pieces = num_tiles(text, is_gated ? m->intermediate_size : m->hidden_size);
+    const int64_t is_audio = piece >= pieces, first = is_audio ? text : 0, rows = is_audio ? p->b->num_rows - text : text;
+    const feed_forward *f = is_audio ? &a->audio : &a->text;
+    float *x = p->x + first * m->hidden_size, *inner = p->inner + first * m->intermediate_size;
+    if (is_audio) piece -= pieces;
+    if (is_gated) gated(f, m->is_bfloat16, p->normed + first * m->hidden_size, rows, piece, buffer, inner);
+    else multiply_add(&f->down, m->is_bfloat16, inner, rows, piece, buffer, x);
+}
+
+static void run_piece(const void *context, int64_t stage, int64_t piece, void *scratch) {
+    const pass *p = context;
+    const model *m = p->m;
+    const int64_t rows = p->b->num_rows, last = p->b->num_logit_rows, l = stage / NUM_STAGES;
+    const int64_t size = rows_at_once(m->hidden_size), first = piece * size, stop = minimum(first + size, rows);
+    const layer *a = m->layers + l;
+    float *scores = scratch, *buffer = scores + p->positions + LANES;
+    if (l == m->num_layers && stage % NUM_STAGES == FINAL_NORM)
+        return normalize(p, NULL, 0, rows - last + first, minimum(rows - last + first + size, rows));
+    if (l == m->num_layers)
+        return multiply_to(&m->head, m->is_bfloat16, p->normed + (rows - last) * m->hidden_size, last, piece, buffer, p->logits);
+    switch (stage % NUM_STAGES) {
+        case INPUT_NORM: return normalize(p, a, 1, first, stop);
+        case PROJECT: return project(p, a, piece, buffer);
+        case STORE: return store_rows(p, l, piece * rows_at_once(a->query.out),
+                                      minimum((piece + 1) * rows_at_once(a->query.out), rows));
+        case ATTEND: return attend_rows(p, l, piece, scores);
+        case OUTPUT: return multiply_add(&a->output, m->is_bfloat16, p->attended, rows, piece, buffer, p->x);
+        case POST_NORM: return normalize(p, a, 0, first, stop);
+        case GATED: return feed(p, a, 1, piece, buffer);
+        case DOWN: return feed(p, a, 0, piece, buffer);
+    }
+}
+
 /* Floats of working memory that `higgs_forward` needs if rows attend to at most `positions` positions. */
-EXPORT int64_t higgs_forward_workspace(const model *m, int64_t rows, int64_t threads, int64_t positions) {
+EXPORT int64_t higgs_forward_workspace(const model *m, int64_t rows, int64_t positions) {
     int64_t heads = (2 * m->num_heads + 2 * m->num_kv_heads) * m->head_dim;
-    return rows * (heads + m->hidden_size + m->intermediate_size) + threads * (rows * BUFFERED + positions + LANES);
+    return rows * (heads + m->hidden_size + m->intermediate_size) + thread_floats(rows, positions);
 }
 
 /* Runs rows x [num_rows, hidden_size] in place through all layers. Writes logits [num_logit_rows, head.out]. */
 EXPORT void higgs_forward(
     const model *m, const kv_cache *c, const batch *b, float *x, float *logits, float *work, int64_t threads,
     int64_t positions) {
-    const int64_t rows = b->num_rows, text = b->num_text_rows, audio = rows - text, width = m->hidden_size;
-    const int64_t is_bfloat16 = m->is_bfloat16, ffn = m->intermediate_size;
-    const int64_t h = m->head_dim, q = m->num_heads * h, k = m->num_kv_heads * h, each = m->num_heads / m->num_kv_heads;
-    float *query = work, *attended = query + rows * q, *key = attended + rows * q, *value = key + rows * k;
-    float *normed = value + rows * k, *inner = normed + rows * width, *buffers = inner + rows * ffn;
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t number = thread_number();
-        float *scores = buffers + number * (rows * BUFFERED + positions + LANES), *buffer = scores + positions + LANES;
-        for (int64_t l = 0; l < m->num_layers; l++) {
-            const layer *a = m->layers + l;
-            float *state = c->state + l * c->layer_stride;
-#define EACH_OUTPUT(count, out) \
-    _Pragma("omp for schedule(static) nowait") for (int64_t o = 0; o < (out); o += outputs_at_once(count))
-#define BARRIER _Pragma("omp barrier")
-#pragma omp for schedule(static)
-            for (int64_t r = 0; r < rows; r++) {
-                const feed_forward *f = r < text ? &a->text : &a->audio;
-                norm(x + r * width, f->input_norm, width, m->eps, normed + r * width);
-            }
-            EACH_OUTPUT(rows, q) multiply_to(&a->query, is_bfloat16, normed, rows, o, buffer, query);
-            EACH_OUTPUT(rows, k) multiply_to(&a->key, is_bfloat16, normed, rows, o, buffer, key);
-            EACH_OUTPUT(rows, k) multiply_to(&a->value, is_bfloat16, normed, rows, o, buffer, value);
-            BARRIER
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < rows * m->num_kv_heads; i++) {
-                int64_t r = i / m->num_kv_heads, g = i % m->num_kv_heads;
-                float *keys = state + b->slots[r] * c->slot_stride + g * c->head_stride;
-                store(m, b, r, g, keys, keys + c->value_stride, query, key, value);
-            }
-            if (l + 1 == m->num_layers && !b->num_logit_rows) break; /* without logits, only the layer's keys and values are needed */
-#pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < rows * m->num_heads; i++) { /* head by head: rows that share a prefix are consecutive */
-                int64_t head = i / rows, r = i % rows;
-                span spans[2];
-                find_spans(m, c, b, l, r, head / each, spans);
-                attend(query + (r * m->num_heads + head) * h, spans, h, scores, attended + (r * m->num_heads + head) * h);
-            }
-            EACH_OUTPUT(rows, width) multiply_add(&a->output, is_bfloat16, attended, rows, o, buffer, x);
-            BARRIER
-#pragma omp for schedule(static)
-            for (int64_t r = 0; r < rows; r++) {
-                const feed_forward *f = r < text ? &a->text : &a->audio;
-                norm(x + r * width, f->post_attention_norm, width, m->eps, normed + r * width);
-            }
-            if (text) EACH_OUTPUT(text, ffn) gated(&a->text, is_bfloat16, normed, text, o, buffer, inner);
-            if (audio)
-                EACH_OUTPUT(audio, ffn)
-                    gated(&a->audio, is_bfloat16, normed + text * width, audio, o, buffer, inner + text * ffn);
-            BARRIER
-            if (text) EACH_OUTPUT(text, width) multiply_add(&a->text.down, is_bfloat16, inner, text, o, buffer, x);
-            if (audio)
-                EACH_OUTPUT(audio, width)
-                    multiply_add(&a->audio.down, is_bfloat16, inner + text * ffn, audio, o, buffer, x + text * width);
-            BARRIER
-        }
-        const int64_t last = b->num_logit_rows, first = rows - last;
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < last; r++) norm(x + (first + r) * width, m->final_norm, width, m->eps, normed + r * width);
-        if (last) EACH_OUTPUT(last, m->head.out) multiply_to(&m->head, is_bfloat16, normed, last, o, buffer, logits);
-    }
+    const int64_t rows = b->num_rows, q = m->num_heads * m->head_dim, k = m->num_kv_heads * m->head_dim;
+    pass p = {.m = m, .c = c, .b = b, .x = x, .logits = logits, .positions = positions};
+    p.query = work, p.attended = p.query + rows * q, p.key = p.attended + rows * q, p.value = p.key + rows * k;
+    p.normed = p.value + rows * k, p.inner = p.normed + rows * m->hidden_size;
+    program forward = {count_pieces, run_piece, &p, thread_floats(rows, positions) * sizeof(float)};
+    run_program(&forward, p.inner + rows * m->intermediate_size, threads);
 }

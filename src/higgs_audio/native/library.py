@@ -15,16 +15,16 @@ from higgs_audio.native.structs import STRUCTS
 
 FOLDER = Path(__file__).parent  # contains the C files
 NATIVE_ENV = "HIGGS_AUDIO_NATIVE"  # environment variable; 0 disables the C code
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
 POINTER, INT64 = ctypes.c_void_p, ctypes.c_int64
 FUNCTIONS = {  # name -> type of the result, types of the arguments
     "higgs_panel_size": (INT64,),
     "higgs_pack_matrix": (None, POINTER, INT64, INT64, INT64, POINTER),
-    "higgs_forward_workspace": (INT64, POINTER, INT64, INT64, INT64),
+    "higgs_forward_workspace": (INT64, POINTER, INT64, INT64),
     "higgs_forward": (None, *[POINTER] * 6, INT64, INT64),
-    "higgs_sampler_workspace": (INT64, INT64, INT64, INT64, INT64),
+    "higgs_sampler_workspace": (INT64, INT64, INT64, INT64),
     "higgs_sampler_next_columns": (None, *[POINTER] * 5, INT64),
-    "higgs_convnext_workspace": (INT64, POINTER, INT64),
+    "higgs_convnext_workspace": (INT64, POINTER),
     "higgs_convnext": (None, *[POINTER] * 3, INT64, POINTER, POINTER, INT64),
     **{f"higgs_sizeof_{name}": (INT64,) for name in STRUCTS},
 }
@@ -94,10 +94,7 @@ def _compile_cached(compiler: str, folder: Path) -> Path:
         library.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(library.parent, library.name)
         with replacing_path(library) as output:
-            try:
-                _compile(compiler, (*FLAGS, "-fopenmp"), sources, output)
-            except subprocess.CalledProcessError:  # such as Apple's compiler, which has no OpenMP
-                _compile(compiler, FLAGS, sources, output)
+            _compile(compiler, FLAGS, sources, output)
     return library
 
 

@@ -99,17 +99,41 @@ static int64_t multiply(const matrix *m, int64_t is_bfloat16, const float *x, in
     return panels * PANEL;
 }
 
-/* Multiplies rows x [rows, in] with a matrix, to result [rows, out], outputs from o on; `buffer` holds [rows, N]. */
+/* A product is computed in tiles: up to GROUP rows, and as many outputs as `multiply` computes. */
+#define GROUP (16 * BLOCK) /* rows */
+
+typedef struct {
+    int64_t first, rows, o; /* rows from `first` on, outputs from `o` on */
+} tile;
+
+/* The number of tiles of a product of `rows` rows with a matrix of `out` outputs. */
+static int64_t num_tiles(int64_t rows, int64_t out) {
+    int64_t outputs = outputs_at_once(rows);
+    return (rows + GROUP - 1) / GROUP * ((out + outputs - 1) / outputs);
+}
+
+/* Tiles in the order of their rows: those of a group of rows are consecutive. Groups have equal numbers of rows. */
+static tile find_tile(int64_t rows, int64_t out, int64_t number) {
+    int64_t outputs = outputs_at_once(rows), each = (out + outputs - 1) / outputs, groups = (rows + GROUP - 1) / GROUP;
+    int64_t group = number / each, first = rows * group / groups;
+    return (tile){first, rows * (group + 1) / groups - first, number % each * outputs};
+}
+
+/* Computes one tile of the product of rows x [rows, in] with a matrix, to result [rows, out]; `buffer` holds the tile. */
 static void multiply_to(
-    const matrix *m, int64_t is_bfloat16, const float *x, int64_t rows, int64_t o, float *buffer, float *result) {
-    int64_t stride = multiply(m, is_bfloat16, x, rows, o, buffer), count = minimum(stride, m->out - o);
-    for (int64_t r = 0; r < rows; r++) memcpy(result + r * m->out + o, buffer + r * stride, count * sizeof(float));
+    const matrix *m, int64_t is_bfloat16, const float *x, int64_t rows, int64_t number, float *buffer, float *result) {
+    const tile t = find_tile(rows, m->out, number);
+    int64_t stride = multiply(m, is_bfloat16, x + t.first * m->in, t.rows, t.o, buffer), count = minimum(stride, m->out - t.o);
+    result += t.first * m->out + t.o;
+    for (int64_t r = 0; r < t.rows; r++) memcpy(result + r * m->out, buffer + r * stride, count * sizeof(float));
 }
 
 /* `multiply_to` that adds to the result. */
 static void multiply_add(
-    const matrix *m, int64_t is_bfloat16, const float *x, int64_t rows, int64_t o, float *buffer, float *result) {
-    int64_t stride = multiply(m, is_bfloat16, x, rows, o, buffer), count = minimum(stride, m->out - o);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < count; i++) result[r * m->out + o + i] += buffer[r * stride + i];
+    const matrix *m, int64_t is_bfloat16, const float *x, int64_t rows, int64_t number, float *buffer, float *result) {
+    const tile t = find_tile(rows, m->out, number);
+    int64_t stride = multiply(m, is_bfloat16, x + t.first * m->in, t.rows, t.o, buffer), count = minimum(stride, m->out - t.o);
+    result += t.first * m->out + t.o;
+    for (int64_t r = 0; r < t.rows; r++)
+        for (int64_t i = 0; i < count; i++) result[r * m->out + i] += buffer[r * stride + i];
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "export.h"
+#include "pool.h"
 #include "vectors.h"
 
 /* Mirrored by SamplerStruct in structs.py. Options have the names of `SamplingOptions`. N sequences, K codebooks, a window of
@@ -34,7 +35,7 @@ typedef struct {
     int32_t index;
 } candidate;
 
-/* Working memory of a thread: logits padded with -inf to whole vectors, and values computed from them. */
+/* Working memory of a thread, `scratch_size` bytes: logits padded with -inf to whole vectors, and values computed from them. */
 typedef struct {
     float *conditional, *negative, *scaled, *weights;
     int32_t *ids;
@@ -226,10 +227,54 @@ static void shift_window(const sampler *in, int64_t n, const int64_t *ids, int64
     }
 }
 
+/* The arguments of `higgs_sampler_next_columns`, and whether the logits of each codebook were finite. */
+typedef struct {
+    const sampler *in;
+    const float *logits;
+    int64_t *result, *recent, *finite;
+} sampler_call;
+
+static int64_t scratch_size(int64_t num_ids) {
+    return padded(num_ids) * (4 * sizeof(float) + sizeof(int32_t) + sizeof(candidate));
+}
+
+/* Samples one id of every sequence and codebook. */
+static void sample_piece(const sampler_call *call, int64_t piece, void *work) {
+    const int64_t codebooks = call->in->num_codebooks, size = padded(call->in->num_ids);
+    float *floats = work;
+    candidate *order = (candidate *)(floats + 4 * size);
+    scratch s = {floats, floats + size, floats + 2 * size, floats + 3 * size, (int32_t *)(order + size), order};
+    int64_t n = piece / codebooks, codebook = piece % codebooks;
+    call->result[n * (codebooks + 3) + codebook] = next_id(call->in, n, codebook, call->logits, &s, call->finite + piece);
+}
+
+/* Completes the columns of all sequences. */
+static void complete(const sampler_call *call) {
+    const sampler *in = call->in;
+    const int64_t codebooks = in->num_codebooks;
+    for (int64_t n = 0; n < in->num_sequences; n++) {
+        int64_t *column = call->result + n * (codebooks + 3), is_finite = 1;
+        for (int64_t k = 0; k < codebooks; k++) is_finite &= call->finite[n * codebooks + k];
+        column[codebooks] = force_bos_and_eos(in, n, column);
+        column[codebooks + 1] = column[codebooks] > 0 && in->num_columns[n] + 1 >= column[codebooks];
+        column[codebooks + 2] = is_finite;
+        shift_window(in, n, column, call->recent + n * codebooks * in->window_width);
+    }
+}
+
+static int64_t count_pieces(const void *context, int64_t stage) {
+    const sampler *in = ((const sampler_call *)context)->in;
+    return stage == 0 ? in->num_sequences * in->num_codebooks : stage == 1 ? 1 : END;
+}
+
+static void run_piece(const void *context, int64_t stage, int64_t piece, void *work) {
+    if (stage == 0) sample_piece(context, piece, work);
+    else complete(context);
+}
+
 /* Bytes of working memory that `higgs_sampler_next_columns` needs. */
-EXPORT int64_t higgs_sampler_workspace(int64_t num_sequences, int64_t num_codebooks, int64_t num_ids, int64_t threads) {
-    int64_t each = padded(num_ids) * (4 * sizeof(float) + sizeof(int32_t) + sizeof(candidate));
-    return threads * each + num_sequences * num_codebooks * sizeof(int64_t);
+EXPORT int64_t higgs_sampler_workspace(int64_t num_sequences, int64_t num_codebooks, int64_t num_ids) {
+    return num_sequences * num_codebooks * sizeof(int64_t) + scratch_size(num_ids);
 }
 
 /* Reads logits [rows, K, ids]. Writes result [N, K + 3]: the column, the number of columns of the whole segment (0 while it
@@ -238,28 +283,7 @@ EXPORT int64_t higgs_sampler_workspace(int64_t num_sequences, int64_t num_codebo
  */
 EXPORT void higgs_sampler_next_columns(
     const sampler *in, const float *logits, int64_t *result, int64_t *recent, void *work, int64_t threads) {
-    const int64_t codebooks = in->num_codebooks, size = padded(in->num_ids), count = in->num_sequences * codebooks;
-    int64_t *finite = work;
-    char *buffers = (char *)(finite + count);
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t number = thread_number();
-        float *floats = (float *)(buffers + number * size * (4 * sizeof(float) + sizeof(int32_t) + sizeof(candidate)));
-        candidate *order = (candidate *)(floats + 4 * size);
-        scratch s = {floats, floats + size, floats + 2 * size, floats + 3 * size, (int32_t *)(order + size), order};
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < count; i++) {
-            int64_t n = i / codebooks, codebook = i % codebooks;
-            result[n * (codebooks + 3) + codebook] = next_id(in, n, codebook, logits, &s, finite + i);
-        }
-#pragma omp for schedule(static)
-        for (int64_t n = 0; n < in->num_sequences; n++) {
-            int64_t *column = result + n * (codebooks + 3), is_finite = 1;
-            for (int64_t k = 0; k < codebooks; k++) is_finite &= finite[n * codebooks + k];
-            column[codebooks] = force_bos_and_eos(in, n, column);
-            column[codebooks + 1] = column[codebooks] > 0 && in->num_columns[n] + 1 >= column[codebooks];
-            column[codebooks + 2] = is_finite;
-            shift_window(in, n, column, recent + n * codebooks * in->window_width);
-        }
-    }
+    sampler_call call = {in, logits, result, recent, work};
+    program columns = {count_pieces, run_piece, &call, scratch_size(in->num_ids)};
+    run_program(&columns, call.finite + in->num_sequences * in->num_codebooks, threads);
 }

@@ -22,16 +22,6 @@
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4)));
 
-/* The number of this thread in a parallel region; 0 without OpenMP. */
-static inline int64_t thread_number(void) {
-#ifdef _OPENMP
-    extern int omp_get_thread_num(void);
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
 /* The smaller of two integers. */
 static inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 

@@ -1,0 +1,315 @@
+/* A pool of threads that take pieces of work as they come.
+ *
+ * Nobody is waited for but a thread that has taken a piece: the caller runs all pieces that no other thread takes, and whoever
+ * finishes the last piece of a stage opens the next one. A stage of one piece is run at once by that thread.
+ *
+ * On a busy machine, a thread may lose its core within a piece, and the others then wait for it: first they spin, then they
+ * sleep. After such a stall the caller works alone for ALONE_FACTOR times the time that it lost, so stalls cost at most one part
+ * in ALONE_FACTOR, whatever else runs. Helpers sleep meanwhile.
+ */
+
+#include "pool.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "export.h"
+
+#define MAX_JOBS 16     /* programs that the pool runs at once; the callers of any more work alone */
+#define MAX_HELPERS 255 /* threads of the pool */
+#define STACK_SIZE (256 << 10)
+#define ALONE_FACTOR 16
+/* Times in ns. */
+#define SPIN_IN_A_STAGE 40000       /* several times the length of a piece */
+#define SPIN_BETWEEN_PROGRAMS 500000 /* a decode step follows the one before it after 200,000 */
+#define SHORTEST_STALL 50000        /* beyond SPIN_IN_A_STAGE; a core that is interrupted for less is not a busy one */
+#define LONGEST_ALONE 1000000000
+
+/* The bits of `job.state`: 0 if the job is free. */
+#define HELPERS 0xffff       /* helpers in the job */
+#define WANTED_SHIFT 16      /* the number of helpers wanted, 8 bits */
+#define OPEN (1u << 24)      /* helpers may join, and take pieces */
+#define TAKEN (1u << 25)     /* a caller uses the job */
+
+/* The bits of `job.cursor`: the current stage, its number of pieces, and the next piece that nobody has taken. */
+#define FIELD 20
+#define MASK ((1 << FIELD) - 1)
+#define FINISHED UINT64_MAX
+
+typedef struct {
+    _Alignas(64) atomic_uint state;
+    _Alignas(64) _Atomic uint64_t cursor;
+    _Alignas(64) atomic_llong unfinished; /* pieces of the current stage */
+    atomic_int sleepers;                  /* threads that sleep until the cursor changes */
+    program work;
+    pthread_mutex_t lock;
+    pthread_cond_t moved;
+} job;
+
+static job jobs[MAX_JOBS];
+static pthread_mutex_t pool_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t pool_called = PTHREAD_COND_INITIALIZER;
+static atomic_int num_helpers;       /* written under pool_lock */
+static atomic_uint calls;            /* changes when a job is opened */
+static atomic_int idle_sleepers;     /* helpers that sleep until it does */
+static _Atomic int64_t alone_until;  /* ns; callers work alone until then */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
+#endif
+}
+
+static int64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+/* Whether `value` changes from `old` within a time, in ns. */
+#define CHANGES(value, old, duration) ({ \
+    int64_t stop = 0; \
+    int has_changed; \
+    for (int spins = 1; !(has_changed = atomic_load(&value) != old); spins++) { \
+        relax(); \
+        if (spins % 64) continue; \
+        if (!stop) stop = now() + duration; \
+        else if (now() >= stop) break; \
+    } \
+    has_changed; \
+})
+
+static uint64_t first_of(int64_t stage, int64_t pieces) { return (uint64_t)stage << 2 * FIELD | (uint64_t)pieces << FIELD; }
+static int64_t stage_of(uint64_t cursor) { return cursor >> 2 * FIELD; }
+static int64_t pieces_of(uint64_t cursor) { return cursor >> FIELD & MASK; }
+static int64_t next_of(uint64_t cursor) { return cursor & MASK; }
+static int has_pieces(uint64_t cursor) { return cursor != FINISHED && next_of(cursor) < pieces_of(cursor); }
+
+/* Moves the cursor and wakes the threads that wait for it. */
+static void move(job *j, uint64_t cursor) {
+    atomic_store(&j->cursor, cursor);
+    if (!atomic_load(&j->sleepers)) return;
+    pthread_mutex_lock(&j->lock);
+    pthread_cond_broadcast(&j->moved);
+    pthread_mutex_unlock(&j->lock);
+}
+
+/* Opens the next stage of several pieces after `stage`; runs the stages of one piece before it. */
+static void advance(job *j, int64_t stage, void *scratch) {
+    for (;;) {
+        int64_t pieces = j->work.count(j->work.context, ++stage);
+        if (pieces == END) return move(j, FINISHED);
+        if (pieces <= 1 || pieces > MASK) {
+            for (int64_t piece = 0; piece < pieces; piece++) j->work.run(j->work.context, stage, piece, scratch);
+            continue;
+        }
+        atomic_store_explicit(&j->unfinished, pieces, memory_order_relaxed);
+        return move(j, first_of(stage, pieces));
+    }
+}
+
+/* Takes a piece and runs it. Returns whether there was one. */
+static int run_piece(job *j, void *scratch) {
+    uint64_t cursor = atomic_load(&j->cursor);
+    do {
+        if (!has_pieces(cursor)) return 0;
+    } while (!atomic_compare_exchange_weak(&j->cursor, &cursor, cursor + 1));
+    j->work.run(j->work.context, stage_of(cursor), next_of(cursor), scratch);
+    if (atomic_fetch_sub(&j->unfinished, 1) == 1) advance(j, stage_of(cursor), scratch);
+    return 1;
+}
+
+/* Sleeps until the cursor is not the given one. */
+static void sleep_at(job *j, uint64_t cursor) {
+    pthread_mutex_lock(&j->lock);
+    atomic_fetch_add(&j->sleepers, 1);
+    while (atomic_load(&j->cursor) == cursor) pthread_cond_wait(&j->moved, &j->lock);
+    atomic_fetch_sub(&j->sleepers, 1);
+    pthread_mutex_unlock(&j->lock);
+}
+
+/* Waits until the cursor is not the given one, that of a stage whose pieces are all taken. Returns the time that this took
+ * after SPIN_IN_A_STAGE, in ns. */
+static int64_t wait_at(job *j, uint64_t cursor) {
+    if (CHANGES(j->cursor, cursor, SPIN_IN_A_STAGE)) return 0;
+    int64_t start = now();
+    sleep_at(j, cursor);
+    return now() - start;
+}
+
+/* Helpers. */
+
+/* Joins a job that wants helpers; NULL if there is none. */
+static job *join(void) {
+    for (job *j = jobs; j < jobs + MAX_JOBS; j++) {
+        unsigned state = atomic_load(&j->state);
+        while (state & OPEN && (state & HELPERS) < (state >> WANTED_SHIFT & 0xff) && atomic_load(&j->cursor) != FINISHED)
+            if (atomic_compare_exchange_weak(&j->state, &state, state + 1)) return j;
+    }
+    return NULL;
+}
+
+/* Grows the working memory of a helper. Returns whether it is large enough. */
+static int reserve(void **scratch, int64_t *size, int64_t needed) {
+    if (needed <= *size) return 1;
+    free(*scratch);
+    *scratch = aligned_alloc(64, (needed + 63) / 64 * 64);
+    *size = *scratch ? needed : 0;
+    return *scratch != NULL;
+}
+
+/* Takes pieces of a job while it is open. */
+static void help(job *j, void *scratch) {
+    while (atomic_load(&j->state) & OPEN) {
+        uint64_t cursor = atomic_load(&j->cursor);
+        if (cursor == FINISHED) return;
+        if (!run_piece(j, scratch) && !has_pieces(cursor)) wait_at(j, cursor);
+    }
+}
+
+/* Waits until a job has been opened since `seen`. */
+static void wait_for_call(unsigned seen) {
+    if (CHANGES(calls, seen, SPIN_BETWEEN_PROGRAMS)) return;
+    pthread_mutex_lock(&pool_lock);
+    atomic_fetch_add(&idle_sleepers, 1);
+    while (atomic_load(&calls) == seen) pthread_cond_wait(&pool_called, &pool_lock);
+    atomic_fetch_sub(&idle_sleepers, 1);
+    pthread_mutex_unlock(&pool_lock);
+}
+
+static void *helper(void *unused) {
+    void *scratch = NULL;
+    int64_t size = 0;
+    for (;;) {
+        unsigned seen = atomic_load(&calls);
+        for (job *j = join(); j; j = join()) {
+            int is_ready = reserve(&scratch, &size, j->work.scratch_size);
+            if (is_ready) help(j, scratch);
+            atomic_fetch_sub(&j->state, 1);
+            if (!is_ready) break;
+        }
+        wait_for_call(seen);
+    }
+    return unused;
+}
+
+/* Starts helpers until there are `wanted`, or the system refuses. They take no signals: those are for Python's threads. */
+static void start_helpers(int64_t wanted) {
+    pthread_attr_t attributes;
+    pthread_t thread;
+    sigset_t all, before;
+    if (atomic_load(&num_helpers) >= wanted) return;
+    sigfillset(&all);
+    pthread_mutex_lock(&pool_lock);
+    if (num_helpers < wanted && !pthread_attr_init(&attributes)) {
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        pthread_attr_setstacksize(&attributes, STACK_SIZE);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        while (num_helpers < wanted && !pthread_create(&thread, &attributes, helper, NULL)) num_helpers++;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        pthread_attr_destroy(&attributes);
+    }
+    pthread_mutex_unlock(&pool_lock);
+}
+
+/* The pool before its first use. A child process begins with it too, because it has none of its parent's threads. */
+static void reset(void) {
+    pthread_mutex_init(&pool_lock, NULL);
+    pthread_cond_init(&pool_called, NULL);
+    num_helpers = 0;
+    atomic_store(&idle_sleepers, 0);
+    for (job *j = jobs; j < jobs + MAX_JOBS; j++) {
+        atomic_store(&j->state, 0);
+        atomic_store(&j->cursor, FINISHED);
+        atomic_store(&j->sleepers, 0);
+        pthread_mutex_init(&j->lock, NULL);
+        pthread_cond_init(&j->moved, NULL);
+    }
+}
+
+static void set_up(void) {
+    reset();
+    pthread_atfork(NULL, NULL, reset);
+}
+
+/* Callers. */
+
+/* Takes a free job; NULL if there is none. */
+static job *take(void) {
+    for (job *j = jobs; j < jobs + MAX_JOBS; j++) {
+        unsigned nobody = 0;
+        if (!atomic_load(&j->state) && atomic_compare_exchange_strong(&j->state, &nobody, TAKEN)) return j;
+    }
+    return NULL;
+}
+
+/* Lets helpers join a job, and wakes those that sleep. */
+static void call_helpers(job *j, int64_t wanted) {
+    start_helpers(wanted);
+    atomic_fetch_or(&j->state, OPEN | (unsigned)wanted << WANTED_SHIFT);
+    atomic_fetch_add(&calls, 1);
+    if (!atomic_load(&idle_sleepers)) return;
+    pthread_mutex_lock(&pool_lock);
+    pthread_cond_broadcast(&pool_called);
+    pthread_mutex_unlock(&pool_lock);
+}
+
+/* Lets helpers leave a job after the piece that they run. */
+static void dismiss_helpers(job *j) { atomic_fetch_and(&j->state, TAKEN | HELPERS); }
+
+/* Whether callers work alone at present. */
+static int is_alone(void) {
+    int64_t until = atomic_load(&alone_until);
+    if (!until) return 0;
+    if (now() < until) return 1;
+    atomic_compare_exchange_strong(&alone_until, &until, 0);
+    return 0;
+}
+
+/* Works alone for a while after a stall, unless the pieces are so long that the wait was for one that ran. */
+static void note_stall(int64_t stalled, int64_t ran, int64_t pieces) {
+    if (stalled < SHORTEST_STALL + 2 * ran / pieces) return;
+    int64_t alone = stalled * ALONE_FACTOR;
+    atomic_store(&alone_until, now() + (alone < LONGEST_ALONE ? alone : LONGEST_ALONE));
+}
+
+/* Runs the pieces that helpers do not take, until the program is finished. */
+static void run_job(job *j, void *scratch, int64_t wanted) {
+    int64_t start = now(), stalled = 0, pieces = 1, is_open = 0;
+    for (;;) {
+        uint64_t cursor = atomic_load(&j->cursor);
+        if (cursor == FINISHED) return;
+        int wants_help = !is_alone();
+        if (is_open && !wants_help) dismiss_helpers(j);
+        if (!is_open && wants_help) call_helpers(j, wanted);
+        is_open = wants_help;
+        if (run_piece(j, scratch)) {
+            pieces++;
+        } else if (!has_pieces(cursor)) {
+            int64_t waited = wait_at(j, cursor);
+            if (waited) note_stall(waited, now() - start - stalled - waited, pieces), stalled += waited;
+        }
+    }
+}
+
+static void run_alone(const program *p, void *scratch) {
+    int64_t pieces;
+    for (int64_t stage = 0; (pieces = p->count(p->context, stage)) != END; stage++)
+        for (int64_t piece = 0; piece < pieces; piece++) p->run(p->context, stage, piece, scratch);
+}
+
+void run_program(const program *p, void *scratch, int64_t threads) {
+    pthread_once(&once, set_up);
+    job *j = threads > 1 ? take() : NULL;
+    if (!j) return run_alone(p, scratch);
+    j->work = *p;
+    advance(j, -1, scratch);
+    run_job(j, scratch, threads - 1 < MAX_HELPERS ? threads - 1 : MAX_HELPERS);
+    atomic_fetch_and(&j->state, HELPERS); /* free when the last helper leaves */
+}
