@@ -9,7 +9,7 @@ Source: neural source-filter models (arXiv 1810.11946) and harmonics plus filter
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -72,10 +72,17 @@ class HarmonicHead(nn.Module):
         """
         pitch = self.predict_pitch(hidden) if pitch is None else pitch
         cycles, end = self.advance_phase(pitch, start)
-        return self._spectra(hidden, window, pitch, cycles, _spectrum_numbers(hidden.shape[1], start)), end
+        return self._spectra(
+            self.filters(hidden), window, pitch, cycles, _spectrum_numbers(hidden.shape[1], start)
+        ), end
 
     def forward_packed(
-        self, hidden: Tensor, window: Tensor, sizes: Sequence[int], starts: Sequence[PhaseState | None]
+        self,
+        hidden: Tensor,
+        window: Tensor,
+        sizes: Sequence[int],
+        starts: Sequence[PhaseState | None],
+        filters: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Iterator[Tensor], list[PhaseState]]:
         """`forward` for several streams that are concatenated in `hidden [1, T, W]`.
 
@@ -83,6 +90,7 @@ class HarmonicHead(nn.Module):
             hidden, window: as for `forward`.
             sizes: number of hidden states of every stream, each at least 1.
             starts: state of every stream.
+            filters: replaces `self.filters` on rows `[T, W]`.
 
         Returns:
             The spectra in pieces along T that fit a CPU's cache, and the states after them.
@@ -95,14 +103,17 @@ class HarmonicHead(nn.Module):
         spans = [slice(first, first + PIECE_SPECTRA) for first in range(0, hidden.shape[1], PIECE_SPECTRA)]
         pieces = [Pitch(pitch.hz[:, span], pitch.voiced[:, span]) for span in spans]
         spectra = (
-            self._spectra(hidden[:, span], window, piece, cycles[:, span], numbers[span])
+            self._spectra(
+                (filters or self.filters)(hidden[0, span])[None], window, piece, cycles[:, span], numbers[span]
+            )
             for span, piece in zip(spans, pieces, strict=True)
         )
         return spectra, [end for _, end in advanced]
 
-    def _spectra(self, hidden: Tensor, window: Tensor, pitch: Pitch, cycles: Tensor, numbers: Tensor) -> Tensor:
-        """Returns spectra for the phase `cycles [B, T]` and the indices `numbers [T]` of spectra in their streams."""
-        pulse_gain, noise_gain, phase = self.filters(hidden).chunk(3, dim=-1)  # [B, T, bins] each
+    def _spectra(self, filters: Tensor, window: Tensor, pitch: Pitch, cycles: Tensor, numbers: Tensor) -> Tensor:
+        """Returns spectra for the filters `[B, T, 3 * bins]`, the phase `cycles [B, T]` and the indices `numbers [T]` of
+        spectra in their streams."""
+        pulse_gain, noise_gain, phase = filters.chunk(3, dim=-1)  # [B, T, bins] each
         pulses = torch.fft.rfft(self.pulses(cycles, pitch) * window)
         noise = noise_spectra(self.n_fft, self.hop)[numbers % NOISE_PERIOD].to(pulses)  # [T, bins]
         voice = torch.polar(pulse_gain.clamp(max=LOG_CEILING).exp(), phase) * pulses

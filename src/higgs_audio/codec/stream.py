@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from higgs_audio.codec.blocks import NativeConvNeXtBlocks, decoder_blocks
 from higgs_audio.codec.model import HiggsAudioTokenizer
 from higgs_audio.codec.vocos import VocosDecoder
 from higgs_audio.codec.vocos_stream import VocosStream, decode_packed
 from higgs_audio.errors import OptionError
+from higgs_audio.native import one_torch_thread
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,9 @@ def _decode_vocos(
     streams, sizes = [state.copy() for state in states], [part.shape[1] for part in codes]
     weight = streams[0].decoder.embed.weight
     no_features = weight.new_zeros(1, weight.shape[1], 0)
-    features = tokenizer.acoustic_features(torch.cat(list(codes), dim=1)[None]) if sum(sizes) else no_features
-    samples = decode_packed(streams, features[0].T.split(sizes), last)
+    with one_torch_thread(isinstance(decoder_blocks(streams[0].decoder), NativeConvNeXtBlocks)):
+        features = tokenizer.acoustic_features(torch.cat(list(codes), dim=1)[None]) if sum(sizes) else no_features
+        samples = decode_packed(streams, features[0].T.split(sizes), last)
     return list(zip(samples, streams, strict=True))
 
 

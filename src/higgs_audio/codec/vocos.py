@@ -5,7 +5,7 @@ of a waveform decoder; the idea comes from Vocos (arXiv 2306.00814). The head is
 `HarmonicHead` ("harmonic"), whose voices are smoother.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,11 @@ class VocosDecoder(nn.Module):
         return self._windowed(self._spectrum(hidden))
 
     def frames_packed(
-        self, hidden: Tensor, sizes: Sequence[int], starts: Sequence[PhaseState | None]
+        self,
+        hidden: Tensor,
+        sizes: Sequence[int],
+        starts: Sequence[PhaseState | None],
+        filters: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Sequence[PhaseState | None]]:
         """Returns the windowed STFT frames of several streams that are concatenated in time.
 
@@ -167,13 +171,14 @@ class VocosDecoder(nn.Module):
             hidden: `[1, T, D]`.
             sizes: number of hidden states of every stream, each at least 1.
             starts: phase from which a harmonic head continues every stream.
+            filters: maps the input `[T, D]` of a harmonic head to its filters `[T, 3 * bins]`.
 
         Returns:
             Frames `[1, T, n_fft]`, and the phase after every stream.
         """
         if not isinstance(self.head, HarmonicHead):
             return self._windowed(self._spectrum(hidden)), starts
-        spectra, ends = self.head.forward_packed(hidden, self.window, sizes, starts)
+        spectra, ends = self.head.forward_packed(hidden, self.window, sizes, starts, filters)
         return torch.cat([self._windowed(piece) for piece in spectra], dim=1), ends
 
     def _spectrum(self, hidden: Tensor) -> Tensor:

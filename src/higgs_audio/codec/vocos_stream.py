@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from higgs_audio.codec.blocks import ConvNeXtBlocks, decoder_blocks
 from higgs_audio.codec.harmonic import PhaseState
+from higgs_audio.codec.projections import Projections, decoder_projections
 from higgs_audio.codec.vocos import WEIGHT_FLOOR, VocosDecoder
 
 
@@ -74,20 +74,20 @@ def decode_packed(streams: Sequence[VocosStream], features: Sequence[Tensor], la
     """
     decoder, sizes = streams[0].decoder, [len(part) for part in features]
     blocks, num_coarse, stride = decoder_blocks(decoder), len(decoder.coarse), decoder.up.stride[0]
-    x = F.linear(torch.cat(list(features)), decoder.embed.weight[..., 0], decoder.embed.bias)  # [all F, D]
+    projections = decoder_projections(decoder)
+    x = projections.embed(torch.cat(list(features)))  # [all F, D]
     x = nn.LayerNorm.forward(decoder.embed_norm, x)
     for index in range(len(blocks.blocks)):
         if index == num_coarse:
-            x, sizes = _upsample(decoder, x), [size * stride for size in sizes]
+            x, sizes = _upsample(decoder, projections, x), [size * stride for size in sizes]
         x, sizes = _run_block(blocks, index, streams, x, sizes, last)
-    parts = zip(streams, _head_frames(streams, x, sizes), last, strict=True)
+    parts = zip(streams, _head_frames(streams, projections, x, sizes), last, strict=True)
     return [stream.add_frames(frames, is_last) for stream, frames, is_last in parts]
 
 
-def _upsample(decoder: VocosDecoder, x: Tensor) -> Tensor:
+def _upsample(decoder: VocosDecoder, projections: Projections, x: Tensor) -> Tensor:
     """Applies `decoder.up` to rows: `[F, D]` to `[F * stride, D']`."""
-    weight = decoder.up.weight  # [D, D', stride]
-    spectra = (x @ weight.flatten(1)).unflatten(1, weight.shape[1:])  # [F, D', stride]
+    spectra = projections.upsample(x).unflatten(1, decoder.up.weight.shape[1:])  # [F, D', stride]
     return spectra.transpose(1, 2).flatten(0, 1) + decoder.up.bias
 
 
@@ -119,14 +119,19 @@ def _run_block(
     return blocks(index, torch.cat(padded), torch.cat(starts)), counts
 
 
-def _head_frames(streams: Sequence[VocosStream], x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+def _head_frames(
+    streams: Sequence[VocosStream], projections: Projections, x: Tensor, sizes: Sequence[int]
+) -> list[Tensor]:
     """Returns the windowed frames `[1, T, n_fft]` of every stream, from packed rows `[T, D]` of the last block."""
     decoder = streams[0].decoder
     if not sum(sizes):
         return [x.new_zeros(1, 0, decoder.n_fft)] * len(streams)
     active = [(stream, size) for stream, size in zip(streams, sizes, strict=True) if size]
     frames, phases = decoder.frames_packed(
-        decoder.norm(x)[None], [size for _, size in active], [stream.phase for stream, _ in active]
+        decoder.norm(x)[None],
+        [size for _, size in active],
+        [stream.phase for stream, _ in active],
+        projections.filters,
     )
     for (stream, _), phase in zip(active, phases, strict=True):
         stream.phase = phase

@@ -28,6 +28,7 @@ from higgs_audio.engine.slots import Slots
 from higgs_audio.errors import NumericsError, OptionError, check_count, wrap_error
 from higgs_audio.generation.sampling import NOT_FINITE
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
+from higgs_audio.native import one_torch_thread
 
 CPU_MEMORY = 4 << 30  # default limit of the keys and values, in bytes; allocated on demand
 GPU_MEMORY_SHARE = 0.5  # default limit of the keys and values, as a share of the free memory of a GPU
@@ -226,10 +227,11 @@ class Engine:
 
     def _step(self) -> None:
         try:
-            with self._changed:
-                self._update_batch()
-            self._decode()
-            self._prefill()
+            with one_torch_thread(self.runner.native is not None):
+                with self._changed:
+                    self._update_batch()
+                self._decode()
+                self._prefill()
         except BaseException as error:  # a step that fails midway leaves no valid state: its requests fail
             with self._changed:
                 self._fail(error)

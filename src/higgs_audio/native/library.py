@@ -26,6 +26,8 @@ FUNCTIONS = {  # name -> type of the result, types of the arguments
     "higgs_sampler_next_columns": (None, *[POINTER] * 5, INT64),
     "higgs_convnext_workspace": (INT64, POINTER),
     "higgs_convnext": (None, *[POINTER] * 3, INT64, POINTER, POINTER, INT64),
+    "higgs_linear_workspace": (INT64, INT64),
+    "higgs_linear": (None, POINTER, INT64, *[POINTER] * 2, INT64, *[POINTER] * 2, INT64),
     **{f"higgs_sizeof_{name}": (INT64,) for name in STRUCTS},
 }
 

@@ -107,20 +107,20 @@ typedef struct {
 } tile;
 
 /* The number of tiles of a product of `rows` rows with a matrix of `out` outputs. */
-static int64_t num_tiles(int64_t rows, int64_t out) {
+static inline int64_t num_tiles(int64_t rows, int64_t out) {
     int64_t outputs = outputs_at_once(rows);
     return (rows + GROUP - 1) / GROUP * ((out + outputs - 1) / outputs);
 }
 
 /* Tiles in the order of their rows: those of a group of rows are consecutive. Groups have equal numbers of rows. */
-static tile find_tile(int64_t rows, int64_t out, int64_t number) {
+static inline tile find_tile(int64_t rows, int64_t out, int64_t number) {
     int64_t outputs = outputs_at_once(rows), each = (out + outputs - 1) / outputs, groups = (rows + GROUP - 1) / GROUP;
     int64_t group = number / each, first = rows * group / groups;
     return (tile){first, rows * (group + 1) / groups - first, number % each * outputs};
 }
 
 /* Computes one tile of the product of rows x [rows, in] with a matrix, to result [rows, out]; `buffer` holds the tile. */
-static void multiply_to(
+static inline void multiply_to(
     const matrix *m, int64_t is_bfloat16, const float *x, int64_t rows, int64_t number, float *buffer, float *result) {
     const tile t = find_tile(rows, m->out, number);
     int64_t stride = multiply(m, is_bfloat16, x + t.first * m->in, t.rows, t.o, buffer), count = minimum(stride, m->out - t.o);
@@ -129,7 +129,7 @@ static void multiply_to(
 }
 
 /* `multiply_to` that adds to the result. */
-static void multiply_add(
+static inline void multiply_add(
     const matrix *m, int64_t is_bfloat16, const float *x, int64_t rows, int64_t number, float *buffer, float *result) {
     const tile t = find_tile(rows, m->out, number);
     int64_t stride = multiply(m, is_bfloat16, x + t.first * m->in, t.rows, t.o, buffer), count = minimum(stride, m->out - t.o);

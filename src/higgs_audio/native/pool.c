@@ -4,13 +4,17 @@
  * finishes the last piece of a stage opens the next one. A stage of one piece is run at once by that thread.
  *
  * On a busy machine, a thread may lose its core within a piece, and the others then wait for it: first they spin, then they
- * sleep. After such a stall the caller works alone for ALONE_FACTOR times the time that it lost, so stalls cost at most one part
- * in ALONE_FACTOR, whatever else runs. Helpers sleep meanwhile.
+ * sleep. After such a stall, callers work alone for ALONE_FACTOR times as long, so stalls cost at most one part in ALONE_FACTOR,
+ * whatever else runs. Helpers sleep meanwhile. A helper that the system has put on the core of a caller would only take that
+ * core's time: it sleeps, too.
  */
+
+#define _GNU_SOURCE /* sched_getcpu */
 
 #include "pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -23,10 +27,10 @@
 #define STACK_SIZE (256 << 10)
 #define ALONE_FACTOR 16
 /* Times in ns. */
-#define SPIN_IN_A_STAGE 40000       /* several times the length of a piece */
+#define SPIN_IN_A_STAGE 40000       /* several times what a thread takes at once in a decode step */
 #define SPIN_BETWEEN_PROGRAMS 500000 /* a decode step follows the one before it after 200,000 */
-#define SHORTEST_STALL 50000        /* beyond SPIN_IN_A_STAGE; a core that is interrupted for less is not a busy one */
 #define LONGEST_ALONE 1000000000
+#define ALONE_ON_A_CORE 10000000    /* after a helper was put on the core of a caller */
 
 /* The bits of `job.state`: 0 if the job is free. */
 #define HELPERS 0xffff       /* helpers in the job */
@@ -56,6 +60,7 @@ static atomic_int num_helpers;       /* written under pool_lock */
 static atomic_uint calls;            /* changes when a job is opened */
 static atomic_int idle_sleepers;     /* helpers that sleep until it does */
 static _Atomic int64_t alone_until;  /* ns; callers work alone until then */
+static atomic_int caller_core = -1;  /* the core on which a caller ran last */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void relax(void) {
@@ -66,25 +71,42 @@ static void relax(void) {
 #endif
 }
 
-static int64_t now(void) {
+/* The number of the core that runs this thread; -2 where that is not known. */
+static int this_core(void) {
+#ifdef __linux__
+    return sched_getcpu();
+#else
+    return -2;
+#endif
+}
+
+static int is_on_core_of_caller(void) { return this_core() == atomic_load_explicit(&caller_core, memory_order_relaxed); }
+
+/* The time of a clock, in ns. */
+static int64_t read_clock(clockid_t clock) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
-/* Whether `value` changes from `old` within a time, in ns. */
-#define CHANGES(value, old, duration) ({ \
+static int64_t now(void) { return read_clock(CLOCK_MONOTONIC); }
+static int64_t now_of_this_thread(void) { return read_clock(CLOCK_THREAD_CPUTIME_ID); }
+
+/* Whether `value` changes from `old` within a time, in ns; gives up as soon as `is_hopeless`. */
+#define CHANGES(value, old, duration, is_hopeless) ({ \
     int64_t stop = 0; \
     int has_changed; \
     for (int spins = 1; !(has_changed = atomic_load(&value) != old); spins++) { \
         relax(); \
-        if (spins % 64) continue; \
+        if (spins % 32) continue; \
         if (!stop) stop = now() + duration; \
         else if (now() >= stop) break; \
+        if (is_hopeless) break; \
     } \
     has_changed; \
 })
 
+static unsigned wanted(unsigned state) { return state >> WANTED_SHIFT & 0xff; }
 static uint64_t first_of(int64_t stage, int64_t pieces) { return (uint64_t)stage << 2 * FIELD | (uint64_t)pieces << FIELD; }
 static int64_t stage_of(uint64_t cursor) { return cursor >> 2 * FIELD; }
 static int64_t pieces_of(uint64_t cursor) { return cursor >> FIELD & MASK; }
@@ -114,14 +136,17 @@ static void advance(job *j, int64_t stage, void *scratch) {
     }
 }
 
-/* Takes a piece and runs it. Returns whether there was one. */
-static int run_piece(job *j, void *scratch) {
-    uint64_t cursor = atomic_load(&j->cursor);
+/* Takes pieces and runs them: a share of those left that leaves some for the others of `threads`, so that they finish
+ * together, or all of them for one thread. Returns whether there were any. */
+static int run_share(job *j, void *scratch, int64_t threads) {
+    uint64_t cursor = atomic_load(&j->cursor), share;
     do {
         if (!has_pieces(cursor)) return 0;
-    } while (!atomic_compare_exchange_weak(&j->cursor, &cursor, cursor + 1));
-    j->work.run(j->work.context, stage_of(cursor), next_of(cursor), scratch);
-    if (atomic_fetch_sub(&j->unfinished, 1) == 1) advance(j, stage_of(cursor), scratch);
+        int64_t left = pieces_of(cursor) - next_of(cursor);
+        share = threads == 1 ? left : left > 2 * threads ? left / (2 * threads) : 1;
+    } while (!atomic_compare_exchange_weak(&j->cursor, &cursor, cursor + share));
+    for (uint64_t n = 0; n < share; n++) j->work.run(j->work.context, stage_of(cursor), next_of(cursor) + n, scratch);
+    if (atomic_fetch_sub(&j->unfinished, share) == (int64_t)share) advance(j, stage_of(cursor), scratch);
     return 1;
 }
 
@@ -134,14 +159,8 @@ static void sleep_at(job *j, uint64_t cursor) {
     pthread_mutex_unlock(&j->lock);
 }
 
-/* Waits until the cursor is not the given one, that of a stage whose pieces are all taken. Returns the time that this took
- * after SPIN_IN_A_STAGE, in ns. */
-static int64_t wait_at(job *j, uint64_t cursor) {
-    if (CHANGES(j->cursor, cursor, SPIN_IN_A_STAGE)) return 0;
-    int64_t start = now();
-    sleep_at(j, cursor);
-    return now() - start;
-}
+/* Lets callers work alone for a time, in ns. */
+static void work_alone(int64_t duration) { atomic_store(&alone_until, now() + (duration < LONGEST_ALONE ? duration : LONGEST_ALONE)); }
 
 /* Helpers. */
 
@@ -149,7 +168,7 @@ static int64_t wait_at(job *j, uint64_t cursor) {
 static job *join(void) {
     for (job *j = jobs; j < jobs + MAX_JOBS; j++) {
         unsigned state = atomic_load(&j->state);
-        while (state & OPEN && (state & HELPERS) < (state >> WANTED_SHIFT & 0xff) && atomic_load(&j->cursor) != FINISHED)
+        while (state & OPEN && (state & HELPERS) < wanted(state) && atomic_load(&j->cursor) != FINISHED)
             if (atomic_compare_exchange_weak(&j->state, &state, state + 1)) return j;
     }
     return NULL;
@@ -166,16 +185,17 @@ static int reserve(void **scratch, int64_t *size, int64_t needed) {
 
 /* Takes pieces of a job while it is open. */
 static void help(job *j, void *scratch) {
-    while (atomic_load(&j->state) & OPEN) {
+    for (unsigned state; (state = atomic_load(&j->state)) & OPEN;) {
         uint64_t cursor = atomic_load(&j->cursor);
         if (cursor == FINISHED) return;
-        if (!run_piece(j, scratch) && !has_pieces(cursor)) wait_at(j, cursor);
+        if (run_share(j, scratch, 1 + wanted(state)) || has_pieces(cursor)) continue;
+        if (!CHANGES(j->cursor, cursor, SPIN_IN_A_STAGE, is_on_core_of_caller())) sleep_at(j, cursor);
     }
 }
 
 /* Waits until a job has been opened since `seen`. */
 static void wait_for_call(unsigned seen) {
-    if (CHANGES(calls, seen, SPIN_BETWEEN_PROGRAMS)) return;
+    if (CHANGES(calls, seen, SPIN_BETWEEN_PROGRAMS, is_on_core_of_caller())) return;
     pthread_mutex_lock(&pool_lock);
     atomic_fetch_add(&idle_sleepers, 1);
     while (atomic_load(&calls) == seen) pthread_cond_wait(&pool_called, &pool_lock);
@@ -188,6 +208,7 @@ static void *helper(void *unused) {
     int64_t size = 0;
     for (;;) {
         unsigned seen = atomic_load(&calls);
+        if (is_on_core_of_caller()) work_alone(ALONE_ON_A_CORE);
         for (job *j = join(); j; j = join()) {
             int is_ready = reserve(&scratch, &size, j->work.scratch_size);
             if (is_ready) help(j, scratch);
@@ -199,19 +220,19 @@ static void *helper(void *unused) {
     return unused;
 }
 
-/* Starts helpers until there are `wanted`, or the system refuses. They take no signals: those are for Python's threads. */
-static void start_helpers(int64_t wanted) {
+/* Starts helpers until there are `count`, or the system refuses. They take no signals: those are for Python's threads. */
+static void start_helpers(int64_t count) {
     pthread_attr_t attributes;
     pthread_t thread;
     sigset_t all, before;
-    if (atomic_load(&num_helpers) >= wanted) return;
+    if (atomic_load(&num_helpers) >= count) return;
     sigfillset(&all);
     pthread_mutex_lock(&pool_lock);
-    if (num_helpers < wanted && !pthread_attr_init(&attributes)) {
+    if (num_helpers < count && !pthread_attr_init(&attributes)) {
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
         pthread_attr_setstacksize(&attributes, STACK_SIZE);
         pthread_sigmask(SIG_SETMASK, &all, &before);
-        while (num_helpers < wanted && !pthread_create(&thread, &attributes, helper, NULL)) num_helpers++;
+        while (num_helpers < count && !pthread_create(&thread, &attributes, helper, NULL)) num_helpers++;
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         pthread_attr_destroy(&attributes);
     }
@@ -250,9 +271,10 @@ static job *take(void) {
 }
 
 /* Lets helpers join a job, and wakes those that sleep. */
-static void call_helpers(job *j, int64_t wanted) {
-    start_helpers(wanted);
-    atomic_fetch_or(&j->state, OPEN | (unsigned)wanted << WANTED_SHIFT);
+static void call_helpers(job *j, int64_t helpers) {
+    start_helpers(helpers);
+    atomic_store(&caller_core, this_core());
+    atomic_fetch_or(&j->state, OPEN | (unsigned)helpers << WANTED_SHIFT);
     atomic_fetch_add(&calls, 1);
     if (!atomic_load(&idle_sleepers)) return;
     pthread_mutex_lock(&pool_lock);
@@ -272,29 +294,28 @@ static int is_alone(void) {
     return 0;
 }
 
-/* Works alone for a while after a stall, unless the pieces are so long that the wait was for one that ran. */
-static void note_stall(int64_t stalled, int64_t ran, int64_t pieces) {
-    if (stalled < SHORTEST_STALL + 2 * ran / pieces) return;
-    int64_t alone = stalled * ALONE_FACTOR;
-    atomic_store(&alone_until, now() + (alone < LONGEST_ALONE ? alone : LONGEST_ALONE));
+/* Waits for helpers until the cursor is not the given one. Callers then work alone for a while, unless the wait is no longer
+ * than four of the `shares` that this thread has run since it had used `started` ns. */
+static void wait_at(job *j, uint64_t cursor, int64_t started, int64_t shares) {
+    if (CHANGES(j->cursor, cursor, SPIN_IN_A_STAGE, 0)) return;
+    int64_t usual = shares ? 4 * (now_of_this_thread() - started) / shares : 0, start = now();
+    sleep_at(j, cursor);
+    int64_t slept = now() - start;
+    if (slept > usual) work_alone((slept + SPIN_IN_A_STAGE) * ALONE_FACTOR);
 }
 
 /* Runs the pieces that helpers do not take, until the program is finished. */
-static void run_job(job *j, void *scratch, int64_t wanted) {
-    int64_t start = now(), stalled = 0, pieces = 1, is_open = 0;
-    for (;;) {
+static void run_job(job *j, void *scratch, int64_t threads) {
+    int64_t started = now_of_this_thread(), shares = 0;
+    for (int is_open = 0;;) {
         uint64_t cursor = atomic_load(&j->cursor);
         if (cursor == FINISHED) return;
         int wants_help = !is_alone();
         if (is_open && !wants_help) dismiss_helpers(j);
-        if (!is_open && wants_help) call_helpers(j, wanted);
+        if (!is_open && wants_help) call_helpers(j, threads - 1);
         is_open = wants_help;
-        if (run_piece(j, scratch)) {
-            pieces++;
-        } else if (!has_pieces(cursor)) {
-            int64_t waited = wait_at(j, cursor);
-            if (waited) note_stall(waited, now() - start - stalled - waited, pieces), stalled += waited;
-        }
+        if (run_share(j, scratch, is_open ? threads : 1)) shares++;
+        else if (!has_pieces(cursor)) wait_at(j, cursor, started, shares);
     }
 }
 
@@ -310,6 +331,6 @@ void run_program(const program *p, void *scratch, int64_t threads) {
     if (!j) return run_alone(p, scratch);
     j->work = *p;
     advance(j, -1, scratch);
-    run_job(j, scratch, threads - 1 < MAX_HELPERS ? threads - 1 : MAX_HELPERS);
+    run_job(j, scratch, threads <= MAX_HELPERS ? threads : MAX_HELPERS + 1);
     atomic_fetch_and(&j->state, HELPERS); /* free when the last helper leaves */
 }
