@@ -100,7 +100,7 @@ static int64_t multiply(const matrix *m, int64_t is_bfloat16, const float *x, in
 }
 
 /* A product is computed in tiles: up to GROUP rows, and as many outputs as `multiply` computes. */
-#define GROUP (16 * BLOCK) /* rows */
+#define GROUP (4 * BLOCK) /* rows */
 
 typedef struct {
     int64_t first, rows, o; /* rows from `first` on, outputs from `o` on */

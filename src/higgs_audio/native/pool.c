@@ -4,9 +4,10 @@
  * finishes the last piece of a stage opens the next one. A stage of one piece is run at once by that thread.
  *
  * On a busy machine, a thread may lose its core within a piece, and the others then wait for it: first they spin, then they
- * sleep. After such a stall, callers work alone for ALONE_FACTOR times as long, so stalls cost at most one part in ALONE_FACTOR,
- * whatever else runs. Helpers sleep meanwhile. A helper that the system has put on the core of a caller would only take that
- * core's time: it sleeps, too.
+ * sleep. A helper that takes part of the time of a session or container also leaves its caller less. So a caller that was without
+ * a core, for whatever reason, works alone for ALONE_FACTOR times as long, and the helpers sleep meanwhile: beside other
+ * processes, a program with many threads takes hardly longer than with one. A helper that the system has put on the core of a
+ * caller sleeps, too.
  */
 
 #define _GNU_SOURCE /* sched_getcpu */
@@ -25,10 +26,11 @@
 #define MAX_JOBS 16     /* programs that the pool runs at once; the callers of any more work alone */
 #define MAX_HELPERS 255 /* threads of the pool */
 #define STACK_SIZE (256 << 10)
-#define ALONE_FACTOR 16
+#define ALONE_FACTOR 32
 /* Times in ns. */
-#define SPIN_IN_A_STAGE 40000       /* several times what a thread takes at once in a decode step */
+#define SPIN_IN_A_STAGE 100000      /* several times what a thread takes at once */
 #define SPIN_BETWEEN_PROGRAMS 500000 /* a decode step follows the one before it after 200,000 */
+#define SHORTEST_LOSS 50000         /* an interrupt takes less */
 #define LONGEST_ALONE 1000000000
 #define ALONE_ON_A_CORE 10000000    /* after a helper was put on the core of a caller */
 
@@ -90,7 +92,6 @@ static int64_t read_clock(clockid_t clock) {
 }
 
 static int64_t now(void) { return read_clock(CLOCK_MONOTONIC); }
-static int64_t now_of_this_thread(void) { return read_clock(CLOCK_THREAD_CPUTIME_ID); }
 
 /* Whether `value` changes from `old` within a time, in ns; gives up as soon as `is_hopeless`. */
 #define CHANGES(value, old, duration, is_hopeless) ({ \
@@ -294,29 +295,32 @@ static int is_alone(void) {
     return 0;
 }
 
-/* Waits for helpers until the cursor is not the given one. Callers then work alone for a while, unless the wait is no longer
- * than four of the `shares` that this thread has run since it had used `started` ns. */
-static void wait_at(job *j, uint64_t cursor, int64_t started, int64_t shares) {
-    if (CHANGES(j->cursor, cursor, SPIN_IN_A_STAGE, 0)) return;
-    int64_t usual = shares ? 4 * (now_of_this_thread() - started) / shares : 0, start = now();
-    sleep_at(j, cursor);
-    int64_t slept = now() - start;
-    if (slept > usual) work_alone((slept + SPIN_IN_A_STAGE) * ALONE_FACTOR);
+/* The time in which this thread had no core: the difference is 0 between two calls without a loss. */
+static int64_t time_without_core(void) { return read_clock(CLOCK_MONOTONIC) - read_clock(CLOCK_THREAD_CPUTIME_ID); }
+
+/* Works alone for a while if this thread had no core since `before`. Returns `time_without_core`. */
+static int64_t note_loss(int64_t before) {
+    int64_t after = time_without_core();
+    if (after - before > SHORTEST_LOSS) work_alone((after - before) * ALONE_FACTOR);
+    return after;
 }
 
 /* Runs the pieces that helpers do not take, until the program is finished. */
 static void run_job(job *j, void *scratch, int64_t threads) {
-    int64_t started = now_of_this_thread(), shares = 0;
+    int64_t without_core = time_without_core();
     for (int is_open = 0;;) {
         uint64_t cursor = atomic_load(&j->cursor);
-        if (cursor == FINISHED) return;
+        if (cursor == FINISHED) break;
         int wants_help = !is_alone();
         if (is_open && !wants_help) dismiss_helpers(j);
         if (!is_open && wants_help) call_helpers(j, threads - 1);
         is_open = wants_help;
-        if (run_share(j, scratch, is_open ? threads : 1)) shares++;
-        else if (!has_pieces(cursor)) wait_at(j, cursor, started, shares);
+        if (run_share(j, scratch, is_open ? threads : 1) || has_pieces(cursor)) continue;
+        if (CHANGES(j->cursor, cursor, SPIN_IN_A_STAGE, 0)) continue;
+        sleep_at(j, cursor);
+        without_core = note_loss(without_core);
     }
+    note_loss(without_core);
 }
 
 static void run_alone(const program *p, void *scratch) {
