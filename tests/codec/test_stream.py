@@ -46,6 +46,8 @@ def test_a_stream_in_random_chunks_equals_the_whole(tokenizer, seed):
 
 def test_an_empty_stream_has_no_samples_and_a_stream_of_one_frame_is_complete(tokenizer):
     one = make_codes(1)
+    if tokenizer.pitch_hop is not None:  # requires float64, as above
+        tokenizer = copy.deepcopy(tokenizer).double()
     assert list(decode_stream(tokenizer, [])) == []
     assert list(decode_stream(tokenizer, [one[0, :, :0]])) == []
     (samples,) = decode_stream(tokenizer, [one[0]])

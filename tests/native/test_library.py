@@ -177,16 +177,6 @@ def test_all_exported_symbols_have_the_prefix(cache_folder):
     assert {name for name in names if not name.startswith(("higgs_", "_"))} == set()
 
 
-@needs_compiler
-@pytest.mark.usefixtures("cache_folder")
-def test_a_compiler_without_openmp_makes_a_library_of_one_thread(monkeypatch, tmp_path):
-    compiler = tmp_path / "compiler"
-    compiler.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec {COMPILER} "$@"\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CC", str(compiler))
-    assert generate(many_requests()[4]) == (True, True)
-
-
 @pytest.fixture
 def six_threads():
     before = torch.get_num_threads()

@@ -26,7 +26,9 @@
 #define MAX_JOBS 16     /* programs that the pool runs at once; the callers of any more work alone */
 #define MAX_HELPERS 255 /* threads of the pool */
 #define STACK_SIZE (256 << 10)
+#ifndef ALONE_FACTOR
 #define ALONE_FACTOR 32
+#endif
 /* Times in ns. */
 #define SPIN_IN_A_STAGE 100000      /* several times what a thread takes at once */
 #define SPIN_BETWEEN_PROGRAMS 500000 /* a decode step follows the one before it after 200,000 */
