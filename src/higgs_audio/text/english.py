@@ -1,5 +1,27 @@
 """Words of written English forms: data of `written_forms.py`."""
 
+__all__ = [
+    "ABBREVIATIONS",
+    "COUNTRY_DOLLARS",
+    "CURRENCIES",
+    "CURRENCY_CODES",
+    "DENOMINATORS",
+    "DIGITS",
+    "EXTENSIONS",
+    "HOMOGRAPHS",
+    "MONTHS",
+    "NUMBERED",
+    "PER",
+    "POWERS",
+    "REGNAL_NAMES",
+    "SCALES",
+    "SIGNS",
+    "SPACED_UNITS",
+    "TOP_LEVEL_DOMAINS",
+    "UNITS",
+    "WEEKDAYS",
+]
+
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())

@@ -29,7 +29,7 @@ from higgs_audio.text.roman import read_roman_numerals
 
 __all__ = ["read_written_forms"]
 
-Match = re.Match[str]
+_Match = re.Match[str]
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _START = r"(?<![\w.,$€£¥-])"  # no digit, letter or joining mark before
 _END = r"(?![\w$€£¥-]|[.,:/]\w)"  # none after; a full stop at the end of a sentence may follow
@@ -59,12 +59,8 @@ def read_written_forms(text: str) -> str:
     return text
 
 
-def spell_digits(digits: str) -> str:
-    """Returns the words of digits, one by one; other characters are left out.
-
-    >>> spell_digits("007")
-    'zero zero seven'
-    """
+def _spell_digits(digits: str) -> str:
+    """Returns the words of digits, one by one; other characters are left out."""
     return " ".join(DIGITS[int(digit)] for digit in digits if digit.isdigit())
 
 
@@ -75,10 +71,10 @@ def _groups(number: str) -> str:
 
 
 def _group(digits: str) -> str:
-    return "eight hundred" if digits == "800" else spell_digits(digits)
+    return "eight hundred" if digits == "800" else _spell_digits(digits)
 
 
-def _money(match: Match) -> str:
+def _money(match: _Match) -> str:
     sign, country, symbol, amount, scale, per = match.groups()
     singular, plural, cent, cents = CURRENCIES[symbol]
     words = _amount(amount, scale, (singular, plural), (cent, cents))
@@ -102,26 +98,26 @@ def _amount(amount: str, scale: str | None, unit: tuple[str, str], hundredth: tu
     return f"{large} and {small}" if int(part) else large
 
 
-def _money_range(match: Match) -> str:
+def _money_range(match: _Match) -> str:
     symbol, low, high, scale = match.groups()
     scaled = f" {SCALES[scale.lower()]}" if scale else ""
     return f"{low} to {high}{scaled} {CURRENCIES[symbol][1]}"
 
 
-def _code_amount(match: Match) -> str:
+def _code_amount(match: _Match) -> str:
     before, amount, scale, after = match.groups()
     scaled = f" {SCALES[scale.lower()]}" if scale else ""
     return f"{amount}{scaled} {CURRENCY_CODES[before or after]}"
 
 
-def _range(match: Match) -> str:
+def _range(match: _Match) -> str:
     low, high = match[1], match[2]
     if len(low) == 4 and len(high) == 2:  # years: 1939-45
         return f"{low} to {int(high)}" if high[0] != "0" else f"{low} to oh {int(high)}"
     return f"{low} to {high}"
 
 
-def _fraction(match: Match) -> str:
+def _fraction(match: _Match) -> str:
     whole, top, bottom, unit = match[1], int(match[2]), int(match[3]), match[4]
     if not 0 < top < bottom or bottom not in DENOMINATORS:
         return match[0]
@@ -146,49 +142,49 @@ _VULGAR_FRACTIONS = {
 }
 
 
-def _vulgar_fraction(match: Match) -> str:
+def _vulgar_fraction(match: _Match) -> str:
     return f"{match[1] + ' ' if match[1] else ''}{_VULGAR_FRACTIONS[match[2]]}"
 
 
-def _ratio(match: Match) -> str:
+def _ratio(match: _Match) -> str:
     """A verse after the name of a book is no ratio: "Proverbs 26:5"."""
     is_verse = re.search(r"\b[A-Z][a-z]+,? $", match.string[: match.start()])
     return f"{match[1]} {match[2]}" if is_verse else f"{match[1]} to {match[2]}"
 
 
-def _unit(match: Match) -> str:
+def _unit(match: _Match) -> str:
     number, power, unit, power_after, per = match.groups()
     name = UNITS[unit][number.replace(",", "") not in ("1", "1.0")]
     words = f"{number} {POWERS[power or power_after] + ' ' if power or power_after else ''}{name}"
     return words + (f" per {PER[per]}" if per else "")
 
 
-def _feet(match: Match) -> str:
+def _feet(match: _Match) -> str:
     feet, inches = match[1], match[2]
     return f"{feet} foot {inches}" if inches else f"{feet} feet"
 
 
-def _inches(match: Match) -> str:
+def _inches(match: _Match) -> str:
     """A quote that closes an earlier one is no inch mark."""
     if match.string.count('"', 0, match.end() - 1) % 2:
         return match[0]
     return f"{match[1]} {'inch' if match[1] == '1' else 'inches'}"
 
 
-def _version(match: Match) -> str:
+def _version(match: _Match) -> str:
     parts = match[0].split(".")
     if len(parts) == 4 and max(map(len, parts)) == 3:  # an IP address
-        return " dot ".join(map(spell_digits, parts))
+        return " dot ".join(map(_spell_digits, parts))
     return " point ".join(parts)
 
 
-def _grouped(match: Match) -> str:
+def _grouped(match: _Match) -> str:
     """Joins the groups of a number written with spaces, as in "10 000", but not those of a list of numbers."""
     groups = match[0].split()
     return "".join(groups) if len(groups[0]) < 3 or groups[-1] == "000" else match[0]
 
 
-def _to(words: dict[str, str]) -> Callable[[Match], str]:
+def _to(words: dict[str, str]) -> Callable[[_Match], str]:
     return lambda match: f"{words.get(match[1], match[1])} to {words.get(match[2], match[2])}"
 
 
@@ -201,22 +197,22 @@ def _minus(sign: str | None) -> str:
     return "minus " if sign else ""
 
 
-def _drive(match: Match) -> str:
+def _drive(match: _Match) -> str:
     """Reads "Dr." after a name and before no other: a street. It keeps the full stop at the end of the text."""
     return " Drive." if match.end() == len(match.string) else " Drive"
 
 
-def _abbreviation(match: Match) -> str:
+def _abbreviation(match: _Match) -> str:
     """Keeps the full stop of an abbreviation that ends the text."""
     is_last = not match.string[match.end() :].strip("\"') ")
     return ABBREVIATIONS[match[1]] + ("." if is_last and match[1].endswith(".") else "")
 
 
-def _constant(words: str) -> Callable[[Match], str]:
+def _constant(words: str) -> Callable[[_Match], str]:
     return lambda match: match.expand(words)
 
 
-_Rule = tuple[re.Pattern[str], Callable[[Match], str]]
+_Rule = tuple[re.Pattern[str], Callable[[_Match], str]]
 _DAY = rf"({_alternatives(WEEKDAYS)})\.?"
 _MONTH = rf"({_alternatives(MONTHS)})\.?"
 _PHONE = r"(?:\+?\d{1,2}[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])?\d{3}[.-]\d{4}"
@@ -237,12 +233,12 @@ _RULES: tuple[_Rule, ...] = (
     # Numbers to be dialed, and codes.
     (re.compile(rf"(?<![\w.,/$€£-]){_PHONE}(?![\w/-]|[.,]\d)"), lambda m: _groups(m[0])),
     (re.compile(r"\+\d{1,3}(?:[ -]\(?\d{2,4}\)?){2,5}(?![\w-]|[.,]\d)"), lambda m: _groups(m[0])),
-    (_DIALED, lambda m: m[1] + spell_digits(m[2])),
+    (_DIALED, lambda m: m[1] + _spell_digits(m[2])),
     (re.compile(r"(?<![\w.,-])\d{1,3}(?: \d{3})+(?![\w-]|[.,]\d| \d)"), _grouped),
-    (re.compile(rf"{_FROM}0\d+{_END}(?! ?[%°])"), lambda m: spell_digits(m[0])),
-    (_POSTAL, lambda m: m[1] + spell_digits(m[2])),
+    (re.compile(rf"{_FROM}0\d+{_END}(?! ?[%°])"), lambda m: _spell_digits(m[0])),
+    (_POSTAL, lambda m: m[1] + _spell_digits(m[2])),
     (re.compile(r"(?<![\w.,])\d+(?:\.\d+){2,}(?![\w]|\.\d)"), _version),
-    (re.compile(r"(?<![\w.)])(-?)\.(\d+)\b(?!\.\d)"), lambda m: f"{_minus(m[1])}point {spell_digits(m[2])}"),
+    (re.compile(r"(?<![\w.)])(-?)\.(\d+)\b(?!\.\d)"), lambda m: f"{_minus(m[1])}point {_spell_digits(m[2])}"),
     # Money.
     (re.compile(rf"({_CURRENCY})(\d+),(\d{{2}})(?![\d,])"), lambda m: f"{m[1]}{m[2]}.{m[3]}"),
     (re.compile(rf"(?<!\w)({_CURRENCY})({_NUMBER})\s?-\s?(?:{_CURRENCY})?({_NUMBER}){_SCALE}"), _money_range),
