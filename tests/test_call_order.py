@@ -37,7 +37,7 @@ from higgs_audio.speech.request import RequestBuilder
 from higgs_audio.speech.result import SpeechBuilder
 from higgs_audio.speech.tts import HiggsAudio
 from higgs_audio.text.normalization import normalize
-from higgs_audio.text.utterances import split_utterances
+from higgs_audio.text.utterances import read_utterances
 
 ONE = "The sun rises in the east."
 THREE = "Hello, all.\n\nGood night.\n\nBye now."  # utterances
@@ -103,7 +103,7 @@ def test_an_upward_call_is_detected(trace):
 
 def test_a_text_passes_every_stage_once(trace):
     calls = trace(*COMMANDS["speak"])
-    per_text = (HiggsAudio.generate, RequestBuilder.read_request, split_utterances, SpeechBuilder.speech, write)
+    per_text = (HiggsAudio.generate, RequestBuilder.read_request, read_utterances, SpeechBuilder.speech, write)
     per_utterance = (normalize, HiggsAudioProcessor.check_conversation, RequestBuilder.build, to_phonemes, render)
     per_utterance += (PromptEncoder.encode, Engine.submit, initial_state)
     assert {stage.__qualname__: calls.count_of(stage) for stage in per_text} == {s.__qualname__: 1 for s in per_text}
@@ -125,7 +125,7 @@ def test_every_chunk_of_an_utterance_is_decoded_once(trace):
 def test_the_stages_of_an_utterance_follow_one_another(trace):
     """Each stage begins after the previous stage: text, prompt, engine, audio tokenizer, file."""
     calls = trace("speak", ONE, "-o", "{}.wav", "--seed", "1")
-    stages = (split_utterances, normalize, HiggsAudioProcessor.check_conversation, render, PromptEncoder.encode)
+    stages = (read_utterances, normalize, HiggsAudioProcessor.check_conversation, render, PromptEncoder.encode)
     stages += (Engine.submit, initial_state, FrameAligner.push, push_many, SpeechBuilder.speech, write)
     first = [calls.indices_of(stage)[0] for stage in stages]
     assert first == sorted(first)

@@ -252,6 +252,7 @@ def test_random_texts_keep_all_words_in_order_at_any_limit():
         assert all(utterance == " ".join(utterance.split()) and letters(utterance) for utterance in utterances)
         assert all(len(utterance) <= max_chars or is_unbreakable(utterance) for utterance in utterances)
         spaced = re.sub(r"[^\x00-\x7f]", "e", text)  # where only spaces separate words, no word is split
+        spaced = re.sub(r"-\s", " ", spaced)  # a word that is divided at the end of a line is joined
         words = [word for utterance in split_utterances(spaced, max_chars) for word in utterance.split()]
         assert [word for word in words if letters(word)] == [word for word in spaced.split() if letters(word)]
 

@@ -33,7 +33,8 @@ def read_jobs(path: Path) -> list[Job]:
     """Reads a list of JSON objects, one per line.
 
     Their keys are `text` and optionally `id` (the name of the file; default: the line number), `voice` (a name, or the
-    path of a recording with its `transcript`), `seed`, `max_seconds`, `scene` and the fields of `SamplingOptions`.
+    path of a recording with its `transcript`), `seed`, `max_seconds`, `scene`, `pauses` and the fields of
+    `SamplingOptions`.
 
     Raises:
         OptionError: the list cannot be read or is empty, a line is not such an object, or an id occurs twice or is not

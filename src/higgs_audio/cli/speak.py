@@ -39,6 +39,10 @@ def speak(
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature; lower varies less.", show_default=False)
     ] = None,
+    pause: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=SECONDS", help="Pause after each sentence, item, paragraph or heading; repeatable."),
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="Read the text from this file.", show_default=False)] = None,
     device: Device = None,
     codec_device: Annotated[
@@ -63,9 +67,11 @@ def speak(
     """Generate speech from text: write it to a file, or play it."""
     from higgs_audio.cli.player import find_player, play
     from higgs_audio.text import check_speakable
+    from higgs_audio.text.pauses import read_pauses
 
     content = check_speakable(_read_text(text, file))
     _check_options(output, voice, transcript, tries, stream, low_latency)
+    pauses = read_pauses(_read_pairs(pause or []))
     player = find_player() if stream and sys.stdout.isatty() else None
     path = output or Path("speech.wav")
     if not stream:
@@ -74,7 +80,7 @@ def speak(
     tts = load_model(model, device, codec_device, weights, offload_text)
     chosen = None if voice is None else tts.voice(voice, transcript)
     load_seconds = time.perf_counter() - started
-    options: SpeechOptions = {"seed": seed}
+    options: SpeechOptions = {"seed": seed, "pauses": pauses}
     if temperature is not None:
         options["temperature"] = temperature
     if stream:
@@ -110,6 +116,22 @@ def batch(
         raise OptionError(
             f"{len(failed)} of {len(jobs)} texts failed, {failed[0].id!r} first; {output / REPORT} lists the reasons"
         )
+
+
+def _read_pairs(pairs: list[str]) -> dict[str, float]:
+    """Reads KIND=SECONDS pairs.
+
+    Raises:
+        OptionError: a pair without "=", or a value that is no number.
+    """
+    values = {}
+    for pair in pairs:
+        kind, _, seconds = pair.partition("=")
+        try:
+            values[kind] = float(seconds)
+        except ValueError:
+            raise OptionError(f"--pause {pair!r:.60}; give a kind and seconds, like paragraph=1.2") from None
+    return values
 
 
 def _check_options(

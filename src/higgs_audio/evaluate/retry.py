@@ -12,6 +12,7 @@ from higgs_audio.prompt.prompt import Voice
 from higgs_audio.speech.request import SpeechOptions
 from higgs_audio.speech.result import Speech
 from higgs_audio.speech.tts import HiggsAudio
+from higgs_audio.text import split_utterances
 
 ASR_MODEL = "whisper-tiny.en"  # 0.1 s per sentence; its transcripts nearly always equal those of larger models
 SEED_STEP = 1_000_003  # difference between the seeds of tries; utterances of a text have consecutive seeds
@@ -63,12 +64,13 @@ def generate_verified(
     if seed is not None:
         check_count("seed", seed, 0, 2**62)
     check_packages(asr_model, WORDS)
+    spoken = " ".join(split_utterances(text))  # without markup
     best: VerifiedSpeech | None = None
     for number in range(num_tries):
         options["seed"] = None if seed is None else seed + number * SEED_STEP
         speech = tts.generate(text, voice, **options)
         transcript = transcribe([speech.waveform], asr_model)[0].text
-        errors = word_errors(text, transcript)
+        errors = word_errors(spoken, transcript)
         if best is None or errors.errors < best.errors.errors:
             best = VerifiedSpeech(speech, transcript, errors, number + 1)
         if not errors.errors:

@@ -7,6 +7,7 @@ thread: a caller that needs a chunk decodes it together with the chunks of other
 import threading
 from collections import deque
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from higgs_audio.delay import FrameAligner
 from higgs_audio.engine import RequestHandle
 from higgs_audio.errors import wrap_error
 from higgs_audio.speech.result import Chunk
+from higgs_audio.speech.silence import silent_frame
 
 # Frames per chunk: few at first, so that audio starts early, then more, because each call has a cost ("dac" decodes the
 # frames around a chunk again).
@@ -103,6 +105,11 @@ class DecodeQueue:
     def __len__(self) -> int:
         """The number of open jobs that may be decoded together with others."""
         return len(self._jobs)
+
+    @cached_property
+    def silent_frame(self) -> Tensor:
+        """Codes `[K, 1]` of a silent frame, on the CPU."""
+        return silent_frame(self.codec)
 
     def open(self, handle: RequestHandle, is_offline: bool = False, look_ahead: int | None = None) -> DecodeJob:
         """Creates the job of an utterance; `chunks` then yields its chunks.

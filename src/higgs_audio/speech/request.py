@@ -10,7 +10,7 @@ import torch
 
 from higgs_audio import engine
 from higgs_audio.codec import HiggsAudioTokenizer
-from higgs_audio.errors import OptionError, check_count, nearest
+from higgs_audio.errors import OptionError, TextError, check_count, nearest
 from higgs_audio.generation.rules import read_rules, read_seeds
 from higgs_audio.generation.sampling import SAMPLING_NAMES, SamplingKwargs, SamplingOptions
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
@@ -19,7 +19,8 @@ from higgs_audio.prompt.prompt import Turn, Voice, compose, to_messages
 from higgs_audio.text.markup import check_speakable, sounds_to_tokens
 from higgs_audio.text.normalization import normalize
 from higgs_audio.text.pace import count_phones, frame_bounds
-from higgs_audio.text.utterances import split_utterances
+from higgs_audio.text.pauses import Pauses, read_pauses
+from higgs_audio.text.utterances import read_utterances
 
 SPEAKER = "SPEAKER0"  # the only speaker of a text
 UTTERANCE_CHARS = 110  # maximum length of an utterance: nano was not trained on longer ones
@@ -33,11 +34,13 @@ class SpeechOptions(SamplingKwargs, total=False):
     max_seconds: limit on the duration of the audio. Each utterance also has its own limit: 1 second plus 0.12 seconds
         per phone, about twice the usual duration.
     scene: a description of where the speech is recorded, for models that were trained with scenes.
+    pauses: seconds of silence after sentences, items, paragraphs and headings: `Pauses`, or a mapping of its fields.
     """
 
     seed: int | None
     max_seconds: float | None
     scene: str | None
+    pauses: Pauses | Mapping[str, float] | None
 
 
 OPTION_NAMES = tuple(SpeechOptions.__annotations__)
@@ -54,6 +57,7 @@ class SpeechRequest:
         seed: seed of the first utterance; utterance n after it has seed + n.
         max_frames: limit on the frames of all utterances together.
         sampling: sampling options.
+        pauses: seconds of silence after each utterance but the last.
     """
 
     utterances: tuple[str, ...]
@@ -62,6 +66,7 @@ class SpeechRequest:
     seed: int | None
     max_frames: int | None
     sampling: SamplingOptions
+    pauses: tuple[float, ...]
 
     @property
     def is_parallel(self) -> bool:
@@ -102,14 +107,25 @@ class RequestBuilder:
             raise OptionError(f"no option {unknown[0]!r}; {nearest(unknown[0], OPTION_NAMES)}")
         sampling = {name: options[name] for name in SAMPLING_NAMES if name in options}
         rules = read_rules(self._model.config, getattr(self._model, "generation_config", None), sampling)
+        pauses = read_pauses(options.get("pauses"))
         with self._lock:
-            parts = split_utterances(check_speakable(text), UTTERANCE_CHARS)
-            utterances = tuple(self._normalize(part) for part in parts)
+            parts = read_utterances(check_speakable(text), UTTERANCE_CHARS)
+            utterances = tuple(self._normalize(check_speakable(part.text)) for part in parts)
+        if not utterances:
+            raise TextError(f"{text!r:.60} has nothing to speak but markup; give at least one letter or digit")
         seed = options.get("seed")
         if seed is not None:
             check_count("seed", seed, 0, 2**63 - len(utterances), "None for a different result with every call")
         max_frames = self._num_frames(options.get("max_seconds"))
-        request = SpeechRequest(utterances, voice, options.get("scene"), seed, max_frames, rules.sampling)
+        request = SpeechRequest(
+            utterances,
+            voice,
+            options.get("scene"),
+            seed,
+            max_frames,
+            rules.sampling,
+            tuple(map(pauses.after, parts[:-1])),
+        )
         with self._lock:
             self._check_prompts(request)
         return request

@@ -1,6 +1,6 @@
 """Speech streams: submit the utterances of a text to the engine, some of them ahead, and yield the chunks in order."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -14,6 +14,13 @@ from higgs_audio.prompt.prompt import Turn
 from higgs_audio.speech.decode_queue import DecodeJob, DecodeQueue
 from higgs_audio.speech.request import SPEAKER, RequestBuilder, SpeechRequest
 from higgs_audio.speech.result import Chunk, Speech, SpeechBuilder
+from higgs_audio.speech.silence import (
+    LEAD_FRAMES,
+    leading_silence,
+    num_silent_frames,
+    silent_level,
+    trailing_silence,
+)
 
 UTTERANCES_AHEAD = 4  # utterances of a text that are submitted at once if the caller does not wait for the first audio
 MAX_ACTIVE_TEXTS = 24  # texts generated at once: sixteen, and eight that wait to be decoded together
@@ -50,6 +57,8 @@ class SpeechStream:
         self._is_stopped = False
         self._previous: tuple[Turn, ...] = ()
         self._frames_left = request.max_frames
+        self._trailing_seconds = self._silent_level = 0.0  # of the last finished utterance
+        self._reserved = 0  # frames of the pause after it
         self._chunks = self._generate()
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -86,21 +95,48 @@ class SpeechStream:
 
     def _generate(self) -> Generator[Chunk, None, None]:
         for number in range(len(self._request.utterances)):
+            self._reserve_pause(number - 1)
             if self._frames_left == 0:
                 yield self._empty_chunk("length")
                 return
             self._submit(number)
-            codes = []
+            chunks: list[Chunk] = []
             for chunk in self._queue.chunks(self._jobs[number]):
-                codes.append(chunk.codes)
+                if number and not any(len(earlier.samples) for earlier in chunks) and len(chunk.samples):
+                    yield from self._pause(number - 1, chunk)
+                chunks.append(chunk)
                 yield chunk
             if self._is_stopped:
                 return
             del self._jobs[number]
-            self._finish_utterance(number, torch.cat(codes, dim=1).numpy())
+            self._finish_utterance(number, chunks)
 
-    def _finish_utterance(self, number: int, codes: np.ndarray) -> None:
-        """Records a finished utterance with its codes [K, F]."""
+    def _reserve_pause(self, number: int) -> None:
+        """Takes the frames that the pause after an utterance needs at most from those that are left."""
+        seconds = self._request.pauses[number] - self._trailing_seconds if number >= 0 else 0.0
+        self._reserved = num_silent_frames(seconds, self._queue.codec.config.frame_rate)
+        if self._frames_left is not None:
+            self._reserved = min(self._reserved, self._frames_left)
+            self._frames_left -= self._reserved
+
+    def _pause(self, number: int, following: Chunk) -> Iterator[Chunk]:
+        """Yields the silence between an utterance and the first chunk of the next, if what they leave is too short."""
+        codec = self._queue.codec
+        rate, hop = codec.config.sample_rate, codec.config.hop_length
+        lead = leading_silence(following.samples[: LEAD_FRAMES * hop], self._silent_level, rate)
+        seconds = self._request.pauses[number] - self._trailing_seconds - lead
+        frames = min(num_silent_frames(seconds, codec.config.frame_rate), self._reserved)
+        if self._frames_left is not None:
+            self._frames_left += self._reserved - frames
+        if frames:
+            yield Chunk(np.zeros(frames * hop, np.float32), self._queue.silent_frame.expand(-1, frames))
+
+    def _finish_utterance(self, number: int, chunks: Sequence[Chunk]) -> None:
+        """Records what follows from a finished utterance: its silence, the frames that are left, the voice."""
+        samples = np.concatenate([chunk.samples for chunk in chunks])
+        rate = self._queue.codec.config.sample_rate
+        self._trailing_seconds, self._silent_level = trailing_silence(samples, rate), silent_level(samples, rate)
+        codes = torch.cat([chunk.codes for chunk in chunks], dim=1).numpy()  # [K, F]
         if self._frames_left is not None:
             self._frames_left -= codes.shape[1]
         if self._request.voice is None and not self._previous:

@@ -162,12 +162,13 @@ class HiggsAudio:
         """Generates the speech of a text of any length: the concatenation of `stream`.
 
         Args:
-            text: the text to speak.
+            text: the text to speak. Markdown, HTML and SSML are read without their marks; their structure is heard as
+                pauses, see `text.document`.
             voice: a name of `voices`, or a `Voice` from `voice()`; the default voice when None.
             progress: called with the seconds of audio generated so far.
-            **options: `seed`, `max_seconds` and `scene`, which `SpeechOptions` documents; `temperature`, `top_k`,
-                `top_p` and the other fields of `SamplingOptions`, which documents them. Omitted sampling options have
-                the checkpoint's values.
+            **options: `seed`, `max_seconds`, `scene` and `pauses`, which `SpeechOptions` documents; `temperature`,
+                `top_k`, `top_p` and the other fields of `SamplingOptions`, which documents them. Omitted sampling
+                options have the checkpoint's values.
 
         Raises:
             TextError: a text that is empty or contains nothing speakable, or a special token.
@@ -182,7 +183,7 @@ class HiggsAudio:
         if progress is not None and not callable(progress):
             raise OptionError(f"progress={progress!r:.60}; give a function of seconds, or None")
         builder = SpeechBuilder(self.sample_rate)
-        for chunk in stream_speech(self._open_stream(request, num_ahead=UTTERANCES_AHEAD)):
+        for chunk in stream_speech(self.open_stream(request, num_ahead=UTTERANCES_AHEAD)):
             builder.add(chunk)
             if progress is not None:
                 progress(builder.seconds)
@@ -227,7 +228,7 @@ class HiggsAudio:
         """
         return stream_many(
             requests,
-            lambda request: self._open_stream(request, num_ahead=UTTERANCES_AHEAD, is_offline=True),
+            lambda request: self.open_stream(request, num_ahead=UTTERANCES_AHEAD, is_offline=True),
             self.sample_rate,
         )
 
@@ -257,7 +258,7 @@ class HiggsAudio:
         """`stream` for asyncio; closing the iterator, or cancelling the task, cancels the generation."""
         request = await asyncio.to_thread(self.request, text, voice, options)
         await asyncio.to_thread(lambda: self.engine)  # created on first use
-        stream = self._open_stream(request, look_ahead=_look_ahead(low_latency))  # submits in the first thread below
+        stream = self.open_stream(request, look_ahead=_look_ahead(low_latency))  # submits in the first thread below
         pending: asyncio.Future[Chunk | None] | None = None
         try:
             while True:
@@ -300,13 +301,19 @@ class HiggsAudio:
         return self._waveforms(request, _look_ahead(low_latency))
 
     def _waveforms(self, request: SpeechRequest, look_ahead: int | None) -> Generator[Waveform, None, None]:
-        for chunk in stream_speech(self._open_stream(request, look_ahead=look_ahead)):
+        for chunk in stream_speech(self.open_stream(request, look_ahead=look_ahead)):
             if len(chunk.samples):
                 yield Waveform(chunk.samples, self.sample_rate)
 
-    def _open_stream(
+    def open_stream(
         self, request: SpeechRequest, *, num_ahead: int = 1, is_offline: bool = False, look_ahead: int | None = None
     ) -> SpeechStream:
+        """Returns the stream of a request: its chunks of samples and codes. Submits nothing before it is iterated.
+
+        Args:
+            request: from `request`.
+            num_ahead, is_offline, look_ahead: as in `SpeechStream`.
+        """
         if self._queue.codec is not self.codec:  # the processor has a new audio tokenizer
             self._queue = DecodeQueue(self.codec)
         return SpeechStream(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from higgs_audio.errors import TextError
 from higgs_audio.text.characters import JOINERS, CharacterTable
 from higgs_audio.text.normalization import normalize
+from higgs_audio.text.written_forms import read_written_forms
 
 if TYPE_CHECKING:
     from hibari.g2p import G2P
@@ -79,7 +80,7 @@ def phonemize(text: str) -> str:
     'ðə sˈʌn ɹˈIzᵻz.'
     """
     try:
-        phonemes = _clean_phonemes(_front_end()(_to_readable(text)))
+        phonemes = _clean_phonemes(_read(_to_readable(text)))
     except (IndexError, KeyError, TypeError, ValueError) as error:  # no known text leads here
         raise TextError(f"{text!r:.60} cannot be read: {error}; write it in plainer words") from error
     if not any(phone in PHONES for phone in phonemes):
@@ -104,9 +105,30 @@ def _front_end() -> "G2P":
     return G2P(british=False)
 
 
+def _read(line: str) -> str:
+    """Returns the front end's phonemes of a line.
+
+    The front end reads "King Charles" as "King the zeroth Charles": its pattern of a Roman numeral after such a word
+    also matches nothing. All numerals have been read before, so the two sides of such a place are expanded separately.
+    """
+    from hibari.g2p.normalize import normalize as expand
+
+    parts = _before_numerals().sub("\\1\n", line).split("\n")
+    return str(_front_end()(" ".join(map(expand, parts)), normalize_text=False))
+
+
+@lru_cache(maxsize=1)
+def _before_numerals() -> re.Pattern[str]:
+    """Returns the pattern of a word after which the front end expects a Roman numeral, before such a letter."""
+    from hibari.g2p.normalize import ROMAN_CARDINAL, ROMAN_ORDINAL
+
+    return re.compile(rf"\b({'|'.join([*ROMAN_CARDINAL, *ROMAN_ORDINAL])}) (?=[IVXLCDM])")
+
+
 def _to_readable(text: str) -> str:
     """Normalizes a text to one line, without characters or runs that the front end fails on."""
-    line = " ".join(normalize(text).translate(_READABLE).split())
+    line = " ".join(normalize(text).split())
+    line = " ".join(read_written_forms(line).translate(_READABLE).split())
     line = _DASH.sub(", ", _ELLIPSIS_IN_SENTENCE.sub(",", line))
     line = _LONG_NUMBER.sub(lambda number: " ".join(re.findall(r"\d", number[0])), line)
     line = _LONG_WORD.sub(lambda word: _split_run(word[0]), line)

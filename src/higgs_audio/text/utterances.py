@@ -2,19 +2,21 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 from higgs_audio.errors import check_value
+from higgs_audio.text.blocks import Block
+from higgs_audio.text.document import read_document
 from higgs_audio.text.markup import is_speakable
 
-__all__ = ["MAX_CHARS", "split_utterances"]
+__all__ = ["MAX_CHARS", "Utterance", "read_utterances", "split_utterances"]
 
 MAX_CHARS = 180  # of an utterance: about twelve seconds of speech
 _SHORT_CHARS = 30  # a shorter sentence joins its neighbor
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and ideographs: no spaces between words
 _WIDE_MARKS = "，、；：。！？…」』）》"
-_PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
 _SENTENCE = re.compile(rf"(?<![.!?…])[.!?…]+[\"'”’»)\]]*\s+|[。！？][。！？…]*[\"'”’」』）》]*\s*|(?<!…)…+(?=[{_CJK}])")
 _CLAUSE = re.compile(r"[,;:–—-][\"'”’»)\]]*\s+|[，、；：]\s*")
 _WORD = re.compile(rf"\s+|(?<=[{_CJK}{_WIDE_MARKS}])(?=[{_CJK}])")
@@ -46,12 +48,28 @@ _OPENERS = _words(
 _NUMBERED = _words("art ch chap eq fig figs no nos p pp sec vol")
 
 
-def split_utterances(text: str, max_chars: int = MAX_CHARS) -> list[str]:
-    """Splits a text into utterances; their words are the words of the text, in order.
+@dataclass(frozen=True)
+class Utterance:
+    """A piece of text that is generated at once.
 
-    Splits at blank lines and at the ends of sentences. A sentence of less than 30 characters joins its neighbor. A
-    sentence of more than `max_chars` is halved at a clause near its middle, else between words; a single longer word
-    stays whole. Line breaks and runs of spaces become one space. Utterances without a letter or digit are dropped.
+    Attributes:
+        text: words and marks, in one line.
+        boundary: what ends with it: "clause" within a sentence, or one of `blocks.BREAKS`.
+        pause: seconds of pause after it that the author wrote; None for the usual pause of the boundary.
+    """
+
+    text: str
+    boundary: str
+    pause: float | None = None
+
+
+def split_utterances(text: str, max_chars: int = MAX_CHARS) -> list[str]:
+    """Splits a text into utterances; their words are the words of the text, in order, without markup.
+
+    Splits at the boundaries of `read_document` and at the ends of sentences. A sentence of less than 30 characters
+    joins its neighbor. A sentence of more than `max_chars` is halved at a clause near its middle, else between words; a
+    single longer word stays whole. Line breaks and runs of spaces become one space. Utterances without a letter or
+    digit are dropped.
 
     Args:
         text: as written, before `normalize`, which removes blank lines.
@@ -60,20 +78,34 @@ def split_utterances(text: str, max_chars: int = MAX_CHARS) -> list[str]:
 
     Raises:
         OptionError: max_chars is below 1.
+        TextError: SSML that is not supported.
 
     >>> split_utterances("Dr. Smith arrived at noon, as he had said. Then everybody sat down to eat.")
     ['Dr. Smith arrived at noon, as he had said.', 'Then everybody sat down to eat.']
     """
+    return [utterance.text for utterance in read_utterances(text, max_chars)]
+
+
+def read_utterances(text: str, max_chars: int = MAX_CHARS) -> list[Utterance]:
+    """Splits a text as `split_utterances` does; returns the utterances with their boundaries.
+
+    >>> [utterance.boundary for utterance in read_utterances("# Title\\n\\nIt was a dark and stormy night.")]
+    ['heading', 'paragraph']
+    """
     check_value("max_chars", max_chars, max_chars >= 1, f"1 or more; {MAX_CHARS} is usual")
-    paragraphs = (" ".join(paragraph.split()) for paragraph in _PARAGRAPH.split("\n".join(text.splitlines())))
-    return [utterance for paragraph in paragraphs for utterance in _split_paragraph(paragraph, max_chars)]
+    return [utterance for block in read_document(text) for utterance in _split_block(block, max_chars)]
 
 
-def _split_paragraph(paragraph: str, max_chars: int) -> list[str]:
-    starts = [0, *_sentence_starts(paragraph), len(paragraph)]
-    sentences = _join_short([paragraph[start:end] for start, end in pairwise(starts)], max_chars)
-    utterances = [part.strip() for sentence in sentences for part in _halve(sentence, max_chars)]
-    return [utterance for utterance in utterances if is_speakable(utterance)]
+def _split_block(block: Block, max_chars: int) -> list[Utterance]:
+    starts = [0, *_sentence_starts(block.text), len(block.text)]
+    sentences = _join_short([block.text[start:end] for start, end in pairwise(starts)], max_chars)
+    utterances = []
+    for sentence in sentences:
+        parts = [part.strip() for part in _halve(sentence, max_chars) if is_speakable(part)]
+        utterances += [Utterance(part, "clause") for part in parts[:-1]] + [
+            Utterance(p, "sentence") for p in parts[-1:]
+        ]
+    return [*utterances[:-1], *(Utterance(last.text, block.kind, block.pause) for last in utterances[-1:])]
 
 
 def _sentence_starts(paragraph: str) -> Iterator[int]:
