@@ -34,7 +34,12 @@ Figures = dict[str, float]  # "wall" and "cpu", in seconds per second of audio
 def main() -> None:
     args = parse_arguments()
     if args.serve:
-        return serve(args.serve, args.model)
+        serve(args.serve, args.model)
+    else:
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
     sources = {"old": args.old, "new": SOURCE} if args.old else {"": SOURCE}
     configurations = {
         f"{name} {count} thread{'s' * (count > 1)}".strip(): (source, count)

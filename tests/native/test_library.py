@@ -56,10 +56,11 @@ def test_torch_runs_if_the_compiler_fails(monkeypatch, cache_folder):
 
 
 @pytest.mark.usefixtures("cache_folder")
-def test_without_a_compiler_torch_runs(monkeypatch, tmp_path):
+def test_without_a_compiler_torch_runs_and_says_so_once(monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert library.native_library() is None
+    with pytest.warns(UserWarning, match=r"no C compiler \(cc, gcc or clang\).*install one"):
+        assert library.native_library() is None
     assert generate(many_requests()[0]) == (False, True)
 
 

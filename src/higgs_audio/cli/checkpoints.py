@@ -11,12 +11,14 @@ from higgs_audio.cli.common import silence_libraries
 def info(
     model: Annotated[str, typer.Argument(help="nano, a checkpoint folder, or a Hugging Face Hub repository.")] = "nano",
 ) -> None:
-    """Describe a checkpoint: parameters, size, audio tokenizer, special tokens, voices."""
+    """Describe a checkpoint (parameters, audio tokenizer, special tokens, voices) and the fast paths that run here."""
     from higgs_audio.checkpoint import open_checkpoint
     from higgs_audio.cli.describe import describe
+    from higgs_audio.cli.fast_paths import fast_paths
 
     silence_libraries()
-    for title, rows in describe(open_checkpoint(model)).items():
+    checkpoint = open_checkpoint(model)
+    for title, rows in {**describe(checkpoint), "fast paths": fast_paths(checkpoint)}.items():
         print(title)
         width = max(map(len, rows), default=0)
         for name, value in rows.items():

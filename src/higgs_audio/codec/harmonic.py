@@ -111,8 +111,14 @@ class HarmonicHead(nn.Module):
         return spectra, [end for _, end in advanced]
 
     def _spectra(self, filters: Tensor, window: Tensor, pitch: Pitch, cycles: Tensor, numbers: Tensor) -> Tensor:
-        """Returns spectra for the filters `[B, T, 3 * bins]`, the phase `cycles [B, T]` and the indices `numbers [T]` of
-        spectra in their streams."""
+        """Returns spectra `[B, T, bins]`.
+
+        Args:
+            filters: `[B, T, 3 * bins]`, from `self.filters`.
+            window, pitch: as for `forward`.
+            cycles: the phase `[B, T]`.
+            numbers: indices `[T]` of the spectra in their streams.
+        """
         pulse_gain, noise_gain, phase = filters.chunk(3, dim=-1)  # [B, T, bins] each
         pulses = torch.fft.rfft(self.pulses(cycles, pitch) * window)
         noise = noise_spectra(self.n_fft, self.hop)[numbers % NOISE_PERIOD].to(pulses)  # [T, bins]

@@ -4,6 +4,7 @@ from higgs_audio.native.library import native_library
 from higgs_audio.native.linear import NativeLinear
 from higgs_audio.native.matrix import WIDTH_MULTIPLE, MatrixPacker, are_exact_in_bfloat16
 from higgs_audio.native.snapshot import ModuleSnapshot, have_hooks
+from higgs_audio.native.status import native_status
 from higgs_audio.native.threads import num_threads, one_torch_thread
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "are_exact_in_bfloat16",
     "have_hooks",
     "native_library",
+    "native_status",
     "num_threads",
     "one_torch_thread",
 ]

@@ -45,11 +45,16 @@ def load_library(folder: Path = FOLDER) -> ctypes.CDLL | None:
         folder: folder of the C files.
 
     Returns:
-        None without a C compiler. Also None, with one UserWarning, if the compiler fails, if there is no folder for the
-        cache, or if a C structure and its ctypes mirror differ in size.
+        None, with one UserWarning, if there is no C compiler or it fails, if there is no folder for the cache, or if a
+        C structure and its ctypes mirror differ in size.
     """
-    compiler = os.environ.get("CC") or next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    compiler = find_compiler()
     if compiler is None:
+        warnings.warn(
+            f"there is no C compiler (cc, gcc or clang), so torch runs instead, several times slower: install one, or "
+            f"set {NATIVE_ENV}=0 to leave it so",
+            stacklevel=3,
+        )
         return None
     try:
         library = ctypes.CDLL(str(_compile_cached(compiler, folder)))
@@ -68,6 +73,11 @@ def load_library(folder: Path = FOLDER) -> ctypes.CDLL | None:
         )
         return None
     return library
+
+
+def find_compiler() -> str | None:
+    """Returns the command of the C compiler: the environment variable CC, or the first one that exists."""
+    return os.environ.get("CC") or next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 
 
 def size_mismatches(library: ctypes.CDLL) -> list[str]:

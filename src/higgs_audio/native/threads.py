@@ -1,8 +1,8 @@
 """Threads: how many the C code uses, and one for torch beside it.
 
-A container may have less CPU time than visible cores, so its quota limits the number. torch's own threads wait at a barrier
-after every operation: beside other processes, twenty times as long as one thread works. Around C code, torch therefore runs
-in the calling thread.
+A container may have less CPU time than visible cores, so its quota limits the number. torch's own threads wait at a
+barrier after every operation, beside other processes for long: twenty times as long as the work of one thread takes.
+Around C code, torch therefore runs in the calling thread.
 """
 
 import ctypes
