@@ -9,9 +9,10 @@ Source: neural source-filter models (arXiv 1810.11946) and harmonics plus filter
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,19 @@ class PhaseState:
     cycles: Tensor
     hz: Tensor
     num_spectra: int
+
+
+class HeadKernels(Protocol):
+    """The work of a harmonic head on one stream or on several that are concatenated; `HarmonicHead` has it in torch."""
+
+    def filters(self, hidden: Tensor, /) -> Tensor:
+        """Maps hidden states `[1, T, W]` to filters `[1, T, 3 * bins]`."""
+
+    def windowed_pulses(self, cycles: Tensor, pitch: Pitch, window: Tensor) -> Tensor:
+        """Returns `HarmonicHead.pulses` times the window."""
+
+    def mix(self, filters: Tensor, pulses: Tensor, numbers: Tensor) -> Tensor:
+        """Filters spectra of pulses and of noise, and adds them."""
 
 
 class HarmonicHead(nn.Module):
@@ -72,9 +86,8 @@ class HarmonicHead(nn.Module):
         """
         pitch = self.predict_pitch(hidden) if pitch is None else pitch
         cycles, end = self.advance_phase(pitch, start)
-        return self._spectra(
-            self.filters(hidden), window, pitch, cycles, _spectrum_numbers(hidden.shape[1], start)
-        ), end
+        numbers = _spectrum_numbers(hidden.shape[1], start)
+        return self._spectra(self, hidden, window, pitch, cycles, numbers), end
 
     def forward_packed(
         self,
@@ -82,7 +95,7 @@ class HarmonicHead(nn.Module):
         window: Tensor,
         sizes: Sequence[int],
         starts: Sequence[PhaseState | None],
-        filters: Callable[[Tensor], Tensor] | None = None,
+        kernels: HeadKernels | None = None,
     ) -> tuple[Iterator[Tensor], list[PhaseState]]:
         """`forward` for several streams that are concatenated in `hidden [1, T, W]`.
 
@@ -90,7 +103,7 @@ class HarmonicHead(nn.Module):
             hidden, window: as for `forward`.
             sizes: number of hidden states of every stream, each at least 1.
             starts: state of every stream.
-            filters: replaces `self.filters` on rows `[T, W]`.
+            kernels: does the work of this head; None for itself.
 
         Returns:
             The spectra in pieces along T that fit a CPU's cache, and the states after them.
@@ -103,24 +116,34 @@ class HarmonicHead(nn.Module):
         spans = [slice(first, first + PIECE_SPECTRA) for first in range(0, hidden.shape[1], PIECE_SPECTRA)]
         pieces = [Pitch(pitch.hz[:, span], pitch.voiced[:, span]) for span in spans]
         spectra = (
-            self._spectra(
-                (filters or self.filters)(hidden[0, span])[None], window, piece, cycles[:, span], numbers[span]
-            )
+            self._spectra(kernels or self, hidden[:, span], window, piece, cycles[:, span], numbers[span])
             for span, piece in zip(spans, pieces, strict=True)
         )
         return spectra, [end for _, end in advanced]
 
-    def _spectra(self, filters: Tensor, window: Tensor, pitch: Pitch, cycles: Tensor, numbers: Tensor) -> Tensor:
-        """Returns spectra `[B, T, bins]`.
+    def _spectra(
+        self, kernels: HeadKernels, hidden: Tensor, window: Tensor, pitch: Pitch, cycles: Tensor, numbers: Tensor
+    ) -> Tensor:
+        """Returns spectra for the phase `cycles [B, T]` and the indices `numbers [T]` of spectra in their streams."""
+        pulses = torch.fft.rfft(kernels.windowed_pulses(cycles, pitch, window))  # [B, T, bins]
+        return kernels.mix(kernels.filters(hidden), pulses, numbers)
+
+    def windowed_pulses(self, cycles: Tensor, pitch: Pitch, window: Tensor) -> Tensor:
+        """Returns `pulses` times the window `[n_fft]`."""
+        return self.pulses(cycles, pitch) * window
+
+    def mix(self, filters: Tensor, pulses: Tensor, numbers: Tensor) -> Tensor:
+        """Filters the spectra of pulses and of noise, and adds them.
 
         Args:
-            filters: `[B, T, 3 * bins]`, from `self.filters`.
-            window, pitch: as for `forward`.
-            cycles: the phase `[B, T]`.
-            numbers: indices `[T]` of the spectra in their streams.
+            filters: `[B, T, 3 * bins]`, from `filters`.
+            pulses: spectra `[B, T, bins]`.
+            numbers: indices `[T]` of the spectra in their streams, which select the noise.
+
+        Returns:
+            Spectra `[B, T, bins]`.
         """
         pulse_gain, noise_gain, phase = filters.chunk(3, dim=-1)  # [B, T, bins] each
-        pulses = torch.fft.rfft(self.pulses(cycles, pitch) * window)
         noise = noise_spectra(self.n_fft, self.hop)[numbers % NOISE_PERIOD].to(pulses)  # [T, bins]
         voice = torch.polar(pulse_gain.clamp(max=LOG_CEILING).exp(), phase) * pulses
         return voice + noise_gain.clamp(max=LOG_CEILING).exp() * noise

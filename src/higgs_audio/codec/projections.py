@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from higgs_audio.codec.harmonic import HarmonicHead
+from higgs_audio.codec.harmonic import HarmonicHead, HeadKernels
+from higgs_audio.codec.native_head import NativeHead, is_plain
 from higgs_audio.codec.vocos import VocosDecoder
-from higgs_audio.native import ModuleSnapshot, NativeLinear, have_hooks, native_library
+from higgs_audio.native import WIDTH_MULTIPLE, ModuleSnapshot, NativeLinear, have_hooks, native_library
 
 
 class Projections:
@@ -17,11 +18,14 @@ class Projections:
 
     Args:
         decoder: the decoder.
+
+    Attributes:
+        head: the work of a harmonic head; None for another head.
     """
 
     def __init__(self, decoder: VocosDecoder) -> None:
         self._embed, self._up = decoder.embed, decoder.up
-        self._filters = decoder.head.filters if isinstance(decoder.head, HarmonicHead) else None
+        self.head: HeadKernels | None = decoder.head if isinstance(decoder.head, HarmonicHead) else None
 
     def embed(self, features: Tensor) -> Tensor:
         """Maps features `[F, hidden]` to rows `[F, D]`."""
@@ -30,12 +34,6 @@ class Projections:
     def upsample(self, rows: Tensor) -> Tensor:
         """Maps rows `[F, D]` to `[F, D' * stride]`."""
         return rows @ self._up.weight.flatten(1)
-
-    def filters(self, hidden: Tensor) -> Tensor:
-        """Maps the input `[T, D']` of a harmonic head to its filters `[T, 3 * bins]`."""
-        assert self._filters is not None
-        result: Tensor = self._filters(hidden)
-        return result
 
 
 class NativeProjections(Projections):
@@ -50,19 +48,14 @@ class NativeProjections(Projections):
         super().__init__(decoder)
         self._native_embed = NativeLinear(library, self._embed.weight.detach()[..., 0], self._embed.bias)
         self._native_up = NativeLinear(library, self._up.weight.detach().flatten(1).T.contiguous(), None)
-        filters = self._filters
-        self._native_filters = None if filters is None else NativeLinear(library, filters.weight, filters.bias)
+        if isinstance(decoder.head, HarmonicHead):
+            self.head = NativeHead(decoder.head, library)
 
     def embed(self, features: Tensor) -> Tensor:
-        return self._native_embed(features) if _is_plain(features) else super().embed(features)
+        return self._native_embed(features) if is_plain(features) else super().embed(features)
 
     def upsample(self, rows: Tensor) -> Tensor:
-        return self._native_up(rows) if _is_plain(rows) else super().upsample(rows)
-
-    def filters(self, hidden: Tensor) -> Tensor:
-        if self._native_filters is None or not _is_plain(hidden):
-            return super().filters(hidden)
-        return self._native_filters(hidden)
+        return self._native_up(rows) if is_plain(rows) else super().upsample(rows)
 
 
 _CACHE: WeakKeyDictionary[VocosDecoder, tuple[ModuleSnapshot, Projections]] = WeakKeyDictionary()
@@ -83,6 +76,8 @@ def are_supported(decoder: VocosDecoder) -> bool:
     modules: list[nn.Module] = [decoder.embed, decoder.up]
     if isinstance(decoder.head, HarmonicHead):
         modules += [decoder.head, decoder.head.filters]
+        if decoder.n_fft % WIDTH_MULTIPLE:
+            return False
     weights = [weight for module in modules for weight in module.parameters()]
     return (
         all(type(module) in (nn.Conv1d, nn.ConvTranspose1d, nn.Linear, HarmonicHead) for module in modules)
@@ -90,8 +85,3 @@ def are_supported(decoder: VocosDecoder) -> bool:
         and all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
         and all(weight.is_contiguous() for weight in weights)
     )
-
-
-def _is_plain(rows: Tensor) -> bool:
-    """Whether C can read the rows; not under autocast."""
-    return rows.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

@@ -5,7 +5,7 @@ of a waveform decoder; the idea comes from Vocos (arXiv 2306.00814). The head is
 `HarmonicHead` ("harmonic"), whose voices are smoother.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from higgs_audio.codec.autocorrelation import autocorrelation, pitch_lags, voice_windows
 from higgs_audio.codec.config import HiggsAudioTokenizerConfig
-from higgs_audio.codec.harmonic import LOG_CEILING, HarmonicHead, PhaseState, Pitch
+from higgs_audio.codec.harmonic import LOG_CEILING, HarmonicHead, HeadKernels, PhaseState, Pitch
 
 LOG_FLOOR = 1e-3  # smaller magnitudes count as silence
 WEIGHT_FLOOR = 1e-6  # minimum of the summed windows, by which overlapping frames are divided
@@ -163,7 +163,7 @@ class VocosDecoder(nn.Module):
         hidden: Tensor,
         sizes: Sequence[int],
         starts: Sequence[PhaseState | None],
-        filters: Callable[[Tensor], Tensor],
+        kernels: HeadKernels | None,
     ) -> tuple[Tensor, Sequence[PhaseState | None]]:
         """Returns the windowed STFT frames of several streams that are concatenated in time.
 
@@ -171,14 +171,14 @@ class VocosDecoder(nn.Module):
             hidden: `[1, T, D]`.
             sizes: number of hidden states of every stream, each at least 1.
             starts: phase from which a harmonic head continues every stream.
-            filters: maps the input `[T, D]` of a harmonic head to its filters `[T, 3 * bins]`.
+            kernels: does the work of a harmonic head; None for itself.
 
         Returns:
             Frames `[1, T, n_fft]`, and the phase after every stream.
         """
         if not isinstance(self.head, HarmonicHead):
             return self._windowed(self._spectrum(hidden)), starts
-        spectra, ends = self.head.forward_packed(hidden, self.window, sizes, starts, filters)
+        spectra, ends = self.head.forward_packed(hidden, self.window, sizes, starts, kernels)
         return torch.cat([self._windowed(piece) for piece in spectra], dim=1), ends
 
     def _spectrum(self, hidden: Tensor) -> Tensor:

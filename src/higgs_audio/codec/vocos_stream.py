@@ -131,7 +131,7 @@ def _head_frames(
         decoder.norm(x)[None],
         [size for _, size in active],
         [stream.phase for stream, _ in active],
-        projections.filters,
+        projections.head,
     )
     for (stream, _), phase in zip(active, phases, strict=True):
         stream.phase = phase

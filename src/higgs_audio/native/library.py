@@ -16,7 +16,7 @@ from higgs_audio.native.structs import STRUCTS
 FOLDER = Path(__file__).parent  # contains the C files
 NATIVE_ENV = "HIGGS_AUDIO_NATIVE"  # environment variable; 0 disables the C code
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
-POINTER, INT64 = ctypes.c_void_p, ctypes.c_int64
+POINTER, INT64, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 FUNCTIONS = {  # name -> type of the result, types of the arguments
     "higgs_panel_size": (INT64,),
     "higgs_pack_matrix": (None, POINTER, INT64, INT64, INT64, POINTER),
@@ -28,6 +28,8 @@ FUNCTIONS = {  # name -> type of the result, types of the arguments
     "higgs_convnext": (None, *[POINTER] * 3, INT64, POINTER, POINTER, INT64),
     "higgs_linear_workspace": (INT64, INT64),
     "higgs_linear": (None, POINTER, INT64, *[POINTER] * 2, INT64, *[POINTER] * 2, INT64),
+    "higgs_pulses": (None, *[POINTER] * 4, INT64, INT64, FLOAT, FLOAT, POINTER, INT64),
+    "higgs_mix": (None, *[POINTER] * 4, INT64, INT64, FLOAT, POINTER, INT64),
     **{f"higgs_sizeof_{name}": (INT64,) for name in STRUCTS},
 }
 
