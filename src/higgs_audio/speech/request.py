@@ -1,7 +1,7 @@
 """Speech requests: the checked arguments of a call, its text split into utterances, and their engine requests."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -20,10 +20,11 @@ from higgs_audio.text.markup import check_speakable, sounds_to_tokens
 from higgs_audio.text.normalization import normalize
 from higgs_audio.text.pace import count_phones, frame_bounds
 from higgs_audio.text.pauses import Pauses, read_pauses
-from higgs_audio.text.utterances import read_utterances
+from higgs_audio.text.utterances import Utterance, read_utterances
 
 SPEAKER = "SPEAKER0"  # the only speaker of a text
 UTTERANCE_CHARS = 110  # maximum length of an utterance: nano was not trained on longer ones
+WORD_CHARS = 1000  # maximum length of an utterance of one word, which is not divided
 SILENCE_FRAMES = 50  # number of silent frames that are encoded to find the codes of silence
 
 
@@ -108,9 +109,9 @@ class RequestBuilder:
         sampling = {name: options[name] for name in SAMPLING_NAMES if name in options}
         rules = read_rules(self._model.config, getattr(self._model, "generation_config", None), sampling)
         pauses = read_pauses(options.get("pauses"))
-        with self._lock:
-            parts = read_utterances(check_speakable(text), UTTERANCE_CHARS)
-            utterances = tuple(self._normalize(check_speakable(part.text)) for part in parts)
+        parts = read_utterances(check_speakable(text), UTTERANCE_CHARS)
+        _check_words(parts)
+        utterances = tuple(self._normalize(check_speakable(part.text)) for part in parts)
         if not utterances:
             raise TextError(f"{text!r:.60} has nothing to speak but markup; give at least one letter or digit")
         seed = options.get("seed")
@@ -193,6 +194,16 @@ class RequestBuilder:
             num_phones = count_phones(voice.transcript or "", self._is_phonemes)
             pace = voice.codes.shape[1] / self._frame_rate / max(1, num_phones)
         return frame_bounds(count_phones(utterance, self._is_phonemes), self._frame_rate, pace)
+
+
+def _check_words(utterances: Sequence[Utterance]) -> None:
+    """Raises TextError for a word that is longer than several utterances, before it is read: that takes minutes."""
+    for utterance in utterances:
+        if len(utterance.text) > WORD_CHARS:
+            raise TextError(
+                f"a word of {len(utterance.text)} characters: {utterance.text!r:.40}; allowed: {WORD_CHARS}. Separate "
+                "words by spaces"
+            )
 
 
 def _messages(request: SpeechRequest, utterance: str, previous: tuple[Turn, ...] = ()) -> list[dict[str, Any]]:
