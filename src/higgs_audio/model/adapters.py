@@ -20,7 +20,10 @@ def is_adapter(name: object) -> bool:
     if not isinstance(name, (str, os.PathLike)):
         return False
     folder = Path(name)
-    return (folder / ADAPTER_FILE).is_file() and not (folder / CONFIG_FILE).exists()
+    try:
+        return (folder / ADAPTER_FILE).is_file() and not (folder / CONFIG_FILE).exists()
+    except (OSError, ValueError):  # a name that is too long, or contains NUL
+        return False
 
 
 def load_with_adapter(folder: Path, load_base: Callable[[str], M]) -> M:
