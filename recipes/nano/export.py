@@ -42,6 +42,7 @@ GENERATION = {
     "ras_win_max_num_repeat": 2,
     "text_guidance_scale": 1.5,
     "eos_codebooks": 1,
+    "utterance_chars": 110,  # no clip of the training material is longer
 }
 PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "processor_config.json")
 

@@ -357,3 +357,21 @@ def test_a_path_that_cannot_be_written_is_rejected_and_no_file_is_left(tmp_path)
 def test_reading_audio_does_not_import_torch():
     code = "import sys, higgs_audio.audio; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_impossible_sample_rate_is_rejected_before_the_samples_are_decoded(tmp_path):
+    """4.5 MB of FLAC at 655,350 Hz once took 1.6 GB before they were refused."""
+    soundfile.write(tmp_path / "fast.flac", np.zeros(30_000_000, np.int16), 655_350)
+    code = f"""
+import resource
+from higgs_audio.audio import read
+from higgs_audio.errors import AudioError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read({str(tmp_path / "fast.flac")!r})
+except AudioError as error:
+    assert "655350 samples per second" in str(error), error
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    grown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(grown) < 60_000, f"{grown} KiB; the samples alone are 120,000"

@@ -48,10 +48,9 @@ MODEL = {"config.json", "generation_config.json", "model.safetensors"}
 ONCE = {
     "load_model(folder, 'cpu')": MODEL | TEXT | CODEC | {"voices.json"},  # as `higgs-audio speak` calls it
     "HiggsAudioForConditionalGeneration.from_pretrained(folder)": MODEL,
-    "HiggsAudioProcessor.from_pretrained(folder)": TEXT | CODEC,
-    "AutoProcessor.from_pretrained(folder)": {"config.json"}
-    | TEXT
-    | CODEC,  # config.json determines the class of the processor
+    "HiggsAudioProcessor.from_pretrained(folder)": TEXT | CODEC | {"voices.json"},
+    # config.json determines the class of the processor
+    "AutoProcessor.from_pretrained(folder)": TEXT | CODEC | {"config.json", "voices.json"},
     "AutoTokenizer.from_pretrained(folder)": {"config.json", "tokenizer.json", "tokenizer_config.json"},
     "HiggsAudioTokenizer.from_pretrained(folder)": CODEC,
     "HiggsAudioTokenizer.from_pretrained(folder + '/codec')": CODEC,

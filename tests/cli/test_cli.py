@@ -1,6 +1,7 @@
 """Tests of the command line: each command on a tiny checkpoint, and one line on stderr for each error."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -284,3 +285,19 @@ def test_the_installed_command_shows_no_traceback(tmp_path):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("higgs-audio: no model 'nanno'")
     assert "Traceback" not in result.stderr
+
+
+def test_an_output_that_cannot_be_written_is_noticed_before_any_speech_is_made(tmp_path, monkeypatch, capsys):
+    (tmp_path / "texts.jsonl").write_text('{"text": "Hello."}\n')
+    monkeypatch.chdir(tmp_path)
+    commands = {
+        ("speak", "Hello.", "-o", "/dev/null/x.wav"): "does not exist|no file can be written",
+        ("speak", "Hello.", "-o", "/proc/x.wav"): "no file can be written in '/proc'",
+        ("batch", "texts.jsonl", "-o", "/dev/null/out"): "cannot be created",
+        ("batch", "texts.jsonl", "-o", "/proc"): "no file can be written in '/proc'",
+    }
+    for command, message in commands.items():
+        with pytest.raises(SystemExit) as exit:
+            main([*command, "--model", "no-such-model"])  # it would be missed later
+        assert exit.value.code == 2
+        assert re.search(message, " ".join(capsys.readouterr().err.split()))

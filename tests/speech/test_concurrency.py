@@ -238,6 +238,23 @@ def test_cancelling_the_task_of_a_stream_frees_its_request(endless):
     assert (endless.engine.num_running, endless.engine.num_waiting) == (0, 0)
 
 
+def test_cancelling_generate_async_stops_its_generation(endless):
+    """Earlier, the text was generated to its end."""
+    seconds = []
+
+    async def cancel():
+        task = asyncio.create_task(endless.generate_async(LONG * 5, seed=2, progress=seconds.append))
+        while not seconds:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())  # waits for its threads
+    assert (endless.engine.num_running, endless.engine.num_waiting) == (0, 0)
+    assert seconds[-1] < endless.generate(LONG * 5, seed=2).seconds / 2
+
+
 def test_a_waiting_stream_is_cancelled_at_once(endless, with_engine):
     """Earlier, the cancelled task returned only when its text had been admitted and generated."""
     tts, made = with_engine(endless, max_slots=1), []

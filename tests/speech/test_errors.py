@@ -1,6 +1,7 @@
 """Tests of invalid arguments of HiggsAudio, and of damaged checkpoints: each raises an error of the package."""
 
 import shutil
+import time
 from typing import get_type_hints
 
 import pytest
@@ -159,3 +160,11 @@ def test_missing_and_unexpected_weights_are_named(tiny_checkpoint, tmp_path):
 def test_every_error_is_of_the_package(tts):
     for error in (TextError, OptionError, VoiceError, AudioError, CheckpointError, CodesError):
         assert issubclass(error, HiggsAudioError)
+
+
+def test_a_text_of_one_endless_word_is_refused_before_it_is_read(tts):
+    """200,000 digits once took a minute, while every other call waited."""
+    started = time.process_time()
+    with pytest.raises(TextError, match="a word of 200000 characters"):
+        tts.generate("1" * 200_000)
+    assert time.process_time() - started < 2

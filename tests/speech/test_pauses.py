@@ -11,6 +11,7 @@ from higgs_audio.cli import main
 from higgs_audio.errors import OptionError, TextError
 from higgs_audio.speech.silence import leading_silence, silent_level, trailing_silence
 from higgs_audio.speech.tts import HiggsAudio
+from higgs_audio.text import phonemize
 from higgs_audio.text.pauses import Pauses, read_pauses
 from higgs_audio.text.utterances import Utterance
 
@@ -154,3 +155,27 @@ def test_the_command_line_takes_pauses_by_kind(tiny_checkpoint, tmp_path, monkey
         with pytest.raises(SystemExit) as exit:
             main(["speak", TWO, "--model", str(tiny_checkpoint), "--pause", pair])
         assert exit.value.code and message in capsys.readouterr().err
+
+
+def test_a_sound_that_the_model_does_not_have_is_left_out_with_one_warning(tts):
+    with pytest.warns(UserWarning, match=r"has no sound \[laugh\]") as warned:
+        request = tts.request("[laugh] Well [laugh] yes. [laugh]", None, {})
+    assert len([warning for warning in warned if "has no sound" in str(warning.message)]) == 1
+    assert request.utterances == ("Well yes.",)
+    with pytest.warns(UserWarning, match="has no sound"), pytest.raises(TextError, match="nothing to speak"):
+        tts.request("[cough]", None, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "phonemes"),
+    [
+        ("She left (at last).", "She left, at last."),
+        ("She left (at last), by train.", "She left, at last, by train."),
+        ("(Yes) he said.", "Yes, he said."),
+        ("Call (212) 555-0187.", "Call 212 555-0187."),
+        ("f(x) is small.", "f x is small."),
+    ],
+)
+def test_round_brackets_around_words_are_pauses(nano, text, phonemes):
+    (utterance,) = nano.request(text, "ava", {}).utterances
+    assert phonemize(utterance) == phonemize(phonemes)

@@ -1,5 +1,7 @@
 """Tests of HiggsAudio on a tiny checkpoint with random weights: generate, stream, limits and options."""
 
+import copy
+import json
 import shutil
 
 import numpy as np
@@ -7,15 +9,17 @@ import pytest
 import torch
 from hooks import counted_calls
 from noise import LONG, TEXT
+from transformers import GenerationConfig
 
 from higgs_audio.errors import OptionError
 from higgs_audio.generation.guidance import last_text, mask_last_text
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.prompt.prompt import Turn, compose, to_messages
-from higgs_audio.speech.request import UTTERANCE_CHARS, RequestBuilder
+from higgs_audio.speech.request import RequestBuilder
 from higgs_audio.speech.result import LOW_LATENCY_FRAMES
 from higgs_audio.speech.tts import HiggsAudio
 from higgs_audio.text.pace import count_phones, frame_bounds
+from higgs_audio.text.utterances import MAX_CHARS
 
 
 def test_speech_has_a_bounded_length(tts):
@@ -182,9 +186,24 @@ def test_digits_and_ideographs_of_written_text_count_as_several_phones():
     assert count_phones("It was 1984.", phonemes=True) > count_phones("It was.", phonemes=True) + 10
 
 
-def test_utterances_have_a_maximum_length(tts):
-    request = tts.request("word " * 100, None, {})
-    assert max(map(len, request.utterances)) <= UTTERANCE_CHARS + 1  # a full stop can be added
+@pytest.mark.parametrize("stated", [None, 50, 110, 400])
+def test_the_length_of_utterances_is_stated_by_the_checkpoint(tts, tiny_checkpoint, tmp_path, stated):
+    shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / "generation_config.json"
+    fields = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(fields | ({} if stated is None else {"utterance_chars": stated})))
+    request = HiggsAudio.from_pretrained(tmp_path / "checkpoint", device="cpu").request("word " * 200, None, {})
+    longest = max(map(len, request.utterances))
+    assert (stated or MAX_CHARS) / 2 < longest <= (stated or MAX_CHARS) + 1  # a full stop can be added
+
+
+@pytest.mark.parametrize("stated", [19, 2000, "110", 1.5, -1])
+def test_an_impossible_length_of_utterances_is_an_option_error(tts, stated):
+    model = copy.copy(tts.model)
+    model.generation_config = GenerationConfig()
+    model.generation_config.utterance_chars = stated
+    with pytest.raises(OptionError, match="utterance_chars"):
+        HiggsAudio(model, tts.processor)
 
 
 def test_progress_reports_the_seconds_of_generated_audio(tts):
@@ -200,8 +219,7 @@ def test_a_scene_becomes_part_of_the_prompt(tts):
 
 
 def test_sounds_in_brackets_are_tokens_for_models_of_written_text(tts):
-    """As in the error message and in the published examples; a model of phonemes speaks the word."""
+    """As in the error message and in the published examples; for a model of phonemes see `test_pauses.py`."""
     written = HiggsAudio(tts.model, HiggsAudioProcessor(tts.processor.tokenizer, tts.codec))
-    for speaker, expected in ((written, True), (tts, False)):
-        request = speaker.request("Well [laugh]. Yes.", None, {})
-        assert any("<SE>[Laughter]</SE>" in utterance for utterance in request.utterances) == expected
+    request = written.request("Well [laugh]. Yes.", None, {})
+    assert any("<SE>[Laughter]</SE>" in utterance for utterance in request.utterances)

@@ -12,6 +12,7 @@ from higgs_audio.audio.waveform import Waveform
 from higgs_audio.errors import AudioError, CodesError, TextError, VoiceError
 from higgs_audio.prompt.prompt import Voice
 from higgs_audio.speech.tts import HiggsAudio
+from higgs_audio.speech.voices import read_voices
 
 
 def test_the_first_named_voice_is_the_default(tts):
@@ -40,7 +41,8 @@ def test_recordings_of_any_rate_are_resampled(tts, rate):
 def test_stereo_and_float64_recordings_are_read(tts, tmp_path):
     import soundfile
 
-    soundfile.write(tmp_path / "stereo.wav", np.full((24000, 2), 0.1), 24000, subtype="DOUBLE")
+    samples = make_noise(1.0).samples.astype(np.float64)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([samples, samples], axis=1), 24000, subtype="DOUBLE")
     assert tts.voice(tmp_path / "stereo.wav", "Hello.").codes.shape == (8, 25)
 
 
@@ -85,7 +87,7 @@ def test_a_recording_that_is_too_short_or_too_long_is_rejected(tts, tmp_path, se
     given = make_noise(seconds)
     audio.write(given, tmp_path / "x.wav")
     for source in (given, tmp_path / "x.wav"):
-        with pytest.raises(AudioError, match=r"118|30"):
+        with pytest.raises(AudioError, match=r"118|30|too short for its transcript"):
             tts.voice(source, transcript="Hello.")
 
 
@@ -99,3 +101,74 @@ def test_a_reference_with_invalid_codes_is_rejected(tts, codes):
 def test_a_voice_of_another_type_is_rejected(tts, voice):
     with pytest.raises((VoiceError, AudioError)):
         tts.voice(voice) if voice is not None else tts.generate("Hello.", voice=5)
+
+
+# Recordings that cannot serve as a reference.
+
+SENTENCE = "The sun rises in the east."
+
+
+def voiced(seconds=2.0, level=0.1):
+    """Returns a signal with the spectrum and the syllables of a voice."""
+    times = np.arange(round(24_000 * seconds)) / 24_000
+    tone = sum(np.sin(2 * np.pi * 120 * k * times) / k for k in range(1, 20))
+    return (level * tone * (1 + np.sin(2 * np.pi * 4 * times)) / 2).astype(np.float32)
+
+
+def test_a_usable_recording_is_accepted_without_a_warning(tts, recwarn):
+    assert tts.voice(Waveform(voiced(), 24_000), SENTENCE).codes is not None
+    assert [str(warning.message) for warning in recwarn if "recording" in str(warning.message)] == []
+
+
+@pytest.mark.parametrize(
+    ("samples", "transcript", "message"),
+    [
+        (np.zeros(48_000, np.float32), SENTENCE, "the recording is silent"),
+        (1e-5 * voiced(), SENTENCE, "the recording is silent"),
+        (np.clip(40 * voiced(), -1, 1), SENTENCE, "of the recording is clipped"),
+        (0.3 * np.clip(40 * voiced(), -1, 1), SENTENCE, "of the recording is clipped"),
+        (voiced(0.3), f"{SENTENCE} It sets in the west.", "too short for its transcript"),
+    ],
+    ids=["silent", "nearly silent", "clipped", "clipped and attenuated", "transcript of more than is said"],
+)
+def test_a_recording_that_clones_nobody_is_refused_with_the_reason(tts, samples, transcript, message):
+    with pytest.raises(AudioError, match=message):
+        tts.voice(Waveform(samples, 24_000), transcript)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [(voiced(0.9), "3 to 15 s clone a voice better"), (voiced(20.0), "give all of its words")],
+    ids=["short", "transcript of less than is said"],
+)
+def test_a_poor_recording_is_warned_about(tts, samples, message):
+    with pytest.warns(UserWarning, match=message):
+        tts.voice(Waveform(samples, 24_000), SENTENCE)
+
+
+def test_channels_of_opposite_phase_are_heard_as_one_of_them(tmp_path):
+    voice = voiced()
+    import soundfile
+
+    soundfile.write(tmp_path / "opposite.wav", np.stack([voice, -voice], axis=1), 24_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "equal.wav", np.stack([voice, voice], axis=1), 24_000, subtype="FLOAT")
+    for name in ("opposite", "equal"):
+        np.testing.assert_allclose(audio.read(tmp_path / f"{name}.wav").samples, voice, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["x" * 400, "~nosuchuser/x.wav", "~x.wav", "a/" * 2500 + "x.wav", "nul\0.wav"])
+def test_a_voice_whose_name_is_no_path_is_an_error_of_the_package(tts, name):
+    with pytest.raises((VoiceError, AudioError)):
+        tts.voice(name, SENTENCE)
+    with pytest.raises(VoiceError):
+        tts.generate("Hello.", name)
+
+
+def test_a_saved_processor_keeps_the_voices_of_its_checkpoint(tiny_checkpoint, tmp_path):
+    tts = HiggsAudio.from_pretrained(tiny_checkpoint, device="cpu")
+    tts.model.save_pretrained(tmp_path)
+    tts.processor.save_pretrained(tmp_path)
+    again = HiggsAudio.from_pretrained(tmp_path, device="cpu")
+    assert again.voices == tts.voices == ("ava", "joe")
+    assert read_voices(tmp_path) == read_voices(tiny_checkpoint)
+    assert np.array_equal(again.generate("Hello.", seed=1).codes, tts.generate("Hello.", seed=1).codes)

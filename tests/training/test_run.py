@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
@@ -225,3 +226,14 @@ def test_resuming_removes_partial_files_and_loads_states_of_earlier_versions(tmp
     assert Run(tmp_path).resume(other) == 5
     assert torch.equal(other["model"].weight, parts["model"].weight)
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_metrics_of_an_attempt_that_was_lost_before_its_first_checkpoint_are_not_doubled(tmp_path):
+    layer = torch.nn.Linear(3, 3)
+    for _ in range(2):
+        run = Run(tmp_path, log_every=1)
+        assert run.resume({"model": layer}) == 0
+        for step in (1, 2):
+            run.log(step, {"loss": 1.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]

@@ -9,6 +9,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from higgs_audio.audio.containers import read_container
 from higgs_audio.audio.limits import size_error
 from higgs_audio.audio.waveform import MAX_RATE, MIN_RATE, Waveform, check_sample_rate, from_array, resample, to_int16
 from higgs_audio.errors import AudioError, OptionError, nearest
@@ -18,6 +19,7 @@ __all__ = ["BLOCK_FRAMES", "FORMATS", "encode", "pcm16", "read", "write"]
 
 # Frames per read or write: a header may claim any length, and libvorbis crashes on long writes.
 BLOCK_FRAMES = 1 << 16
+_UNKNOWN_FORMAT = 1  # libsndfile's code of an error
 
 
 def read(
@@ -27,7 +29,10 @@ def read(
     max_seconds: float | None = None,
     max_bytes: int | None = None,
 ) -> Waveform:
-    """Reads an audio file and averages its channels to mono.
+    """Reads an audio file and averages its channels to mono; if they cancel each other, reads the first channel.
+
+    libsndfile reads wav, flac, mp3, ogg, opus and others; what it cannot read, PyAV does if it is installed: m4a, mp4,
+    webm, wma and the audio of video files.
 
     Args:
         source: a path, the content of a file, or an open binary file, which is read to its end.
@@ -45,15 +50,20 @@ def read(
     name, file = _open(source, max_bytes)
     try:
         with soundfile.SoundFile(file) as opened:
+            _check_rate(name, opened.samplerate)
             samples, file_rate = _read_mono(opened, name, max_seconds), opened.samplerate
     except AudioError:
         raise
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
-        raise AudioError(
-            f"{name} cannot be read as audio: {_reason(error)}. Give a wav, flac, mp3, ogg or opus file"
-        ) from error
-    if not MIN_RATE <= file_rate <= MAX_RATE:
-        raise AudioError(f"{name} has {file_rate} samples per second; allowed: {MIN_RATE} to {MAX_RATE}")
+        is_unknown = getattr(error, "code", None) == _UNKNOWN_FORMAT
+        container = read_container(file, name, max_seconds) if is_unknown else None
+        if container is None:
+            raise AudioError(
+                f"{name} cannot be read as audio: {_reason(error)}. Give a wav, flac, mp3, ogg or opus file; for m4a, "
+                "mp4, webm, wma and others: pip install 'higgs-audio[containers]'"
+            ) from error
+        samples, file_rate = container
+        _check_rate(name, file_rate)
     waveform = from_array(samples, file_rate, name=name)
     return waveform if sample_rate is None else resample(waveform, sample_rate)
 
@@ -80,14 +90,14 @@ def _check_size(name: str, num_bytes: int, max_bytes: int | None) -> None:
 
 
 def _check_path(source: str | Path, max_bytes: int | None) -> str:
-    path = Path(source).expanduser()
     try:
+        path = Path(source).expanduser()
         if not path.exists():
             raise AudioError(f"{str(source)!r} does not exist; give the path of an audio file")
         if not path.is_file():
             raise AudioError(f"{str(source)!r} is not a file; give the path of an audio file")
         num_bytes = path.stat().st_size
-    except (OSError, ValueError) as error:  # no permission, a name that is too long or contains NUL
+    except (OSError, ValueError, RuntimeError) as error:  # no permission; too long or with NUL; no such user for "~"
         if isinstance(error, AudioError):
             raise
         raise AudioError(f"{str(source)!r:.200} cannot be opened: {error}; give the path of an audio file") from error
@@ -99,14 +109,29 @@ def _check_path(source: str | Path, max_bytes: int | None) -> str:
 
 def _read_mono(file: soundfile.SoundFile, name: str, max_seconds: float | None) -> NDArray[np.float32]:
     """Reads an open file block by block and returns its mono samples [S]."""
-    blocks: list[NDArray[np.float32]] = []
+    mixed: list[NDArray[np.float32]] = []
+    first: list[NDArray[np.float32]] = []  # the first channel of several
     num_samples = 0
     while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):  # [S, C]
-        blocks.append(block.mean(axis=1))
+        mixed.append(block.mean(axis=1))
+        if block.shape[1] > 1:
+            first.append(block[:, 0].copy())
         num_samples += len(block)
         if max_seconds is not None and num_samples > max_seconds * file.samplerate:
             raise AudioError(f"{name} is longer than {max_seconds:g} seconds; shorten it")
-    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+    samples = np.concatenate(mixed) if mixed else np.zeros(0, dtype=np.float32)
+    return np.concatenate(first) if first and _is_cancelled(samples, first) else samples
+
+
+def _is_cancelled(mixed: NDArray[np.float32], channel: list[NDArray[np.float32]]) -> bool:
+    """Whether the average of the channels is 40 dB quieter than one of them: they have opposite phases."""
+    energy = sum(float(np.square(block, dtype=np.float64).sum()) for block in channel)
+    return float(np.square(mixed, dtype=np.float64).sum()) < 1e-4 * energy
+
+
+def _check_rate(name: str, sample_rate: int) -> None:
+    if not MIN_RATE <= sample_rate <= MAX_RATE:
+        raise AudioError(f"{name} has {sample_rate} samples per second; allowed: {MIN_RATE} to {MAX_RATE}")
 
 
 def _reason(error: Exception) -> str:

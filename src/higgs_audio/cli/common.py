@@ -1,6 +1,7 @@
 """Options, loading and messages that the commands share."""
 
 import sys
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,9 +37,33 @@ def check_output(path: Path, formats: Collection[str] | None = None) -> None:
         raise OptionError(f"-o {str(path)!r} is a folder; give a file")
     if not path.parent.is_dir():
         raise OptionError(f"-o {str(path)!r}: its folder does not exist; create it first")
+    check_folder(path.parent)
     suffix = path.suffix.removeprefix(".").lower()
     if suffix not in formats:
         raise OptionError(f"-o {str(path)!r} does not end in a known format; {nearest(suffix, formats)}")
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a folder for output files.
+
+    Raises:
+        OptionError: it cannot be created, or no file can be written in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"-o {str(folder)!r:.200} cannot be created: {error}; give another folder") from error
+    check_folder(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises OptionError if no file can be created in an existing folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise OptionError(f"-o: no file can be written in {str(folder)!r}: {reason}; give another folder") from error
 
 
 def load_model(

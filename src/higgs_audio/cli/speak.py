@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from higgs_audio.cli.common import Device, Model, check_output, load_model, report, stderr
+from higgs_audio.cli.common import Device, Model, check_output, load_model, make_folder, report, stderr
 from higgs_audio.errors import OptionError, TextError, VoiceError, nearest
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def batch(
         raise OptionError(f"--format {format!r}; {nearest(format, FORMATS)}")
     if output.exists() and not output.is_dir():
         raise OptionError(f"-o {str(output)!r} is a file; give a folder")
+    make_folder(output)
     tts = load_model(model, device)
     with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         bar = progress.add_task("generating", total=len(missing_jobs(jobs, output, f".{format}")))

@@ -14,6 +14,7 @@ from higgs_audio.generation import loop
 from higgs_audio.generation.checks import audio_mask, check_audio_tower, check_columns
 from higgs_audio.generation.options import GenerateOptions
 from higgs_audio.generation.output import GenerateOutput
+from higgs_audio.model.keywords import attention_options
 from higgs_audio.model.layers import AudioEmbeddings, DualFFNLayer, RMSNorm, RotaryEmbedding, Route, make_route
 from higgs_audio.model.losses import (
     check_labels,
@@ -117,6 +118,7 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         >>> model(input_ids=torch.tensor([[0, 40, 41]])).last_hidden_state.shape  # T = 3, D = 320
         torch.Size([1, 3, 320])
         """
+        attention = attention_options(self, options)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         features = self._encode_features(input_ids, input_features, feature_attention_mask, feature_positions)
@@ -129,7 +131,7 @@ class HiggsAudioModel(HiggsAudioPreTrainedModel):
         for layer in self.layers:
             if output_hidden_states:
                 states.append(route.scatter(rows))
-            rows = layer(rows, route, rotary, mask, past_key_values, position_ids=position_ids, **options)
+            rows = layer(rows, route, rotary, mask, past_key_values, position_ids=position_ids, **attention)
         last = route.scatter(self.norm(rows))
         return HiggsAudioModelOutput(last, past_key_values, (*states, last) if output_hidden_states else None)
 
@@ -348,11 +350,12 @@ class HiggsAudioForConditionalGeneration(HiggsAudioPreTrainedModel):
         >>> model(input_ids=torch.tensor([[0, 40, 41]])).logits.shape
         torch.Size([1, 3, 8, 1026])
         """
+        attention = attention_options(self, options)
         check_labels(labels, input_ids, audio_labels, audio_input_ids)
         out = self.model(
             *(input_ids, attention_mask, audio_input_ids, audio_input_ids_mask, position_ids, past_key_values),
             *(use_cache, output_hidden_states, input_features, feature_attention_mask, feature_positions),
-            **options,
+            **attention,
         )
         hidden = out.last_hidden_state  # [B, T, D]
         result = HiggsAudioOutput(cache=out.cache, hidden_states=out.hidden_states)

@@ -17,6 +17,7 @@ from higgs_audio.checkpoint import FOLDER_OPTIONS, Checkpoint, layouts, open_che
 from higgs_audio.checkpoint.weights import FLOATS, Weight, Weights, open_weights, read_dtype
 from higgs_audio.config import HiggsAudioConfig
 from higgs_audio.errors import CheckpointError, OptionError, checkpoint_errors, first_line, join_names
+from higgs_audio.model.adapters import is_adapter, load_with_adapter
 from higgs_audio.model.layers import AudioEmbeddings, RMSNorm, RotaryEmbedding
 from higgs_audio.model.load_options import PASSED_OPTIONS, LoadOptions, config_overrides
 from higgs_audio.model.quantize import with_exclusions
@@ -38,6 +39,7 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    accepts_loss_kwargs = False  # Trainer divides the loss by its accumulation steps itself
     _can_compile_fullgraph = False  # a pass over text and audio has data-dependent shapes; an audio step does not
 
     @classmethod
@@ -51,7 +53,8 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
         and weights of another shape are errors.
 
         Args:
-            pretrained_model_name_or_path: "nano", a folder, a hub repository "org/name", or a `Checkpoint`.
+            pretrained_model_name_or_path: "nano", a folder, a hub repository "org/name", or a `Checkpoint`; also a
+                folder with an adapter of PEFT, which is merged into its base model.
             *args: not supported; transformers passes model arguments here.
             **options: see `LoadOptions`. revision, cache_dir, token, local_files_only and force_download of a
                 repository; subfolder; dtype (or torch_dtype; "auto", the default, is the checkpoint's own), device_map,
@@ -69,6 +72,9 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
 
         >>> model = HiggsAudioForConditionalGeneration.from_pretrained("nano", dtype="float32")  # doctest: +SKIP
         """
+        if is_adapter(pretrained_model_name_or_path):
+            folder = Path(pretrained_model_name_or_path)  # type: ignore[arg-type]
+            return load_with_adapter(folder, lambda base: cls.from_pretrained(base, *args, **options))
         build = super().from_pretrained
         given: dict[str, Any] = {**options}
         if pretrained_model_name_or_path is None and isinstance(given.get("state_dict"), Mapping):
@@ -97,6 +103,10 @@ class HiggsAudioPreTrainedModel(PreTrainedModel):
         with checkpoint.saved_model(self, Path(save_directory), push_to_hub, options) as part:
             super().save_pretrained(part, *args, **options)
             checkpoint.write_generation_config(getattr(self, "generation_config", None), part)
+
+    def prepare_inputs_for_generation(self, input_ids: Any = None, **inputs: Any) -> dict[str, Any]:
+        """Returns the arguments of `forward` unchanged; PEFT's causal language models require this method."""
+        return {"input_ids": input_ids, **inputs}
 
     if TYPE_CHECKING:  # transformers' decorator hides the signature of `nn.Module.to`
 

@@ -1,5 +1,6 @@
 """ProcessorBase: the parts of a processor, and how they are loaded, saved and uploaded."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable
@@ -14,6 +15,7 @@ from typing_extensions import Self, TypedDict, Unpack
 
 from higgs_audio import checkpoint
 from higgs_audio.audio.limits import AudioLimits
+from higgs_audio.checkpoint.names import VOICES_FILE
 from higgs_audio.checkpoint.upload import UPLOAD_OPTIONS, upload
 from higgs_audio.errors import CheckpointError, OptionError, nearest
 from higgs_audio.prompt.audio_tokenizer import check_audio_tokenizer
@@ -73,6 +75,7 @@ class ProcessorBase:
             raise OptionError(f"limits is a {type(limits).__name__}; give AudioLimits(...), or None")
         self.tokenizer = tokenizer
         self.limits = limits or AudioLimits()
+        self.voices: dict[str, Any] = {}  # contents of voices.json, which `save_pretrained` writes again
         self._encoder = PromptEncoder(tokenizer, self.config.audio_num_codebooks, self.config.audio_codebook_size)
         assert self._encoder.ids  # accessed now, so that a tokenizer without special tokens fails here
         self.load_audio_tokenizer: Callable[[], HiggsAudioTokenizer] | None = None
@@ -140,7 +143,9 @@ class ProcessorBase:
         config = read_processor_config(folder)
         tokenizer = load_tokenizer(folder)
         source = choose_codec(audio_tokenizer, folder, config.codec, device_map, hub)
-        return cls(tokenizer, source, limits, **asdict(config))
+        processor = cls(tokenizer, source, limits, **asdict(config))
+        processor.voices = dict(folder.voices)
+        return processor
 
     def save_pretrained(
         self,
@@ -171,6 +176,8 @@ class ProcessorBase:
         with checkpoint.atomic_folder(folder) as part:
             codec = self.audio_tokenizer if save_audio_tokenizer else self._audio_tokenizer
             write_processor(part, self.tokenizer, self.config, codec, save_audio_tokenizer, type(self).__name__)
+            if self.voices:
+                (part / VOICES_FILE).write_text(json.dumps(self.voices, indent=1) + "\n", encoding="utf-8")
         if push_to_hub:
             upload(folder, repo_id or folder.name, options)
 

@@ -1,7 +1,7 @@
 """Speech requests: the checked arguments of a call, its text split into utterances, and their engine requests."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -16,14 +16,21 @@ from higgs_audio.generation.sampling import SAMPLING_NAMES, SamplingKwargs, Samp
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.prompt.prompt import Turn, Voice, compose, to_messages
-from higgs_audio.text.markup import check_speakable, sounds_to_tokens
+from higgs_audio.text.markup import (
+    check_speakable,
+    is_speakable,
+    pause_at_brackets,
+    remove_sounds,
+    sounds_to_tokens,
+)
 from higgs_audio.text.normalization import normalize
 from higgs_audio.text.pace import count_phones, frame_bounds
 from higgs_audio.text.pauses import Pauses, read_pauses
-from higgs_audio.text.utterances import read_utterances
+from higgs_audio.text.utterances import MAX_CHARS, Utterance, read_utterances
 
 SPEAKER = "SPEAKER0"  # the only speaker of a text
-UTTERANCE_CHARS = 110  # maximum length of an utterance: nano was not trained on longer ones
+UTTERANCE_CHARS = "utterance_chars"  # in generation_config.json: the longest utterances that a model was trained on
+WORD_CHARS = 1000  # maximum length of an utterance of one word, which is not divided
 SILENCE_FRAMES = 50  # number of silent frames that are encoded to find the codes of silence
 
 
@@ -90,6 +97,8 @@ class RequestBuilder:
         self._model, self._processor = model, processor
         self._frame_rate = processor.audio_tokenizer.config.frame_rate
         self._is_phonemes = processor.text_frontend == "phonemes"
+        self._utterance_chars = getattr(getattr(model, "generation_config", None), UTTERANCE_CHARS, None) or MAX_CHARS
+        check_count(UTTERANCE_CHARS, self._utterance_chars, 20, WORD_CHARS, f"{MAX_CHARS} if it is not stated")
         self._lock = threading.Lock()
 
     def read_request(self, text: str, voice: Voice | None, options: Mapping[str, Any]) -> SpeechRequest:
@@ -108,11 +117,13 @@ class RequestBuilder:
         sampling = {name: options[name] for name in SAMPLING_NAMES if name in options}
         rules = read_rules(self._model.config, getattr(self._model, "generation_config", None), sampling)
         pauses = read_pauses(options.get("pauses"))
-        with self._lock:
-            parts = read_utterances(check_speakable(text), UTTERANCE_CHARS)
-            utterances = tuple(self._normalize(check_speakable(part.text)) for part in parts)
-        if not utterances:
+        parts = read_utterances(check_speakable(text), self._utterance_chars)
+        _check_words(parts)
+        normalized = [self._normalize(check_speakable(part.text)) for part in parts]
+        kept = [(text, part) for text, part in zip(normalized, parts, strict=True) if is_speakable(text)]
+        if not kept:
             raise TextError(f"{text!r:.60} has nothing to speak but markup; give at least one letter or digit")
+        utterances = tuple(text for text, _ in kept)
         seed = options.get("seed")
         if seed is not None:
             check_count("seed", seed, 0, 2**63 - len(utterances), "None for a different result with every call")
@@ -124,7 +135,7 @@ class RequestBuilder:
             seed,
             max_frames,
             rules.sampling,
-            tuple(map(pauses.after, parts[:-1])),
+            tuple(pauses.after(part) for _, part in kept[:-1]),
         )
         with self._lock:
             self._check_prompts(request)
@@ -173,9 +184,10 @@ class RequestBuilder:
             self._processor.check_conversation([{"role": "user", "content": utterance}])
 
     def _normalize(self, utterance: str) -> str:
-        """Normalizes an utterance; unless the model's input is phonemes, converts sound tags to tokens."""
-        normalized = normalize(utterance)
-        return normalized if self._is_phonemes else sounds_to_tokens(normalized)
+        """Normalizes an utterance. Sound tags become tokens; a model whose input is phonemes has none."""
+        if self._is_phonemes:
+            return normalize(pause_at_brackets(remove_sounds(utterance)))
+        return sounds_to_tokens(normalize(utterance))
 
     def _num_frames(self, seconds: float | None) -> int | None:
         """Returns the number of whole frames in `seconds`; None for None."""
@@ -193,6 +205,16 @@ class RequestBuilder:
             num_phones = count_phones(voice.transcript or "", self._is_phonemes)
             pace = voice.codes.shape[1] / self._frame_rate / max(1, num_phones)
         return frame_bounds(count_phones(utterance, self._is_phonemes), self._frame_rate, pace)
+
+
+def _check_words(utterances: Sequence[Utterance]) -> None:
+    """Raises TextError for a word that is longer than several utterances, before it is read: that takes minutes."""
+    for utterance in utterances:
+        if len(utterance.text) > WORD_CHARS:
+            raise TextError(
+                f"a word of {len(utterance.text)} characters: {utterance.text!r:.40}; allowed: {WORD_CHARS}. Separate "
+                "words by spaces"
+            )
 
 
 def _messages(request: SpeechRequest, utterance: str, previous: tuple[Turn, ...] = ()) -> list[dict[str, Any]]:

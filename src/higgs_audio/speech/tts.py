@@ -179,11 +179,24 @@ class HiggsAudio:
             QueueFullError: too many requests are waiting.
             EngineError, NumericsError: the generation failed.
         """
+        return self._collect(self._open_whole(text, voice, progress, options), progress)
+
+    def _open_whole(
+        self,
+        text: str,
+        voice: Voice | str | None,
+        progress: Callable[[float], None] | None,
+        options: Mapping[str, Any],
+    ) -> SpeechStream:
+        """Returns the stream of a `generate` call, whose arguments it checks."""
         request = self.request(text, voice, options)
         if progress is not None and not callable(progress):
             raise OptionError(f"progress={progress!r:.60}; give a function of seconds, or None")
+        return self.open_stream(request, num_ahead=UTTERANCES_AHEAD)
+
+    def _collect(self, stream: SpeechStream, progress: Callable[[float], None] | None) -> Speech:
         builder = SpeechBuilder(self.sample_rate)
-        for chunk in stream_speech(self.open_stream(request, num_ahead=UTTERANCES_AHEAD)):
+        for chunk in stream_speech(stream):
             builder.add(chunk)
             if progress is not None:
                 progress(builder.seconds)
@@ -240,12 +253,12 @@ class HiggsAudio:
         progress: Callable[[float], None] | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Speech:
-        """`generate` for asyncio; concurrent calls are generated together.
-
-        A cancelled task returns at once, but its text is generated to the end. Cancelling `stream_async` stops the
-        generation.
-        """
-        return await asyncio.to_thread(self.generate, text, voice, progress=progress, **options)
+        """`generate` for asyncio; concurrent calls are generated together. Cancelling the task stops the generation."""
+        stream = await asyncio.to_thread(self._open_whole, text, voice, progress, options)
+        try:
+            return await asyncio.to_thread(self._collect, stream, progress)
+        finally:
+            stream.stop()
 
     async def stream_async(
         self,

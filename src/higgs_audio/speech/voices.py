@@ -18,6 +18,7 @@ from higgs_audio.checkpoint.names import VOICES_FILE
 from higgs_audio.errors import AudioError, CheckpointError, OptionError, VoiceError, nearest
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.prompt.prompt import Voice
+from higgs_audio.speech.references import check_reference
 from higgs_audio.text.markup import check_speakable
 
 MAX_REFERENCE_SECONDS = 30.0  # a longer reference slows down every step and does not improve the voice
@@ -96,13 +97,14 @@ class VoiceLibrary:
             return self.find(source)
         if transcript is None:
             raise VoiceError("a recording needs its transcript; pass the spoken text, word for word, as transcript=")
-        text = check_speakable(transcript).strip()
-        return Voice(transcript=text, codes=self._encode(_read_reference(source)))
+        text, reference = check_speakable(transcript).strip(), _read_reference(source)
+        check_reference(reference, text, self._processor.text_frontend == "phonemes")
+        return Voice(transcript=text, codes=self._encode(reference))
 
     def _is_recording(self, source: str) -> bool:
         """Whether a string is a path, not the (possibly misspelled) name of a voice."""
         path = Path(source)
-        return source not in self._profiles and (len(path.parts) > 1 or bool(path.suffix) or path.is_file())
+        return source not in self._profiles and (len(path.parts) > 1 or bool(path.suffix) or _is_file(path))
 
     def _encode(self, reference: Waveform) -> NDArray[np.int64]:
         """Returns a copy of the cached codes [K, F] of a recording."""
@@ -114,6 +116,13 @@ class VoiceLibrary:
             while len(self._references) > NUM_REFERENCES:
                 self._references.popitem(last=False)
             return self._references[key].copy()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long
+        return False
 
 
 def _read_reference(source: str | Path | bytes | Waveform) -> Waveform:

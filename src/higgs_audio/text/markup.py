@@ -1,12 +1,22 @@
 """Sound tags and special tokens in user text, and the check that a text can be spoken."""
 
 import re
+import warnings
 
 from higgs_audio.errors import TextError
 from higgs_audio.special_tokens import SOUND_TAGS, SPECIAL_TOKEN_PATTERN
 from higgs_audio.text.characters import fold
 
-__all__ = ["SOUNDS", "check_speakable", "find_special_tokens", "is_speakable", "is_unicode", "sounds_to_tokens"]
+__all__ = [
+    "SOUNDS",
+    "check_speakable",
+    "find_special_tokens",
+    "is_speakable",
+    "is_unicode",
+    "pause_at_brackets",
+    "remove_sounds",
+    "sounds_to_tokens",
+]
 
 _SPECIAL_TOKEN = re.compile(rf"{SPECIAL_TOKEN_PATTERN.pattern}|{'|'.join(SOUND_TAGS)}")
 _SOUND_TOKENS = {
@@ -23,6 +33,7 @@ _SOUND_TOKENS = {
     "cough": "<SE>[Cough]</SE>",
 }
 SOUNDS = tuple(_SOUND_TOKENS)
+_BRACKETS = re.compile(r"(?:^|(?<=\s))[(（]([^()（）]*[^\W\d_][^()（）]*)[)）]")
 _SOUND_TAG = re.compile(rf"\[({'|'.join(SOUNDS)})\]", re.IGNORECASE)
 
 
@@ -52,7 +63,7 @@ def check_speakable(text: str) -> str:
     if found := find_special_tokens(text):
         raise TextError(
             f"the text contains the special token {found[0]}; remove it, or write its brackets as words. "
-            f"Sounds are written [{SOUNDS[0]}], [{SOUNDS[-1]}] and so on."
+            f"The published model makes sounds that are written [{SOUNDS[0]}], [{SOUNDS[-1]}] and so on."
         )
     if not is_speakable(text):
         raise TextError(f"the text is {text!r:.60}; give at least one letter or digit")
@@ -69,6 +80,26 @@ def is_speakable(text: str) -> bool:
 def is_unicode(text: str) -> bool:
     """Whether a text is valid Unicode, without lone surrogates, which appear when text is decoded wrongly."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def remove_sounds(text: str) -> str:
+    """Removes sound tags in square brackets, for models that have no sounds; warns about each.
+
+    >>> remove_sounds("Well, yes.")
+    'Well, yes.'
+    """
+    for sound in dict.fromkeys(tag.lower() for tag in _SOUND_TAG.findall(text)):
+        warnings.warn(f"this model has no sound [{sound}], so it is left out", stacklevel=2)
+    return _SOUND_TAG.sub(" ", text)
+
+
+def pause_at_brackets(text: str) -> str:
+    """Replaces round brackets around words by commas, which are heard as pauses.
+
+    >>> pause_at_brackets("She left (at last), by train.")
+    'She left , at last,, by train.'
+    """
+    return _BRACKETS.sub(r", \1,", text)
 
 
 def sounds_to_tokens(text: str) -> str:

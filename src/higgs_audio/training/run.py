@@ -56,7 +56,7 @@ class Run:
         remove_leftovers(self.folder, STATE, single_writer=True)
         (self.folder / f"{STATE}.part").unlink(missing_ok=True)  # written by an earlier version
         if not path.exists():
-            return 0
+            return self.continue_from(0)  # an attempt that ended before its first checkpoint may have left metrics
         state = _load(path)
         own = {name: part.state_dict() for name, part in parts.items()} | {"step": 0}
         check_state_sizes(path, _sizes(state), _sizes(own))
