@@ -7,7 +7,7 @@
  * sleep. A helper that takes part of the time of a session or container also leaves its caller less. So a caller that was without
  * a core, for whatever reason, works alone for ALONE_FACTOR times as long, and the helpers sleep meanwhile: beside other
  * processes, a program with many threads takes hardly longer than with one. A helper that the system has put on the core of a
- * caller sleeps, too.
+ * caller moves to another one, and spins on none that a caller uses.
  */
 
 #define _GNU_SOURCE /* sched_getcpu */
@@ -34,7 +34,7 @@
 #define SPIN_BETWEEN_PROGRAMS 500000 /* a decode step follows the one before it after 200,000 */
 #define SHORTEST_LOSS 50000         /* an interrupt takes less */
 #define LONGEST_ALONE 1000000000
-#define ALONE_ON_A_CORE 10000000    /* after a helper was put on the core of a caller */
+#define ALONE_ON_A_CORE 100000000   /* where there is only one core */
 
 /* The bits of `job.state`: 0 if the job is free. */
 #define HELPERS 0xffff       /* helpers in the job */
@@ -84,7 +84,10 @@ static int this_core(void) {
 #endif
 }
 
-static int is_on_core_of_caller(void) { return this_core() == atomic_load_explicit(&caller_core, memory_order_relaxed); }
+static int is_on_core_of_caller(void) {
+    int core = this_core();
+    return core >= 0 && core == atomic_load_explicit(&caller_core, memory_order_relaxed);
+}
 
 /* The time of a clock, in ns. */
 static int64_t read_clock(clockid_t clock) {
@@ -162,8 +165,11 @@ static void sleep_at(job *j, uint64_t cursor) {
     pthread_mutex_unlock(&j->lock);
 }
 
-/* Lets callers work alone for a time, in ns. */
-static void work_alone(int64_t duration) { atomic_store(&alone_until, now() + (duration < LONGEST_ALONE ? duration : LONGEST_ALONE)); }
+/* Lets callers work alone for a time, in ns, or for longer if they do already. */
+static void work_alone(int64_t duration) {
+    int64_t until = now() + (duration < LONGEST_ALONE ? duration : LONGEST_ALONE), before = atomic_load(&alone_until);
+    while (before < until && !atomic_compare_exchange_weak(&alone_until, &before, until)) continue;
+}
 
 /* Helpers. */
 
@@ -206,12 +212,28 @@ static void wait_for_call(unsigned seen) {
     pthread_mutex_unlock(&pool_lock);
 }
 
+/* Leaves the core of a caller for another one of `cores`, those that the system allows; if there is none, callers work alone
+ * for a while. */
+#ifdef __linux__
+static void leave_core_of_caller(const cpu_set_t *cores) {
+    cpu_set_t others = *cores;
+    CPU_CLR(this_core(), &others);
+    if (!CPU_COUNT(&others) || sched_setaffinity(0, sizeof others, &others)) work_alone(ALONE_ON_A_CORE);
+}
+#endif
+
 static void *helper(void *unused) {
+#ifdef __linux__
+    cpu_set_t cores;
+    if (sched_getaffinity(0, sizeof cores, &cores)) CPU_ZERO(&cores); /* more cores than a set has */
+#endif
     void *scratch = NULL;
     int64_t size = 0;
     for (;;) {
         unsigned seen = atomic_load(&calls);
-        if (is_on_core_of_caller()) work_alone(ALONE_ON_A_CORE);
+#ifdef __linux__
+        if (is_on_core_of_caller()) leave_core_of_caller(&cores);
+#endif
         for (job *j = join(); j; j = join()) {
             int is_ready = reserve(&scratch, &size, j->work.scratch_size);
             if (is_ready) help(j, scratch);
