@@ -120,7 +120,7 @@ def test_pauses_are_read_from_a_mapping_of_some_or_from_all():
 
 
 def test_a_text_of_markup_alone_is_a_text_error(tts):
-    with pytest.raises(TextError, match="nothing to speak but markup"):
+    with pytest.raises(TextError, match="nothing that this model speaks"):
         tts.generate("<script>word</script>")
 
 
@@ -162,8 +162,17 @@ def test_a_sound_that_the_model_does_not_have_is_left_out_with_one_warning(tts):
         request = tts.request("[laugh] Well [laugh] yes. [laugh]", None, {})
     assert len([warning for warning in warned if "has no sound" in str(warning.message)]) == 1
     assert request.utterances == ("Well yes.",)
-    with pytest.warns(UserWarning, match="has no sound"), pytest.raises(TextError, match="nothing to speak"):
+    with pytest.warns(UserWarning, match="no sound"), pytest.raises(TextError, match="nothing that this model speaks"):
         tts.request("[cough]", None, {})
+
+
+def test_words_of_other_scripts_are_left_out_with_one_warning(tts):
+    with pytest.warns(UserWarning, match="left out: мир, 世界$") as warned:
+        request = tts.request("Hello мир and 世界. 世界! Good мир bye, naïve π.", None, {})
+    assert len([warning for warning in warned if "left out" in str(warning.message)]) == 1
+    assert request.utterances == ("Hello and.", "Good bye, naïve π.")
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(TextError, match="nothing that this model speaks"):
+        tts.request("Привет, 世界", None, {})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Speech requests: the checked arguments of a call, its text split into utterances, and their engine requests."""
 
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -26,11 +27,13 @@ from higgs_audio.text.markup import (
 from higgs_audio.text.normalization import normalize
 from higgs_audio.text.pace import count_phones, frame_bounds
 from higgs_audio.text.pauses import Pauses, read_pauses
+from higgs_audio.text.phonemes import remove_unreadable
 from higgs_audio.text.utterances import MAX_CHARS, Utterance, read_utterances
 
 SPEAKER = "SPEAKER0"  # the only speaker of a text
 UTTERANCE_CHARS = "utterance_chars"  # in generation_config.json: the longest utterances that a model was trained on
 WORD_CHARS = 1000  # maximum length of an utterance of one word, which is not divided
+MAX_LISTED = 5  # words in a warning
 SILENCE_FRAMES = 50  # number of silent frames that are encoded to find the codes of silence
 
 
@@ -119,10 +122,10 @@ class RequestBuilder:
         pauses = read_pauses(options.get("pauses"))
         parts = read_utterances(check_speakable(text), self._utterance_chars)
         _check_words(parts)
-        normalized = [self._normalize(check_speakable(part.text)) for part in parts]
+        normalized = self._normalize([check_speakable(part.text) for part in parts])
         kept = [(text, part) for text, part in zip(normalized, parts, strict=True) if is_speakable(text)]
         if not kept:
-            raise TextError(f"{text!r:.60} has nothing to speak but markup; give at least one letter or digit")
+            raise TextError(f"{text!r:.60} has nothing that this model speaks; give at least one letter or digit")
         utterances = tuple(text for text, _ in kept)
         seed = options.get("seed")
         if seed is not None:
@@ -183,11 +186,15 @@ class RequestBuilder:
         for utterance in others:
             self._processor.check_conversation([{"role": "user", "content": utterance}])
 
-    def _normalize(self, utterance: str) -> str:
-        """Normalizes an utterance. Sound tags become tokens; a model whose input is phonemes has none."""
-        if self._is_phonemes:
-            return normalize(pause_at_brackets(remove_sounds(utterance)))
-        return sounds_to_tokens(normalize(utterance))
+    def _normalize(self, utterances: Sequence[str]) -> list[str]:
+        """Normalizes utterances. Sound tags become tokens; a model whose input is phonemes has none."""
+        if not self._is_phonemes:
+            return [sounds_to_tokens(normalize(utterance)) for utterance in utterances]
+        readable = [remove_unreadable(remove_sounds(utterance)) for utterance in utterances]
+        if words := list(dict.fromkeys(word for _, removed in readable for word in removed)):
+            listed = ", ".join(words[:MAX_LISTED]) + (", ..." if len(words) > MAX_LISTED else "")
+            warnings.warn(f"this model reads English; words of other scripts are left out: {listed}", stacklevel=4)
+        return [normalize(pause_at_brackets(utterance)) for utterance, _ in readable]
 
     def _num_frames(self, seconds: float | None) -> int | None:
         """Returns the number of whole frames in `seconds`; None for None."""

@@ -13,7 +13,7 @@ from higgs_audio.text.written_forms import read_written_forms
 if TYPE_CHECKING:
     from hibari.g2p import G2P
 
-__all__ = ["PAUSES", "PHONEMES", "PHONES", "phonemize", "phonemize_punctuation"]
+__all__ = ["PAUSES", "PHONEMES", "PHONES", "phonemize", "phonemize_punctuation", "remove_unreadable"]
 
 # The American English symbols of misaki: 45 vowels and consonants, and the two stress marks.
 PHONES = "AIOTWYbdfhijklmnpstuvwzæðŋɐɑɔəɛɜɡɪɹʃʊʌʒʤʧθᵊᵻ"
@@ -61,6 +61,7 @@ class _ReadableTable(CharacterTable):
 
 
 _READABLE = _ReadableTable()
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 @lru_cache(maxsize=1024)  # a text is phonemized to check it, to bound its duration, and to render it
@@ -95,6 +96,23 @@ def phonemize_punctuation(text: str) -> str:
     ('.', '?', '')
     """
     return min((mark for mark in _to_readable(text) if mark in PAUSES), key=_PAUSES_BY_STRENGTH.index, default="")
+
+
+def remove_unreadable(text: str) -> tuple[str, list[str]]:
+    """Removes the words in which `phonemize` would leave out letters, those of other scripts.
+
+    Returns:
+        The text with a space for each of these words, and the words.
+
+    >>> remove_unreadable("Hello мир, π is Greek.")
+    ('Hello  , π is Greek.', ['мир'])
+    """
+    removed = [word for word in _WORD.findall(text) if not _is_readable(word)]
+    return _WORD.sub(lambda word: word[0] if _is_readable(word[0]) else " ", text), removed
+
+
+def _is_readable(word: str) -> bool:
+    return all(letter.translate(_READABLE) != " " for letter in word)
 
 
 @lru_cache(maxsize=1)
