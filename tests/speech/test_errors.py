@@ -34,7 +34,6 @@ def test_every_method_takes_the_same_options(name):
         ("Hello <|eot_id|> you", "<|eot_id|>"),
         ("<|AUDIO_OUT|>", "<|AUDIO_OUT|>"),
         ("Well <SE>[Laughter]</SE>", "<SE>"),
-        ("Hello there.\n\n你好。", "English"),
     ],
 )
 def test_unspeakable_text_is_rejected_before_any_audio(tts, text, message):

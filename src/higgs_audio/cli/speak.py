@@ -41,7 +41,9 @@ def speak(
     ] = None,
     pause: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND=SECONDS", help="Pause after each sentence, item, paragraph or heading; repeatable."),
+        typer.Option(
+            metavar="KIND=SECONDS", help="Pause after a sentence, item, paragraph, heading or turn; repeatable."
+        ),
     ] = None,
     file: Annotated[Path | None, typer.Option(help="Read the text from this file.", show_default=False)] = None,
     device: Device = None,

@@ -30,7 +30,7 @@ from higgs_audio.text.pauses import Pauses, read_pauses
 from higgs_audio.text.phonemes import remove_unreadable
 from higgs_audio.text.utterances import MAX_CHARS, Utterance, read_utterances
 
-SPEAKER = "SPEAKER0"  # the only speaker of a text
+SPEAKER = "SPEAKER0"  # in prompts: each utterance is generated in a conversation with one speaker
 UTTERANCE_CHARS = "utterance_chars"  # in generation_config.json: the longest utterances that a model was trained on
 WORD_CHARS = 1000  # maximum length of an utterance of one word, which is not divided
 MAX_LISTED = 5  # words in a warning
@@ -44,7 +44,8 @@ class SpeechOptions(SamplingKwargs, total=False):
     max_seconds: limit on the duration of the audio. Each utterance also has its own limit: 1 second plus 0.12 seconds
         per phone, about twice the usual duration.
     scene: a description of where the speech is recorded, for models that were trained with scenes.
-    pauses: seconds of silence after sentences, items, paragraphs and headings: `Pauses`, or a mapping of its fields.
+    pauses: seconds of silence after sentences, items, paragraphs, headings and turns: `Pauses`, or a mapping of its
+        fields.
     """
 
     seed: int | None
@@ -57,12 +58,28 @@ OPTION_NAMES = tuple(SpeechOptions.__annotations__)
 
 
 @dataclass(frozen=True)
+class Line:
+    """What one speaker says before another speaks.
+
+    Attributes:
+        text: text of any length.
+        voice: the voice; None if the model chooses one.
+        speaker: who speaks; all lines of a speaker whose voice the model chooses have the same voice.
+    """
+
+    text: str
+    voice: Voice | None
+    speaker: str = SPEAKER
+
+
+@dataclass(frozen=True)
 class SpeechRequest:
-    """The checked arguments of `HiggsAudio.generate` or `stream`.
+    """The checked arguments of `HiggsAudio.generate`, `dialogue` or one of their streams.
 
     Attributes:
         utterances: the text, split and normalized; each utterance is generated separately.
-        voice: the voice of all utterances; None if the model chooses one.
+        voices: the voice of each utterance; None if the model chooses one.
+        speakers: the speaker of each utterance.
         scene: the scene description.
         seed: seed of the first utterance; utterance n after it has seed + n.
         max_frames: limit on the frames of all utterances together.
@@ -71,7 +88,8 @@ class SpeechRequest:
     """
 
     utterances: tuple[str, ...]
-    voice: Voice | None
+    voices: tuple[Voice | None, ...]
+    speakers: tuple[str, ...]
     scene: str | None
     seed: int | None
     max_frames: int | None
@@ -82,10 +100,10 @@ class SpeechRequest:
     def is_parallel(self) -> bool:
         """Whether utterances can be generated at the same time.
 
-        They depend on earlier ones if there is no voice, because the first utterance then determines it, or if there is
-        a limit on all of them together.
+        They depend on earlier ones if a speaker has no voice, because the first utterance then determines it, or if
+        there is a limit on all of them together.
         """
-        return self.voice is not None and self.max_frames is None
+        return None not in self.voices and self.max_frames is None
 
 
 class RequestBuilder:
@@ -104,12 +122,11 @@ class RequestBuilder:
         check_count(UTTERANCE_CHARS, self._utterance_chars, 20, WORD_CHARS, f"{MAX_CHARS} if it is not stated")
         self._lock = threading.Lock()
 
-    def read_request(self, text: str, voice: Voice | None, options: Mapping[str, Any]) -> SpeechRequest:
+    def read_request(self, lines: Sequence[Line], options: Mapping[str, Any]) -> SpeechRequest:
         """Returns the request of a call. Checks its prompts, but does not render them; `build` does.
 
         Args:
-            text: text of any length.
-            voice: the voice; None if the model chooses one.
+            lines: one line for a text, several for a dialogue.
             options: see `SpeechOptions`.
 
         Raises:
@@ -120,29 +137,46 @@ class RequestBuilder:
         sampling = {name: options[name] for name in SAMPLING_NAMES if name in options}
         rules = read_rules(self._model.config, getattr(self._model, "generation_config", None), sampling)
         pauses = read_pauses(options.get("pauses"))
-        parts = read_utterances(check_speakable(text), self._utterance_chars)
-        _check_words(parts)
-        normalized = self._normalize([check_speakable(part.text) for part in parts])
-        kept = [(text, part) for text, part in zip(normalized, parts, strict=True) if is_speakable(text)]
-        if not kept:
-            raise TextError(f"{text!r:.60} has nothing that this model speaks; give at least one letter or digit")
-        utterances = tuple(text for text, _ in kept)
+        utterances, speaking, silences = zip(*self._read_lines(lines, pauses), strict=True)
         seed = options.get("seed")
         if seed is not None:
             check_count("seed", seed, 0, 2**63 - len(utterances), "None for a different result with every call")
-        max_frames = self._num_frames(options.get("max_seconds"))
         request = SpeechRequest(
             utterances,
-            voice,
+            tuple(line.voice for line in speaking),
+            tuple(line.speaker for line in speaking),
             options.get("scene"),
             seed,
-            max_frames,
+            self._num_frames(options.get("max_seconds")),
             rules.sampling,
-            tuple(pauses.after(part) for _, part in kept[:-1]),
+            silences[:-1],
         )
         with self._lock:
             self._check_prompts(request)
         return request
+
+    def _read_lines(self, lines: Sequence[Line], pauses: Pauses) -> list[tuple[str, Line, float]]:
+        """Returns each utterance of the lines, normalized, with its line and the seconds of pause after it."""
+        parts = [self._split(line.text) for line in lines]
+        readable = iter(self._normalize([part.text for split in parts for part in split]))
+        read = []
+        for line, split in zip(lines, parts, strict=True):
+            spoken = [(text, line, pauses.after(part)) for part in split if is_speakable(text := next(readable))]
+            if not spoken:
+                raise TextError(
+                    f"{line.text!r:.60} has nothing that this model speaks; give at least one letter or digit"
+                )
+            if split[-1].pause is None:
+                spoken[-1] = (*spoken[-1][:2], pauses.turn)
+            read += spoken
+        return read
+
+    def _split(self, text: str) -> list[Utterance]:
+        parts = read_utterances(check_speakable(text), self._utterance_chars)
+        _check_words(parts)
+        for part in parts:
+            check_speakable(part.text)
+        return parts
 
     def build(
         self,
@@ -159,12 +193,9 @@ class RequestBuilder:
             previous: generated turns that the prompt includes, which determine the voice.
             frames_left: frames left of the limit of the whole request; None for no limit.
         """
-        utterance = request.utterances[number]
         with self._lock:
-            (prompt,) = self._processor.encode_conversations(
-                [_messages(request, utterance, previous)], force_audio=True
-            )
-            min_frames, max_frames = self._frame_bounds(utterance, request.voice)
+            (prompt,) = self._processor.encode_conversations([_messages(request, number, previous)], force_audio=True)
+            min_frames, max_frames = self._frame_bounds(request.utterances[number], request.voices[number])
         max_frames = max_frames if frames_left is None else min(frames_left, max_frames)
         is_guided = request.sampling.text_guidance_scale != 1
         return engine.Request(
@@ -180,11 +211,12 @@ class RequestBuilder:
         )
 
     def _check_prompts(self, request: SpeechRequest) -> None:
-        """Checks voice and scene with the first utterance, then the other texts, without rendering them."""
-        first, *others = request.utterances
-        self._processor.check_conversation(_messages(request, first))
-        for utterance in others:
-            self._processor.check_conversation([{"role": "user", "content": utterance}])
+        """Checks scene and voice with the first utterance of each speaker, then the other texts, without rendering."""
+        first = {speaker: number for number, speaker in reversed(list(enumerate(request.speakers)))}
+        for number, utterance in enumerate(request.utterances):
+            is_first = number in first.values()
+            messages = _messages(request, number) if is_first else [{"role": "user", "content": utterance}]
+            self._processor.check_conversation(messages)
 
     def _normalize(self, utterances: Sequence[str]) -> list[str]:
         """Normalizes utterances. Sound tags become tokens; a model whose input is phonemes has none."""
@@ -224,9 +256,10 @@ def _check_words(utterances: Sequence[Utterance]) -> None:
             )
 
 
-def _messages(request: SpeechRequest, utterance: str, previous: tuple[Turn, ...] = ()) -> list[dict[str, Any]]:
+def _messages(request: SpeechRequest, number: int, previous: Sequence[Turn] = ()) -> list[dict[str, Any]]:
     """Returns the chat messages for the generation of an utterance."""
-    return to_messages(compose([Turn(utterance, SPEAKER)], request.voice, scene=request.scene, previous=previous))
+    turn, voice = Turn(request.utterances[number], SPEAKER), request.voices[number]
+    return to_messages(compose([turn], voice, scene=request.scene, previous=previous))
 
 
 def silence_codes(codec: HiggsAudioTokenizer) -> frozenset[int]:

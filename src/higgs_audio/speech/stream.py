@@ -29,8 +29,8 @@ MAX_ACTIVE_TEXTS = 24  # texts generated at once: sixteen, and eight that wait t
 class SpeechStream:
     """The stream of one text: iterating yields its chunks of audio; closing it cancels the generation.
 
-    Every utterance is generated in the voice of the request. If the request has none, the first utterance becomes a
-    previous turn in the prompts of the others; otherwise each would have another voice.
+    Every utterance is generated in the voice of its speaker. If a speaker has none, the first utterance becomes a
+    previous turn in the prompts of the speaker's others; otherwise each would have another voice.
 
     Args:
         request: the request; its first utterances are submitted when the first chunk is requested or `start` is called.
@@ -55,7 +55,7 @@ class SpeechStream:
         self._num_ahead = num_ahead if request.is_parallel else 1
         self._jobs: dict[int, DecodeJob] = {}
         self._is_stopped = False
-        self._previous: tuple[Turn, ...] = ()
+        self._previous: dict[str, tuple[Turn, ...]] = {}  # the first turn of each speaker without a voice
         self._frames_left = request.max_frames
         self._trailing_seconds = self._silent_level = 0.0  # of the last finished utterance
         self._reserved = 0  # frames of the pause after it
@@ -139,8 +139,9 @@ class SpeechStream:
         codes = torch.cat([chunk.codes for chunk in chunks], dim=1).numpy()  # [K, F]
         if self._frames_left is not None:
             self._frames_left -= codes.shape[1]
-        if self._request.voice is None and not self._previous:
-            self._previous = (Turn(self._request.utterances[number], SPEAKER, codes),)
+        if self._request.voices[number] is None:
+            turn = Turn(self._request.utterances[number], SPEAKER, codes)
+            self._previous.setdefault(self._request.speakers[number], (turn,))
 
     def _submit(self, first: int) -> None:
         """Submits up to `num_ahead` utterances from `first` on; the error of a later one is raised in its turn."""
@@ -149,7 +150,8 @@ class SpeechStream:
             if number in self._jobs:
                 continue
             try:
-                request = self._builder.build(self._request, number, self._previous, self._frames_left)
+                previous = self._previous.get(self._request.speakers[number], ())
+                request = self._builder.build(self._request, number, previous, self._frames_left)
                 handle = self._engine.submit(replace(request, is_offline=self._is_offline))
                 self._jobs[number] = self._queue.open(handle, self._is_offline, self._look_ahead)
             except HiggsAudioError:

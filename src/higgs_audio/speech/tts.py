@@ -22,7 +22,8 @@ from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 from higgs_audio.prompt.processor import HiggsAudioProcessor
 from higgs_audio.prompt.prompt import Voice
 from higgs_audio.speech.decode_queue import DecodeQueue
-from higgs_audio.speech.request import RequestBuilder, SpeechOptions, SpeechRequest, silence_codes
+from higgs_audio.speech.dialogue import Cast, Script, cast_script, read_script
+from higgs_audio.speech.request import Line, RequestBuilder, SpeechOptions, SpeechRequest, silence_codes
 from higgs_audio.speech.result import LOW_LATENCY_FRAMES, Chunk, Speech, SpeechBuilder
 from higgs_audio.speech.stream import UTTERANCES_AHEAD, SpeechStream, stream_many, stream_speech
 from higgs_audio.speech.voices import VoiceLibrary, read_voices
@@ -179,17 +180,10 @@ class HiggsAudio:
             QueueFullError: too many requests are waiting.
             EngineError, NumericsError: the generation failed.
         """
-        return self._collect(self._open_whole(text, voice, progress, options), progress)
+        return self._collect(self._open_checked(self.request(text, voice, options), progress), progress)
 
-    def _open_whole(
-        self,
-        text: str,
-        voice: Voice | str | None,
-        progress: Callable[[float], None] | None,
-        options: Mapping[str, Any],
-    ) -> SpeechStream:
-        """Returns the stream of a `generate` call, whose arguments it checks."""
-        request = self.request(text, voice, options)
+    def _open_checked(self, request: SpeechRequest, progress: Callable[[float], None] | None) -> SpeechStream:
+        """Returns the stream of a whole request."""
         if progress is not None and not callable(progress):
             raise OptionError(f"progress={progress!r:.60}; give a function of seconds, or None")
         return self.open_stream(request, num_ahead=UTTERANCES_AHEAD)
@@ -254,7 +248,8 @@ class HiggsAudio:
         **options: Unpack[SpeechOptions],
     ) -> Speech:
         """`generate` for asyncio; concurrent calls are generated together. Cancelling the task stops the generation."""
-        stream = await asyncio.to_thread(self._open_whole, text, voice, progress, options)
+        request = await asyncio.to_thread(self.request, text, voice, options)
+        stream = await asyncio.to_thread(self._open_checked, request, progress)
         try:
             return await asyncio.to_thread(self._collect, stream, progress)
         finally:
@@ -313,6 +308,44 @@ class HiggsAudio:
         request = self.request(text, voice, options)
         return self._waveforms(request, _look_ahead(low_latency))
 
+    def dialogue(
+        self,
+        script: Script,
+        voices: Cast | None = None,
+        *,
+        progress: Callable[[float], None] | None = None,
+        **options: Unpack[SpeechOptions],
+    ) -> Speech:
+        """Generates a dialogue of any number of speakers: the concatenation of `stream_dialogue`.
+
+        Each line is generated in the voice of its speaker; lines do not overlap.
+
+        Args:
+            script: a text with tags such as [SPEAKER1], where text before the first tag belongs to SPEAKER0; a text
+                whose lines begin with a speaker of `voices` and a colon; or pairs of speaker and text.
+            voices: speaker -> voice, or name of a voice. When None, the speakers have the voices of the checkpoint in
+                order.
+            progress, **options: as for `generate`; the pause `turn` is that between speakers.
+
+        Raises:
+            VoiceError: a speaker without voice, a voice without speaker, no such voice, or fewer named voices than
+                speakers.
+            PromptError: a script or voices of another form.
+            HiggsAudioError: as for `generate`.
+        """
+        return self._collect(self._open_checked(self.dialogue_request(script, voices, options), progress), progress)
+
+    def stream_dialogue(
+        self,
+        script: Script,
+        voices: Cast | None = None,
+        *,
+        low_latency: bool = False,
+        **options: Unpack[SpeechOptions],
+    ) -> Generator[Waveform, None, None]:
+        """Generates a dialogue in chunks, each as soon as it is final; see `dialogue` and `stream`."""
+        return self._waveforms(self.dialogue_request(script, voices, options), _look_ahead(low_latency))
+
     def _waveforms(self, request: SpeechRequest, look_ahead: int | None) -> Generator[Waveform, None, None]:
         for chunk in stream_speech(self.open_stream(request, look_ahead=look_ahead)):
             if len(chunk.samples):
@@ -347,7 +380,17 @@ class HiggsAudio:
         """
         if not isinstance(voice, Voice):
             voice = self._voices.default() if voice is None else self._voices.find(str(voice))
-        return self._builder.read_request(text, voice, options)
+        return self._builder.read_request([Line(text, voice)], options)
+
+    def dialogue_request(self, script: Script, voices: Cast | None, options: Mapping[str, Any]) -> SpeechRequest:
+        """Returns the checked request of a `dialogue` call with these arguments, for `generate_as_completed`.
+
+        Raises:
+            HiggsAudioError: as for `dialogue`.
+        """
+        pairs = read_script(script, () if voices is None else voices)
+        lines = cast_script(pairs, voices, self.voices, self._voices.find)
+        return self._builder.read_request(lines, options)
 
 
 def _look_ahead(low_latency: bool) -> int | None:

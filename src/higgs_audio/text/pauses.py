@@ -24,12 +24,14 @@ class Pauses:
         item: an item of a list, a row of a table, a line of its own.
         paragraph: a paragraph.
         heading: a heading.
+        turn: what a speaker says before another one speaks.
     """
 
     sentence: float = 0.4
     item: float = 0.6
     paragraph: float = 0.8
     heading: float = 0.8
+    turn: float = 0.5
 
     def after(self, utterance: Utterance) -> float:
         """Returns the seconds of pause after an utterance; 0 within a sentence."""

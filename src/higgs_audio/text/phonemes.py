@@ -107,6 +107,8 @@ def remove_unreadable(text: str) -> tuple[str, list[str]]:
     >>> remove_unreadable("Hello мир, π is Greek.")
     ('Hello  , π is Greek.', ['мир'])
     """
+    if text.isascii():
+        return text, []
     removed = [word for word in _WORD.findall(text) if not _is_readable(word)]
     return _WORD.sub(lambda word: word[0] if _is_readable(word[0]) else " ", text), removed
 
