@@ -1,17 +1,21 @@
 """Tests of the models in transformers' Trainer and with PEFT."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from oracle import make_codes, make_config
-from rows import collate, make_row
-from transformers import Trainer, TrainingArguments
+from gradients import NUM_ROWS, make_rows, train
+from oracle import make_config
+from rows import collate
 
 from higgs_audio.errors import CheckpointError, OptionError
 from higgs_audio.model.model import HiggsAudioForConditionalGeneration
 
-RATE = 0.1
+HELPER = Path(__file__).parents[1] / "helpers" / "gradients.py"
 
 
 @pytest.fixture
@@ -22,32 +26,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def rows():
-    """Eight rows of the same length."""
-    return [make_row(4, answer=make_codes(6, seed=seed)) for seed in range(8)]
-
-
-def train(model, rows, folder, batch, accumulation, **options):
-    """Trains one step of plain gradient descent on all rows; returns the change of every weight divided by the rate."""
-    before = copy.deepcopy(model.state_dict())
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        learning_rate=RATE,
-        lr_scheduler_type="constant",
-        max_grad_norm=0.0,
-        optim="sgd",
-        report_to=[],
-        use_cpu=True,
-        save_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        **options,
-    )
-    trainer = Trainer(model, arguments, train_dataset=rows, data_collator=lambda rows: collate(*rows, labels=True))
-    trainer.train()
-    return {name: (value - before[name]) / RATE for name, value in model.state_dict().items()}
+    return make_rows()
 
 
 def test_the_gradient_of_trainer_is_the_same_for_1_2_and_4_accumulation_steps(small, rows, tmp_path):
@@ -57,9 +36,23 @@ def test_the_gradient_of_trainer_is_the_same_for_1_2_and_4_accumulation_steps(sm
     for name, weight in small.named_parameters():
         torch.testing.assert_close(whole[name], -weight.grad, rtol=1e-3, atol=1e-4)
     for accumulation in (2, 4):
-        parts = train(copy.deepcopy(small).requires_grad_(True), rows, tmp_path, 8 // accumulation, accumulation)
+        parts = train(copy.deepcopy(small).requires_grad_(True), rows, tmp_path, NUM_ROWS // accumulation, accumulation)
         for name, value in whole.items():
             torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_trainer_is_the_same_with_two_processes(small, rows, tmp_path):
+    small.save_pretrained(tmp_path / "model")
+    whole = train(small, rows, tmp_path, NUM_ROWS, 1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(HELPER)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HELPER.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+    parts = [torch.load(tmp_path / f"change-{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[0][name], value, rtol=1e-3, atol=1e-4)
+        assert torch.equal(parts[0][name], parts[1][name])
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reads it
